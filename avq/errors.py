@@ -1,0 +1,88 @@
+"""Errors a person can act on: what went wrong, what was seen, what to do next.
+
+Exit codes (the command contract): 0 fine, 1 the answer is no, 2 the request was wrong,
+3 this machine cannot do it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AvqError(Exception):
+    """Base of every error avq raises on purpose.
+
+    Args:
+        what: the failure in one sentence, naming the file, option or tensor.
+        seen: the value, shape or state that was found.
+        fix: the next thing to try, as a command where one exists.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, seen: str = "", fix: str = "") -> None:
+        self.what = what
+        self.seen = seen
+        self.fix = fix
+        super().__init__(what, seen, fix)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.seen:
+            lines.append(f"seen: {self.seen}")
+        if self.fix:
+            lines.append(f"do:   {self.fix}")
+        return "\n".join(lines)
+
+
+class RequestError(AvqError):
+    """The request was wrong: a path, an option, a configuration (exit code 2)."""
+
+
+class ConfigError(RequestError):
+    """A configuration file does not say what it must; ``seen`` carries file:line."""
+
+
+class ModelError(RequestError):
+    """The model cannot be read, normalised or decoded."""
+
+
+class DataError(RequestError):
+    """Pictures, videos, labels or logs cannot be read as asked."""
+
+
+class CalibrationError(RequestError):
+    """Calibration files are unlike, overlapping, damaged or do not belong to this model."""
+
+
+class PlanError(RequestError):
+    """A quantization plan is not valid for its graph."""
+
+
+class BundleError(RequestError):
+    """A bundle folder is damaged, incomplete or not acceptable."""
+
+
+class PluginError(RequestError):
+    """A plugin could not be loaded or broke its contract."""
+
+
+class RefusedError(AvqError):
+    """The answer is no: a gate failed or a difference was found (exit code 1)."""
+
+    exit_code = 1
+
+
+class MachineError(AvqError):
+    """This machine cannot do it: a runtime, device or instruction set is missing (exit code 3)."""
+
+    exit_code = 3
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The fix text for an unknown ``name``: the closest valid one first, then all of them."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = ", ".join(names) if names else "(none)"
+    return f"did you mean '{close[0]}'? valid: {listed}" if close else f"valid: {listed}"
