@@ -1,0 +1,1 @@
+CLASS_NAMES = ("car", "truck", "pedestrian", "cyclist", "traffic_light")

@@ -1,0 +1,57 @@
+"""Frozen dataclasses on numpy: the nouns of avq. No I/O here."""
+
+from __future__ import annotations
+
+from avq.types.budget import LatencyBudget, Published, StageTimes
+from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range, StatRequest
+from avq.types.decoding import DecoderSpec
+from avq.types.detection import Detections
+from avq.types.engine import EnginePrecision, EngineStatus, SessionOptions
+from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
+from avq.types.graph import GraphView, NodeView, TensorView
+from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
+from avq.types.preprocess import PreprocessSpec
+from avq.types.recipe import TARGETS, Recipe, Target
+from avq.types.report import Accuracy, Fidelity, Finding, Latency, PlanScore, Verdict
+
+__all__ = [
+    "CALIBRATORS",
+    "F32",
+    "F64",
+    "I64",
+    "TARGETS",
+    "U8",
+    "Accuracy",
+    "AnyArray",
+    "Calibrator",
+    "DecoderSpec",
+    "Detections",
+    "Edge",
+    "EnginePrecision",
+    "EngineStatus",
+    "Fidelity",
+    "Finding",
+    "Frame",
+    "GraphView",
+    "Latency",
+    "LatencyBudget",
+    "ModelInput",
+    "MomentRequest",
+    "NodePrecision",
+    "NodeView",
+    "PlanScore",
+    "Precision",
+    "PreprocessSpec",
+    "Published",
+    "QuantPoint",
+    "QuantizationPlan",
+    "Range",
+    "RawOutputs",
+    "Recipe",
+    "SessionOptions",
+    "StageTimes",
+    "StatRequest",
+    "Target",
+    "TensorView",
+    "Verdict",
+]

@@ -1,0 +1,35 @@
+"""How an inference session is asked for, and what an engine says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EnginePrecision = Literal["f32", "bf16", "f16"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How to open a model.
+
+    Attributes:
+        threads: compute threads, fixed for the session's life.
+        precision: what the float parts run in; quantized parts run as the model says.
+        optimise: False turns graph rewrites off: the reference semantics.
+    """
+
+    threads: int = 1
+    precision: EnginePrecision = "f32"
+    optimise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One line of ``avq doctor``."""
+
+    name: str
+    available: bool
+    version: str
+    can_build: bool
+    can_run: bool
+    why: str

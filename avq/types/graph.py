@@ -1,0 +1,98 @@
+"""A read-only view of a float network, free of any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from avq.types.frame import AnyArray
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One operator. ``name`` is unique in its graph; an absent optional input is ''."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]  # ints, floats, strings, lists of them, numpy arrays
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """Name, numpy dtype name and static shape (-1 where it could not be inferred)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """The normalised float graph in topological order.
+
+    Attributes:
+        nodes: in topological order.
+        inputs, outputs: graph inputs (the picture; never initialisers) and outputs, in file order.
+        tensors: every tensor whose type is known, by name.
+        constants: initialisers and folded constants, by name.
+        opset: version of the default operator set.
+        metadata: the model file's own key/value pairs (class names, preprocessing).
+        digest: SHA-256 over structure and weights; plans are bound to it.
+    """
+
+    nodes: tuple[NodeView, ...]
+    inputs: tuple[TensorView, ...]
+    outputs: tuple[TensorView, ...]
+    tensors: Mapping[str, TensorView]
+    constants: Mapping[str, AnyArray]
+    opset: int
+    digest: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _by_name(self) -> dict[str, NodeView]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _producers(self) -> dict[str, NodeView]:
+        return {out: node for node in self.nodes for out in node.outputs if out}
+
+    @cached_property
+    def _consumers(self) -> dict[str, list[tuple[NodeView, int]]]:
+        table: dict[str, list[tuple[NodeView, int]]] = {}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                if name:
+                    table.setdefault(name, []).append((node, index))
+        return table
+
+    def node(self, name: str) -> NodeView:
+        """The node of that name; KeyError when there is none."""
+        return self._by_name[name]
+
+    def producer(self, tensor: str) -> NodeView | None:
+        """The node that writes ``tensor``; None for inputs and constants."""
+        return self._producers.get(tensor)
+
+    def consumers(self, tensor: str) -> list[tuple[NodeView, int]]:
+        """Every (node, input index) that reads ``tensor``."""
+        return self._consumers.get(tensor, [])
+
+    def is_constant(self, tensor: str) -> bool:
+        return tensor in self.constants
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Static shape, or None when it is not known."""
+        if tensor in self.constants:
+            return tuple(self.constants[tensor].shape)
+        view = self.tensors.get(tensor)
+        return view.shape if view is not None and -1 not in view.shape else None
+
+    @cached_property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.outputs)

@@ -1,0 +1,193 @@
+"""The quantization plan: every decision of a strategy, as data.
+
+Serialised as JSON plus arrays (plan.json + plan.npz in a bundle); diffable; bound to the digest of the
+float graph it was made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from avq.errors import PlanError
+from avq.types.frame import F32, I64, AnyArray
+
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "int4")
+Mode = Literal["static", "dynamic", "weight-only"]
+Rounding = Literal["half_even", "half_up", "floor", "ceil", "toward_zero"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Edge:
+    """A tensor with all its consumers, or one consumer's view of it.
+
+    Attributes:
+        tensor: name in the float graph (activation or constant).
+        node: name of one consumer; '' means every consumer.
+        input_index: that consumer's input; -1 with ``node == ''``.
+    """
+
+    tensor: str
+    node: str = ""
+    input_index: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.tensor}@{self.node}:{self.input_index}" if self.node else self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPoint:
+    """How one edge is quantized: x ~ scale * (q - zero_point).
+
+    Attributes:
+        edge: where.
+        scale: () per tensor or (C,) per channel along ``axis``, float32, > 0.
+        zero_point: same shape, int64. 0 for symmetric points.
+        axis: channel axis for per-channel points, else None.
+        block_size: elements per scale along ``axis`` for block-wise weights, else None.
+        bits: 2..16; the integer grid is ``signed`` or not, ``narrow`` drops its lowest level.
+        rounding: how x / scale becomes an integer.
+        mode: static scales; dynamic (scale at run time, scale/zero_point unused); weight-only.
+    """
+
+    edge: Edge
+    scale: F32
+    zero_point: I64
+    axis: int | None = None
+    block_size: int | None = None
+    bits: int = 8
+    signed: bool = True
+    narrow: bool = False
+    rounding: Rounding = "half_even"
+    mode: Mode = "static"
+
+    def __post_init__(self) -> None:
+        if not (np.all(np.isfinite(self.scale)) and np.all(self.scale > 0)):
+            raise PlanError(
+                f"the scale of {self.edge} is not a positive finite number",
+                seen=f"{np.ravel(self.scale)[:4]}",
+                fix="clamp dead channels to a small positive scale",
+            )
+        if self.scale.shape != self.zero_point.shape:
+            raise PlanError(
+                f"scale and zero point of {self.edge} differ in shape",
+                seen=f"{self.scale.shape} and {self.zero_point.shape}",
+                fix="give one zero point per scale",
+            )
+
+    @property
+    def qmin(self) -> int:
+        low = -(1 << (self.bits - 1)) if self.signed else 0
+        return low + 1 if self.narrow else low
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def symmetric(self) -> bool:
+        """True when the grid is signed around zero: the only kind TensorRT takes."""
+        return self.signed and not np.any(self.zero_point)
+
+    def settings(self) -> dict[str, object]:
+        """Everything but the arrays, as JSON values."""
+        return {
+            "tensor": self.edge.tensor,
+            "node": self.edge.node,
+            "input_index": self.edge.input_index,
+            "axis": self.axis,
+            "block_size": self.block_size,
+            "bits": self.bits,
+            "signed": self.signed,
+            "narrow": self.narrow,
+            "rounding": self.rounding,
+            "mode": self.mode,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NodePrecision:
+    """A node's precision and why; the reason is printed in the report."""
+
+    precision: Precision
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """The whole decision for one float graph.
+
+    Attributes:
+        graph_digest: digest of the float GraphView the plan belongs to.
+        points: one per quantized edge, activations and weights alike; no edge twice.
+        ties: sets of edges that must share one scale (concat inputs and output).
+        precisions: node name -> precision with reason; nodes not named are fp32.
+        overrides: constant name -> replacement array (corrected biases, rounded weights).
+        ranges: tensor -> (low, high) for every tensor, where DLA asks.
+        owner, owner_version: the plugin that decided.
+    """
+
+    graph_digest: str
+    points: tuple[QuantPoint, ...] = ()
+    ties: tuple[frozenset[Edge], ...] = ()
+    precisions: Mapping[str, NodePrecision] = field(default_factory=dict)
+    overrides: Mapping[str, AnyArray] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    owner: str = ""
+    owner_version: str = ""
+
+    def __post_init__(self) -> None:
+        edges = [point.edge for point in self.points]
+        if len(set(edges)) != len(edges):
+            twice = sorted({str(e) for e in edges if edges.count(e) > 1})
+            raise PlanError(
+                "two quantizers on one edge", seen=", ".join(twice[:4]), fix="name each edge once"
+            )
+
+    @cached_property
+    def by_edge(self) -> dict[Edge, QuantPoint]:
+        return {point.edge: point for point in self.points}
+
+    def point_for(self, tensor: str, node: str, input_index: int) -> QuantPoint | None:
+        """The point a consumer sees: its own edge first, then the tensor's."""
+        own = self.by_edge.get(Edge(tensor, node, input_index))
+        return own if own is not None else self.by_edge.get(Edge(tensor))
+
+    def precision_of(self, node: str) -> NodePrecision:
+        return self.precisions.get(node, NodePrecision("fp32", "not named in the plan"))
+
+    @property
+    def symmetric(self) -> bool:
+        """True when every point can be written for TensorRT (signed, zero point 0)."""
+        return all(point.symmetric for point in self.points)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that changes the lowered model, and the reasons."""
+        sha = hashlib.sha256()
+        for part in self._parts():
+            sha.update(part)
+            sha.update(b"\0")
+        return sha.hexdigest()
+
+    def _parts(self) -> Iterable[bytes]:
+        yield f"{self.graph_digest} {self.owner} {self.owner_version}".encode()
+        for point in sorted(self.points, key=lambda p: p.edge):
+            yield repr(sorted(point.settings().items())).encode()
+            yield np.ascontiguousarray(point.scale, np.float32).tobytes()
+            yield np.ascontiguousarray(point.zero_point, np.int64).tobytes()
+        for tie in sorted(sorted(str(e) for e in tie) for tie in self.ties):
+            yield repr(tie).encode()
+        for name in sorted(self.precisions):
+            yield f"{name} {self.precisions[name].precision} {self.precisions[name].reason}".encode()
+        for name in sorted(self.overrides):
+            array = np.ascontiguousarray(self.overrides[name])
+            yield f"{name} {array.dtype} {array.shape}".encode() + array.tobytes()
+        for name in sorted(self.ranges):
+            yield f"{name} {self.ranges[name]!r}".encode()

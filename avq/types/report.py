@@ -1,0 +1,104 @@
+"""What was measured; every number a gate or a report uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Quantized against float on the same pictures, in boxes (no labels needed).
+
+    Attributes:
+        images: pictures compared.
+        boxes: float boxes with score >= 0.5 that were looked for.
+        lost: share of them with no box of the same class, IoU >= 0.5 and at least half the score.
+        confidence_shift: mean score difference (quantized - float) over the matched boxes.
+        map, ap50: COCO metrics with the float model's boxes (score >= 0.3) as truth; nan when not computed.
+    """
+
+    images: int
+    boxes: int
+    lost: float
+    confidence_shift: float
+    map: float = float("nan")
+    ap50: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanScore:
+    """Workbench.error: a plan against the float model on the held-out pictures, unoptimised runtime.
+
+    Attributes:
+        fidelity: in boxes; None when the head is not decoded.
+        sqnr_db: per graph output, signal to quantization-noise ratio in decibel.
+    """
+
+    fidelity: Fidelity | None
+    sqnr_db: Mapping[str, float]
+
+    @property
+    def badness(self) -> float:
+        """One number to rank plans by, lower is better: lost share plus confidence shift, then SQNR."""
+        noise = float(10.0 ** (-min(self.sqnr_db.values(), default=0.0) / 20.0))
+        if self.fidelity is None:
+            return noise
+        return self.fidelity.lost + abs(self.fidelity.confidence_shift) + 1e-3 * noise
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Measured time of one engine, and its ratio to the fastest float engine, paired.
+
+    Attributes:
+        p50_ms, p99_ms: of single inferences.
+        ratio, ratio_low, ratio_high: median time(this)/time(float) with its 95 % interval.
+        float_engine: name and precision of the float engine it was paired with.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    float_engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """COCO metrics against labels.
+
+    Attributes:
+        map, ap50: mAP50-95 and AP at IoU 0.5.
+        per_class: category -> AP50-95.
+        images: pictures evaluated.
+        skipped: label categories the model cannot name.
+    """
+
+    map: float
+    ap50: float
+    per_class: Mapping[str, float]
+    images: int
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One remark of a check; any "error" rejects a bundle."""
+
+    severity: str  # "error" | "warning" | "info"
+    code: str
+    what: str
+    seen: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer with its reasons, in the order they were checked."""
+
+    accepted: bool
+    metric: str
+    reasons: tuple[str, ...]
+    fixes: tuple[str, ...] = field(default=())
