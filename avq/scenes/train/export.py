@@ -96,11 +96,11 @@ def heads(graph: GraphWriter, model: RoadDetector, features: list[str]) -> None:
     for head, stride, feature in zip(model.heads, STRIDES_PX, features, strict=True):
         assert isinstance(head, Head)
         cells = (INPUT_HEIGHT_PX // stride) * (INPUT_WIDTH_PX // stride)
-        for kind, block, out in (("box", head.box_block, head.box_out), ("class", head.class_block, head.class_out)):
+        shared = graph.block(feature, f"head{stride}.block", head.block)
+        for kind, out in (("box", head.box_out), ("class", head.class_out)):
             name = f"head{stride}.{kind}"
-            y = graph.block(feature, f"{name}_block", block)
             assert out.bias is not None
-            y = graph.conv(y, f"{name}_out", out.weight, out.bias)
+            y = graph.conv(shared, f"{name}_out", out.weight, out.bias)
             shape = graph.constant(f"{name}_shape", np.array([1, out.out_channels, cells], np.int64))
             flat[kind].append(graph.node("Reshape", [y, shape], f"{name}_flat"))
     scores = graph.node("Concat", flat["class"], "class_logits", axis=2)

@@ -16,8 +16,8 @@ INPUT_WIDTH_PX = 320
 STRIDES_PX = (8, 16, 32)
 STAGE_CHANNELS = (32, 64, 96, 128, 128)
 NECK_CHANNELS = 96
-HEAD_CHANNELS = 64
-STAGE3_BLOCKS = 1
+HEAD_CHANNELS = 128
+BLOCKS = ('c','r','r','c')
 
 
 class ConvBlock(nn.Module):
@@ -47,20 +47,20 @@ class Residual(nn.Module):
 
 
 class Head(nn.Module):
-    """One stride's head: a class branch and a box branch, each one 3x3 block and one bare 1x1 convolution."""
+    """One stride's head: a 3x3 block, then one bare 1x1 convolution for boxes and one for classes."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.class_block = ConvBlock(inputs, HEAD_CHANNELS)
+        self.block = ConvBlock(inputs, HEAD_CHANNELS)
         self.class_out = nn.Conv2d(HEAD_CHANNELS, len(CLASS_NAMES), 1)
-        self.box_block = ConvBlock(inputs, HEAD_CHANNELS)
         self.box_out = nn.Conv2d(HEAD_CHANNELS, 4, 1)
         nn.init.constant_(self.class_out.bias, -4.6)  # type: ignore[arg-type]
         # A fresh box reaches two cells to each side of its grid point.
         self.box_out.bias.data = torch.tensor([-2.0, -2.0, 2.0, 2.0])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.box_out(self.box_block(x)), self.class_out(self.class_block(x))
+        y = self.block(x)
+        return self.box_out(y), self.class_out(y)
 
 
 class RoadDetector(nn.Module):
@@ -74,10 +74,8 @@ class RoadDetector(nn.Module):
         c1, c2, c3, c4, c5 = STAGE_CHANNELS
         n = NECK_CHANNELS
         self.stem = ConvBlock(3, c1, stride=2)
-        self.stage2 = nn.Sequential(ConvBlock(c1, c2, stride=2), ConvBlock(c2, c2))
-        self.stage3 = nn.Sequential(ConvBlock(c2, c3, stride=2), *[Residual(c3) for _ in range(STAGE3_BLOCKS)])
-        self.stage4 = nn.Sequential(ConvBlock(c3, c4, stride=2), Residual(c4))
-        self.stage5 = nn.Sequential(ConvBlock(c4, c5, stride=2), ConvBlock(c5, c5))
+        for i,(ci,co) in enumerate(((c1,c2),(c2,c3),(c3,c4),(c4,c5))):
+            setattr(self, f"stage{i+2}", nn.Sequential(ConvBlock(ci, co, stride=2), *[Residual(co) if k=="r" else ConvBlock(co, co) for k in BLOCKS[i]]))
         self.lateral5 = ConvBlock(c5, n)
         self.lateral4 = ConvBlock(c4, n, size=1, linear=True)
         self.lateral3 = ConvBlock(c3, n, size=1, linear=True)

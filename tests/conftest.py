@@ -1,0 +1,25 @@
+"""Fixtures shared by every room."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def material_folder() -> Path | None:
+    """The folder of real models, pictures and videos, when this machine has it."""
+    folder = Path(os.environ.get("AVQ_MATERIAL", ROOT.parent / "shared" / "material"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def material() -> Path:
+    """Real models, pictures and videos; the test is skipped where they are absent."""
+    folder = material_folder()
+    if folder is None:
+        pytest.skip("no material folder: set AVQ_MATERIAL to run this test on real models and pictures")
+    return folder
