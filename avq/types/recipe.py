@@ -23,7 +23,7 @@ class Recipe:
         target: what the bundle must run on.
         options: the strategy's own options, validated by its model.
         budget_ms: wanted p50 latency of the engine, milliseconds.
-        max_drop: tolerated loss in percent (relative mAP with labels, else lost boxes).
+        max_drop: tolerated loss in percent: relative mAP with labels (default 2), else lost boxes (default 1).
         gate: False writes the bundle with accepted:false instead of refusing.
         labels: COCO json for pictures under ``data``.
         class_map: label category -> model classes that count as it.
@@ -42,7 +42,7 @@ class Recipe:
     target: Target = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
     budget_ms: float | None = None
-    max_drop: float = 2.0
+    max_drop: float | None = None
     gate: bool = True
     labels: Path | None = None
     class_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

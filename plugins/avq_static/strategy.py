@@ -1,0 +1,97 @@
+"""The decisions of ``static``: which kinds of operators, which calibrator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from avq import Workbench
+from avq.toolbox import Placement, place
+from avq.types import CALIBRATORS, Calibrator, GraphView, PlanScore, QuantizationPlan
+from avq_static.assemble import Choice, assemble, wanted_statistics
+
+# A kind of operator is kept float only when that wins back at least this much badness (lost share + shift).
+_WORTH_KEEPING_FLOAT = 0.005
+
+
+class StaticOptions(BaseModel):
+    """Options of ``static``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    calibrator: Literal["auto", "entropy", "mse", "percentile", "minmax"] = Field(
+        "auto", description="how activation ranges are chosen; auto scores all four and keeps the best"
+    )
+    percentile: float = Field(
+        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
+    )
+    activations: Literal["auto", "symmetric", "asymmetric"] = Field(
+        "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
+    )
+    depthwise: Literal["auto", "int8", "float"] = Field(
+        "auto", description="depthwise convolutions in INT8, float, or whichever the measurement prefers"
+    )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    choice: Choice
+    plan: QuantizationPlan
+    score: PlanScore
+
+    def row(self) -> dict[str, object]:
+        fidelity = self.score.fidelity
+        return {
+            "calibrator": self.choice.calibrator,
+            "depthwise": "float" if self.choice.float_kinds else "int8",
+            "lost boxes %": round(100 * fidelity.lost, 2) if fidelity else "-",
+            "confidence shift": round(fidelity.confidence_shift, 4) if fidelity else "-",
+            "worst SQNR dB": round(min(self.score.sqnr_db.values(), default=float("nan")), 1),
+        }
+
+
+class StaticQuantizer:
+    """The strategy ``static``."""
+
+    name = "static"
+    version = "1"
+    options = StaticOptions
+
+    def plan(self, graph: GraphView, bench: Workbench, options: StaticOptions) -> QuantizationPlan:
+        placements = place(graph, bench.keep_float)
+        stats = bench.collect(wanted_statistics(graph, placements))
+        symmetric = options.activations == "symmetric" or (
+            options.activations == "auto" and bench.symmetric_only
+        )
+        tried: dict[Choice, _Tried] = {}
+
+        def attempt(calibrator: Calibrator, float_kinds: tuple[str, ...]) -> _Tried:
+            choice = Choice(calibrator, options.percentile, symmetric, float_kinds)
+            if choice not in tried:
+                plan = assemble(graph, bench, placements, stats, choice, owner=(self.name, self.version))
+                tried[choice] = _Tried(choice, plan, bench.error(plan))
+            return tried[choice]
+
+        first: Calibrator = "minmax" if options.calibrator == "auto" else options.calibrator
+        float_kinds = self._float_kinds(placements, options, lambda kinds: attempt(first, kinds))
+        methods = CALIBRATORS if options.calibrator == "auto" else (options.calibrator,)
+        best = min((attempt(m, float_kinds) for m in methods), key=lambda t: t.score.badness)
+        bench.note("static: what was tried", [{**t.row(), "kept": t is best} for t in tried.values()])
+        return best.plan
+
+    def _float_kinds(
+        self,
+        placements: Sequence[Placement],
+        options: StaticOptions,
+        attempt: Callable[[tuple[str, ...]], _Tried],
+    ) -> tuple[str, ...]:
+        has_depthwise = any(p.kind == "depthwise" for p in placements)
+        if not has_depthwise or options.depthwise == "int8":
+            return ()
+        if options.depthwise == "float":
+            return ("depthwise",)
+        gain = attempt(()).score.badness - attempt(("depthwise",)).score.badness
+        return ("depthwise",) if gain > _WORTH_KEEPING_FLOAT else ()
