@@ -1,0 +1,168 @@
+"""COCO mean average precision, by faster-coco-eval (imported late: only measuring needs it)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avq.errors import DataError, MachineError
+from avq.types import F32, F64, I64, Accuracy, Detections
+
+if TYPE_CHECKING:
+    from avq.measure.labels import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Boxes of one picture for the COCO metric.
+
+    Attributes:
+        xyxy_px: (N, 4) float32, picture pixels.
+        categories: (N,) int64.
+        scores: (N,) float32; unused for truth.
+        ignore: (N,) bool, truth only: neither hit nor miss.
+    """
+
+    xyxy_px: F32
+    categories: I64
+    scores: F32
+    ignore: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePrecision:
+    """mAP50-95, AP50 and AP50-95 per category that has truth; all in 0..1."""
+
+    map: float
+    ap50: float
+    per_category: Mapping[int, float]
+
+
+def evaluate(labels: Labels, detections_by_image: Mapping[int, Detections]) -> Accuracy:
+    """COCO metrics over the pictures in ``detections_by_image`` (image id -> Detections).
+
+    Labelled pictures that are not in it are left out, so a held-out part can be evaluated. Detections of
+    classes no label category stands for are not scored. Give detections from a low score (0.01) on; the
+    metric keeps the best 100 per picture and category.
+
+    Raises:
+        DataError: no picture, a picture without labels, or no box at all in the labels of these pictures.
+        MachineError: faster-coco-eval is not installed.
+    """
+    _require_labelled(labels, detections_by_image)
+    truth, found = [], []
+    for image_id, detections in detections_by_image.items():
+        image = labels.images[image_id]
+        scores = np.ones(len(image.categories), np.float32)
+        truth.append(Boxes(image.boxes_xyxy_px, image.categories, scores, image.ignore))
+        found.append(_in_categories(detections, labels.class_to_category))
+    result = average_precision(truth, found, range(len(labels.categories)))
+    return Accuracy(
+        map=result.map,
+        ap50=result.ap50,
+        per_class={labels.categories[c]: ap for c, ap in result.per_category.items()},
+        images=len(truth),
+        skipped=labels.skipped,
+    )
+
+
+def average_precision(
+    truth: Sequence[Boxes], found: Sequence[Boxes], categories: Iterable[int]
+) -> AveragePrecision:
+    """COCO AP of ``found`` against ``truth``, picture by picture; ``categories`` are the ids to score.
+
+    Raises DataError when there is no truth to compare with: an mAP over nothing is no number.
+    """
+    ids = sorted(categories)
+    if not any(np.any(~t.ignore & np.isin(t.categories, ids)) for t in truth):
+        raise DataError(
+            "there is no box to measure accuracy against",
+            seen=f"{len(truth)} pictures, none with a labelled box of {len(ids)} categories",
+            fix="give more pictures, or labels of categories the model has",
+        )
+    precision = _precision(truth, found, ids)
+    per_category = {cid: _mean(precision[:, :, k]) for k, cid in enumerate(ids)}
+    return AveragePrecision(
+        map=_mean(precision),
+        ap50=_mean(precision[0]),
+        per_category={cid: ap for cid, ap in per_category.items() if ap >= 0.0},
+    )
+
+
+def _precision(truth: Sequence[Boxes], found: Sequence[Boxes], ids: Sequence[int]) -> F64:
+    """(10 IoUs, 101 recalls, categories) precision over all areas at 100 detections; -1 without truth."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise MachineError(
+            "accuracy cannot be measured here: faster-coco-eval is missing",
+            seen=str(error),
+            fix='pip install "avq[build]"',
+        ) from None
+    gold = COCO(
+        {
+            "images": [{"id": i + 1, "width": 1, "height": 1} for i in range(len(truth))],
+            "categories": [{"id": cid + 1, "name": str(cid)} for cid in ids],
+            "annotations": _rows(truth, with_scores=False),
+        }
+    )
+    evaluation = COCOeval_faster(gold, gold.loadRes(_rows(found, with_scores=True)), "bbox")
+    evaluation.params.catIds = [cid + 1 for cid in ids]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    table: F64 = np.asarray(evaluation.eval["precision"], np.float64)[:, :, :, 0, -1]
+    return table
+
+
+def _rows(pictures: Sequence[Boxes], *, with_scores: bool) -> list[dict[str, Any]]:
+    """COCO annotation rows; ids start at 1 because the metric reads id 0 as "not matched"."""
+    rows: list[dict[str, Any]] = []
+    for picture, boxes in enumerate(pictures, start=1):
+        corners = boxes.xyxy_px.astype(np.float64)
+        sizes = corners[:, 2:] - corners[:, :2]
+        for n in range(len(boxes.categories)):
+            row: dict[str, Any] = {
+                "id": len(rows) + 1,
+                "image_id": picture,
+                "category_id": int(boxes.categories[n]) + 1,
+                "bbox": [*corners[n, :2].tolist(), *sizes[n].tolist()],
+                "area": float(sizes[n].prod()),
+                "iscrowd": int(boxes.ignore[n]),
+            }
+            if with_scores:
+                row["score"] = float(boxes.scores[n])
+            rows.append(row)
+    return rows
+
+
+def _mean(precision: F64) -> float:
+    known = precision[precision > -1.0]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _in_categories(detections: Detections, class_to_category: Mapping[int, int]) -> Boxes:
+    """Detections with model classes replaced by label categories; others are dropped."""
+    mapped = np.array([class_to_category.get(int(c), -1) for c in detections.class_ids], np.int64)
+    keep = mapped >= 0
+    return as_boxes(detections.boxes_xyxy_px[keep], mapped[keep], detections.scores[keep])
+
+
+def as_boxes(xyxy_px: F32, categories: I64, scores: F32) -> Boxes:
+    """Boxes none of which is ignored."""
+    return Boxes(xyxy_px, categories, scores, np.zeros(len(categories), np.bool_))
+
+
+def _require_labelled(labels: Labels, detections_by_image: Mapping[int, Detections]) -> None:
+    if not detections_by_image:
+        raise DataError("no picture was evaluated", fix="give at least one labelled picture")
+    strange = [image_id for image_id in detections_by_image if image_id not in labels.images]
+    if strange:
+        raise DataError(
+            f"{len(strange)} evaluated pictures are not in {labels.source}",
+            seen=f"image ids such as {strange[0]}",
+            fix="match pictures and labels with Labels.match",
+        )

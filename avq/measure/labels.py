@@ -1,0 +1,316 @@
+"""Ground truth from a COCO json, its categories matched to a model's classes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avq.errors import DataError, RequestError, nearest
+from avq.types import F32, I64
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One picture of the label file and its truth.
+
+    Attributes:
+        image_id: the file's own id.
+        file_name: as written in the label file, '/' separated.
+        size_px: (width, height), or (0, 0) where the file does not say.
+        boxes_xyxy_px: (N, 4) float32, picture pixels; only categories the model can name.
+        categories: (N,) int64, index into ``Labels.categories``.
+        ignore: (N,) bool: crowds and ignored boxes; neither hit nor miss.
+    """
+
+    image_id: int
+    file_name: str
+    size_px: tuple[int, int]
+    boxes_xyxy_px: F32
+    categories: I64
+    ignore: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Truth for a set of pictures, in categories the model can name.
+
+    Attributes:
+        source: the file it came from.
+        images: by image id.
+        categories: names of the categories that are compared, in the file's order.
+        class_to_category: model class id -> index into ``categories``; other classes are not scored.
+        skipped: categories of the file that no model class stands for.
+        skipped_boxes: how many boxes those categories had.
+    """
+
+    source: Path
+    images: Mapping[int, LabelledImage]
+    categories: tuple[str, ...]
+    class_to_category: Mapping[int, int]
+    skipped: tuple[str, ...] = ()
+    skipped_boxes: int = 0
+
+    @property
+    def message(self) -> str:
+        """What was left out, for people; '' when nothing was."""
+        if not self.skipped:
+            return ""
+        names = ", ".join(self.skipped)
+        return f"labels not compared, the model has no such class: {names} ({self.skipped_boxes} boxes)"
+
+    @cached_property
+    def _by_base_name(self) -> dict[str, list[LabelledImage]]:
+        table: dict[str, list[LabelledImage]] = {}
+        for image in self.images.values():
+            table.setdefault(PurePosixPath(image.file_name).name, []).append(image)
+        return table
+
+    def image_for(self, picture: Path) -> LabelledImage | None:
+        """The labelled picture a file is: equal base name, then the longest equal path tail.
+
+        None when it is not labelled, or when two labelled pictures fit equally well.
+        """
+        found = self._by_base_name.get(picture.name, [])
+        if len(found) < 2:
+            return found[0] if found else None
+        ranked = sorted(((_common_tail(picture, i.file_name), i) for i in found), key=lambda p: -p[0])
+        return ranked[0][1] if ranked[0][0] > ranked[1][0] else None
+
+    def match(self, pictures: Iterable[Path]) -> dict[Path, int]:
+        """Picture file -> image id, for those that are labelled.
+
+        Raises DataError when none is: labels and pictures then belong to different sets.
+        """
+        listed = list(pictures)
+        found = {path: image.image_id for path in listed if (image := self.image_for(path)) is not None}
+        if not found:
+            example = next(iter(self.images.values())).file_name
+            raise DataError(
+                f"no picture has labels in {self.source}",
+                seen=f"{len(listed)} pictures such as '{listed[0].name if listed else '-'}'; "
+                f"labels for {len(self.images)} such as '{example}'",
+                fix="give the label file that belongs to the pictures",
+            )
+        return found
+
+
+def parse_class_map(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``["vehicle=car,bus", "person=pedestrian"]`` -> {label category: (model classes)}.
+
+    Raises RequestError on an entry that is not ``category=class[,class...]`` or a category given twice.
+    """
+    table: dict[str, tuple[str, ...]] = {}
+    for entry in entries:
+        category, equals, classes = entry.partition("=")
+        names = tuple(name.strip() for name in classes.split(",") if name.strip())
+        if not equals or not category.strip() or not names or category.strip() in table:
+            raise RequestError(
+                "a class map must read category=class[,class...], one per category",
+                seen=entry,
+                fix="for example: --map vehicle=car,bus,truck",
+            )
+        table[category.strip()] = names
+    return table
+
+
+def load_labels(
+    coco_json: Path, *, class_map: Mapping[str, tuple[str, ...]], class_names: Sequence[str]
+) -> Labels:
+    """Read a COCO detection file and match its categories to ``class_names``.
+
+    A category matches the model class of the same name (case, '_', '-' and ' ' make no difference), or
+    the classes ``class_map`` names for it, which wins. A model class stands for one category: one that
+    ``class_map`` takes away leaves its namesake unmatched. Unmatched categories are listed in ``skipped``.
+    Boxes with ``iscrowd`` or ``ignore`` are kept and marked; boxes without area are dropped.
+
+    Raises:
+        DataError: the file is missing, not JSON, lacks keys, or holds broken entries (named).
+        RequestError: ``class_map`` names a category or class that does not exist, or nothing is left.
+    """
+    raw = _read_json(coco_json)
+    names = _category_names(raw, coco_json)
+    members = _members(names, class_map, class_names)
+    kept = [cid for cid in names if members.get(cid)]
+    skipped = tuple(names[cid] for cid in names if not members.get(cid))
+    if not kept:
+        raise RequestError(
+            f"no label category of {coco_json} is a class of the model",
+            seen=f"labels: {', '.join(skipped)}; model: {', '.join(class_names[:20])}",
+            fix="say which classes stand for a category: --map vehicle=car,bus,truck",
+        )
+    index = {cid: position for position, cid in enumerate(kept)}
+    truth, skipped_boxes = _truth(raw, coco_json, index, names)
+    return Labels(
+        source=coco_json,
+        images=_images(raw, coco_json, truth),
+        categories=tuple(names[cid] for cid in kept),
+        class_to_category={model: index[cid] for cid in kept for model in members[cid]},
+        skipped=skipped,
+        skipped_boxes=skipped_boxes,
+    )
+
+
+def _normal(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _common_tail(picture: Path, file_name: str) -> int:
+    pairs = zip(reversed(picture.parts), reversed(PurePosixPath(file_name).parts), strict=False)
+    length = 0
+    for mine, theirs in pairs:
+        if mine != theirs:
+            break
+        length += 1
+    return length
+
+
+def _broken(path: Path, seen: str) -> DataError:
+    return DataError(
+        f"{path} is not a COCO detection file", seen=seen, fix="it needs images, annotations and categories"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"cannot read the labels {path}", seen=os.strerror(error.errno or 0), fix="check the path"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise _broken(path, f"a JSON {type(raw).__name__} at the top")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(raw.get(key), list) or not all(isinstance(row, dict) for row in raw[key]):
+            raise _broken(path, f"'{key}' is missing or not a list of objects")
+    return raw
+
+
+def _integer(row: dict[str, Any], key: str, where: str, path: Path) -> int:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _broken(path, f"{where} has {key}={value!r}, an integer is needed")
+    return value
+
+
+def _category_names(raw: dict[str, Any], path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for position, row in enumerate(raw["categories"]):
+        cid = _integer(row, "id", f"categories[{position}]", path)
+        name = row.get("name")
+        if not isinstance(name, str) or cid in names:
+            raise _broken(path, f"categories[{position}] has no name, or its id {cid} is used twice")
+        names[cid] = name
+    return names
+
+
+def _members(
+    names: Mapping[int, str], class_map: Mapping[str, tuple[str, ...]], class_names: Sequence[str]
+) -> dict[int, list[int]]:
+    """Category id -> model class ids that stand for it."""
+    ids_by_class = {_normal(name): index for index, name in reversed(list(enumerate(class_names)))}
+    ids_by_category = {_normal(name): cid for cid, name in names.items()}
+    members: dict[int, list[int]] = {}
+    owner: dict[int, str] = {}
+    for category, classes in class_map.items():
+        cid = _known(category, ids_by_category, names.values(), "label category")
+        for name in classes:
+            model = _known(name, ids_by_class, class_names, "model class")
+            if owner.setdefault(model, category) != category:
+                raise RequestError(
+                    f"the model class '{name}' is mapped to two label categories",
+                    seen=f"{owner[model]} and {category}",
+                    fix="name each class once in --map",
+                )
+            members.setdefault(cid, []).append(model)
+    for cid, name in names.items():
+        same = ids_by_class.get(_normal(name))
+        if cid not in members and same is not None and same not in owner:
+            members[cid] = [same]
+            owner[same] = name
+    return members
+
+
+def _known(name: str, table: Mapping[str, int], valid: Iterable[str], kind: str) -> int:
+    found = table.get(_normal(name))
+    if found is None:
+        raise RequestError(f"--map names an unknown {kind}", seen=name, fix=nearest(name, valid))
+    return found
+
+
+_Truth = dict[int, list[tuple[list[float], int, bool]]]
+
+
+def _truth(
+    raw: dict[str, Any], path: Path, index: Mapping[int, int], names: Mapping[int, str]
+) -> tuple[_Truth, int]:
+    """Image id -> [(xyxy, category index, ignore)], and how many boxes had a skipped category."""
+    truth: _Truth = {}
+    skipped = 0
+    for position, row in enumerate(raw["annotations"]):
+        where = f"annotations[{position}]"
+        cid = _integer(row, "category_id", where, path)
+        if cid not in names:
+            raise _broken(path, f"{where} has category_id={cid}, which categories does not list")
+        image_id = _integer(row, "image_id", where, path)
+        if cid not in index:
+            skipped += 1
+            truth.setdefault(image_id, [])
+            continue
+        box = _xyxy(row.get("bbox"), where, path)
+        ignore = bool(row.get("iscrowd", 0)) or bool(row.get("ignore", 0))
+        entry = truth.setdefault(image_id, [])
+        if box is not None:
+            entry.append((box, index[cid], ignore))
+    return truth, skipped
+
+
+def _xyxy(bbox: Any, where: str, path: Path) -> list[float] | None:
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
+        raise _broken(path, f"{where} has bbox={bbox!r}, four finite numbers x, y, width, height are needed")
+    x, y, width, height = (float(v) for v in bbox)
+    return [x, y, x + width, y + height] if width > 0 and height > 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _images(raw: dict[str, Any], path: Path, truth: _Truth) -> dict[int, LabelledImage]:
+    images: dict[int, LabelledImage] = {}
+    for position, row in enumerate(raw["images"]):
+        image_id = _integer(row, "id", f"images[{position}]", path)
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name or image_id in images:
+            raise _broken(path, f"images[{position}] has no file_name, or its id {image_id} is used twice")
+        images[image_id] = _image(image_id, name.replace("\\", "/"), row, truth.get(image_id, []))
+    stray = next((image_id for image_id in truth if image_id not in images), None)
+    if stray is not None:
+        raise _broken(path, f"an annotation has image_id={stray}, which images does not list")
+    if not images:
+        raise _broken(path, "'images' is empty")
+    return images
+
+
+def _image(
+    image_id: int, name: str, row: dict[str, Any], boxes: list[tuple[list[float], int, bool]]
+) -> LabelledImage:
+    size = [value if _is_number(value) else 0 for value in (row.get("width", 0), row.get("height", 0))]
+    return LabelledImage(
+        image_id=image_id,
+        file_name=name,
+        size_px=(int(size[0]), int(size[1])),
+        boxes_xyxy_px=np.array([b for b, _, _ in boxes], np.float32).reshape(-1, 4),
+        categories=np.array([c for _, c, _ in boxes], np.int64),
+        ignore=np.array([i for _, _, i in boxes], np.bool_),
+    )
