@@ -102,7 +102,7 @@ def _check_feed(array: AnyArray, wanted: TensorView) -> None:
 def is_compute(op: str) -> bool:
     """True for convolutions and matrix products, in the spelling of any runtime."""
     low = op.lower()
-    return any(word in low for word in COMPUTE_OPS)
+    return "convert" not in low and any(word in low for word in COMPUTE_OPS)
 
 
 def precision_name(int8: bool, floats: str) -> str:

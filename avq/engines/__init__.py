@@ -1,0 +1,29 @@
+"""Runtimes: one vendor per file, each imported only when a model is opened or its status is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from avq.engines.onnxruntime import OnnxRuntimeEngine
+from avq.engines.openvino import OpenVinoEngine
+from avq.errors import RequestError, nearest
+from avq.hookspecs import Engine
+
+
+def builtin_engines() -> tuple[Engine, ...]:
+    """The runtimes avq brings, whether installed here or not; imports no vendor library."""
+    return (OnnxRuntimeEngine(), OpenVinoEngine())
+
+
+def engine_by_name(name: str, engines: Iterable[Engine] | None = None) -> Engine:
+    """The engine called ``name`` among ``engines`` (the built-in ones when None).
+
+    Raises RequestError with the nearest name when there is none.
+    """
+    table = {engine.name: engine for engine in (builtin_engines() if engines is None else engines)}
+    if name not in table:
+        raise RequestError(f"there is no engine '{name}'", fix=nearest(name, table))
+    return table[name]
+
+
+__all__ = ["builtin_engines", "engine_by_name"]

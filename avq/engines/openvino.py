@@ -1,0 +1,211 @@
+"""OpenVINO on the CPU.
+
+The only importer of ``openvino``. The precision of float parts is always asked for: left alone, OpenVINO
+silently runs "FP32" models in BF16 where the processor can. What really ran is read back from the compiled
+graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avq.engines import common
+from avq.errors import MachineError, ModelError, RequestError
+from avq.types import EngineStatus, RawOutputs, SessionOptions, TensorView
+from avq.types.frame import U8, AnyArray
+
+NAME = "openvino"
+_INTEGERS = ("i8", "u8")
+
+
+class OpenVinoEngine:
+    """Intel's runtime on the CPU device: one stream, one fixed number of threads."""
+
+    name = NAME
+
+    def status(self) -> EngineStatus:
+        try:
+            version = _version()
+            _core()
+        except MachineError as error:
+            return EngineStatus(NAME, False, "", False, False, f"{error.seen}; {error.fix}")
+        return EngineStatus(NAME, True, version, True, True, "")
+
+    @property
+    def float_precisions(self) -> tuple[str, ...]:
+        if not self.status().available:
+            return ()
+        return ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
+
+    def encodings(self) -> tuple[str, ...]:
+        """Unsigned only: signed data was measured to come out wrong here for some convolutions."""
+        return ("asymmetric", "u8")
+
+    def open(self, model: bytes | Path, options: SessionOptions) -> OpenVinoSession:
+        if options.precision not in ("f32", *self.float_precisions):
+            raise MachineError(
+                f"openvino cannot run the float parts in {options.precision} on this processor",
+                seen=f"it offers {', '.join(self.float_precisions) or 'nothing'}",
+                fix="ask for f32",
+            )
+        core, source = _core(), common.model_bytes(model)
+        try:
+            # A path keeps weights in external files reachable; bytes do not.
+            network = core.read_model(str(model) if isinstance(model, Path) else source)
+            compiled = core.compile_model(network, "CPU", _settings(options))
+        except Exception as error:  # openvino raises RuntimeError for everything
+            raise common.unreadable(NAME, error) from error
+        return OpenVinoSession(compiled)
+
+
+class OpenVinoSession:
+    """An opened model with one request and output buffers of its own.
+
+    ``layer_precisions`` counts the compute layers (convolutions, matrix products) by the precision the
+    compiled graph gives them.
+    """
+
+    engine = NAME
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(_view(port) for port in compiled.inputs)
+        self.outputs = tuple(_view(port) for port in compiled.outputs)
+        layers = _layers(compiled.get_runtime_model())
+        self.layer_precisions = Counter(precision for kind, precision in layers if common.is_compute(kind))
+        self.precision = _ran_in(layers)
+        self._picture = common.picture_input(self.inputs)
+        self._buffers = self._bind()
+        self._warm_up()
+
+    def infer(self, tensor: U8) -> RawOutputs:
+        if self._picture is None:
+            raise common.no_picture(self.inputs)
+        return self._run([common.check_picture(tensor, self._picture)])
+
+    def run(self, feeds: Mapping[str, Any]) -> RawOutputs:
+        arrays = common.check_feeds(feeds, self.inputs)
+        return self._run([arrays[view.name] for view in self.inputs])
+
+    def close(self) -> None:
+        """Free the runtime's memory; the session cannot be used afterwards."""
+        self._request = None
+
+    def _run(self, arrays: list[AnyArray]) -> RawOutputs:
+        tensor_type = _load().Tensor
+        for index, array in enumerate(arrays):  # shared: the request reads the caller's memory
+            self._request.set_input_tensor(index, tensor_type(array, shared_memory=True))
+        try:
+            self._request.infer(share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise RequestError(
+                "openvino could not run the model on these inputs",
+                seen=str(error)[:400],
+                fix="check shapes and dtypes against avq inspect",
+            ) from error
+        return self._buffers if self._buffers else self._borrowed()
+
+    def _borrowed(self) -> RawOutputs:
+        return {v.name: self._request.get_output_tensor(i).data for i, v in enumerate(self.outputs)}
+
+    def _bind(self) -> dict[str, AnyArray]:
+        """Output buffers of our own; none when an output has no fixed shape."""
+        if any(-1 in view.shape for view in self.outputs):
+            return {}
+        tensor_type = _load().Tensor
+        buffers = {view.name: np.empty(view.shape, view.dtype) for view in self.outputs}
+        for index, view in enumerate(self.outputs):
+            self._request.set_output_tensor(index, tensor_type(buffers[view.name], shared_memory=True))
+        return buffers
+
+    def _warm_up(self) -> None:
+        """Two runs on black: kernels and scratch memory take their final shape."""
+        if any(-1 in view.shape for view in self.inputs):
+            return
+        try:
+            for _ in range(2):
+                self._run([np.zeros(view.shape, view.dtype) for view in self.inputs])
+        except RequestError as error:
+            raise ModelError(
+                "openvino opened the model but cannot run it",
+                seen=error.seen,
+                fix="check the model: avq inspect MODEL.onnx",
+            ) from error
+
+
+def _load() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise common.missing_runtime(NAME, error) from error
+    return openvino
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    core = _load().Core()
+    if "CPU" not in core.available_devices:
+        raise MachineError(
+            "openvino has no CPU device here", seen=str(core.available_devices), fix="reinstall openvino"
+        )
+    return core
+
+
+def _version() -> str:
+    return str(_load().__version__).split("-")[0]
+
+
+@lru_cache(maxsize=1)
+def _capabilities() -> tuple[str, ...]:
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _settings(options: SessionOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": options.precision,
+        "ENABLE_CPU_PINNING": False,
+        "LOG_LEVEL": "LOG_NONE",
+    }
+    if not options.optimise:  # Q/DQ stay the rounding they are written as; nothing runs in integers
+        settings["LP_TRANSFORMS_MODE"] = "NO"
+    return settings
+
+
+def _view(port: Any) -> TensorView:
+    dims = tuple(dim.get_length() if dim.is_static else -1 for dim in port.partial_shape)
+    return TensorView(_name(port), str(np.dtype(port.element_type.to_dtype())), dims)
+
+
+def _name(port: Any) -> str:
+    """The model file's name of a graph input or output; merged nodes leave several to choose from."""
+    written = str(port.node.friendly_name).removesuffix("/sink_port_0")
+    return written if written in port.names else str(port.any_name)
+
+
+def _layers(runtime_model: Any) -> list[tuple[str, str]]:
+    """(layer type, precision) of everything the compiled graph runs."""
+    return [
+        (_text(info["layerType"]), _text(info["runtimePrecision"]))
+        for info in (op.get_rt_info() for op in runtime_model.get_ordered_ops())
+    ]
+
+
+def _text(value: Any) -> str:
+    """Run-time info is a string, or a wrapper of one, depending on OpenVINO's version."""
+    return value if isinstance(value, str) else str(value.astype(str))
+
+
+def _ran_in(layers: list[tuple[str, str]]) -> str:
+    compute = {precision for kind, precision in layers if common.is_compute(kind)}
+    floats = {p for p in compute if p not in _INTEGERS} or {p for _, p in layers}
+    lowest = next((name for name in ("bf16", "f16") if name in floats), "f32")
+    return common.precision_name(any(p in _INTEGERS for p in compute), lowest)
