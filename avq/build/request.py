@@ -1,0 +1,103 @@
+"""Is the request possible? Everything that can be refused is refused before the first picture is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from avq.engines import engine_by_name
+from avq.errors import MachineError, RequestError, nearest
+from avq.hookspecs import Engine, Quantizer
+from avq.plugins import PluginHost, validate_options
+from avq.types import TARGETS, Recipe
+
+FLOAT_STRATEGY = "float"
+CPU_ENGINES = ("onnxruntime", "openvino")
+REFERENCE_ENGINE = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe whose names have become objects.
+
+    Attributes:
+        quantizer: None for the float strategy.
+        options: the strategy's validated options; None for float.
+        engines: engines the bundle may be served by, by name; installed ones only.
+        float_engines: every installed CPU engine: what the gate compares times with.
+        reference: runs lowered models unoptimised; defines what they mean.
+    """
+
+    recipe: Recipe
+    quantizer: Quantizer | None
+    options: BaseModel | None
+    engines: Mapping[str, Engine]
+    float_engines: Mapping[str, Engine]
+    reference: Engine
+
+
+def check(recipe: Recipe, host: PluginHost) -> Request:
+    """Resolve strategy, options, target and files.
+
+    Raises RequestError for wrong names, options or paths, MachineError when the target cannot be served here.
+    """
+    if not recipe.model.exists():
+        raise RequestError(f"no model at {recipe.model}", seen="no such file", fix="check the path")
+    if recipe.data is None:
+        raise RequestError(
+            "no calibration pictures were given", seen="--data is missing", fix="add --data FOLDER_OF_PICTURES"
+        )
+    quantizer = None if recipe.strategy == FLOAT_STRATEGY else _quantizer(recipe, host)
+    options = _options(recipe, quantizer)
+    installed = {e.name: e for e in host.engines() if e.name in CPU_ENGINES and e.status().available}
+    engines = _serving(recipe, installed)
+    if REFERENCE_ENGINE not in installed:
+        raise MachineError(
+            "building needs onnxruntime, whose unoptimised run defines what a lowered model means",
+            seen=engine_by_name(REFERENCE_ENGINE, host.engines()).status().why,
+            fix='pip install "avq[build]"',
+        )
+    return Request(recipe, quantizer, options, engines, installed, installed[REFERENCE_ENGINE])
+
+
+def _quantizer(recipe: Recipe, host: PluginHost) -> Quantizer:
+    known = {q.name: q for q in host.quantizers()}
+    if recipe.strategy not in known:
+        raise RequestError(
+            f"no strategy named '{recipe.strategy}'",
+            seen=f"registered: {', '.join(sorted(known))}",
+            fix=nearest(recipe.strategy, [*known, FLOAT_STRATEGY]),
+        )
+    return known[recipe.strategy]
+
+
+def _options(recipe: Recipe, quantizer: Quantizer | None) -> BaseModel | None:
+    if quantizer is not None:
+        return validate_options(quantizer, recipe.options)
+    if recipe.options:
+        raise RequestError(
+            "the float strategy has no options",
+            seen=", ".join(sorted(recipe.options)),
+            fix="drop --option, or choose another --strategy",
+        )
+    return None
+
+
+def _serving(recipe: Recipe, installed: Mapping[str, Engine]) -> dict[str, Engine]:
+    if recipe.target not in TARGETS:
+        raise RequestError(
+            f"no target named '{recipe.target}'", seen=recipe.target, fix=nearest(recipe.target, TARGETS)
+        )
+    wanted = CPU_ENGINES if recipe.target == "cpu" else (recipe.target,)
+    serving = {name: engine for name, engine in installed.items() if name in wanted}
+    if not serving:
+        raise MachineError(
+            f"target {recipe.target} cannot be built on this machine",
+            seen=f"engines here: {', '.join(installed) or 'none'}",
+            fix=f'pip install "avq[{wanted[0]}]"; avq doctor says what is missing'
+            if recipe.target in ("cpu", *CPU_ENGINES)
+            else "this version builds cpu, onnxruntime and openvino; avq doctor says what is missing",
+        )
+    return serving

@@ -1,0 +1,77 @@
+"""What a person sees while avq works: messages, tables and progress bars on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class Terminal:
+    """The Reporter of the command line.
+
+    Args:
+        quiet: show warnings only (``--json`` in scripts keeps messages on standard error).
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+
+    def message(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text))
+
+    def warning(self, text: str) -> None:
+        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def error(self, text: str) -> None:
+        self._console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+        if rows and not self._quiet:
+            self._console.print(as_table(title, rows))
+
+    def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        with self._progress() as progress:
+            task = progress.add_task(label, total=total)
+            for item in items:
+                yield item
+                progress.advance(task)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=self._quiet or not self._console.is_terminal,
+        )
+
+
+def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
+    """One table; columns are the keys of the rows in order of appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None)
+    for column in columns:
+        numeric = all(isinstance(row.get(column, 0), (int, float)) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
