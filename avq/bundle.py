@@ -1,0 +1,208 @@
+"""Open a bundle: nothing of it is used before its digest checks, and what was hashed is what is returned."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avq.bundle_manifest import (
+    FORMAT,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    CalibrationUse,
+    EngineUse,
+    Manifest,
+    Part,
+    StrategyUse,
+    check_machine,
+    parse,
+    render,
+    sealed,
+)
+from avq.bundle_write import publish, require_replaceable, staging_folder, write_bundle, write_staged
+from avq.errors import BundleError, RefusedError, nearest
+from avq.types import AnyArray
+
+MODEL = "model.onnx"
+PLAN_JSON = "plan.json"
+PLAN_ARRAYS = "plan.npz"
+GOLDEN = "golden.npz"
+PROBE = "probe.onnx"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle whose manifest checks.
+
+    Attributes:
+        manifest: what it says of itself.
+        path: the folder.
+        digest: SHA-256 of the canonical manifest; names the bundle in messages and logs.
+    """
+
+    manifest: Manifest
+    path: Path
+    digest: str
+
+    def has(self, part: str) -> bool:
+        """Whether the manifest lists ``part``."""
+        return part in self.manifest.parts
+
+    def read(self, part: str) -> bytes:
+        """The verified bytes of one part: they are read once, hashed, and returned.
+
+        Raises BundleError: not listed, missing, a link, of another length, or its digest does not check.
+        """
+        listed = self.manifest.parts.get(part)
+        if listed is None:
+            raise BundleError(
+                f"the bundle {self.path} has no part '{part}'", fix=nearest(part, self.manifest.parts)
+            )
+        content = _read_plain_file(self.path / part, listed.bytes)
+        if len(content) != listed.bytes or hashlib.sha256(content).hexdigest() != listed.sha256:
+            raise BundleError(
+                f"the part '{part}' of {self.path} is damaged or was replaced",
+                seen=_difference(content, listed),
+                fix="copy or build the bundle again",
+            )
+        return content
+
+    def arrays(self, part: str) -> dict[str, AnyArray]:
+        """The arrays of an .npz part (golden.npz, plan.npz); never unpickles."""
+        try:
+            with np.load(io.BytesIO(self.read(part)), allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            raise BundleError(
+                f"the part '{part}' of {self.path} holds no plain arrays", seen=str(error)
+            ) from None
+
+    def verify(self) -> None:
+        """Read every part; raises BundleError on the first that does not check."""
+        for part in self.manifest.parts:
+            self.read(part)
+
+
+def open_bundle(path: Path, *, allow_unaccepted: bool = False, isa: str | None = None) -> OpenBundle:
+    """Open the bundle folder at ``path`` and check its manifest.
+
+    Args:
+        allow_unaccepted: also open bundles a gate refused or no vehicle has confirmed yet; for inspecting,
+            comparing and compiling them, and for --allow-unaccepted.
+        isa: this machine's instruction set; when given, a bundle accepted with others is refused.
+
+    Raises:
+        BundleError: not a bundle, damaged, of an unknown format, or for another machine.
+        RefusedError: not accepted, and ``allow_unaccepted`` is False.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(
+            f"there is no bundle at {folder}",
+            seen="a file" if folder.exists() else "nothing there",
+            fix="a bundle is a folder: avq build MODEL.onnx --data DIR -o BUNDLE",
+        )
+    manifest = parse(_read_plain_file(folder / MANIFEST, MAX_MANIFEST_BYTES), str(folder))
+    if not allow_unaccepted:
+        _require_accepted(manifest, folder)
+    if isa is not None:
+        check_machine(manifest, isa)
+    return OpenBundle(manifest=manifest, path=folder, digest=manifest.digest)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether ``path`` is a folder with a manifest; says nothing about its health."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def _require_accepted(manifest: Manifest, folder: Path) -> None:
+    if manifest.accepted is True:
+        return
+    if manifest.accepted == "pending-target":
+        raise RefusedError(
+            f"the bundle {folder} has not been measured on its target yet",
+            seen=f"target {manifest.target}, accepted: pending-target",
+            fix=f"on the vehicle: avq compile {folder} --target {manifest.target}",
+        )
+    raise RefusedError(
+        f"the bundle {folder} was not accepted by its gate",
+        seen="; ".join(manifest.reasons) or "no reasons given",
+        fix="build a better one, or serve it knowingly with --allow-unaccepted",
+    )
+
+
+def _read_plain_file(path: Path, limit_bytes: int) -> bytes:
+    """At most ``limit_bytes`` + 1 bytes of a regular file; links, pipes and devices are refused."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise BundleError(f"{path} is not a plain file", fix="copy or build the bundle again")
+        try:
+            return file.read(max(0, min(limit_bytes, facts.st_size)) + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    if error.errno == errno.ELOOP:
+        return BundleError(
+            f"{path} is a link; a bundle holds plain files only", fix="copy the bundle, following links"
+        )
+    if error.errno == errno.ENOENT and path.name == MANIFEST:
+        return BundleError(
+            f"{path.parent} is not a bundle", seen="it has no manifest.json", fix="check the path"
+        )
+    return BundleError(
+        f"cannot read '{path.name}' of the bundle {path.parent}",
+        seen=error.strerror or str(error),
+        fix="copy or build the bundle again",
+    )
+
+
+def _difference(content: bytes, listed: Part) -> str:
+    if len(content) > listed.bytes:
+        return f"longer than the {listed.bytes} bytes in the manifest"
+    if len(content) < listed.bytes:
+        return f"{len(content)} of {listed.bytes} bytes"
+    return f"sha256 {hashlib.sha256(content).hexdigest()[:12]}, manifest {listed.sha256[:12]}"
+
+
+__all__ = [
+    "FORMAT",
+    "GOLDEN",
+    "MANIFEST",
+    "MODEL",
+    "PLAN_ARRAYS",
+    "PLAN_JSON",
+    "PROBE",
+    "REPORT",
+    "CalibrationUse",
+    "EngineUse",
+    "Manifest",
+    "OpenBundle",
+    "Part",
+    "StrategyUse",
+    "check_machine",
+    "is_bundle",
+    "open_bundle",
+    "publish",
+    "render",
+    "require_replaceable",
+    "sealed",
+    "staging_folder",
+    "write_bundle",
+    "write_staged",
+]

@@ -1,0 +1,186 @@
+"""What a bundle says of itself: manifest.json, its canonical form and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from avq.errors import BundleError
+from avq.types import DecoderSpec, EnginePrecision, PreprocessSpec, TensorView
+
+#: Raised when a manifest gains a meaning that older readers would misunderstand.
+FORMAT = 1
+MANIFEST = "manifest.json"
+#: Largest manifest that is read; a bundle's bulk is in its parts.
+MAX_MANIFEST_BYTES = 16 << 20
+_PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RESERVED = frozenset({MANIFEST, "signature"})
+
+Accepted = bool | Literal["pending-target"]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle: SHA-256 (hex) and length."""
+
+    sha256: str
+    bytes: int
+
+
+class StrategyUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which plugin decided."""
+
+    name: str
+    owner: str = ""
+    version: str = ""
+
+
+class EngineUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The runtime the bundle was verified with, and how it was opened.
+
+    Attributes:
+        precision: what really ran, as the runtime reported it.
+        float_precision: the hint the float parts were opened with.
+        encoding: "s8", "u8", "asymmetric", or "" for a float model.
+    """
+
+    name: str
+    version: str = ""
+    precision: str = ""
+    float_precision: EnginePrecision = "f32"
+    threads: int = 1
+    encoding: str = ""
+
+
+class CalibrationUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the ranges were learnt from: number of pictures and the digest of the set."""
+
+    images: int
+    digest: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything about a bundle that is not bulk.
+
+    Attributes:
+        format: version of this layout.
+        avq_version: that wrote it.
+        created: UTC, ISO 8601.
+        accepted: the gate's answer; "pending-target" until compiled and timed on the vehicle.
+        target: what was asked for: "cpu", "openvino", "tensorrt" ...
+        isa: instruction set of the machine that accepted it, space separated; '' makes no demand.
+        input: name, shape and dtype of the picture input, (1, 3, h, w) uint8.
+        preprocess, decoder: None for models that take no pictures or have no boxes.
+        graph_digest: of the float graph; plan_digest: of the plan, '' for a float bundle.
+        metrics: what was measured, JSON values; for people and reports.
+        reasons: why it was accepted or not, in the order checked.
+        parts: file name -> digest and length.
+        digest: SHA-256 of the canonical manifest with this field empty; covers the parts by theirs.
+    """
+
+    format: int = FORMAT
+    avq_version: str
+    created: str
+    accepted: Accepted
+    strategy: StrategyUse
+    target: str
+    engine: EngineUse
+    isa: str = ""
+    input: TensorView
+    outputs: tuple[TensorView, ...]
+    preprocess: PreprocessSpec | None = None
+    decoder: DecoderSpec | None = None
+    class_names: tuple[str, ...] = ()
+    graph_digest: str
+    plan_digest: str = ""
+    calibration: CalibrationUse | None = None
+    metrics: dict[str, Any] = {}
+    reasons: tuple[str, ...] = ()
+    parts: dict[str, Part] = {}
+    digest: str = ""
+
+
+def sealed(manifest: Manifest, parts: Mapping[str, Part]) -> Manifest:
+    """The manifest with ``parts`` and its own digest filled in."""
+    for name in parts:
+        require_part_name(name)
+    blank = msgspec.structs.replace(manifest, parts=dict(parts), digest="")
+    return msgspec.structs.replace(blank, digest=hashlib.sha256(_canonical(blank)).hexdigest())
+
+
+def render(manifest: Manifest) -> bytes:
+    """The one way a manifest is written: sorted keys, one space of indent, newline at the end."""
+    return msgspec.json.format(_canonical(manifest), indent=1) + b"\n"
+
+
+def parse(raw: bytes, where: str) -> Manifest:
+    """Read manifest.json, strictly: any byte that ``render`` would not write is a damage.
+
+    Raises BundleError: not JSON, unknown format, made by a newer avq, missing or wrong fields, digest wrong.
+    """
+    _require_format(raw, where)
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(where, str(error)) from None
+    for name in manifest.parts:
+        require_part_name(name)
+    expected = sealed(manifest, manifest.parts)
+    if manifest.digest != expected.digest or render(manifest) != raw:
+        raise _damaged(where, f"its digest does not check: written {manifest.digest[:12] or '(none)'}")
+    return manifest
+
+
+def require_part_name(name: str) -> None:
+    """Raise BundleError unless ``name`` is a plain file name a bundle may hold."""
+    if not _PART_NAME.fullmatch(name) or name in _RESERVED:
+        raise BundleError(
+            "a bundle part must have a plain file name",
+            seen=repr(name),
+            fix="letters, digits, '.', '_' and '-'; not manifest.json or signature",
+        )
+
+
+def check_machine(manifest: Manifest, isa: str) -> None:
+    """Raise BundleError when this machine (``isa``, space separated) lacks what the bundle was accepted with.
+
+    Other instructions mean other kernels: other rounding, saturation and times than the gate saw.
+    """
+    missing = [flag for flag in manifest.isa.split() if flag not in isa.split()]
+    if missing:
+        raise BundleError(
+            "the bundle was accepted on a machine with instructions this one lacks",
+            seen=f"missing: {' '.join(missing)}; here: {isa or 'unknown'}",
+            fix="rebuild it on this kind of machine, or: avq compile BUNDLE --target " + manifest.target,
+        )
+
+
+def _canonical(manifest: Manifest) -> bytes:
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def _require_format(raw: bytes, where: str) -> None:
+    try:
+        head = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(where, str(error)) from None
+    found = head.get("format") if isinstance(head, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise BundleError(
+            f"the bundle {where} was written by a newer avq",
+            seen=f"format {found} by avq {head.get('avq_version')}, this avq reads up to {FORMAT}",
+            fix="upgrade avq, or rebuild the bundle with this version",
+        )
+    if found != FORMAT:
+        raise BundleError(
+            f"the bundle {where} has an unknown format", seen=f"format {found!r}", fix=f"expected {FORMAT}"
+        )
+
+
+def _damaged(where: str, seen: str) -> BundleError:
+    return BundleError(
+        f"the manifest of {where} is damaged or was edited", seen=seen, fix="copy or build the bundle again"
+    )

@@ -1,0 +1,100 @@
+"""A quantization plan as two parts of a bundle: plan.json to read and compare, plan.npz for the arrays."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from avq.errors import AvqError, PlanError
+from avq.types import AnyArray, Edge, NodePrecision, QuantizationPlan, QuantPoint
+
+PLAN_FORMAT = 1
+
+
+def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
+    """(plan.json, plan.npz). The same plan always gives the same bytes."""
+    points = sorted(plan.points, key=lambda point: point.edge)
+    overrides = sorted(plan.overrides)
+    body = {
+        "format": PLAN_FORMAT,
+        "digest": plan.digest,
+        "graph_digest": plan.graph_digest,
+        "owner": plan.owner,
+        "owner_version": plan.owner_version,
+        "points": [point.settings() for point in points],
+        "ties": sorted([_edge_to_json(e) for e in sorted(tie)] for tie in plan.ties),
+        "precisions": {n: [p.precision, p.reason] for n, p in sorted(plan.precisions.items())},
+        "overrides": overrides,
+        "ranges": {name: list(bounds) for name, bounds in sorted(plan.ranges.items())},
+    }
+    arrays: dict[str, AnyArray] = {}
+    for n, point in enumerate(points):
+        arrays[f"scale_{n}"], arrays[f"zero_point_{n}"] = point.scale, point.zero_point
+    arrays.update({f"override_{n}": np.asarray(plan.overrides[name]) for n, name in enumerate(overrides)})
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)  # type: ignore[arg-type]
+    return msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n", packed.getvalue()
+
+
+def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
+    """The plan again, equal in digest. Never unpickles.
+
+    Raises PlanError when the parts are broken, do not belong together, or the digest does not check.
+    """
+    try:
+        body = msgspec.json.decode(plan_json)
+        with np.load(io.BytesIO(plan_npz), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        plan = _plan(body, arrays)
+    except AvqError:
+        raise
+    except (
+        msgspec.DecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise _broken(f"{type(error).__name__}: {error}") from None
+    if plan.digest != body["digest"]:
+        raise _broken(f"digest {plan.digest[:12]}, written {str(body['digest'])[:12]}")
+    return plan
+
+
+def _plan(body: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> QuantizationPlan:
+    if body["format"] != PLAN_FORMAT:
+        raise _broken(f"format {body['format']!r}, this avq reads {PLAN_FORMAT}")
+    return QuantizationPlan(
+        graph_digest=body["graph_digest"],
+        points=tuple(
+            _point(settings, arrays[f"scale_{n}"], arrays[f"zero_point_{n}"])
+            for n, settings in enumerate(body["points"])
+        ),
+        ties=tuple(frozenset(Edge(*edge) for edge in tie) for tie in body["ties"]),
+        precisions={name: NodePrecision(*pair) for name, pair in body["precisions"].items()},
+        overrides={name: arrays[f"override_{n}"] for n, name in enumerate(body["overrides"])},
+        ranges={name: (low, high) for name, (low, high) in body["ranges"].items()},
+        owner=body["owner"],
+        owner_version=body["owner_version"],
+    )
+
+
+def _point(settings: Mapping[str, Any], scale: AnyArray, zero_point: AnyArray) -> QuantPoint:
+    rest = dict(settings)
+    edge = Edge(rest.pop("tensor"), rest.pop("node"), rest.pop("input_index"))
+    return QuantPoint(edge=edge, scale=scale, zero_point=zero_point, **rest)
+
+
+def _edge_to_json(edge: Edge) -> list[str | int]:
+    return [edge.tensor, edge.node, edge.input_index]
+
+
+def _broken(seen: str) -> PlanError:
+    return PlanError("the plan is damaged", seen=seen, fix="copy or build the bundle again")
