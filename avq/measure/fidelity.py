@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from avq.compare import iou_matrix
 from avq.errors import DataError
 from avq.measure.accuracy import Boxes, as_boxes, average_precision
-from avq.types import F32, F64, Detections, Fidelity
+from avq.types import F64, Detections, Fidelity
 
 #: Float boxes from this score on are looked for.
 FIRM_SCORE = 0.5
@@ -70,21 +71,6 @@ def matched_shifts(firm: Detections, quantized: Detections) -> F64:
         iou[row, :] = -1.0
         iou[:, column] = -1.0
     return np.array(shifts, np.float64)
-
-
-def iou_matrix(a_xyxy: F32, b_xyxy: F32) -> F64:
-    """(N, 4) and (M, 4) corner boxes -> (N, M) intersection over union; 0 for boxes without area."""
-    a, b = a_xyxy.astype(np.float64)[:, None, :], b_xyxy.astype(np.float64)[None, :, :]
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
-    shared = sides.prod(axis=-1)
-    union = _area(a) + _area(b) - shared
-    result: F64 = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0.0)
-    return result
-
-
-def _area(boxes: F64) -> F64:
-    area: F64 = np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None).prod(axis=-1)
-    return area
 
 
 def _coco(float_dets: Sequence[Detections], quant_dets: Sequence[Detections]) -> tuple[float, float]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avq.compare import iou_matrix
 from avq.errors import DataError, ModelError
-from avq.measure.fidelity import fidelity, fidelity_by_image, iou_matrix
+from avq.measure.fidelity import fidelity, fidelity_by_image
 from avq.measure.sqnr import SqnrMeter, sqnr_db
 from avq.types import Detections
 
