@@ -1,0 +1,41 @@
+"""The only writers of models: pure functions from (float model, plan, encoding) to a new model."""
+
+from __future__ import annotations
+
+import onnx
+
+from avq.build.lower.grid import ENCODINGS, Encoding
+from avq.build.lower.macs import int8_mac_share, macs_by_node
+from avq.build.lower.precision import lower_precisions
+from avq.build.lower.probe import SATURATION_PREFIX, saturation_probe
+from avq.build.lower.qdq import lower_qdq
+from avq.errors import PlanError
+from avq.types import QuantizationPlan
+
+
+def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> bytes:
+    """The file of a plan: Q/DQ pairs, FP16 islands, checked, serialised the same way every time.
+
+    Raises PlanError when the plan does not fit the model or the encoding cannot express it.
+    """
+    model = lower_precisions(lower_qdq(proto, plan, encoding), plan)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise PlanError(
+            "the plan gives an invalid model", seen=str(error).splitlines()[0][:300], fix="report this plan"
+        ) from error
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+__all__ = [
+    "ENCODINGS",
+    "SATURATION_PREFIX",
+    "Encoding",
+    "int8_mac_share",
+    "lower",
+    "lower_precisions",
+    "lower_qdq",
+    "macs_by_node",
+    "saturation_probe",
+]

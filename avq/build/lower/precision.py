@@ -1,0 +1,106 @@
+"""FP16 islands: nodes the plan runs in FP16, between casts. BF16 is the runtime's business (its precision
+hint), because no CPU runtime takes BF16 graphs and the only ones that run it convert by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from avq.build.lower.model import Model, opset_of
+from avq.errors import PlanError
+from avq.types import AnyArray, QuantizationPlan
+
+_HALF, _SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+_LARGEST_HALF = 65504.0
+
+
+def lower_precisions(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.ModelProto:
+    """``proto`` with the plan's fp16 nodes computing in FP16; every other node and all names stay.
+
+    Neighbouring FP16 nodes hand their tensors on in FP16. Raises PlanError for operators without an FP16
+    form and for constants outside +-65504.
+    """
+    chosen = {name for name, choice in plan.precisions.items() if choice.precision == "fp16"}
+    if not chosen:
+        return proto
+    island = _Island(Model(proto))
+    nodes: list[onnx.NodeProto] = []
+    for node in island.model.graph.node:
+        nodes.extend(island.convert(node) if node.name in chosen else [node])
+    island.model.replace_nodes(_without_unread_casts(nodes, island))
+    island.model.drop_unused_initializers()
+    return island.model.proto
+
+
+class _Island:
+    """Remembers the FP16 twin of every tensor that has one."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.opset = opset_of(model.proto)
+        self.back_casts: set[str] = set()  # names of casts to float32, dropped when nobody reads them
+        self._halves: dict[str, str] = {}
+
+    def convert(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Casts in, the node in FP16, casts out."""
+        inputs, outputs = self._float_ports(node)
+        before = [cast for index in inputs for cast in self._read(node, index)]
+        after = [self._write(node, index) for index in outputs]
+        return [*before, node, *after]
+
+    def _float_ports(self, node: onnx.NodeProto) -> tuple[list[int], list[int]]:
+        """Inputs and outputs of the operator's main type, as its schema says."""
+        schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+        main = schema.outputs[0].type_str
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}.get(main, [])
+        if "tensor(float16)" not in allowed:
+            raise PlanError(
+                f"node '{node.name}' ({node.op_type}) has no FP16 form",
+                seen=f"its output type is {main}",
+                fix="leave it in fp32",
+            )
+        ins = [i for i, name in enumerate(node.input) if name and _formal(schema.inputs, i) == main]
+        return ins, [i for i, name in enumerate(node.output) if name and _formal(schema.outputs, i) == main]
+
+    def _read(self, node: onnx.NodeProto, index: int) -> list[onnx.NodeProto]:
+        tensor, casts = node.input[index], []
+        if tensor not in self._halves and self.model.element_type(tensor) == _SINGLE:
+            value = self.model.initializers.get(tensor)
+            half = self.model.names.fresh(f"{tensor}/fp16")
+            if value is not None:
+                self._add_constant(tensor, half, numpy_helper.to_array(value))
+            else:
+                casts = [helper.make_node("Cast", [tensor], [half], name=half, to=_HALF)]
+            self._halves[tensor] = half
+        node.input[index] = self._halves.get(tensor, tensor)
+        return casts
+
+    def _write(self, node: onnx.NodeProto, index: int) -> onnx.NodeProto:
+        tensor = node.output[index]
+        half = self.model.names.fresh(f"{tensor}/fp16")
+        self._halves[tensor] = node.output[index] = half
+        name = self.model.names.fresh(f"{tensor}/fp32_cast")
+        self.back_casts.add(name)
+        return helper.make_node("Cast", [half], [tensor], name=name, to=_SINGLE)
+
+    def _add_constant(self, tensor: str, half: str, value: AnyArray) -> None:
+        peak = float(np.abs(value).max(initial=0.0))
+        if not peak <= _LARGEST_HALF:  # also refuses NaN
+            raise PlanError(
+                f"the constant '{tensor}' does not fit FP16",
+                seen=f"largest magnitude {peak:g}, FP16 ends at {_LARGEST_HALF:g}",
+                fix="leave its node in fp32",
+            )
+        self.model.add_initializer(numpy_helper.from_array(value.astype(np.float16), half))
+
+
+def _formal(ports: object, index: int) -> str:
+    """Type parameter of an operator's input or output; the last one may repeat."""
+    listed = list(ports)  # type: ignore[call-overload]
+    return str(listed[min(index, len(listed) - 1)].type_str)
+
+
+def _without_unread_casts(nodes: list[onnx.NodeProto], island: _Island) -> list[onnx.NodeProto]:
+    read = {name for node in nodes for name in node.input} | island.model.outputs
+    return [n for n in nodes if n.name not in island.back_casts or n.output[0] in read]
