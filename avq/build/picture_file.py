@@ -1,0 +1,50 @@
+"""Whether a picture file is whole, told from its container: decoders fill a truncated rest with grey."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+
+def damage(data: bytes) -> str:
+    """Why the file cannot be a whole picture, or "" when nothing speaks against it."""
+    for magic, check in _CHECKS:
+        if data.startswith(magic):
+            return check(data)
+    return f"not a JPEG, PNG, BMP or WebP file (begins with {data[:4]!r})" if data else "empty file"
+
+
+def _jpeg(data: bytes) -> str:
+    """Inside a scan 0xFF is always escaped, so the last SOS is the picture's, never a thumbnail's EOI."""
+    scan = data.rfind(b"\xff\xda")
+    return "" if 0 < scan < data.rfind(b"\xff\xd9") else "truncated JPEG"
+
+
+def _bmp(data: bytes) -> str:
+    if len(data) < 26:
+        return "truncated BMP"
+    pixels_at = struct.unpack_from("<I", data, 10)[0]
+    size = struct.unpack_from("<I", data, 2)[0]
+    return "truncated BMP" if len(data) < max(size, pixels_at + 1) else ""
+
+
+def _png(data: bytes) -> str:
+    return "" if data.rfind(b"IEND") > 0 else "truncated PNG"
+
+
+def _webp(data: bytes) -> str:
+    whole = data[8:12] == b"WEBP" and len(data) >= struct.unpack_from("<I", data, 4)[0] + 8
+    return "" if whole else "truncated WebP"
+
+
+def _pointer(data: bytes) -> str:
+    return f"a git-lfs pointer of {len(data)} bytes, not the picture"
+
+
+_CHECKS: tuple[tuple[bytes, Callable[[bytes], str]], ...] = (
+    (b"\xff\xd8", _jpeg),
+    (b"\x89PNG\r\n\x1a\n", _png),
+    (b"BM", _bmp),
+    (b"RIFF", _webp),
+    (b"version https://git-lfs", _pointer),
+)
