@@ -1,1 +1,22 @@
-"""The whole build: from a float ONNX file and a data folder to a verified bundle."""
+"""From a float ONNX model and pictures to a bundle.
+
+Read in this order: request, pictures, frontend (graph, preprocessing, head), calibrate (observe, histogram,
+thresholds), workbench, lower, bench, stage, verify, gate, report; ``pipeline.run_build`` is the diagram.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avq.build.outcome import Outcome
+    from avq.plugins import PluginHost
+    from avq.progress import Reporter
+    from avq.types import Recipe
+
+
+def build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
+    """Build one bundle; see ``pipeline.run_build``. The onnx package is loaded here, not on import."""
+    from avq.build.pipeline import run_build
+
+    return run_build(recipe, host, report)

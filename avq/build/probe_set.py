@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avq.build.dataset import Item, read_picture
+from avq.build.dataset import CalibrationSet, Item, read_picture
+from avq.build.frontend import Understood
+from avq.build.request import Request
 from avq.decoders import DetectionDecoder
 from avq.errors import ModelError
 from avq.hookspecs import Session
@@ -18,13 +20,12 @@ from avq.preprocess import Preprocessor
 from avq.progress import Reporter
 from avq.types import (
     AnyArray,
-    DecoderSpec,
     Detections,
     Fidelity,
     ModelInput,
     PlanScore,
-    PreprocessSpec,
     RawOutputs,
+    SessionOptions,
 )
 
 # Boxes below this score can neither lose a box (>= 0.5, half the score) nor matter to COCO metrics.
@@ -84,39 +85,40 @@ class ProbeSet:
         return PlanScore(self.compare(self.float_detections, answers.detections), answers.sqnr_db)
 
     def compare(
-        self, reference: Sequence[Detections] | None, found: Sequence[Detections] | None, *, coco: bool = False
+        self, reference: Sequence[Detections] | None, found: Sequence[Detections] | None
     ) -> Fidelity | None:
         """Lost boxes and confidence shift of ``found`` against ``reference``; None without a decoder."""
         if reference is None or found is None:
             return None
-        return fidelity(reference, found, coco=coco)
+        return fidelity(reference, found, with_map=False)
 
 
 def prepare_probe_set(
-    items: Sequence[Item],
-    spec: PreprocessSpec,
-    decoder: DecoderSpec,
-    session: Session,
-    report: Reporter,
+    request: Request, understood: Understood, pictures: CalibrationSet, report: Reporter
 ) -> ProbeSet:
-    """Read, prepare and run the float model once over ``items``, at most MAX_PICTURES of them.
+    """Read, prepare and run the float model once over ``pictures``, at most MAX_PICTURES of them.
 
     Raises ModelError when the float model answers with NaN or Inf.
     """
-    kept = tuple(items[:MAX_PICTURES])
-    preprocessor = Preprocessor(spec)
-    decode = DetectionDecoder(decoder) if decoder.family != "none" else None
+    items = pictures.items[:MAX_PICTURES]
+    preprocessor = Preprocessor(understood.spec)
+    decode = DetectionDecoder(understood.decoder) if understood.decoder.family != "none" else None
+    options = SessionOptions(threads=request.probe_threads, optimise=False)
+    session = request.reference.open(understood.model.proto.SerializeToString(), options)
     inputs, outputs, boxes = [], [], []
-    for item in report.track(kept, "float answers", len(kept)):
-        model_input = preprocessor.prepare(read_picture(item), copy=True)
-        raw = {name: np.array(value) for name, value in session.infer(model_input.tensor).items()}
-        _require_finite(raw, item.path)
-        inputs.append(model_input)
-        outputs.append(raw)
-        if decode is not None:
-            boxes.append(decode.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+    try:
+        for item in report.track(items, "float answers", len(items)):
+            model_input = preprocessor.prepare(read_picture(item), copy=True)
+            raw = {name: np.array(value) for name, value in session.infer(model_input.tensor).items()}
+            _require_finite(raw, item.path)
+            inputs.append(model_input)
+            outputs.append(raw)
+            if decode is not None:
+                boxes.append(decode.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+    finally:
+        session.close()
     found = tuple(boxes) if decode is not None else None
-    return ProbeSet(kept, tuple(inputs), decode, tuple(outputs), found)
+    return ProbeSet(items, tuple(inputs), decode, tuple(outputs), found)
 
 
 def _require_finite(raw: RawOutputs, picture: Path) -> None:

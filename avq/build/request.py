@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class Request:
     engines: Mapping[str, Engine]
     float_engines: Mapping[str, Engine]
     reference: Engine
+
+    @property
+    def probe_threads(self) -> int:
+        """Threads for work whose time is not measured."""
+        return max(self.recipe.threads, os.cpu_count() or 1)
 
 
 def check(recipe: Recipe, host: PluginHost) -> Request:

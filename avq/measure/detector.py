@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from avq.bundle import MODEL, OpenBundle
 from avq.decoders import DetectionDecoder
-from avq.hookspecs import Session
+from avq.errors import BundleError, MachineError
+from avq.hookspecs import Engine, Session
 from avq.preprocess import Preprocessor
-from avq.types import U8, DecoderSpec, Detections, ModelInput, PreprocessSpec
+from avq.types import U8, DecoderSpec, Detections, ModelInput, PreprocessSpec, SessionOptions
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,46 @@ def open_detector(
 ) -> Detector:
     """Put the parts of a bundle (or of a model under test) together."""
     return Detector(Preprocessor(preprocess), session, DetectionDecoder(decoder), class_names)
+
+
+def detector_of(
+    bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None
+) -> Detector:
+    """Open a bundle's model on the engine it was verified with.
+
+    Args:
+        bundle: an opened bundle; its model part is verified before it is loaded.
+        engines: installed engines by name.
+        threads: None takes the threads it was verified with.
+
+    Raises:
+        BundleError: the bundle has no decoded head or a damaged part.
+        MachineError: its engine is not installed here.
+    """
+    manifest = bundle.manifest
+    if manifest.preprocess is None or manifest.decoder is None or manifest.decoder.family == "none":
+        raise BundleError(
+            f"the bundle {bundle.path} has no decoded head, so it has no boxes to give",
+            seen="decoder: none",
+            fix="build it with --decoder NAME to serve it; avq inspect shows what it holds",
+        )
+    session = open_session(bundle, engines, threads=threads)
+    return open_detector(session, manifest.preprocess, manifest.decoder, manifest.class_names)
+
+
+def open_session(
+    bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None
+) -> Session:
+    """The bundle's model on its engine, with the precision and threads it was verified with."""
+    use = bundle.manifest.engine
+    if use.name not in engines:
+        raise MachineError(
+            f"the bundle {bundle.path} runs on {use.name}, which is not installed here",
+            seen=f"installed: {', '.join(sorted(engines)) or 'none'}",
+            fix=f'pip install "avq[{use.name}]", or rebuild with --target cpu',
+        )
+    options = SessionOptions(threads=threads or use.threads, precision=use.float_precision)
+    return engines[use.name].open(bundle.read(MODEL), options)
 
 
 def detect_all(

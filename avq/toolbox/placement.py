@@ -7,7 +7,7 @@ identity branch alone, and let one scale rule a concatenation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,9 +149,8 @@ def concat_ties(graph: GraphView, quantized: Collection[str]) -> tuple[frozenset
     return tuple(frozenset(s) for s in sets.values() if len(s) > 1)
 
 
-def count_by_kind(placements: Collection[Placement]) -> Mapping[Kind, int]:
-    """How many operators of each kind can run in integers."""
-    counts: dict[Kind, int] = {}
-    for placement in placements:
-        counts[placement.kind] = counts.get(placement.kind, 0) + 1
-    return counts
+def calibration_tensors(graph: GraphView) -> list[str]:
+    """Every activation tensor that some plan may quantize: what a calibration pass should count."""
+    placements = place(graph)
+    edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
+    return sorted({edge.tensor for edge in edges})

@@ -9,6 +9,7 @@ from avq import CalibrationStats, Workbench
 from avq.toolbox import Placement, activation_point, concat_ties, residual_identity_edges, weight_point
 from avq.types import (
     Calibrator,
+    Edge,
     GraphView,
     NodePrecision,
     QuantizationPlan,
@@ -36,8 +37,12 @@ class Choice:
 
 def wanted_statistics(graph: GraphView, placements: Collection[Placement]) -> list[StatRequest]:
     """One histogram per activation tensor that some plan over ``placements`` may quantize."""
+    return [StatRequest(tensor) for tensor in dict.fromkeys(e.tensor for e in _edges(graph, placements))]
+
+
+def _edges(graph: GraphView, placements: Collection[Placement]) -> list[Edge]:
     edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
-    return [StatRequest(tensor) for tensor in dict.fromkeys(edge.tensor for edge in edges)]
+    return list(dict.fromkeys(edges))
 
 
 def assemble(
@@ -51,10 +56,10 @@ def assemble(
 ) -> QuantizationPlan:
     """The plan that follows from ``choice``; the same inputs give the same digest."""
     chosen = [p for p in placements if p.kind not in choice.float_kinds]
-    edges = [*(e for p in chosen for e in p.activations), *residual_identity_edges(graph, chosen)]
+    edges = _edges(graph, chosen)
     ties = concat_ties(graph, {e.tensor for e in edges}) if bench.symmetric_only else ()
     ranges = _ranges(stats, sorted({e.tensor for e in edges}), ties, choice)
-    points = [activation_point(e, ranges[e.tensor], symmetric=choice.symmetric) for e in dict.fromkeys(edges)]
+    points = [activation_point(e, ranges[e.tensor], symmetric=choice.symmetric) for e in edges]
     points += _weights(graph, chosen)
     return QuantizationPlan(
         graph_digest=graph.digest,

@@ -1,0 +1,100 @@
+"""One build, forward only; ``run_build`` is its diagram."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from avq.build.bench import Bench
+from avq.build.calibration import Calibration
+from avq.build.candidates import Trial, candidates_for, fastest_right
+from avq.build.frontend import Understood
+from avq.build.gate import Limits, judge
+from avq.build.outcome import Outcome
+from avq.build.pictures import open_pictures
+from avq.build.planning import Planned, make_plan
+from avq.build.probe_set import ProbeSet, prepare_probe_set
+from avq.build.report import report_page
+from avq.build.request import Request, check
+from avq.build.stage import Staged, stage
+from avq.build.understanding import understand_model
+from avq.build.verify import verify
+from avq.bundle import REPORT, publish, write_staged
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.types import Recipe, Verdict
+
+
+def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
+    """Understand, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
+
+    Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
+    folder and its report stay.
+    """
+    started_s = time.monotonic()
+    request = check(recipe, host)
+    pictures = open_pictures(recipe, report)
+    understood = understand_model(request, pictures.samples, host, report)
+    probe_set = prepare_probe_set(request, understood, pictures.held_out, report)
+    calibration = Calibration(request, understood, pictures.calibration, report)
+    planned = make_plan(request, understood, calibration, probe_set, host, report)
+    trials = _try_engines(request, understood, planned, probe_set, report)
+    chosen = fastest_right(trials, planned.plan, request)
+    staged = stage(request, understood, calibration, planned, chosen, probe_set)
+    verified = verify(staged, request, probe_set, chosen)
+    verdict = _with_findings(
+        judge(verified.measured, Limits(recipe.max_drop, recipe.budget_ms)), staged, host, recipe
+    )
+    outcome = Outcome(
+        recipe,
+        staged.folder,
+        tuple(trials),
+        chosen,
+        verified,
+        verdict,
+        staged.int8_mac_share,
+        time.monotonic() - started_s,
+    )
+    page = report_page(outcome, understood, planned, probe_set)
+    return _conclude(outcome, staged, page, host)
+
+
+def _try_engines(
+    request: Request, understood: Understood, planned: Planned, probe_set: ProbeSet, report: Reporter
+) -> Sequence[Trial]:
+    with Bench(request, understood.model.proto, planned.plan, probe_set) as bench:
+        return bench.try_all(candidates_for(request, planned.plan), report)
+
+
+def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:
+    """Plugins look at the staged bundle too; one error rejects it."""
+    errors = [f for f in host.check_bundle(staged.folder, recipe) if f.severity == "error"]
+    if not errors:
+        return verdict
+    return replace(
+        verdict,
+        accepted=False,
+        reasons=(*verdict.reasons, *(f"{f.code}: {f.what} ({f.seen})" for f in errors)),
+        fixes=(*verdict.fixes, *(f.fix for f in errors if f.fix)),
+    )
+
+
+def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost) -> Outcome:
+    """Write report and verdict into the manifest; rename when accepted or when no gate was asked for."""
+    summary = outcome.summary()
+    manifest = msgspec.structs.replace(
+        staged.manifest,
+        accepted=outcome.verdict.accepted,
+        reasons=tuple(summary["reasons"]),
+        metrics=msgspec.to_builtins({k: summary[k] for k in ("metric", "float", "chosen", "int8_mac_share")}),
+    )
+    write_staged(staged.folder, manifest, {REPORT: page.encode()})
+    if not outcome.answer_is_yes:
+        return outcome
+    publish(staged.folder, outcome.recipe.output)
+    done = replace(outcome, folder=outcome.recipe.output)
+    host.build_finished(outcome.recipe.output, done.summary())
+    return done

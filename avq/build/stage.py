@@ -1,0 +1,126 @@
+"""Put a bundle together in its staging folder, beside where it will lie."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from avq import __version__
+from avq.build.calibration import Calibration
+from avq.build.candidates import FLOAT, Trial
+from avq.build.frontend import Understood
+from avq.build.lower import lower, saturation_probe
+from avq.build.macs import int8_mac_share
+from avq.build.planning import Planned
+from avq.build.probe_set import ProbeSet
+from avq.build.request import Request
+from avq.bundle import (
+    GOLDEN,
+    MODEL,
+    PLAN_ARRAYS,
+    PLAN_JSON,
+    PROBE,
+    CalibrationUse,
+    EngineUse,
+    Manifest,
+    StrategyUse,
+    staging_folder,
+    write_staged,
+)
+from avq.bundle_plan import plan_to_parts
+from avq.engines.isa import instruction_set
+from avq.hookspecs import Session
+from avq.types import SessionOptions
+
+GOLDEN_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A bundle that nobody serves yet.
+
+    Attributes:
+        folder: the staging folder.
+        manifest: sealed, accepted False until the gate has spoken.
+        int8_mac_share: share of multiply-adds with eight-bit data and weights.
+    """
+
+    folder: Path
+    manifest: Manifest
+    int8_mac_share: float
+
+
+def stage(
+    request: Request,
+    understood: Understood,
+    calibration: Calibration,
+    planned: Planned,
+    chosen: Trial,
+    probe_set: ProbeSet,
+) -> Staged:
+    """Write every part but the report; the manifest says accepted: false."""
+    plan, candidate = planned.plan, chosen.candidate
+    proto = understood.model.proto
+    float_model = proto.SerializeToString()
+    model = float_model if candidate.encoding == FLOAT else lower(proto, plan, candidate.encoding)
+    parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: _golden(model, chosen, request, probe_set)}
+    if plan.points:
+        parts[PLAN_JSON], parts[PLAN_ARRAYS] = plan_to_parts(plan)
+        parts[PROBE] = saturation_probe(proto, plan).SerializeToString()
+    folder = staging_folder(request.recipe.output)
+    manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
+    return Staged(folder, manifest, int8_mac_share(understood.model.view, plan))
+
+
+def _manifest(
+    request: Request, understood: Understood, calibration: Calibration, planned: Planned, chosen: Trial
+) -> Manifest:
+    view, used = understood.model.view, calibration.used
+    engine = request.float_engines[chosen.candidate.engine]
+    plan = planned.plan
+    return Manifest(
+        avq_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        accepted=False,
+        strategy=StrategyUse(name=request.recipe.strategy, owner=plan.owner, version=plan.owner_version),
+        target=request.recipe.target,
+        engine=EngineUse(
+            name=engine.name,
+            version=engine.status().version,
+            precision=chosen.runs_in,
+            float_precision=chosen.candidate.precision,
+            threads=request.recipe.threads,
+            encoding="" if chosen.candidate.encoding == FLOAT else chosen.candidate.encoding,
+        ),
+        isa=instruction_set(),
+        input=view.inputs[0],
+        outputs=view.outputs,
+        preprocess=understood.spec,
+        decoder=understood.decoder,
+        class_names=understood.class_names,
+        graph_digest=view.digest,
+        plan_digest=plan.digest if plan.points else "",
+        calibration=CalibrationUse(images=len(used.images), digest=used.digest) if used is not None else None,
+    )
+
+
+def _golden(model: bytes, chosen: Trial, request: Request, probe_set: ProbeSet) -> bytes:
+    """Inputs with the engine's own answers: what a start-up or another machine compares itself with."""
+    candidate = chosen.candidate
+    options = SessionOptions(threads=request.recipe.threads, precision=candidate.precision)
+    session: Session = request.float_engines[candidate.engine].open(model, options)
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        for index, model_input in enumerate(probe_set.inputs[:GOLDEN_FRAMES]):
+            arrays[f"input_{index}"] = model_input.tensor
+            for name, value in session.infer(model_input.tensor).items():
+                arrays[f"output_{index}:{name}"] = np.array(value)
+    finally:
+        session.close()
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    return packed.getvalue()

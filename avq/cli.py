@@ -1,0 +1,232 @@
+"""Every command: parse, one library call, exit code (0 fine, 1 the answer is no, 2 wrong request, 3 not here)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from avq import __version__
+from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, key_values, model_options
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(cls=AvqGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="avq")
+def cli() -> None:
+    """Build INT8 detection engines that are measured, serve them inside a latency budget, and say why."""
+
+
+@command(cli)
+@click.option(
+    "-o", "--output", type=_PATH, default=Path("avq-demo"), show_default=True, help="where to write"
+)
+@click.option("--frames", type=click.IntRange(min=1), default=300, show_default=True, help="frames to serve")
+def demo(call: Call, output: Path, frames: int) -> int:
+    """The whole story on built-in scenes: build, evaluate, serve, report. No arguments, no network."""
+    from avq.demo import run_demo
+
+    result = run_demo(output, frames=frames, report=call.report)
+    return call.answer(result.summary(), result.tables(), result.closing())
+
+
+@command(cli)
+def doctor(call: Call) -> int:
+    """What can be built and run on this machine, and why not."""
+    from avq.doctor import examine, rows
+
+    findings = examine()
+    return call.answer(findings, [("What this machine can do", rows(findings))])
+
+
+@command(cli)
+def plugins(call: Call) -> int:
+    """Every installed plugin with its hooks, names and options."""
+    from avq.plugins import PluginHost
+
+    listing = PluginHost().listing()
+    return call.answer({"plugins": listing}, [("Plugins", listing)])
+
+
+@command(cli)
+@click.argument("model", type=_PATH, required=False)
+@click.option("--data", type=_PATH, help="calibration pictures: a folder, or a set with index.csv")
+@click.option("--strategy", help="a registered quantizer, or float  [default: static]")
+@click.option("--target", help="cpu, onnxruntime, openvino, tensorrt, tensorrt-rtx  [default: cpu]")
+@click.option("--option", "options", multiple=True, metavar="K=V", help="an option of the strategy")
+@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="wanted p50 of the engine")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated loss in percent")
+@click.option("--no-gate", is_flag=True, help="write the bundle even when it is refused, with accepted:false")
+@click.option("--labels", type=_PATH, help="COCO json for the pictures")
+@click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
+@click.option("--calibration", type=_PATH, help="an .avqcal file instead of a calibration pass")
+@model_options
+@click.option("--threads", type=click.IntRange(min=1), help="threads of the engine  [default: 1]")
+@click.option("--gpu-arch", help="compute capabilities for GPU targets, such as sm89")
+@click.option("--recipe", type=_PATH, help="a TOML recipe; flags override it")
+@click.option("-o", "--output", type=_PATH, help="the bundle folder to write")
+def build(call: Call, recipe: Path | None, **flags: Any) -> int:
+    """Build a bundle: calibrate, plan, try every engine, and pass it through the gate."""
+    from avq.build import build as build_bundle
+    from avq.config import recipe_from
+
+    outcome = build_bundle(recipe_from(recipe, flags), call.host(), call.report)
+    return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
+
+
+@cli.group(cls=DefaultCommandGroup, default="run")
+def calibrate() -> None:
+    """Histograms of a model's activations: avq calibrate MODEL --data DIR -o FILE, or merge, or thresholds."""
+
+
+@command(calibrate, name="run", hidden=True)
+@click.argument("model", type=_PATH)
+@click.option("--data", type=_PATH, required=True, help="calibration pictures")
+@click.option("--shard", metavar="I/N", help="only the pictures of shard I of N, counted from 0")
+@model_options
+@click.option("-o", "--output", type=_PATH, required=True, help="the .avqcal file to write")
+def calibrate_run(call: Call, **arguments: Any) -> int:
+    """Count one model's activations over pictures."""
+    from avq.build.calibration import calibrate_model
+
+    return call.answer(calibrate_model(**arguments, host=call.host(), report=call.report))
+
+
+@command(calibrate)
+@click.argument("files", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, required=True, help="the .avqcal file to write")
+def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
+    """Add the counts of shards of one calibration."""
+    from avq.build.calibration import merge_files
+
+    return call.answer(merge_files(files, output))
+
+
+@command(calibrate)
+@click.argument("file", type=_PATH)
+@click.option(
+    "--option", "options", multiple=True, metavar="K=V", help="calibrator, percentile, bits, symmetric"
+)
+def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
+    """Ranges of every tensor by any method, from counts alone: no inference."""
+    from avq.build.calibration import thresholds_of
+
+    answer = thresholds_of(file, key_values(options))
+    rows = [{"tensor": name, **values} for name, values in answer["tensors"].items()]
+    return call.answer(answer, [("Thresholds", rows)])
+
+
+@command(cli, name="eval")
+@click.argument("subject", metavar="BUNDLE|MODEL", type=_PATH)
+@click.option("--data", type=_PATH, required=True, help="pictures")
+@click.option("--labels", type=_PATH, help="COCO json")
+@click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
+@click.option("--reference", type=_PATH, help="a bundle or model whose boxes are the truth")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@model_options
+def evaluate(call: Call, **arguments: Any) -> int:
+    """Accuracy against labels, or fidelity to the float model."""
+    from avq.assess import evaluate as evaluate_subject
+
+    answer = evaluate_subject(**arguments, host=call.host(), report=call.report)
+    return call.answer(answer)
+
+
+@command(cli)
+@click.argument("bundles", metavar="BUNDLE...", type=_PATH, nargs=-1, required=True)
+@click.option("--frames", type=click.IntRange(min=10), default=200, show_default=True, help="rounds to time")
+def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
+    """Time bundles interleaved; ratio = time(a) / time(b) with its 95 % interval."""
+    from avq.assess import bench as bench_bundles
+
+    answer = bench_bundles(bundles, rounds=frames, host=call.host())
+    return call.answer(answer, [("Latency", answer["entries"]), ("Ratios, paired", answer["ratios"])])
+
+
+@command(cli)
+@click.argument("config", type=_PATH, required=False)
+@click.option("--bundle", type=_PATH, help="the bundle to serve")
+@click.option("--source", metavar="URI", help="scene://, a file, a folder, rtsp://, v4l2://, log.mcap")
+@click.option("--log", type=_PATH, help="record an MCAP log")
+@click.option("--frames", type=click.IntRange(min=1), help="stop after so many captured frames")
+@click.option("--deadline-ms", type=click.FloatRange(min=0, min_open=True), help="capture to publish")
+@click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
+@click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
+@click.option("--allow-unaccepted", is_flag=True, help="serve a bundle that the gate refused")
+def run(call: Call, **flags: Any) -> int:
+    """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
+    from avq.serve import serve_from_flags
+
+    summary = serve_from_flags(**flags, json_lines=call.json, host=call.host(), report=call.report)
+    return call.answer(summary, line=True)
+
+
+@command(cli)
+@click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=_PATH)
+def inspect(call: Call, subject: Path) -> int:
+    """What a bundle, model, plan or calibration file holds."""
+    from avq.assess import inspect as inspect_subject
+
+    return call.answer(inspect_subject(subject))
+
+
+@command(cli)
+@click.argument("a", metavar="BUNDLE_A", type=_PATH)
+@click.argument("b", metavar="BUNDLE_B", type=_PATH)
+def diff(call: Call, a: Path, b: Path) -> int:
+    """What two bundles decided differently; exit code 1 when anything differs."""
+    from avq.assess import diff as diff_bundles
+
+    answer = diff_bundles(a, b)
+    rows: list[Mapping[str, object]] = list(answer["differences"])
+    return call.answer(answer, [("Differences", rows)], yes=not rows)
+
+
+@command(cli)
+@click.argument("model", type=_PATH)
+@click.option("--target", default="tensorrt", show_default=True, help="whose rules")
+def lint(call: Call, model: Path, target: str) -> int:
+    """What a runtime would reject or, worse, silently misread."""
+    from avq.assess import lint_file
+
+    answer = lint_file(model, target)
+    return call.answer(
+        answer,
+        [("Findings", answer["findings"])],
+        yes=not any(f["severity"] == "error" for f in answer["findings"]),
+    )
+
+
+@cli.group(cls=AvqGroup)
+def config() -> None:
+    """Check configuration files, or print their schema."""
+
+
+@command(config)
+@click.argument("file", type=_PATH)
+def check(call: Call, file: Path) -> int:
+    """Check a run or recipe file; errors name file:line and the nearest valid key."""
+    from avq.config import check_file
+
+    return call.answer({"file": str(file), "kind": check_file(file), "valid": True})
+
+
+@command(config)
+@click.argument("kind", type=click.Choice(["run", "recipe"]), default="run")
+def schema(call: Call, kind: str) -> int:
+    """The JSON schema of a configuration file."""
+    from avq.config import json_schema
+
+    return call.answer(json_schema(kind), always_json=True)
+
+
+def main() -> None:
+    """Entry point of the ``avq`` command."""
+    sys.exit(cli.main(standalone_mode=True))
+
+
+Handler = Callable[..., int]

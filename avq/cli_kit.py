@@ -1,0 +1,168 @@
+"""What all commands share: --json, one answer, errors with exit codes, nearest names."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from avq.errors import AvqError, RequestError, nearest
+from avq.terminal import Terminal, as_table
+
+if TYPE_CHECKING:
+    from avq.plugins import PluginHost
+
+Tables = Sequence[tuple[str, Sequence[Mapping[str, object]]]]
+
+
+class Call:
+    """One run of one command.
+
+    Attributes:
+        json: machines are reading: one object on standard output.
+        report: where progress goes (standard error).
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.json = as_json
+        self.report = Terminal(quiet=as_json)
+
+    def host(self) -> PluginHost:
+        from avq.plugins import PluginHost
+
+        return PluginHost()
+
+    def answer(
+        self,
+        answer: Mapping[str, Any],
+        tables: Tables = (),
+        closing: Sequence[str] = (),
+        *,
+        yes: bool = True,
+        line: bool = False,
+        always_json: bool = False,
+    ) -> int:
+        """Print the answer for whoever reads, and return the exit code."""
+        if self.json or always_json:
+            click.echo(json.dumps(_plain(answer), indent=None if line else 2))
+        else:
+            _print(answer, tables, closing)
+        return 0 if yes else 1
+
+
+def _print(answer: Mapping[str, Any], tables: Tables, closing: Sequence[str]) -> None:
+    console = Console(highlight=False)
+    if not tables:
+        tables = [("", [{"": key, " ": _short(value)} for key, value in answer.items()])]
+    for title, rows in tables:
+        console.print(as_table(title, rows) if rows else f"{title}: none")
+    for text in closing:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _short(value: Any) -> object:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(_short(item)) for item in value) or "-"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return _plain(value.item())
+    return str(value) if isinstance(value, Path) else value
+
+
+class AvqGroup(click.Group):
+    """A group that names the nearest command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"no command '{args[0]}': {nearest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class DefaultCommandGroup(click.Group):
+    """A group whose first argument may be a file: then the default command takes it."""
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
+
+
+def command(
+    group: click.Group, name: str | None = None, *, hidden: bool = False
+) -> Callable[[Callable[..., int]], click.Command]:
+    """Register a handler: it gets a Call, returns the exit code, and may raise AvqError."""
+
+    def register(handler: Callable[..., int]) -> click.Command:
+        @functools.wraps(handler)
+        def run(as_json: bool, **arguments: Any) -> None:
+            call = Call(as_json=as_json)
+            sys.exit(_guarded(call, lambda: handler(call, **arguments)))
+
+        with_json = click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
+        title = name if name is not None else handler.__name__.replace("_", "-")
+        return group.command(name=title, hidden=hidden)(with_json(run))
+
+    return register
+
+
+def _guarded(call: Call, body: Callable[[], int]) -> int:
+    try:
+        return body()
+    except AvqError as error:
+        call.report.error(str(error))
+        if call.json:
+            problem = {"what": error.what, "seen": error.seen, "fix": error.fix}
+            click.echo(json.dumps({"error": problem, "exit_code": error.exit_code}))
+        return error.exit_code
+    except KeyboardInterrupt:
+        call.report.error("interrupted; nothing half-written was left behind")
+        return 130
+
+
+def model_options(handler: Callable[..., int]) -> Callable[..., int]:
+    """Flags of every command that reads a float model."""
+    for option in (
+        click.option("--classes", help="class-name file, or coco"),
+        click.option("--preprocess", help="preset name or JSON file"),
+        click.option("--decoder", help="head family, or none"),
+    ):
+        handler = option(handler)
+    return handler
+
+
+def key_values(entries: Sequence[str]) -> dict[str, str]:
+    """``("a=1", "b=2")`` as a mapping; RequestError on anything else."""
+    table: dict[str, str] = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals or not key:
+            raise RequestError(
+                "an option must read key=value", seen=entry, fix="for example: --option calibrator=mse"
+            )
+        table[key] = value
+    return table
