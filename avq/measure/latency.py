@@ -99,13 +99,25 @@ def ratio_interval(a: LatencySamples, b: LatencySamples) -> tuple[float, float, 
     logs = np.log(np.maximum(a.ns, 1) / np.maximum(b.ns, 1))
     medians = np.median(logs[_resampled_rounds(logs.size)], axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    middle = float(np.median(logs))
-    return float(np.exp(middle)), float(np.exp(min(low, middle))), float(np.exp(max(high, middle)))
+    middle, wider = float(np.median(logs)), _small_sample_factor(logs.size)
+    lower = middle - wider * max(middle - low, 0.0)
+    upper = middle + wider * max(high - middle, 0.0)
+    return float(np.exp(middle)), float(np.exp(lower)), float(np.exp(upper))
+
+
+def _block_length(rounds: int) -> int:
+    return max(1, round(rounds ** (1 / 3)))
+
+
+def _small_sample_factor(rounds: int) -> float:
+    """Few blocks make the bootstrap too sure of itself: Student's t over the normal quantile, first order."""
+    free = max(rounds / _block_length(rounds) - 1.0, 1.0)
+    return float((1.0 + (1.96**2 + 1.0) / (4.0 * free)) * np.sqrt((free + 1.0) / free))
 
 
 def _resampled_rounds(rounds: int) -> I64:
     """(resamples, rounds) indices: circular blocks of about the cube root of the rounds."""
-    block = max(1, round(rounds ** (1 / 3)))
+    block = _block_length(rounds)
     rng = np.random.default_rng(_SEED)
     starts = rng.integers(0, rounds, (_RESAMPLES, -(-rounds // block)))
     indices = (starts[:, :, None] + np.arange(block)) % rounds
