@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from avq.engines.onnxruntime import OnnxRuntimeEngine
 from avq.engines.openvino import OpenVinoEngine
 from avq.errors import RequestError, nearest
-from avq.hookspecs import Engine
+from avq.hookspecs import Engine, hookimpl
 
 
 def builtin_engines() -> tuple[Engine, ...]:
@@ -26,4 +26,9 @@ def engine_by_name(name: str, engines: Iterable[Engine] | None = None) -> Engine
     return table[name]
 
 
-__all__ = ["builtin_engines", "engine_by_name"]
+@hookimpl
+def avq_register_engines() -> tuple[Engine, ...]:
+    return builtin_engines()
+
+
+__all__ = ["avq_register_engines", "builtin_engines", "engine_by_name"]
