@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def examine(engines: Sequence[Engine] | None = None, host: PluginHost | None = N
     """
     messages: list[str] = []
     if host is None:
-        host = _load_plugins(messages)
+        host = _safely(PluginHost, messages, None)
     chosen = _engines(host, messages) if engines is None else tuple(engines)
     return {
         "engines": [asdict(status) for status in _statuses(chosen)],
@@ -74,10 +76,6 @@ def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
 
 def _row(kind: str, name: str, state: str, version: str = "", why: str = "") -> dict[str, object]:
     return {"kind": kind, "name": name, "state": state, "version": version, "why": why}
-
-
-def _load_plugins(messages: list[str]) -> PluginHost | None:
-    return _safely(PluginHost, messages, None)
 
 
 def _engines(host: PluginHost | None, messages: list[str]) -> tuple[Engine, ...]:
@@ -150,10 +148,24 @@ def _codecs() -> list[dict[str, object]]:
 
 def _codec(name: str, path: Path, fourcc: str) -> dict[str, object]:
     try:
-        why = _write_and_read(path, fourcc)
+        with _muted():
+            why = _write_and_read(path, fourcc)
     except Exception as error:  # OpenCV builds differ in what they raise
         why = f"{type(error).__name__}: {error}"
     return {"name": name, "works": not why, "why": why}
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on standard error: the video library talks past every Python setting."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _write_and_read(path: Path, fourcc: str) -> str:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 GROUP = "avq"
 
+#: Rooms of avq that register through the same hooks as anyone else; always loaded, found without metadata.
+_BUILT_IN = {"engines": "avq.engines"}
+
 #: Registering hook -> how the objects it brings are called, and the names each of them takes.
 _KINDS: dict[str, tuple[str, Callable[[Any], Iterable[str]]]] = {
     "avq_register_quantizers": ("quantizer", lambda thing: (thing.name,)),
@@ -260,20 +263,23 @@ def _option_lines(thing: Any) -> list[str]:
 
 def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.EntryPoint]]:
     """Installed entry points by name; only the allowed ones."""
+    built_in = [importlib.metadata.EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()]
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value))
     installed = sorted({p.name for p in points})
     for name in allow or ():
         if name not in installed:
             raise PluginError(f"the plugin '{name}' is not installed", fix=nearest(name, installed))
-    chosen = (p for p in points if allow is None or p.name in allow)
+    chosen = built_in + [p for p in points if allow is None or p.name in allow]
     # An editable install can be listed twice, by its source folder and by its wheel.
-    unique = {(p.name, p.value): (_owner(p), p) for p in chosen}
-    return list(unique.values())
+    unique = {(p.name, p.value): (_owner(p), p) for p in reversed(chosen)}
+    return sorted(unique.values(), key=lambda found: found[0].name)
 
 
 def _owner(point: importlib.metadata.EntryPoint) -> Owner:
     package = point.dist
-    return Owner(point.name, package.name if package else point.value, package.version if package else "")
+    if package is None:
+        return Owner(point.name, "avq", "")
+    return Owner(point.name, package.name, package.version)
 
 
 def _loaded(owner: Owner, point: importlib.metadata.EntryPoint) -> object:
