@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
 
 from avq.types.detection import Detections
 
@@ -50,3 +54,23 @@ class Published:
     late: bool
     mode: str
     bundle_digest: str
+
+    def as_message(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The line sinks write (the keys are the command contract); pixels to 0.001, scores to 0.00001."""
+        seen = self.detections
+        boxes = np.round(seen.boxes_xyxy_px.astype(np.float64), 3).tolist()
+        scores = np.round(seen.scores.astype(np.float64), 5).tolist()
+        names = (labels[i] if i < len(labels) else str(i) for i in seen.class_ids.tolist())
+        return {
+            "camera": seen.camera,
+            "seq": seen.seq,
+            "t_capture_ns": seen.t_capture_ns,
+            "age_ms": round(self.age_ns / 1e6, 3),
+            "late": self.late,
+            "mode": self.mode,
+            "bundle": self.bundle_digest,
+            "detections": [
+                {"label": name, "score": score, "box_xyxy_px": box}
+                for name, score, box in zip(names, scores, boxes, strict=True)
+            ],
+        }

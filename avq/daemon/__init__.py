@@ -1,0 +1,24 @@
+"""The daemon: capture processes, an inbox, one loop, sinks on their own threads, and exact books."""
+
+from __future__ import annotations
+
+from avq.daemon.kinds import recorder, sink_types, source_types
+from avq.daemon.loop import RunOptions, serve_bundle, warm_up
+from avq.daemon.metrics import Failure, RunSummary
+from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.step import Parts, step
+
+__all__ = [
+    "Failure",
+    "Parts",
+    "Pipeline",
+    "RunOptions",
+    "RunSummary",
+    "Turn",
+    "recorder",
+    "serve_bundle",
+    "sink_types",
+    "source_types",
+    "step",
+    "warm_up",
+]

@@ -1,0 +1,152 @@
+"""The daemon's side of one capture process: start it, hear it, give slots back, end it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import avq
+from avq import errors
+from avq.daemon.messages import STOP, CaptureSettings, Failed, Message, Unframer, decode, framed
+from avq.daemon.slots import Slot
+from avq.errors import AvqError, MachineError
+from avq.types import U8
+
+SLOTS = 4
+_NOISE_BYTES = 4096
+_QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8", "OPENCV_VIDEOIO_DEBUG": "0"}
+
+
+class CaptureProcess:
+    """One killable child that reads one camera.
+
+    Args:
+        settings: sent over the pipe, not the command line, which everybody may read.
+        slots: pictures that may be under way at once.
+    """
+
+    def __init__(self, settings: CaptureSettings, slots: int = SLOTS) -> None:
+        self.settings = settings
+        self._slots = [Slot.create() for _ in range(slots)]
+        self._lock = threading.Lock()  # give_back comes from other threads than close
+        self._unframer = Unframer()
+        self._noise = b""
+        self.announce_fd, child_announce = os.pipe()
+        child_credit, self._credit_fd = os.pipe()
+        self.noise_fd = -1
+        try:
+            self._process = self._spawn(child_announce, child_credit)
+        finally:
+            os.close(child_announce)
+            os.close(child_credit)
+        os.set_blocking(self.announce_fd, False)
+        self._tell(framed(settings))
+
+    def _spawn(self, announce_fd: int, credit_fd: int) -> subprocess.Popen[bytes]:
+        inherited = (announce_fd, credit_fd, *(slot.fd for slot in self._slots))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "avq.daemon.capture_process", *map(str, inherited)],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the daemon
+        )
+        assert process.stderr is not None
+        self.noise_fd = process.stderr.fileno()
+        os.set_blocking(self.noise_fd, False)
+        return process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def hear(self) -> list[Message] | None:
+        """Messages that have come, without waiting; None when the child has closed its side."""
+        try:
+            data = os.read(self.announce_fd, 65536)
+        except BlockingIOError:
+            return []
+        return [decode(body) for body in self._unframer.feed(data)] if data else None
+
+    def swallow_noise(self) -> bool:
+        """Keep the tail of what libraries print to standard error; False at its end."""
+        try:
+            data = os.read(self.noise_fd, 65536)
+        except BlockingIOError:
+            return True
+        self._noise = (self._noise + data)[-_NOISE_BYTES:]
+        return bool(data)
+
+    def pixels(self, slot: int, width_px: int, height_px: int) -> U8:
+        """The picture in a slot, valid until ``give_back(slot)``."""
+        return self._slots[slot].pixels(width_px, height_px)
+
+    def give_back(self, slot: int) -> None:
+        """The child may write this slot again."""
+        self._tell(bytes([slot]))
+
+    def ask_to_stop(self) -> None:
+        """The child ends after the read it is in."""
+        self._tell(bytes([STOP]))
+
+    def _tell(self, data: bytes) -> None:
+        with self._lock:
+            if self._credit_fd >= 0:
+                with suppress(BrokenPipeError):  # it is dead: the announcing pipe tells so, in order
+                    os.write(self._credit_fd, data)
+
+    def kill(self) -> None:
+        """End the child now, whatever it is doing."""
+        self._process.kill()
+
+    def close(self, grace_s: float = 1.0) -> None:
+        """Close the pipes, wait ``grace_s`` for the child, then kill it; leaves no process, no descriptor."""
+        with self._lock:
+            if self._credit_fd < 0:
+                return
+            os.close(self._credit_fd)
+            self._credit_fd = -1
+        os.close(self.announce_fd)
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        self.swallow_noise()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        for slot in self._slots:
+            slot.close()
+
+    def death(self) -> AvqError:
+        """Why a closed child ended without saying so."""
+        code = self._process.returncode
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        tail = self._noise.decode("utf-8", "replace").strip().splitlines()
+        return MachineError(
+            f"the capture process of camera '{self.settings.camera}' died",
+            seen=f"{how}" + (f"; {tail[-1]}" if tail else ""),
+            fix="a decoder crashed or the system killed it (memory?): see 'dmesg' and the source",
+        )
+
+
+def _environment() -> dict[str, str]:
+    """Quiet libraries, and the same avq first on the path, whatever the working directory holds."""
+    home = str(Path(avq.__file__).resolve().parents[1])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **_QUIET, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def error_of(failed: Failed) -> AvqError:
+    """The error the child raised, as the class it was."""
+    kind = getattr(errors, failed.kind, errors.DataError)
+    known: type[AvqError] = (
+        kind if isinstance(kind, type) and issubclass(kind, AvqError) else errors.DataError
+    )
+    return known(failed.what, seen=failed.seen, fix=failed.fix)

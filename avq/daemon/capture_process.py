@@ -1,0 +1,211 @@
+"""The capture process: a fresh interpreter that reads one source and may be killed at any time.
+
+Started as ``python -m avq.daemon.capture_process ANNOUNCE_FD CREDIT_FD SLOT_FD...``. It shares no lock with the
+daemon: pictures go through slots it owns until it announces them, and it ends when the daemon's pipe closes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
+
+from avq.daemon.messages import (
+    STOP,
+    Captured,
+    CaptureSettings,
+    Ended,
+    Failed,
+    Opened,
+    Unframer,
+    decode_settings,
+    framed,
+)
+from avq.daemon.slots import Slot
+from avq.errors import AvqError
+from avq.hookspecs import FrameSource, SourceType
+from avq.types import U8
+
+NO_FREE_SLOT = "no_free_slot"
+_DEFAULT_FPS = 30.0
+
+
+class Link:
+    """The two pipes to the daemon. A thread collects free slots, so a hung source cannot keep us alive."""
+
+    def __init__(self, announce_fd: int, credit_fd: int, slots: int) -> None:
+        self.stopping = threading.Event()
+        self._announce_fd = announce_fd
+        self._credit_fd = credit_fd
+        self._free: SimpleQueue[int] = SimpleQueue()
+        for index in range(slots):
+            self._free.put(index)
+
+    def settings(self) -> CaptureSettings:
+        """Wait for the first message; what follows it are single bytes."""
+        unframer = Unframer()
+        while data := os.read(self._credit_fd, 1):
+            for body in unframer.feed(data):
+                threading.Thread(target=self._collect, daemon=True).start()
+                return decode_settings(body)
+        os._exit(0)
+
+    def _collect(self) -> None:
+        while data := os.read(self._credit_fd, 4096):
+            for byte in data:
+                if byte == STOP:
+                    self.stopping.set()
+                self._free.put(byte)  # STOP also wakes a capture that waits for a slot
+        os._exit(0)  # the daemon is gone
+
+    def free_slot(self, *, wait: bool) -> int | None:
+        """A slot we may write; None when there is none (or the daemon wants us to stop)."""
+        try:
+            slot = self._free.get(block=wait)
+        except Empty:
+            return None
+        return None if slot == STOP else slot
+
+    def keep(self, slot: int) -> None:
+        """Take back a slot that was not used."""
+        self._free.put(slot)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Announce; blocks while the pipe is full."""
+        data = memoryview(framed(message))
+        while data:
+            data = data[os.write(self._announce_fd, data) :]
+
+
+class Pacer:
+    """Releases a recorded source at its own frame rate, where the newest frame is to win."""
+
+    def __init__(self, fps: float) -> None:
+        self._period_ns = int(1e9 / (fps or _DEFAULT_FPS))
+        self._due_ns = time.monotonic_ns()
+
+    def wait(self) -> None:
+        time.sleep(max(0, self._due_ns - time.monotonic_ns()) / 1e9)
+        self._due_ns += self._period_ns
+
+
+class Pump:
+    """Moves pictures from the source into slots and counts what found none."""
+
+    def __init__(self, source: FrameSource, settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
+        self._source = source
+        self._settings = settings
+        self._link = link
+        self._slots = slots
+        self._no_free_slot = 0
+        self._every = settings.policy == "every" or (settings.policy == "auto" and not source.live)
+        self._pacer = None if self._every or source.live else Pacer(source.fps)
+
+    def run(self) -> None:
+        """Until the source ends, the limit is reached or the daemon asks to stop."""
+        self._link.send(Opened(self._source.live, self._every, self._source.fps))
+        read, limit = 0, self._settings.limit_if_every if self._every else None
+        while not self._link.stopping.is_set() and (limit is None or read < limit):
+            slot = self._link.free_slot(wait=True) if self._every else None
+            if self._link.stopping.is_set() or (got := self._source.read()) is None:
+                break
+            if self._pacer is not None:
+                self._pacer.wait()
+                got = (got[0], time.monotonic_ns())
+            self._hand_over(got, self._link.free_slot(wait=False) if slot is None else slot, read)
+            read += 1
+
+    def _hand_over(self, got: tuple[U8, int], slot: int | None, read: int) -> None:
+        if slot is None:
+            self._no_free_slot += 1
+            return
+        pixels, t_capture_ns = got
+        self._slots[slot].write(pixels)
+        lost = self.lost()
+        seq = self._settings.first_seq + read + sum(self._source_lost().values())
+        self._link.send(Captured(slot, seq, t_capture_ns, pixels.shape[1], pixels.shape[0], lost))
+
+    def _source_lost(self) -> Mapping[str, int]:
+        lost: Mapping[str, int] = getattr(self._source, "lost", {})
+        return lost
+
+    def lost(self) -> dict[str, int]:
+        """Frames dropped here so far, by cause: no slot was free, or the source could not read them."""
+        own = {NO_FREE_SLOT: self._no_free_slot} if self._no_free_slot else {}
+        return {**own, **self._source_lost()}
+
+    @property
+    def remark(self) -> str:
+        return str(getattr(self._source, "remark", ""))
+
+
+def source_types(providers: tuple[str, ...]) -> list[SourceType]:
+    """Source types of all ``module:function`` providers."""
+    types: list[SourceType] = []
+    for provider in providers:
+        module, _, function = provider.partition(":")
+        types.extend(getattr(importlib.import_module(module), function)())
+    return types
+
+
+def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
+    """Open the source, pump it dry, and tell how it ended; no error leaves this function."""
+    pump: Pump | None = None
+    try:
+        source = _open(settings)
+        try:
+            pump = Pump(source, settings, link, slots)
+            pump.run()
+            link.send(Ended(pump.lost(), pump.remark))
+        finally:
+            source.close()
+    except BrokenPipeError:
+        return
+    except Exception as error:
+        link.send(_failure(error, pump.lost() if pump else {}))
+
+
+def _open(settings: CaptureSettings) -> FrameSource:
+    import cv2
+
+    from avq.sources.uri import open_source
+
+    cv2.setNumThreads(1)
+    return open_source(
+        settings.uri,
+        source_types(settings.providers),
+        open_timeout_ms=settings.open_timeout_ms,
+        read_timeout_ms=settings.read_timeout_ms,
+    )
+
+
+def _failure(error: Exception, lost: dict[str, int]) -> Failed:
+    if isinstance(error, AvqError):
+        return Failed(type(error).__name__, error.what, error.seen, error.fix, lost)
+    where = traceback.format_exception_only(type(error), error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    last = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return Failed("PluginError", f"the source broke: {where}", last, "report it to the source's author", lost)
+
+
+def main(argv: list[str]) -> Any:
+    """Entry of the process; the arguments are descriptors it inherited."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when we end, by its pipe
+        signal.signal(ignored, signal.SIG_IGN)
+    announce_fd, credit_fd, *slot_fds = (int(text) for text in argv)
+    link = Link(announce_fd, credit_fd, len(slot_fds))
+    capture(link.settings(), link, [Slot(fd) for fd in slot_fds])
+    os._exit(0)  # no exit handlers: a decoder's thread must not hold us
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,184 @@
+"""Frames that wait for the engine: the newest per camera, or every one, and exact books of both.
+
+Pure data: no thread, no clock. ``SharedInbox`` puts a lock around it and lets the loop wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from avq.daemon.ledger import STOPPED, SUPERSEDED, Account, Ledger
+from avq.types import Frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrival:
+    """A frame on its way, with what must happen when nobody needs its pixels any more.
+
+    Attributes:
+        frame: its pixels are borrowed until ``release`` is called.
+        live: False for files: they wait for us, so their frames are captured when they are taken.
+        release: gives the slot back; called exactly once, by whoever ends the frame's way.
+    """
+
+    frame: Frame
+    live: bool = True
+    release: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Camera:
+    every: bool
+    ledger: Ledger = field(default_factory=Ledger)
+    waiting: deque[Arrival] = field(default_factory=deque)
+    open: bool = True
+
+
+class Inbox:
+    """Cameras take turns; within one camera frames keep their order."""
+
+    def __init__(self) -> None:
+        self._cameras: dict[str, _Camera] = {}
+        self._turns: deque[str] = deque()
+        self._working: dict[str, int] = {}
+
+    def open_camera(self, camera: str, *, every: bool) -> None:
+        """``every``: frames queue up (the source waits for slots). Otherwise a newer frame replaces an older."""
+        known = self._cameras.get(camera)
+        if known is None:
+            self._cameras[camera] = _Camera(every)
+            self._turns.append(camera)
+        else:
+            known.every, known.open = every, True
+            known.ledger.replaced()
+
+    def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
+        """No more frames will come; ``lost`` are its capture process's last cumulative drops, when it told."""
+        known = self._cameras.setdefault(camera, _Camera(every=True))
+        known.open = False
+        if lost is not None:
+            known.ledger.lost_so_far(lost)
+
+    def offer(self, arrival: Arrival, lost: dict[str, int]) -> Arrival | None:
+        """Take a frame in; returns the one it superseded, whose pixels must be released."""
+        camera = self._cameras[arrival.frame.camera]
+        camera.ledger.announced(lost)
+        old = camera.waiting.popleft() if camera.waiting and not camera.every else None
+        if old is not None:
+            camera.ledger.dropped[SUPERSEDED] += 1
+        camera.waiting.append(arrival)
+        return old
+
+    def take(self) -> Arrival | None:
+        """The next frame of the camera that has waited longest for its turn; it counts as in flight."""
+        for _ in range(len(self._turns)):
+            name = self._turns[0]
+            self._turns.rotate(-1)
+            if self._cameras[name].waiting:
+                self._working[name] = self._working.get(name, 0) + 1
+                return self._cameras[name].waiting.popleft()
+        return None
+
+    def finished(self, camera: str, dropped: str | None = None) -> None:
+        """A taken frame was published, or dropped for the cause named."""
+        self._working[camera] -= 1
+        ledger = self._cameras[camera].ledger
+        if dropped is None:
+            ledger.published += 1
+        else:
+            ledger.dropped[dropped] += 1
+
+    def drop_waiting(self, cause: str = STOPPED) -> list[Arrival]:
+        """Empty the queues; returns the frames, whose pixels must be released."""
+        gone: list[Arrival] = []
+        for camera in self._cameras.values():
+            camera.ledger.dropped[cause] += len(camera.waiting)
+            gone.extend(camera.waiting)
+            camera.waiting.clear()
+        return gone
+
+    @property
+    def exhausted(self) -> bool:
+        """Every camera has ended and nothing waits."""
+        return all(not camera.open and not camera.waiting for camera in self._cameras.values())
+
+    def account(self) -> Account:
+        """The books, in flight counted from the queues themselves."""
+        ledgers = [camera.ledger for camera in self._cameras.values()]
+        dropped = sum((ledger.dropped for ledger in ledgers), Counter[str]())
+        waiting = sum(len(camera.waiting) for camera in self._cameras.values())
+        return Account(
+            sum(ledger.captured for ledger in ledgers),
+            sum(ledger.published for ledger in ledgers),
+            {cause: count for cause, count in sorted(dropped.items()) if count},
+            waiting + sum(self._working.values()),
+        )
+
+
+class SharedInbox:
+    """An inbox between the receiving thread and the loop."""
+
+    def __init__(self, inbox: Inbox | None = None) -> None:
+        self._inbox = inbox or Inbox()
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def open_camera(self, camera: str, *, every: bool) -> None:
+        with self._changed:
+            self._inbox.open_camera(camera, every=every)
+
+    def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
+        with self._changed:
+            self._inbox.close_camera(camera, lost)
+            self._changed.notify()
+
+    def offer(self, arrival: Arrival, lost: dict[str, int]) -> None:
+        """As ``Inbox.offer``; the superseded frame is released here."""
+        with self._changed:
+            old = self._inbox.offer(arrival, lost)
+            self._changed.notify()
+        if old is not None:
+            old.release()
+
+    def stop(self) -> None:
+        """No frame is taken any more; may be called from a signal handler's thread."""
+        self._stopped = True
+
+    def wake(self) -> None:
+        """Let a waiting loop look again."""
+        with self._changed:
+            self._changed.notify()
+
+    def next(self, wait_s: float) -> Arrival | None:
+        """The next frame; None after ``wait_s`` without one, when stopped, or when nothing will come."""
+        with self._changed:
+            if self._stopped:
+                return None
+            taken = self._inbox.take()
+            if taken is None and not self._inbox.exhausted:
+                self._changed.wait(wait_s)
+                taken = None if self._stopped else self._inbox.take()
+            return taken
+
+    def finished(self, camera: str, dropped: str | None = None) -> None:
+        with self._changed:
+            self._inbox.finished(camera, dropped)
+
+    def drop_waiting(self, cause: str = STOPPED) -> None:
+        with self._changed:
+            gone = self._inbox.drop_waiting(cause)
+        for arrival in gone:
+            arrival.release()
+
+    @property
+    def over(self) -> bool:
+        """Stopped, or every camera has ended and nothing waits."""
+        with self._changed:
+            return self._stopped or self._inbox.exhausted
+
+    def account(self) -> Account:
+        with self._changed:
+            return self._inbox.account()

@@ -1,0 +1,45 @@
+"""Every built-in kind of source and sink, from the rooms that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from avq.hookspecs import FrameSource, Sink, SinkType, SourceType
+
+
+def source_types() -> tuple[SourceType, ...]:
+    """Built-in sources; loads OpenCV, and mcap only when a log is opened."""
+    from avq.sources import builtin_sources
+
+    return (*builtin_sources(), _LateLogSource())
+
+
+def sink_types() -> tuple[SinkType, ...]:
+    """Built-in sinks; loads mcap only when a log is written."""
+    from avq.sinks import builtin_sinks
+
+    return (*builtin_sinks(), _LateRecorder())
+
+
+class _LateLogSource:
+    schemes = (".mcap",)
+
+    def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
+        from avq.recording import LogSource
+
+        return LogSource().open(uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms)
+
+
+class _LateRecorder:
+    schemes = ("mcap", ".mcap")
+
+    def open(self, uri: str, *, labels: Sequence[str]) -> Sink:
+        from avq.recording import RecorderSinkType
+
+        return RecorderSinkType().open(uri, labels=labels)
+
+
+def recorder(path: Path, labels: Sequence[str]) -> Sink:
+    """The flight recorder of ``--log PATH``."""
+    return _LateRecorder().open(str(path), labels=labels)

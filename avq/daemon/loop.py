@@ -1,0 +1,194 @@
+"""The daemon: cameras in, messages out, until they end or somebody says stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from avq.clock import Clock, SystemClock
+from avq.daemon.inbox import SharedInbox
+from avq.daemon.messages import CaptureSettings, Policy
+from avq.daemon.metrics import RunSummary
+from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.publish import Publisher
+from avq.daemon.receiver import Receiver
+from avq.daemon.step import Parts
+from avq.errors import RequestError
+from avq.hookspecs import Sink
+from avq.types import LatencyBudget
+
+_WAIT_S = 0.05
+_WARM_UPS = 2
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes beyond its sources and sinks.
+
+    Attributes:
+        frames: stop after so many published frames, over all cameras.
+        policy: "auto" (live: newest, files: every frame), "newest" or "every".
+        providers: "module:function" names that give the capture processes their source types.
+        open_timeout_ms, read_timeout_ms: of cameras and streams.
+        on_event: called with every event, on a thread of its own.
+        on_turn: called after every frame, on the loop's thread: for tests and progress lines.
+        signals: let SIGINT and SIGTERM end the run cleanly (main thread only).
+    """
+
+    frames: int | None = None
+    policy: Policy = "auto"
+    providers: tuple[str, ...] = ("avq.daemon.kinds:source_types",)
+    open_timeout_ms: int = 5000
+    read_timeout_ms: int = 2000
+    on_event: Callable[[Mapping[str, Any]], None] | None = None
+    on_turn: Callable[[Turn], None] | None = None
+    signals: bool = True
+
+
+def serve_bundle(
+    parts: Parts,
+    *,
+    sources: Mapping[str, str],
+    sinks: Sequence[Sink],
+    budget: LatencyBudget,
+    options: RunOptions | None = None,
+    clock: Clock | None = None,
+) -> RunSummary:
+    """Serve until every source has ended, ``options.frames`` are published, or SIGINT/SIGTERM comes.
+
+    Args:
+        parts: the opened bundle; stays the caller's to close.
+        sources: camera id -> URI.
+        sinks: opened; closed here, whatever happens.
+        budget: what counts as late.
+
+    Raises:
+        RequestError, DataError: a source could not be opened or gave no frame at all.
+        Whatever the engine or decoder raises on a frame.
+    """
+    settled = options or RunOptions()
+    publisher = Publisher(sinks, settled.on_event)
+    pipeline = Pipeline(parts, clock or SystemClock(), budget, publisher)
+    inbox = SharedInbox()
+    try:
+        _check(parts, sources)
+        warm_up(parts)
+        with _stopped_by_signals(inbox, settled.signals):
+            receiver = Receiver(_settings(sources, settled), inbox)
+            try:
+                _serve(inbox, pipeline, publisher, receiver, settled)
+            finally:
+                publisher.hurry()
+                receiver.stop()
+                inbox.drop_waiting()
+                _tell_ends(pipeline, receiver)
+    finally:
+        reports = publisher.close()
+    if receiver.refused is not None:
+        raise receiver.refused
+    return RunSummary(
+        inbox.account(),
+        pipeline.judge.misses,
+        pipeline.metrics.snapshot(),
+        tuple(pipeline.modes),
+        tuple(pipeline.events),
+        tuple(receiver.failures),
+        tuple(reports),
+    )
+
+
+def _check(parts: Parts, sources: Mapping[str, str]) -> None:
+    spec = getattr(parts.decoder, "spec", None)
+    if getattr(spec, "family", "") == "none":
+        raise RequestError(
+            "this bundle does not say how its outputs become boxes",
+            seen="decoder 'none'",
+            fix="build it again with --decoder NAME; 'avq plugins' lists the families",
+        )
+    if not sources:
+        raise RequestError("there is nothing to look at", seen="no source", fix="add --source URI")
+
+
+def warm_up(parts: Parts) -> None:
+    """First inferences are slow (allocation, code paths): have them before a camera is opened."""
+    width_px, height_px = parts.input_size_px
+    for _ in range(_WARM_UPS):
+        parts.session.infer(np.zeros((1, 3, height_px, width_px), np.uint8))
+
+
+def _settings(sources: Mapping[str, str], options: RunOptions) -> list[CaptureSettings]:
+    """A single source whose every frame counts is read no further than ``frames``."""
+    limit = options.frames if len(sources) == 1 and options.policy != "newest" else None
+    return [
+        CaptureSettings(
+            camera=camera,
+            uri=uri,
+            policy=options.policy,
+            limit_if_every=limit,
+            providers=options.providers,
+            open_timeout_ms=options.open_timeout_ms,
+            read_timeout_ms=options.read_timeout_ms,
+        )
+        for camera, uri in sources.items()
+    ]
+
+
+@contextmanager
+def _stopped_by_signals(inbox: SharedInbox, wanted: bool) -> Iterator[None]:
+    """The first signal asks for a clean end; the second one acts as if we were not here."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(_number: int, _stack: object) -> None:
+        restore()
+        inbox.stop()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _serve(
+    inbox: SharedInbox, pipeline: Pipeline, publisher: Publisher, receiver: Receiver, options: RunOptions
+) -> None:
+    published = 0
+    while not inbox.over and published != options.frames:
+        if receiver.refused is not None or not publisher.alive:
+            return
+        arrival = inbox.next(_WAIT_S)
+        _tell_ends(pipeline, receiver)
+        if arrival is None:
+            continue
+        outcome: str | None = FAILED
+        try:
+            turn = pipeline.process(arrival)
+            outcome = None
+        finally:
+            inbox.finished(arrival.frame.camera, outcome)
+            arrival.release()
+        published += 1
+        if options.on_turn is not None:
+            options.on_turn(turn)
+
+
+def _tell_ends(pipeline: Pipeline, receiver: Receiver) -> None:
+    """Turn what ended cameras left behind into events."""
+    while (end := receiver.next_event()) is not None:
+        kind, camera, reason = end
+        pipeline.tell({"kind": kind, "t_ns": pipeline.clock.now_ns(), "camera": camera, "reason": reason})

@@ -1,0 +1,115 @@
+"""What the capture process and the daemon tell each other, and how it is framed on a pipe.
+
+Child to daemon: length-prefixed MessagePack. Daemon to child: the settings once, framed alike, then single bytes:
+a slot number that is free again, or STOP.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+Policy = Literal["auto", "newest", "every"]
+STOP = 255
+_LENGTH = struct.Struct("<I")
+
+
+class CaptureSettings(msgspec.Struct, frozen=True):
+    """How one camera is captured.
+
+    Attributes:
+        camera: id.
+        uri: of the source.
+        policy: "auto": newest for live sources, every frame for files.
+        first_seq: number of the first frame (a replaced process counts on).
+        limit_if_every: where every frame counts, stop after so many; None for no limit.
+        providers: "module:function" names of functions that return source types.
+        open_timeout_ms, read_timeout_ms: given to the source.
+    """
+
+    camera: str
+    uri: str
+    policy: Policy = "auto"
+    first_seq: int = 0
+    limit_if_every: int | None = None
+    providers: tuple[str, ...] = ("avq.daemon.kinds:source_types",)
+    open_timeout_ms: int = 5000
+    read_timeout_ms: int = 2000
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The source is open. ``every``: frames are waited for, none is dropped at capture."""
+
+    live: bool
+    every: bool
+    fps: float
+
+
+class Captured(msgspec.Struct, frozen=True, tag=True):
+    """A picture lies in ``slot``. ``lost`` counts frames dropped so far, by cause, since the process began."""
+
+    slot: int
+    seq: int
+    t_capture_ns: int
+    width_px: int
+    height_px: int
+    lost: dict[str, int]
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """The source came to its end, or the daemon asked to stop."""
+
+    lost: dict[str, int]
+    remark: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The source broke. ``kind`` is a class of avq.errors."""
+
+    kind: str
+    what: str
+    seen: str
+    fix: str
+    lost: dict[str, int]
+
+
+Message = Opened | Captured | Ended | Failed
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Opened | Captured | Ended | Failed)
+
+
+def framed(message: msgspec.Struct) -> bytes:
+    """Length and MessagePack of one message."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unframer:
+    """Bytes as they come to whole messages; what is left of a killed writer is never looked at."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Bodies that are complete with ``data``."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield body
+
+
+def decode(body: bytes) -> Message:
+    """One message of the capture process."""
+    return _decoder.decode(body)
+
+
+def decode_settings(body: bytes) -> CaptureSettings:
+    """The first thing a capture process is told."""
+    return msgspec.msgpack.decode(body, type=CaptureSettings)

@@ -1,0 +1,205 @@
+"""Messages out: each sink on a thread of its own, behind a bounded queue, and what it missed is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from queue import Empty, Full, Queue
+from typing import Any, Protocol, runtime_checkable
+
+from avq.hookspecs import Sink
+from avq.types import Frame, Published, StageTimes
+
+MESSAGES_QUEUED = 256
+PICTURES_QUEUED = 8
+_LOOK_AGAIN_S = 0.1
+
+
+@runtime_checkable
+class WritesTiming(Protocol):
+    """A sink that also keeps the stage times of every message."""
+
+    def write_timing(self, message: Published, times: StageTimes) -> None: ...
+
+
+@runtime_checkable
+class WritesEvents(Protocol):
+    """A sink that also keeps events: alerts, failures of cameras."""
+
+    def write_event(self, event: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SinkReport:
+    """What became of one sink. ``missed`` messages found its queue full, or the sink broken."""
+
+    name: str
+    written: int
+    missed: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    message: Published
+    frame: Frame | None
+    times: StageTimes
+
+
+class Lane:
+    """One sink, its queue and its thread.
+
+    Args:
+        sink: written and closed on the lane's thread only.
+        name: for reports.
+        capacity: messages that may wait.
+    """
+
+    def __init__(self, sink: Sink, name: str, capacity: int) -> None:
+        self.error = ""
+        self._sink = sink
+        self._name = name
+        self._queue: Queue[_Item | Mapping[str, Any] | None] = Queue(capacity)
+        self._written = 0
+        self._unwritten = 0  # counted by the lane's thread
+        self._refused = 0  # counted by the caller
+        self._patient = True
+        self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
+        self._thread.start()
+
+    def offer(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
+        """Queue one message. A full queue is waited for (files) or the message is missed (live)."""
+        if not wait and self._queue.full():
+            self._refused += 1
+            return
+        kept = replace(frame, pixels=frame.pixels.copy()) if self._sink.wants_pixels else None
+        self._refused += not self._put(_Item(message, kept, times), wait)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Queue one event; missed when the queue is full."""
+        if isinstance(self._sink, WritesEvents):
+            self._refused += not self._put(event, wait=False)
+
+    def _put(self, item: _Item | Mapping[str, Any] | None, wait: bool) -> bool:
+        while True:
+            try:
+                self._queue.put(item, block=wait, timeout=_LOOK_AGAIN_S)
+            except Full:
+                if not wait or not self._patient:
+                    return False
+            else:
+                return True
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self.error:
+                self._unwritten += 1
+                continue
+            try:
+                self._write(item)
+            except Exception as error:  # a sink's fault must not reach the frame path
+                self.error = f"{type(error).__name__}: {error}"
+                self._unwritten += 1
+        self._close_sink()
+
+    def _write(self, item: _Item | Mapping[str, Any]) -> None:
+        if not isinstance(item, _Item):
+            if isinstance(self._sink, WritesEvents):
+                self._sink.write_event(item)
+            return
+        if isinstance(self._sink, WritesTiming):
+            self._sink.write_timing(item.message, item.times)
+        self._sink.write(item.message, item.frame)
+        self._written += 1
+
+    def _close_sink(self) -> None:
+        try:
+            self._sink.close()
+        except Exception as error:
+            self.error = self.error or f"{type(error).__name__}: {error}"
+
+    def hurry(self) -> None:
+        """Wait no longer for a sink that does not keep up."""
+        self._patient = False
+
+    def close(self, timeout_s: float) -> SinkReport:
+        """Write what waits, close the sink; a sink that takes longer than ``timeout_s`` is given up."""
+        try:
+            self._queue.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
+        except Full:
+            pass
+        if self._thread.is_alive():
+            self._refused += self._abandon()
+            self.error = self.error or f"did not finish within {timeout_s:g} s"
+        return SinkReport(self._name, self._written, self._refused + self._unwritten, self.error)
+
+    def _abandon(self) -> int:
+        """Messages the hung sink never got, the one in its hands included."""
+        left = 1
+        while True:
+            try:
+                left += isinstance(self._queue.get_nowait(), _Item)
+            except Empty:
+                return left
+
+
+class Publisher:
+    """All lanes of a run.
+
+    Args:
+        sinks: closed by ``close()``.
+        on_event: told every event on a thread of its own.
+    """
+
+    def __init__(
+        self, sinks: Sequence[Sink], on_event: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        self._lanes = [
+            Lane(sink, type(sink).__name__, PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED)
+            for sink in sinks
+        ]
+        self._listener = Lane(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
+
+    def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
+        """Hand one message to every sink; pixels are copied for those that want them."""
+        for lane in self._lanes:
+            lane.offer(message, frame, times, wait=wait)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Hand one event to every sink that keeps events, and to the listener."""
+        for lane in (*self._lanes, *([self._listener] if self._listener else [])):
+            lane.event(event)
+
+    @property
+    def alive(self) -> bool:
+        """False when there were sinks and every one of them has broken."""
+        return not self._lanes or any(not lane.error for lane in self._lanes)
+
+    def hurry(self) -> None:
+        """The run is to stop: wait for no sink any more."""
+        for lane in self._lanes:
+            lane.hurry()
+
+    def close(self, timeout_s: float = 10.0) -> list[SinkReport]:
+        """Drain and close every sink."""
+        if self._listener is not None:
+            self._listener.close(timeout_s)
+        return [lane.close(timeout_s) for lane in self._lanes]
+
+
+class _Listener:
+    wants_pixels = False
+
+    def __init__(self, function: Callable[[Mapping[str, Any]], None]) -> None:
+        self._function = function
+
+    def write(self, message: Published, frame: Frame | None) -> None:
+        """Messages are for sinks."""
+
+    def write_event(self, event: Mapping[str, Any]) -> None:
+        self._function(event)
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,122 @@
+"""Image messages of logs to BGR pixels: foxglove (JSON, protobuf) and ROS 2 (CDR)."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Mapping
+
+import cv2
+import msgspec
+import numpy as np
+
+from avq.recording.cdr import RawImage, ros_compressed_image, ros_image
+from avq.recording.protobuf import foxglove_compressed_image, foxglove_raw_image
+from avq.recording.reader import Record
+from avq.types import U8
+
+_DecodeMessage = Callable[[bytes], U8]
+
+
+class _JsonCompressed(msgspec.Struct):
+    data: str
+
+
+class _JsonRaw(msgspec.Struct):
+    width: int
+    height: int
+    encoding: str
+    step: int
+    data: str
+
+
+def _json_compressed(data: bytes) -> U8:
+    return _decode_picture(binascii.a2b_base64(msgspec.json.decode(data, type=_JsonCompressed).data))
+
+
+def _json_raw(data: bytes) -> U8:
+    raw = msgspec.json.decode(data, type=_JsonRaw)
+    pixels = memoryview(binascii.a2b_base64(raw.data))
+    return bgr_pixels(RawImage(raw.width, raw.height, raw.encoding, raw.step, pixels))
+
+
+#: (schema, message encoding) -> decoder. Each raises ValueError (or a subclass) on a damaged message.
+IMAGE_KINDS: Mapping[tuple[str, str], _DecodeMessage] = {
+    ("foxglove.CompressedImage", "json"): _json_compressed,
+    ("foxglove.CompressedImage", "protobuf"): lambda data: _decode_picture(foxglove_compressed_image(data)),
+    ("foxglove.RawImage", "json"): _json_raw,
+    ("foxglove.RawImage", "protobuf"): lambda data: bgr_pixels(foxglove_raw_image(data)),
+    ("sensor_msgs/msg/CompressedImage", "cdr"): lambda data: _decode_picture(ros_compressed_image(data)),
+    ("sensor_msgs/msg/Image", "cdr"): lambda data: bgr_pixels(ros_image(data)),
+}
+
+
+def is_image(record: Record) -> bool:
+    """Whether ``record`` is a picture this module can decode."""
+    return (record.schema_name, record.message_encoding) in IMAGE_KINDS
+
+
+def decode_image(record: Record) -> U8:
+    """(H, W, 3) uint8 BGR. Raises ValueError naming what is wrong with the message."""
+    try:
+        return IMAGE_KINDS[(record.schema_name, record.message_encoding)](record.data)
+    except (ValueError, LookupError, msgspec.MsgspecError, cv2.error) as error:
+        raise ValueError(f"{record.topic} message {record.sequence}: {error}") from None
+    except Exception as error:  # struct.error is no ValueError
+        raise ValueError(f"{record.topic} message {record.sequence}: {error!r}") from None
+
+
+def _decode_picture(data: memoryview | bytes) -> U8:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
+    if pixels is None:
+        raise ValueError(f"{len(data)} bytes that are no JPEG, PNG or WebP picture")
+    return pixels  # type: ignore[return-value]
+
+
+#: encoding -> (bytes per pixel, OpenCV conversion to BGR, or None when it is BGR already).
+_LAYOUTS: Mapping[str, tuple[int, int | None]] = {
+    "bgr8": (3, None),
+    "8UC3": (3, None),
+    "rgb8": (3, cv2.COLOR_RGB2BGR),
+    "bgra8": (4, cv2.COLOR_BGRA2BGR),
+    "8UC4": (4, cv2.COLOR_BGRA2BGR),
+    "rgba8": (4, cv2.COLOR_RGBA2BGR),
+    "mono8": (1, cv2.COLOR_GRAY2BGR),
+    "8UC1": (1, cv2.COLOR_GRAY2BGR),
+    "bayer_rggb8": (1, cv2.COLOR_BayerRGGB2BGR),
+    "bayer_bggr8": (1, cv2.COLOR_BayerBGGR2BGR),
+    "bayer_gbrg8": (1, cv2.COLOR_BayerGBRG2BGR),
+    "bayer_grbg8": (1, cv2.COLOR_BayerGRBG2BGR),
+    "yuv422": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "uyvy": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUY2),
+    "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
+}
+_SIXTEEN_BIT = ("mono16", "16UC1")
+
+
+def bgr_pixels(raw: RawImage) -> U8:
+    """Raw pixels to (H, W, 3) uint8 BGR; 16-bit grey keeps its upper byte. Raises ValueError."""
+    if raw.encoding in _SIXTEEN_BIT:
+        upper = 0 if raw.big_endian else 1
+        grey = np.ascontiguousarray(_rows(raw, 2)[:, :, upper])
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+    if raw.encoding not in _LAYOUTS:
+        raise ValueError(f"encoding '{raw.encoding}' is not one of {', '.join(_LAYOUTS)}")
+    pixel_bytes, conversion = _LAYOUTS[raw.encoding]
+    rows = np.ascontiguousarray(_rows(raw, pixel_bytes))
+    if conversion is None:
+        return rows
+    return cv2.cvtColor(rows, conversion)  # type: ignore[return-value]
+
+
+def _rows(raw: RawImage, pixel_bytes: int) -> U8:
+    """(H, W, pixel_bytes) without the padding at the end of each row."""
+    used = raw.width_px * pixel_bytes
+    step = raw.step_bytes or used
+    if step < used or raw.height_px * step > len(raw.data) or not used * raw.height_px:
+        raise ValueError(
+            f"{raw.width_px}x{raw.height_px} {raw.encoding} in rows of {step} bytes "
+            f"does not fit {len(raw.data)} bytes"
+        )
+    rows = np.frombuffer(raw.data, np.uint8, raw.height_px * step).reshape(raw.height_px, step)
+    return rows[:, :used].reshape(raw.height_px, raw.width_px, pixel_bytes)

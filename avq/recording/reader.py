@@ -1,0 +1,117 @@
+"""Read any MCAP file in file order, also one that was cut off or damaged, and say what was recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcap.exceptions import EndOfFile, InvalidMagic, McapError
+from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
+from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
+
+from avq.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message with what is needed to decode it. Times are the file's own nanoseconds."""
+
+    topic: str
+    schema_name: str
+    message_encoding: str
+    data: bytes
+    log_time_ns: int
+    publish_time_ns: int
+    sequence: int
+
+
+class LogReader:
+    """Iterate once over the messages of a log.
+
+    After the iteration: ``messages`` counts what was read, ``damage`` says in words what could not be, or is "".
+
+    Args:
+        path: an MCAP file.
+
+    Raises:
+        DataError: the file cannot be opened or is not MCAP at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages = 0
+        self.damage = ""
+        self.metadata: dict[str, dict[str, str]] = {}
+        self._schemas: dict[int, Schema] = {}
+        self._channels: dict[int, Channel] = {}
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read", seen=str(error), fix="check the path") from None
+        magic = self._file.read(8)
+        if magic != b"\x89MCAP0\r\n":
+            self._file.close()
+            raise DataError(
+                f"{path} is not an MCAP file", seen=repr(magic), fix="record with --log NAME.mcap"
+            )
+        self._file.seek(0)
+
+    def __iter__(self) -> Iterator[Record]:
+        stream = StreamReader(self._file, emit_chunks=True, record_size_limit=self.path.stat().st_size)
+        try:
+            for record in stream.records:
+                yield from self._messages(record)
+                if isinstance(record, Footer):
+                    return
+            self.damage = self.damage or "the file has no end record"
+        except EndOfFile:
+            self.damage = "the file is cut off: its writer was killed, or it was not copied whole"
+        except (McapError, InvalidMagic, ValueError, UnicodeDecodeError, MemoryError) as error:
+            self.damage = f"damaged record: {error!r}"
+
+    def _messages(self, record: object) -> Iterator[Record]:
+        if isinstance(record, Chunk):
+            for inner in self._chunk(record):
+                yield from self._messages(inner)
+        elif isinstance(record, Schema):
+            self._schemas[record.id] = record
+        elif isinstance(record, Channel):
+            self._channels[record.id] = record
+        elif isinstance(record, Metadata):
+            self.metadata[record.name] = dict(record.metadata)
+        elif isinstance(record, Message):
+            yield self._record(record)
+
+    def _chunk(self, chunk: Chunk) -> list[object]:
+        """The records of one chunk; a damaged chunk is skipped, the next one can still be read."""
+        try:
+            return list(breakup_chunk(chunk, validate_crc=True))
+        except (CRCValidationError, Exception) as error:  # decompressors raise their own types
+            self.damage = self.damage or f"damaged chunk skipped: {error!r}"
+            return []
+
+    def _record(self, message: Message) -> Record:
+        channel = self._channels.get(message.channel_id)
+        if channel is None:
+            raise ValueError(f"message on channel {message.channel_id}, which the file does not describe")
+        schema = self._schemas.get(channel.schema_id)
+        self.messages += 1
+        return Record(
+            channel.topic,
+            schema.name if schema else "",
+            channel.message_encoding,
+            message.data,
+            message.log_time,
+            message.publish_time,
+            message.sequence,
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,107 @@
+"""A log as a source: the pictures of one topic, every one, in file order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from avq.errors import DataError, RequestError, nearest
+from avq.hookspecs import FrameSource
+from avq.recording.pictures import IMAGE_KINDS, decode_image, is_image
+from avq.recording.reader import LogReader, Record
+from avq.types import U8
+
+
+class LogSource:
+    """``drive.mcap`` or ``drive.mcap?topic=/camera/front/image`` when it holds several image topics."""
+
+    schemes = (".mcap",)
+
+    def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
+        """Raises DataError when the log holds no pictures, RequestError when the topic must be named."""
+        path, topic = _asked(uri)
+        return _Log(path, choose_topic(path, topic))
+
+
+def _asked(uri: str) -> tuple[Path, str | None]:
+    text = uri.removeprefix("file://")
+    if Path(text).exists():
+        return Path(text), None
+    text, _, query = text.partition("?")
+    options = dict(parse_qsl(query))
+    for key in options:
+        if key != "topic":
+            raise RequestError(f"unknown parameter '{key}'", seen=uri, fix=nearest(key, ("topic",)))
+    return Path(text), options.get("topic")
+
+
+def image_topics(path: Path) -> dict[str, int]:
+    """Topics of pictures avq can decode -> number of messages that can be read."""
+    with LogReader(path) as log:
+        return dict(Counter(record.topic for record in log if is_image(record)))
+
+
+def choose_topic(path: Path, topic: str | None) -> str:
+    """The topic asked for, or the only one there is.
+
+    Raises:
+        DataError: no pictures in the log.
+        RequestError: no such topic, or several and none named.
+    """
+    topics = image_topics(path)
+    if not topics:
+        kinds = sorted({schema for schema, _ in IMAGE_KINDS})
+        raise DataError(
+            f"{path} holds no pictures", seen="no image channel", fix=f"readable: {', '.join(kinds)}"
+        )
+    if topic is None and len(topics) > 1:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(topics.items()))
+        raise RequestError(
+            f"{path} holds {len(topics)} image topics", seen=listed, fix=f"add ?topic={min(topics)}"
+        )
+    if topic is not None and topic not in topics:
+        raise RequestError(f"{path} has no image topic '{topic}'", seen=topic, fix=nearest(topic, topics))
+    return topic or next(iter(topics))
+
+
+class _Log:
+    """A picture that cannot be decoded is counted in ``lost``; damage of the file is told after the last one."""
+
+    live = False
+    fps = 0.0
+
+    def __init__(self, path: Path, topic: str) -> None:
+        self.lost: dict[str, int] = {}
+        self.remark = ""
+        self._reader = LogReader(path)
+        self._records = self._pictures(topic)
+        self._count = 0
+
+    def _pictures(self, topic: str) -> Iterator[Record]:
+        return (record for record in self._reader if record.topic == topic and is_image(record))
+
+    def read(self) -> tuple[U8, int] | None:
+        for record in self._records:
+            self._count += 1
+            try:
+                return decode_image(record), time.monotonic_ns()
+            except ValueError as error:
+                self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
+                self.remark = self.remark or str(error)
+        self._check_whole()
+        return None
+
+    def _check_whole(self) -> None:
+        if self._reader.damage or self._count == sum(self.lost.values()):
+            raise DataError(
+                f"{self._reader.path}: {self._count} pictures were recovered, "
+                f"{sum(self.lost.values())} of them cannot be decoded",
+                seen=self._reader.damage or self.remark,
+                fix="'avq log verify' lists what the log still holds",
+            )
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,57 @@
+"""One line of JSON per published frame, on standard output or appended to a file as it happens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from avq.errors import DataError
+from avq.hookspecs import Sink
+from avq.types import Frame, Published
+
+
+class JsonLinesSinkType:
+    """``-`` is standard output. A file is written in place, so that another program can follow it."""
+
+    schemes = ("-", "jsonl", ".jsonl", ".ndjson")
+
+    def open(self, uri: str, *, labels: Sequence[str]) -> Sink:
+        """Raises DataError when the file cannot be created."""
+        name = uri.removeprefix("jsonl:")
+        if name == "-":
+            return JsonLinesSink(sys.stdout.buffer, labels)
+        try:
+            return JsonLinesSink(Path(name).open("wb"), labels)
+        except OSError as error:
+            raise DataError(f"{name} cannot be written", seen=str(error), fix="choose another file") from None
+
+
+class JsonLinesSink:
+    """Keys: camera, seq, t_capture_ns, age_ms, late, mode, bundle, detections[{label, score, box_xyxy_px}].
+
+    Args:
+        file: binary, flushed after every line; closed with the sink unless it is standard output.
+        labels: class names by id.
+    """
+
+    wants_pixels = False
+
+    def __init__(self, file: BinaryIO, labels: Sequence[str]) -> None:
+        self._file = file
+        self._labels = tuple(labels)
+        self._encoder = msgspec.json.Encoder()
+        self._line = bytearray()
+
+    def write(self, message: Published, frame: Frame | None) -> None:
+        self._encoder.encode_into(message.as_message(self._labels), self._line)
+        self._line += b"\n"
+        self._file.write(self._line)
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not sys.stdout.buffer:
+            self._file.close()

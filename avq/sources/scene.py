@@ -1,0 +1,78 @@
+"""scene://: procedural road scenes as a live camera, paced in real time."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from avq.errors import RequestError, nearest
+from avq.hookspecs import FrameSource
+from avq.sources.uri import number, parameters, size, whole
+from avq.types import U8
+
+PARAMETERS = ("seed", "fps", "weather", "size", "frames")
+SCENES = ("drive",)
+
+
+class SceneSource:
+    """``scene://drive?seed=1&fps=30&weather=night&size=640x360&frames=100``; every parameter is optional."""
+
+    schemes = ("scene",)
+
+    def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
+        """Raises RequestError on an unknown scene, parameter or weather. The time-outs do not apply."""
+        name = uri.split("://", 1)[1].split("?", 1)[0].strip("/")
+        if name not in SCENES:
+            raise RequestError(f"there is no scene '{name}'", seen=uri, fix=nearest(name, SCENES))
+        table = parameters(uri, PARAMETERS)
+        fps = number(table, "fps", 30.0, 0.1, 1000.0)
+        frames = whole(table, "frames", 0, 1, 10**9) or None
+        return _LiveScene(_drive(uri, fps), fps, frames)
+
+
+class _Picture(Protocol):
+    @property
+    def pixels(self) -> U8: ...
+
+
+class _Drive(Protocol):
+    def frame(self, index: int) -> _Picture: ...
+
+
+def _drive(uri: str, fps: float) -> _Drive:
+    from avq.scenes import Drive
+
+    table = parameters(uri, PARAMETERS)
+    width_px, height_px = size(table, (640, 360))
+    seed = whole(table, "seed", 0, 0, 2**32 - 1)
+    weather = table.get("weather", "mixed")
+    return Drive(seed=seed, weather=weather, width_px=width_px, height_px=height_px, fps=fps)
+
+
+class _LiveScene:
+    """Frame i is shown i/fps after the first; a frame that took longer to draw is shown when it is ready."""
+
+    live = True
+
+    def __init__(self, drive: _Drive, fps: float, frames: int | None) -> None:
+        self.fps = fps
+        self._drive = drive
+        self._frames = frames
+        self._index = 0
+        self._start_ns = 0
+
+    def read(self) -> tuple[U8, int] | None:
+        if self._index == self._frames:
+            return None
+        pixels = self._drive.frame(self._index).pixels
+        self._wait_for_its_turn()
+        self._index += 1
+        return pixels, time.monotonic_ns()
+
+    def _wait_for_its_turn(self) -> None:
+        self._start_ns = self._start_ns or time.monotonic_ns()
+        due_ns = self._start_ns + int(self._index * 1e9 / self.fps)
+        time.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
+
+    def close(self) -> None:
+        """Nothing to free."""

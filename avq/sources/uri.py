@@ -1,0 +1,127 @@
+"""Which kind of source a URI asks for.
+
+A source type claims schemes ("rtsp"), suffixes of plain paths (".mp4") and folders ("/").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from avq.errors import DataError, RequestError, nearest
+from avq.hookspecs import FrameSource, SourceType
+
+FOLDER = "/"
+
+
+def open_source(
+    uri: str,
+    types: Sequence[SourceType],
+    *,
+    open_timeout_ms: int = 5000,
+    read_timeout_ms: int = 2000,
+) -> FrameSource:
+    """Open ``uri`` with the type that claims its scheme, its file suffix or folders.
+
+    Raises:
+        RequestError: nobody claims it, or a parameter is not valid.
+        DataError: the file, folder or camera is missing, empty or broken.
+    """
+    claims = {scheme: kind for kind in types for scheme in kind.schemes}
+    return claims[_claim(uri, claims)].open(
+        uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms
+    )
+
+
+def _claim(uri: str, claims: Iterable[str]) -> str:
+    known = set(claims)
+    if "://" in uri and not uri.startswith("file://"):
+        scheme = uri.split("://", 1)[0].lower()
+        if scheme not in known:
+            names = [name for name in known if name[0].isalpha()]
+            raise RequestError(f"no source opens '{scheme}://'", seen=hidden(uri), fix=nearest(scheme, names))
+        return scheme
+    return _claim_path(local_path(uri), known)
+
+
+def _claim_path(path: Path, known: set[str]) -> str:
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}", seen=str(path), fix=_neighbour(path))
+    key = FOLDER if path.is_dir() else path.suffix.lower()
+    if key not in known:
+        suffixes = ", ".join(sorted(name for name in known if name.startswith(".")))
+        raise RequestError(f"no source opens {path}", seen=key or "no suffix", fix=f"valid: {suffixes}")
+    return key
+
+
+def local_path(uri: str) -> Path:
+    """The path of a plain or file:// URI, without its ``?key=value`` part."""
+    text = uri.removeprefix("file://")
+    whole = Path(text)
+    return whole if "?" not in text or whole.exists() else Path(text.split("?", 1)[0])
+
+
+def _neighbour(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist either"
+    return nearest(path.name, [entry.name for entry in sorted(folder.iterdir())[:50]])
+
+
+def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
+    """The ``?key=value&...`` part of a URI. Raises RequestError on a key that is not valid."""
+    names = list(valid)
+    table: dict[str, str] = {}
+    for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
+        if key not in names:
+            raise RequestError(f"unknown parameter '{key}'", seen=hidden(uri), fix=nearest(key, names))
+        table[key] = value
+    return table
+
+
+def number(table: Mapping[str, str], key: str, default: float, low: float, high: float) -> float:
+    """A parameter as a number within ``low``..``high``. Raises RequestError."""
+    text = table.get(key)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}")
+    return value
+
+
+def whole(table: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
+    """A parameter as a whole number within ``low``..``high``. Raises RequestError."""
+    value = number(table, key, default, low, high)
+    if value != int(value):
+        raise RequestError(f"parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}")
+    return int(value)
+
+
+def size(table: Mapping[str, str], default: tuple[int, int]) -> tuple[int, int]:
+    """``size=WIDTHxHEIGHT`` in pixels. Raises RequestError."""
+    text = table.get("size")
+    if text is None:
+        return default
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
+        raise RequestError("parameter 'size' is not valid", seen=text, fix="WIDTHxHEIGHT, as in size=640x360")
+    if max(int(width), int(height)) > 8192:
+        raise RequestError("parameter 'size' is too large", seen=text, fix="at most 8192 pixels a side")
+    return int(width), int(height)
+
+
+def hidden(uri: str) -> str:
+    """``uri`` without its password, for messages."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        return uri.rsplit("@", maxsplit=1)[-1]
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
+__all__ = ["FOLDER", "hidden", "local_path", "number", "open_source", "parameters", "size", "whole"]
