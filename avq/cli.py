@@ -130,7 +130,7 @@ def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
 @model_options
 def evaluate(call: Call, **arguments: Any) -> int:
     """Accuracy against labels, or fidelity to the float model."""
-    from avq.assess import evaluate as evaluate_subject
+    from avq.assess.evaluate import evaluate as evaluate_subject
 
     answer = evaluate_subject(**arguments, host=call.host(), report=call.report)
     return call.answer(answer)
@@ -141,7 +141,7 @@ def evaluate(call: Call, **arguments: Any) -> int:
 @click.option("--frames", type=click.IntRange(min=10), default=200, show_default=True, help="rounds to time")
 def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
     """Time bundles interleaved; ratio = time(a) / time(b) with its 95 % interval."""
-    from avq.assess import bench as bench_bundles
+    from avq.assess.bench import bench as bench_bundles
 
     answer = bench_bundles(bundles, rounds=frames, host=call.host())
     return call.answer(answer, [("Latency", answer["entries"]), ("Ratios, paired", answer["ratios"])])
@@ -169,7 +169,7 @@ def run(call: Call, **flags: Any) -> int:
 @click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=_PATH)
 def inspect(call: Call, subject: Path) -> int:
     """What a bundle, model, plan or calibration file holds."""
-    from avq.assess import inspect as inspect_subject
+    from avq.assess.inspection import inspect as inspect_subject
 
     return call.answer(inspect_subject(subject))
 
@@ -179,7 +179,7 @@ def inspect(call: Call, subject: Path) -> int:
 @click.argument("b", metavar="BUNDLE_B", type=_PATH)
 def diff(call: Call, a: Path, b: Path) -> int:
     """What two bundles decided differently; exit code 1 when anything differs."""
-    from avq.assess import diff as diff_bundles
+    from avq.assess.differences import diff as diff_bundles
 
     answer = diff_bundles(a, b)
     rows: list[Mapping[str, object]] = list(answer["differences"])
@@ -191,7 +191,7 @@ def diff(call: Call, a: Path, b: Path) -> int:
 @click.option("--target", default="tensorrt", show_default=True, help="whose rules")
 def lint(call: Call, model: Path, target: str) -> int:
     """What a runtime would reject or, worse, silently misread."""
-    from avq.assess import lint_file
+    from avq.assess.linting import lint_file
 
     answer = lint_file(model, target)
     return call.answer(

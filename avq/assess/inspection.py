@@ -1,0 +1,96 @@
+"""``avq inspect``: what a bundle, model or calibration file holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from avq.bundle import PLAN_ARRAYS, PLAN_JSON, is_bundle, open_bundle
+from avq.bundle_plan import plan_from_parts
+from avq.errors import RequestError
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """The keys of ``avq inspect --json``.
+
+    Raises RequestError for something that is none of them; the errors of bundles, models and calibration files.
+    """
+    if is_bundle(path):
+        return _bundle(path)
+    if path.suffix == ".onnx":
+        return _model(path)
+    if path.suffix == ".avqcal":
+        return _calibration(path)
+    raise RequestError(
+        f"{path} is nothing avq knows",
+        seen="a folder without manifest.json" if path.is_dir() else path.suffix or "no such file",
+        fix="name a bundle folder, an .onnx model or an .avqcal file",
+    )
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    bundle = open_bundle(path, allow_unaccepted=True)
+    bundle.verify()
+    facts: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    plan = facts.pop("plan_digest")
+    return {
+        "kind": "bundle",
+        **facts,
+        "inputs": [facts.pop("input")],
+        "plan": _plan(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS)) if plan else {},
+    }
+
+
+def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
+    plan = plan_from_parts(plan_json, plan_arrays)
+    reasons = {node: f"{p.precision}: {p.reason}" for node, p in plan.precisions.items()}
+    return {
+        "digest": plan.digest,
+        "points": len(plan.points),
+        "symmetric": plan.symmetric,
+        "precisions": dict(Counter(p.precision for p in plan.precisions.values())),
+        "reasons": reasons,
+    }
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from avq.build.graph import load_graph
+
+    model = load_graph(path)
+    view = model.view
+    return {
+        "kind": "model",
+        "digest": view.digest,
+        "accepted": None,
+        "inputs": [msgspec.to_builtins(t) for t in view.inputs],
+        "outputs": [msgspec.to_builtins(t) for t in view.outputs],
+        "preprocess": {},
+        "plan": {},
+        "parts": {},
+        "opset": view.opset,
+        "operators": dict(Counter(node.op for node in view.nodes).most_common()),
+        "parameters": int(sum(array.size for array in view.constants.values())),
+        "messages": list(model.messages),
+    }
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    from avq.build import avqcal
+
+    data = avqcal.read(path)
+    return {
+        "kind": "calibration",
+        "digest": data.digest,
+        "accepted": None,
+        "inputs": [],
+        "outputs": sorted(data.histograms),
+        "preprocess": msgspec.json.decode(data.origin.preprocess),
+        "plan": {},
+        "parts": {},
+        "images": len(data.images),
+        "origin": data.origin.to_json(),
+        "complete": data.shard is None,
+    }

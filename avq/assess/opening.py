@@ -1,0 +1,59 @@
+"""Open whatever the user named, a bundle or a float model, as a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from avq.build.dataset import CalibrationSet
+from avq.bundle import open_bundle
+from avq.engines.isa import instruction_set
+from avq.hookspecs import Engine
+from avq.measure.detector import Detector, detector_of, open_detector
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.types import SessionOptions
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """How a float model is to be read; ignored for bundles, which know."""
+
+    decoder: str | None = None
+    preprocess: str | None = None
+    classes: str | None = None
+    threads: int = 1
+
+
+def installed_engines(host: PluginHost) -> Mapping[str, Engine]:
+    """Engines that can run here, by name."""
+    return {engine.name: engine for engine in host.engines() if engine.status().can_run}
+
+
+def open_subject(
+    path: Path, pictures: CalibrationSet, flags: ModelFlags, host: PluginHost, report: Reporter
+) -> Detector:
+    """A detector for a bundle folder or an ONNX file.
+
+    Raises BundleError or ModelError when it is neither or damaged.
+    """
+    if path.is_dir():
+        bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
+        return detector_of(bundle, installed_engines(host), threads=flags.threads)
+    from avq.build.understanding import understand_alone
+
+    request, understood = understand_alone(
+        path,
+        pictures,
+        host,
+        report,
+        decoder=flags.decoder,
+        preprocess=flags.preprocess,
+        classes=flags.classes,
+        threads=flags.threads,
+    )
+    session = request.reference.open(
+        understood.model.proto.SerializeToString(), SessionOptions(threads=flags.threads)
+    )
+    return open_detector(session, understood.spec, understood.decoder, understood.class_names)

@@ -1,0 +1,126 @@
+"""The command line as a person or a script meets it: exit codes, JSON on stdout, errors that help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from avq.cli import cli
+
+
+def avq(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo", "doctor", "build", "calibrate", "eval", "bench", "run", "inspect", "diff", "lint", "plugins",
+        "config",
+    ],
+)  # fmt: skip
+def test_every_command_explains_itself(command):
+    result = avq(command, "--help")
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_a_mistyped_command_names_the_nearest():
+    result = avq("biuld")
+    assert result.exit_code == 2 and "did you mean 'build'" in result.output
+
+
+def test_a_mistyped_flag_names_the_nearest():
+    result = avq("build", "m.onnx", "--stratgy", "static")
+    assert result.exit_code == 2 and "--strategy" in result.output
+
+
+def test_doctor_answers_on_any_machine():
+    result = avq("doctor", "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert {"name", "available", "version", "can_build", "can_run", "why"} <= set(answer["engines"][0])
+    assert {"engines", "gpus", "plugins"} <= set(answer)
+
+
+def test_the_static_strategy_is_a_plugin_with_options_people_can_read():
+    listing = json.loads(avq("plugins", "--json").stdout)["plugins"]
+    text = json.dumps(listing)
+    assert "static" in text and "calibrator" in text
+
+
+def problem(result: Result) -> dict[str, str]:
+    return json.loads(result.stdout)["error"]
+
+
+def test_a_missing_model_is_a_wrong_request(tmp_path):
+    result = avq("build", tmp_path / "none.onnx", "--data", tmp_path, "-o", tmp_path / "b", "--json")
+    assert result.exit_code == 2
+    assert "none.onnx" in problem(result)["what"] and problem(result)["fix"]
+
+
+def test_a_build_without_pictures_says_which_flag(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"not onnx")
+    result = avq("build", tmp_path / "m.onnx", "-o", tmp_path / "b", "--json")
+    assert result.exit_code == 2 and "--data" in problem(result)["fix"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\xff\xd8\xff\xe0 a jpeg"])
+def test_a_broken_model_file_is_named(tmp_path, content):
+    model, data = tmp_path / "m.onnx", tmp_path / "pictures"
+    model.write_bytes(content)
+    write_picture(data)
+    result = avq("build", model, "--data", data, "-o", tmp_path / "b", "--json")
+    assert result.exit_code == 2 and "m.onnx" in problem(result)["what"]
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_empty_folder_of_pictures_is_named(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    result = avq("build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b", "--json")
+    assert result.exit_code == 2 and "holds no pictures" in problem(result)["what"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--strategy", "statik"], "static"),
+        (["--target", "openvin"], "openvino"),
+        (["--option", "calibratr=mse"], "calibrator"),
+        (["--option", "calibrator=msee"], "mse"),
+        (["--option", "calibrator"], "key=value"),
+    ],
+)
+def test_a_wrong_choice_names_the_nearest_valid_one(tmp_path, flags, expected):
+    write_picture(tmp_path / "pictures")
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    result = avq(
+        "build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b", *flags, "--json"
+    )
+    assert result.exit_code == 2 and expected in json.dumps(problem(result))
+
+
+def test_a_target_that_this_machine_cannot_build_is_code_3(tmp_path):
+    write_picture(tmp_path / "pictures")
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    result = avq(
+        "build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b",
+        "--target", "tensorrt", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 3 and problem(result)["fix"]
+
+
+def test_inspect_refuses_what_it_does_not_know(tmp_path):
+    result = avq("inspect", tmp_path / "thing.xyz", "--json")
+    assert result.exit_code == 2 and ".onnx" in problem(result)["fix"]
+
+
+def write_picture(folder: Path) -> None:
+    import cv2
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / "a.png"), np.zeros((32, 48, 3), np.uint8))
