@@ -25,7 +25,7 @@ from avq.build.memory import peak_rss_mb
 from avq.build.observe import Observation, Observer, observe
 from avq.build.stats import HistogramStats
 from avq.engines.isa import instruction_set
-from avq.errors import AvqError, CalibrationError, DataError
+from avq.errors import CalibrationError, DataError
 from avq.hookspecs import Engine
 from avq.preprocess import spec_to_json
 from avq.types import Calibrator, PreprocessSpec
@@ -152,7 +152,7 @@ class CalibrationRun:
                 for future in futures:
                     future.result()
         except DataError:
-            refuse_unreadable(self.items)
+            refuse_unreadable(shard(self.items, *self.part))
             raise
         self._report(done + queue.done, wanted)
 
@@ -380,7 +380,6 @@ def _check_request(
 
 
 __all__ = [
-    "AvqError",
     "CalibrationRun",
     "calibrate",
     "check_belongs",

@@ -111,12 +111,6 @@ def read_picture(item: Item) -> U8:
     return np.asarray(pixels, np.uint8)
 
 
-def read_pictures(items: Iterable[Item]) -> Iterator[tuple[Item, U8]]:
-    """Read one picture at a time, in the order given."""
-    for item in items:
-        yield item, read_picture(item)
-
-
 def refuse_unreadable(items: Sequence[Item]) -> None:
     """Decode everything and raise one DataError that lists all that cannot be read, if any."""
     found: list[tuple[Path, str]] = []

@@ -32,7 +32,6 @@ class _Scratch(threading.local):
     """Work buffers of one thread; fresh large arrays would cost a page fault per 4 KiB."""
 
     def __init__(self) -> None:
-        self.scaled = np.empty(_BLOCK, np.float32)
         self.bins = np.empty(_BLOCK, np.int16)
         self.mask = np.empty(_BLOCK, np.bool_)
 
@@ -186,9 +185,8 @@ class Histogram:
 
 def _occurrences(block: F32, scale: float, first: int, last: int) -> I64:
     """How often trunc(x * scale) is first, first + 1, ... last: (last - first + 1,) int64."""
-    scaled, bins = _scratch.scaled[: block.size], _scratch.bins[: block.size]
-    np.multiply(block, np.float32(scale), out=scaled)
-    np.copyto(bins, scaled, casting="unsafe")
+    bins = _scratch.bins[: block.size]
+    np.multiply(block, np.float32(scale), out=bins, casting="unsafe")  # in float32, then truncated
     if first:
         bins -= first
     size = last - first + 1

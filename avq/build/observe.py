@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,15 +89,6 @@ class Observer:
             self.close()
             self._open = (number, self._engine.open(self._observation.passes[number][0], self._options))
         return self._open[1]
-
-
-class Observers(threading.local):
-    """One Observer per thread that asks."""
-
-    def __init__(
-        self, observation: Observation, engine: Engine, spec: PreprocessSpec, *, optimise: bool
-    ) -> None:
-        self.mine = Observer(observation, engine, spec, optimise=optimise)
 
 
 def _check_exist(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
