@@ -1,0 +1,163 @@
+"""Charts as inline SVG: the shapes scale with the page, the words stay text of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from avq.render.page import Html, Tone, number
+
+_WIDTH, _HEIGHT = 1000, 100
+#: More columns than this cannot be told apart; frames are then joined, keeping the worst.
+_MAX_COLUMNS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar; ``low`` and ``high`` draw its interval, ``note`` stands beside the value."""
+
+    label: str
+    value: float
+    tone: Tone = "plain"
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A line across a chart at ``value``, named in the legend."""
+
+    label: str
+    value: float
+    tone: Tone = "plain"
+
+
+def bar_chart(bars: Sequence[Bar], *, unit: str = "", title: str = "", mark: Mark | None = None) -> Html:
+    """Horizontal bars from zero; values that are not finite are named and not drawn."""
+    ends = [v for b in bars for v in (b.value, b.high or 0.0) if math.isfinite(v)]
+    top = max([*ends, mark.value if mark else 0.0, 0.0]) or 1.0
+    rows = "".join(_bar_row(bar, top * 1.02, unit, mark) for bar in bars)
+    return _figure(f'<div class="bars">{rows}</div>', title, _legend([mark] if mark else [], unit))
+
+
+def histogram(
+    values: Sequence[float],
+    *,
+    unit: str = "ms",
+    title: str = "",
+    marks: Sequence[Mark] = (),
+    bins: int = 48,
+) -> Html:
+    """How often which value occurred; the axis starts at zero and ends at the largest value or mark."""
+    finite = [float(v) for v in values if math.isfinite(v)]
+    if not finite:
+        return _figure('<p class="lead">no values</p>', title, "")
+    top = max([*finite, *(m.value for m in marks)]) or 1.0
+    counts = [0] * bins
+    for value in finite:
+        counts[min(bins - 1, max(0, int(value / top * bins)))] += 1
+    late = _limit(marks)
+    columns = [
+        (count / max(counts), "bad" if late is not None and (n + 0.5) * top / bins > late else "plain")
+        for n, count in enumerate(counts)
+    ]
+    lines = "".join(_vertical(m, m.value / top) for m in marks)
+    axis = _axis("0", f"{number(top)} {unit}")
+    return _figure(_plot(columns, lines) + axis, title, _legend(marks, unit))
+
+
+def strip(
+    values: Sequence[float],
+    *,
+    unit: str = "ms",
+    title: str = "",
+    limit: Mark | None = None,
+    first: str = "first frame",
+    last: str = "last frame",
+) -> Html:
+    """One thin column per frame in order, those above ``limit`` in its tone; long runs keep their worst."""
+    finite = [v if math.isfinite(v) else 0.0 for v in values]
+    if not finite:
+        return _figure('<p class="lead">no frames</p>', title, "")
+    step = math.ceil(len(finite) / _MAX_COLUMNS)
+    worst = [max(finite[n : n + step]) for n in range(0, len(finite), step)]
+    top = max([*worst, limit.value if limit else 0.0]) * 1.05 or 1.0
+    columns = [
+        (value / top, limit.tone if limit is not None and value > limit.value else "plain") for value in worst
+    ]
+    line = _horizontal(limit, limit.value / top) if limit else ""
+    return _figure(_plot(columns, line) + _axis(first, last), title, _legend([limit] if limit else [], unit))
+
+
+def _limit(marks: Sequence[Mark]) -> float | None:
+    return min((m.value for m in marks if m.tone == "bad"), default=None)
+
+
+def _bar_row(bar: Bar, top: float, unit: str, mark: Mark | None) -> str:
+    length = max(0.0, bar.value / top * _WIDTH) if math.isfinite(bar.value) else 0.0
+    shapes = f'<rect class="track" width="{_WIDTH}" height="{_HEIGHT}" rx="12"/>'
+    shapes += f'<rect class="fill {bar.tone}" width="{length:.1f}" height="{_HEIGHT}" rx="12"/>'
+    if bar.low is not None and bar.high is not None:
+        shapes += _line("whisker", bar.low / top * _WIDTH, 50, bar.high / top * _WIDTH, 50)
+    if mark is not None:
+        shapes += _line(f"rule {mark.tone}", mark.value / top * _WIDTH, -15, mark.value / top * _WIDTH, 115)
+    value = f"{number(bar.value)} {unit}".strip() if math.isfinite(bar.value) else "\u2013"
+    note = f" <small>{escape(bar.note)}</small>" if bar.note else ""
+    return (
+        f'<div class="name">{escape(bar.label)}</div>'
+        f'<div class="bar"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{shapes}</svg></div><div class="value">{escape(value)}{note}</div>'
+    )
+
+
+def _plot(columns: Sequence[tuple[float, str]], lines: str) -> str:
+    width = _WIDTH / len(columns)
+    gap = 0.15 * width if width > 4 else 0.0
+    shapes = "".join(
+        f'<rect class="fill {tone}" x="{n * width:.2f}" y="{_HEIGHT * (1 - share):.2f}" '
+        f'width="{width - gap:.2f}" height="{_HEIGHT * share:.2f}"/>'
+        for n, (share, tone) in enumerate(columns)
+        if share > 0
+    )
+    base = _line("base", 0, _HEIGHT, _WIDTH, _HEIGHT)
+    return (
+        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{shapes}{base}{lines}</svg>'
+    )
+
+
+def _vertical(mark: Mark, share: float) -> str:
+    return _line(f"rule {mark.tone}", share * _WIDTH, 0, share * _WIDTH, _HEIGHT)
+
+
+def _horizontal(mark: Mark, share: float) -> str:
+    return _line(f"rule {mark.tone}", 0, _HEIGHT * (1 - share), _WIDTH, _HEIGHT * (1 - share))
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return (
+        f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+        'stroke-width="1.75" vector-effect="non-scaling-stroke"/>'
+    )
+
+
+def _axis(left: str, right: str) -> str:
+    return f'<div class="axis"><span>{escape(left)}</span><span>{escape(right)}</span></div>'
+
+
+def _legend(marks: Sequence[Mark], unit: str) -> str:
+    if not marks:
+        return ""
+    items = "".join(
+        f'<span class="{m.tone}"><i></i>{escape(m.label)} {escape(number(m.value))} {escape(unit)}</span>'
+        for m in marks
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def _figure(body: str, title: str, legend: str) -> Html:
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return Html(f"<figure>{head}{body}{legend}</figure>")

@@ -1,0 +1,117 @@
+"""Boxes on pictures, and pictures in a page."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+from collections.abc import Sequence
+from html import escape
+from pathlib import PurePosixPath
+
+import cv2
+import numpy as np
+
+from avq.errors import MachineError, RequestError
+from avq.render.page import Html
+from avq.types import U8, Detections
+
+#: Wide enough to judge boxes, small enough that a page with eight pairs stays below 3 MB.
+PAGE_WIDTH_PX = 880
+_JPEG_QUALITY = 80
+_GOLDEN_ANGLE = 0.61803398875
+
+
+def draw_detections(
+    pixels: U8, detections: Detections, labels: Sequence[str], *, min_score: float = 0.0
+) -> U8:
+    """A copy of ``pixels`` ((H, W, 3) uint8 BGR) with a box and a name per detection, best score on top.
+
+    Line and letters grow with the picture. Boxes that are not finite are left out. A class without a name
+    is shown by its number.
+    """
+    canvas: U8 = np.array(pixels, np.uint8, order="C")
+    size_px = max(canvas.shape[:2])
+    thickness = max(1, round(size_px / 400))
+    for index in np.argsort(detections.scores, kind="stable"):
+        box, score = detections.boxes_xyxy_px[index], float(detections.scores[index])
+        if score < min_score or not np.all(np.isfinite(box)):
+            continue
+        class_id = int(detections.class_ids[index])
+        name = labels[class_id] if 0 <= class_id < len(labels) else f"class {class_id}"
+        limit = 4 * size_px
+        x0, y0, x1, y1 = (round(float(v)) for v in np.clip(box, -limit, limit))
+        colour = class_colour_bgr(class_id)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), colour, thickness, cv2.LINE_AA)
+        _draw_chip(canvas, (x0, y0), f"{name} {score:.2f}", colour, thickness)
+    return canvas
+
+
+def class_colour_bgr(class_id: int) -> tuple[int, int, int]:
+    """A colour per class: hues a golden angle apart, bright enough for dark streets."""
+    red, green, blue = colorsys.hsv_to_rgb((0.56 + class_id * _GOLDEN_ANGLE) % 1.0, 0.62, 0.98)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def _draw_chip(canvas: U8, at: tuple[int, int], text: str, colour: tuple[int, int, int], line: int) -> None:
+    """A filled label above the box's corner, moved so that it stays inside the picture."""
+    scale = max(0.36, max(canvas.shape[:2]) / 2100)
+    stroke = max(1, round(scale * 1.6))
+    plain = text.encode("ascii", "replace").decode()
+    (width, height), below = cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
+    pad = 2 + line
+    rows, cols = canvas.shape[:2]
+    x = min(max(0, at[0] - line // 2), max(0, cols - width - 2 * pad))
+    top = min(max(0, at[1] - height - below - 2 * pad), max(0, rows - height - below - 2 * pad))
+    bottom = top + height + below + 2 * pad
+    cv2.rectangle(canvas, (x, top), (x + width + 2 * pad, bottom), colour, cv2.FILLED)
+    origin = (x + pad, bottom - pad - below // 2 - 1)
+    cv2.putText(canvas, plain, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), stroke, cv2.LINE_AA)
+
+
+def picture(pixels: U8, caption: str = "", *, width_px: int = PAGE_WIDTH_PX) -> Html:
+    """One picture in the page, as JPEG, never enlarged."""
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    rows, cols = _fitted(pixels, width_px).shape[:2]
+    source = jpeg_data_uri(pixels, width_px=width_px)
+    image = f'<img src="{source}" width="{cols}" height="{rows}" alt="{escape(caption)}">'
+    return Html(f"<figure>{image}{note}</figure>")
+
+
+def picture_pair(left: U8, right: U8, captions: tuple[str, str]) -> Html:
+    """Two pictures to compare: side by side, or below each other on a phone."""
+    return Html(f'<div class="pair">{picture(left, captions[0])}{picture(right, captions[1])}</div>')
+
+
+def video(file_name: str, caption: str = "") -> Html:
+    """A clip that lies beside the page; ``file_name`` is relative to it.
+
+    Raises RequestError for anything but a relative path without '..': a page must not reach elsewhere.
+    """
+    path = PurePosixPath(file_name)
+    if path.is_absolute() or ".." in path.parts or ":" in file_name or not file_name:
+        raise RequestError(
+            "a clip must lie beside its page", seen=file_name, fix="give a file name such as drive.webm"
+        )
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Html(
+        f'<figure><video src="{escape(file_name)}" controls muted loop playsinline preload="metadata">'
+        f'<a href="{escape(file_name)}">{escape(file_name)}</a></video>{note}</figure>'
+    )
+
+
+def jpeg_data_uri(pixels: U8, *, width_px: int = PAGE_WIDTH_PX) -> str:
+    """``data:image/jpeg;base64,...`` of the picture at most ``width_px`` wide."""
+    done, encoded = cv2.imencode(".jpg", _fitted(pixels, width_px), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not done:
+        raise MachineError(
+            "this OpenCV cannot write JPEG", fix="install opencv-python-headless from the package index"
+        )
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def _fitted(pixels: U8, width_px: int) -> U8:
+    rows, cols = pixels.shape[:2]
+    if cols <= width_px:
+        return pixels
+    size = (width_px, max(1, round(rows * width_px / cols)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

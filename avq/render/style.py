@@ -1,0 +1,97 @@
+"""The look of every report: one sheet, two colour schemes, no fonts from elsewhere."""
+
+from __future__ import annotations
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fbfaf8; --card: #ffffff; --ink: #1b1f24; --soft: #5d6671; --line: #e4e2dd; --wash: #f2f0ec;
+  --accent: #2f5d8c; --accent-soft: #b9cbdd; --good: #22744a; --bad: #b0342b; --warn: #8f6200;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14171b; --card: #1b1f25; --ink: #e7e9ec; --soft: #9aa4af; --line: #2c323a; --wash: #20252c;
+    --accent: #7fb0e0; --accent-soft: #35506b; --good: #5cc08d; --bad: #f0837a; --warn: #dcab4f;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 1rem/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+}
+main, header, footer { max-width: 64rem; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
+header { padding-top: clamp(1.75rem, 6vw, 4rem); }
+.kicker { margin: 0 0 .75rem; color: var(--soft); font-size: .875rem; letter-spacing: .02em;
+  overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: clamp(1.75rem, 5vw, 2.75rem); line-height: 1.14; letter-spacing: -.022em;
+  font-weight: 650; text-wrap: balance; }
+h1::before { content: ""; display: block; width: 2.75rem; height: .375rem; border-radius: 1rem;
+  margin-bottom: 1.25rem; background: var(--tone); }
+.good { --tone: var(--good); } .bad { --tone: var(--bad); } .warn { --tone: var(--warn); }
+.plain { --tone: var(--accent); }
+ul.reasons { margin: 1.25rem 0 0; padding: 0; list-style: none; color: var(--soft); max-width: 46rem; }
+ul.reasons li { padding-left: 1.25rem; text-indent: -1.25rem; }
+ul.reasons li::before { content: "\\2013"; display: inline-block; width: 1.25rem; text-indent: 0;
+  color: var(--tone); }
+section { margin-top: clamp(2.25rem, 6vw, 3.75rem); }
+h2 { margin: 0 0 .35rem; font-size: 1.3rem; line-height: 1.3; letter-spacing: -.012em; font-weight: 620; }
+p { margin: 0 0 1rem; max-width: 44rem; }
+p.lead { color: var(--soft); margin-bottom: 1.25rem; }
+.block { margin: 0 0 1.5rem; }
+.figures { display: grid; gap: 1px; background: var(--line); border: 1px solid var(--line);
+  border-radius: .75rem; overflow: hidden; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
+.figures > div { background: var(--card); padding: 1rem 1.15rem 1.1rem; }
+.figures dt { color: var(--soft); font-size: .8125rem; }
+.figures dd { margin: .1rem 0 0; font-size: 1.65rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.figures dd.good, .figures dd.bad, .figures dd.warn { color: var(--tone); }
+.figures small { display: block; color: var(--soft); font-size: .8125rem; line-height: 1.4; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9375rem; line-height: 1.45; }
+caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .8125rem; padding-top: .6rem; }
+th { text-align: left; color: var(--soft); font-weight: 500; font-size: .8125rem; vertical-align: bottom; }
+th, td { padding: .5rem 1.1rem .5rem 0; border-bottom: 1px solid var(--line); }
+th:last-child, td:last-child { padding-right: 0; }
+td { vertical-align: top; overflow-wrap: break-word; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.chosen td { font-weight: 600; }
+tr.chosen td:first-child { box-shadow: inset .2rem 0 var(--accent); padding-left: .75rem; }
+figure { margin: 0; }
+figcaption { color: var(--soft); font-size: .8125rem; line-height: 1.45; margin-top: .5rem; }
+figure h3 { margin: 0 0 .6rem; font-size: .9375rem; font-weight: 600; }
+.bars { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr max-content; gap: .55rem .9rem;
+  align-items: center; font-size: .9375rem; }
+.bars .name { overflow-wrap: anywhere; }
+.bars .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.bars .value small { color: var(--soft); }
+.bars svg { width: 100%; height: 1.25rem; }
+svg { display: block; width: 100%; overflow: visible; }
+.plot { height: 8.5rem; }
+.axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .8125rem; margin-top: .35rem;
+  font-variant-numeric: tabular-nums; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .8125rem; color: var(--soft);
+  margin-top: .25rem; font-variant-numeric: tabular-nums; }
+.legend i { display: inline-block; width: 1rem; height: 0; border-top: .16rem solid var(--tone, var(--accent));
+  vertical-align: .25em; margin-right: .4rem; }
+.fill { fill: var(--accent); } .fill.good, .fill.bad, .fill.warn { fill: var(--tone); }
+.track { fill: var(--wash); } .rule { stroke: var(--soft); } .whisker { stroke: var(--ink); }
+.rule.good, .rule.bad, .rule.warn { stroke: var(--tone); } .rule.plain { stroke: var(--accent); }
+.base { stroke: var(--line); }
+.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.columns { display: grid; gap: 1.5rem 2.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+img, video { display: block; width: 100%; height: auto; border-radius: .5rem; background: var(--wash); }
+pre { margin: 0; padding: .95rem 1.15rem; border-radius: .6rem; background: var(--wash); overflow-x: auto;
+  font: .875rem/1.65 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
+pre code { user-select: all; }
+footer { margin-top: clamp(3rem, 8vw, 5rem); padding-bottom: 2.5rem; color: var(--soft); font-size: .8125rem;
+  overflow-wrap: anywhere; }
+footer::before { content: ""; display: block; border-top: 1px solid var(--line); margin-bottom: 1rem; }
+@media (max-width: 36rem) {
+  .bars { grid-template-columns: 1fr max-content; gap: .15rem .9rem; }
+  .bars .bar { grid-column: 1 / -1; grid-row: auto; margin-bottom: .55rem; order: 0; }
+  .bars .row { display: contents; }
+}
+@media print { body { background: none; } section { break-inside: avoid; } }
+"""
