@@ -96,8 +96,8 @@ class _Graph:
         self.opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         for node in self.nodes:
-            if node.op_type == "Constant":
-                self._constants.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            for value in (a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"):
+                self._constants[node.output[0]] = value
 
     @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
@@ -360,6 +360,19 @@ def _weight_axis(graph: _Graph) -> Iterator[Hit]:
         axis, wanted = _attribute(dequantizer, "axis", 1), _channel_axis(node)
         if scale is not None and scale.ndim == 1 and scale.size > 1 and axis not in wanted:
             yield node, f"axis {axis}"
+
+
+@_rule(
+    20,
+    "error",
+    _ALL,
+    "a quantizer of a training dialect is no operator any runtime knows",
+    "import it: avq build --strategy qat",
+)
+def _training_dialect(graph: _Graph) -> Iterator[Hit]:
+    for node in graph.nodes:
+        if node.domain and node.op_type in ("Quant", "BipolarQuant", "Trunc", "FakeQuantize"):
+            yield node, f"{node.domain}:{node.op_type}"
 
 
 def _channel_axis(node: onnx.NodeProto) -> tuple[int, ...]:

@@ -1,0 +1,119 @@
+"""Plans on disk, and what differs between two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.errors import PlanError
+from avq.types import AnyArray, QuantizationPlan, QuantPoint
+
+PLAN_JSON, PLAN_NPZ = "plan.json", "plan.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDifference:
+    """One line of ``avq diff``.
+
+    Attributes:
+        kind: "graph", "owner", "point", "tie", "precision", "override" or "range".
+        where: edge, node or tensor.
+        field: what differs there; "" when the whole entry is on one side only.
+        a, b: the values, printable; "" where absent.
+    """
+
+    kind: str
+    where: str
+    field: str
+    a: str
+    b: str
+
+
+def save_plan(plan: QuantizationPlan, folder: Path) -> tuple[Path, Path]:
+    """Write plan.json and plan.npz into an existing ``folder``; each appears whole or not at all."""
+    paths = folder / PLAN_JSON, folder / PLAN_NPZ
+    for path, content in zip(paths, plan_to_parts(plan), strict=True):
+        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        aside.write_bytes(content)
+        aside.replace(path)
+    return paths
+
+
+def load_plan(folder: Path) -> QuantizationPlan:
+    """The plan of a folder, equal in digest to what was saved. Never unpickles; PlanError when damaged."""
+    try:
+        parts = [(folder / name).read_bytes() for name in (PLAN_JSON, PLAN_NPZ)]
+    except OSError as error:
+        raise PlanError(
+            f"there is no plan in {folder}", seen=f"{error.strerror}: {error.filename}", fix="check the path"
+        ) from error
+    return plan_from_parts(*parts)
+
+
+def diff_plans(a: QuantizationPlan, b: QuantizationPlan) -> list[PlanDifference]:
+    """Every difference, in a fixed order; empty exactly when the digests are equal."""
+    return list(_differences(a, b))
+
+
+def _differences(a: QuantizationPlan, b: QuantizationPlan) -> Iterator[PlanDifference]:
+    if a.graph_digest != b.graph_digest:
+        yield PlanDifference("graph", "", "digest", a.graph_digest, b.graph_digest)
+    if (a.owner, a.owner_version) != (b.owner, b.owner_version):
+        yield PlanDifference("owner", "", "", f"{a.owner} {a.owner_version}", f"{b.owner} {b.owner_version}")
+    yield from _points(a, b)
+    ties = [{", ".join(sorted(str(e) for e in tie)): "tied" for tie in plan.ties} for plan in (a, b)]
+    yield from _entries("tie", *ties)
+    choices = [{n: f"{p.precision}: {p.reason}" for n, p in plan.precisions.items()} for plan in (a, b)]
+    yield from _entries("precision", *choices)
+    contents = [{n: _array(v) for n, v in plan.overrides.items()} for plan in (a, b)]
+    yield from _entries("override", *contents)
+    ranges = [{n: repr(v) for n, v in plan.ranges.items()} for plan in (a, b)]
+    yield from _entries("range", *ranges)
+
+
+def _points(a: QuantizationPlan, b: QuantizationPlan) -> Iterator[PlanDifference]:
+    for edge in sorted(a.by_edge.keys() | b.by_edge.keys()):
+        one, other = a.by_edge.get(edge), b.by_edge.get(edge)
+        if one is None or other is None:
+            yield PlanDifference("point", str(edge), "", _brief(one), _brief(other))
+            continue
+        left, right = _fields(one), _fields(other)
+        for name in left:
+            if left[name] != right[name]:
+                yield PlanDifference("point", str(edge), name, left[name], right[name])
+
+
+def _entries(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[PlanDifference]:
+    for where in sorted(a.keys() | b.keys()):
+        if a.get(where) != b.get(where):
+            yield PlanDifference(kind, where, "", a.get(where, ""), b.get(where, ""))
+
+
+def _fields(point: QuantPoint) -> dict[str, str]:
+    settings = {k: str(v) for k, v in point.settings().items() if k not in ("tensor", "node", "input_index")}
+    return {**settings, "scale": _array(point.scale), "zero_point": _array(point.zero_point)}
+
+
+def _brief(point: QuantPoint | None) -> str:
+    return "" if point is None else f"{point.bits} bits {point.mode}, scale {_array(point.scale)}"
+
+
+def _array(values: object) -> str:
+    """Exact for one number; for more, their shape, their ends and a hash that tells any change."""
+    array = np.asarray(values)
+    if array.size == 1:
+        return repr(array.reshape(()).item())
+    digest = _hash(array)
+    if array.size == 0:
+        return f"{array.dtype}{list(array.shape)} #{digest}"
+    return f"{array.dtype}{list(array.shape)} {array.min():.6g}..{array.max():.6g} #{digest}"
+
+
+def _hash(array: AnyArray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]
