@@ -1,0 +1,126 @@
+"""Finding the rows of a dense head: which axis counts cells, which columns mean what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from avq.decoders.columns import Column, column
+from avq.decoders.structure import Level, levels, total_cells
+from avq.types import GraphView
+
+Format = str  # "cxcywh" or "xyxy"
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """An output with one row per anchor.
+
+    Attributes:
+        name: of the output.
+        feature_axis: axis of the columns in its 3-D shape; the other one counts rows.
+        features, rows: sizes of the two.
+        anchors: rows per cell.
+        levels: feature maps that the rows come from.
+    """
+
+    graph: GraphView
+    name: str
+    feature_axis: int
+    features: int
+    rows: int
+    anchors: int
+    levels: tuple[Level, ...]
+
+    def column(self, index: int) -> Column:
+        return column(self.graph, self.name, self.feature_axis, index)
+
+    @property
+    def planes(self) -> bool:
+        """Whether columns are contiguous planes: (1, F, N)."""
+        return self.feature_axis == 1
+
+    @cached_property
+    def box(self) -> tuple[Column, ...]:
+        return tuple(self.column(index) for index in range(4))
+
+
+def dense_output(
+    graph: GraphView, name: str, maps: tuple[Level, ...] | None = None, *, any_rows: bool = False
+) -> DenseOutput | None:
+    """The output as rows of anchors, or None when its shape does not follow the head's feature maps.
+
+    ``any_rows`` takes the longer axis for the rows where maps have different numbers of anchors (SSD).
+    """
+    shape = graph.shape(name)
+    maps = levels(graph) if maps is None else maps
+    cells = total_cells(maps)
+    if shape is None or len(shape) != 3 or shape[0] != 1 or not cells:
+        return None
+    fitting = [axis for axis in (1, 2) if shape[axis] % cells == 0 and shape[axis] // cells <= 32]
+    if any_rows and not fitting and max(shape) > 100:
+        fitting = [1, 2]
+    if not fitting:
+        return None
+    rows = max(fitting, key=lambda axis: shape[axis])
+    return DenseOutput(graph, name, 3 - rows, shape[3 - rows], shape[rows], shape[rows] // cells, maps)
+
+
+def one_dense(graph: GraphView) -> DenseOutput | None:
+    """The dense output of a graph that has exactly one output."""
+    return dense_output(graph, graph.output_names[0]) if len(graph.outputs) == 1 else None
+
+
+def box_format(box: Sequence[Column]) -> Format:
+    """Centre and size, or corners, from what x0/cx and x1/w are computed from.
+
+    An exponential in the first column means corners around an anchor; both columns from the same two distances
+    mean centre and width; an exponential or sigmoid only in the size column means centre and size.
+    """
+    first, third = box[0], box[2]
+    if "Exp" in first.ops:
+        return "xyxy"
+    if first.sources == third.sources or third.ops & {"Exp", "Sigmoid"}:
+        return "cxcywh"
+    return "xyxy"
+
+
+def in_unit_square(graph: GraphView, box: Sequence[Column]) -> bool:
+    """Whether boxes come as 0..1: the last scaling decides, else a bare sigmoid does."""
+    for node in box[0].nodes:
+        for name in node.inputs:
+            value = graph.constants.get(name)
+            if value is None or value.size == 0 or value.dtype.kind != "f" or node.op not in ("Mul", "Div"):
+                continue
+            largest = float(np.abs(value).max())
+            if largest > 4.0:
+                return node.op == "Div"
+            if largest < 0.05:
+                return node.op == "Mul"
+    return "Sigmoid" in box[0].ops
+
+
+def level_params(maps: Sequence[Level]) -> list[list[int]]:
+    """Levels as JSON: [height, width, stride_px]."""
+    return [[level.height, level.width, level.stride_px] for level in maps]
+
+
+def ordered_levels(
+    graph: GraphView, name: str, row_axis: int, maps: Sequence[Level], anchors: int = 1
+) -> list[Level]:
+    """The levels in the order their rows come in: the first row of each is traced to its convolution."""
+    left, ordered, row = list(maps), [], 0
+    while left:
+        origin = column(graph, name, row_axis, row)
+        shapes = {graph.shape(graph.node(layer).outputs[0]) for layer in origin.layers}
+        sizes = {shape[2:] for shape in shapes if shape is not None and len(shape) == 4}
+        match = [level for level in left if (level.height, level.width) in sizes]
+        if len(match) != 1:
+            return list(maps)
+        left.remove(match[0])
+        ordered.append(match[0])
+        row += match[0].cells * anchors
+    return ordered

@@ -1,0 +1,104 @@
+"""Raw outputs to the boxes of one frame: candidates, NMS, back to picture pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from avq.decoders.boxes import Candidates
+from avq.decoders.recognise import NONE, find_decoder
+from avq.errors import DataError
+from avq.hookspecs import Decoder
+from avq.types import F32, F64, I64, DecoderSpec, Detections, ModelInput, RawOutputs
+
+_MOST_CANDIDATES = 30_000
+
+
+class DetectionDecoder:
+    """Decodes what the spec describes; needs no graph.
+
+    Args:
+        spec: of the bundle.
+        decoders: families to look in; the built-in ones when None.
+    """
+
+    def __init__(self, spec: DecoderSpec, decoders: Sequence[Decoder] | None = None) -> None:
+        self.spec = spec
+        self._family = None if spec.family == NONE else find_decoder(spec.family, decoders)
+
+    def decode(
+        self,
+        raw: RawOutputs,
+        model_input: ModelInput,
+        *,
+        camera: str = "",
+        seq: int = 0,
+        t_capture_ns: int = 0,
+        score_threshold: float | None = None,
+    ) -> Detections:
+        """Boxes in picture pixels, clipped to the picture, best score first.
+
+        Raises:
+            DataError: an output holds NaN or Inf.
+            ModelError: an output that the head needs is missing.
+        """
+        if self._family is None:
+            return Detections.none(camera, seq, t_capture_ns)
+        threshold = self.spec.score_threshold if score_threshold is None else score_threshold
+        check_finite(raw)
+        found = _sound(self._family.candidates(raw, self.spec, threshold))
+        if not self._family.nms_in_graph:
+            found = suppress(*found, self.spec.iou_threshold, self.spec.max_detections)
+        boxes, scores, class_ids = found
+        boxes = to_image(boxes, model_input.model_to_image, model_input.image_size_px)
+        visible = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+        order = visible[np.argsort(-scores[visible], kind="stable")][: self.spec.max_detections]
+        return Detections(boxes[order], scores[order], class_ids[order], camera, seq, t_capture_ns)
+
+
+def check_finite(raw: RawOutputs) -> None:
+    """Raise DataError naming the first float output that holds NaN or Inf."""
+    for name, values in raw.items():
+        if values.dtype.kind != "f" or np.isfinite(np.add.reduce(values, axis=None)):
+            continue  # one sum tells: NaN and Inf survive addition
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            raise DataError(
+                f"the output '{name}' holds numbers that are not finite",
+                seen=f"{bad} of {values.size} are NaN or Inf",
+                fix="compare it with the float model: avq eval BUNDLE --reference MODEL",
+            )
+
+
+def _sound(found: Candidates) -> Candidates:
+    """Only boxes with an area, and no more than NMS can take."""
+    boxes, scores, class_ids = found
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    keep = np.flatnonzero(good)
+    if len(keep) > _MOST_CANDIDATES:
+        keep = keep[np.argsort(-scores[keep], kind="stable")[:_MOST_CANDIDATES]]
+    return boxes[keep], scores[keep], class_ids[keep]
+
+
+def suppress(boxes: F32, scores: F32, class_ids: I64, iou_threshold: float, most: int) -> Candidates:
+    """Class-wise non-maximum suppression by OpenCV; best scores first."""
+    if len(scores) == 0:
+        return boxes, scores, class_ids
+    rectangles = boxes.astype(np.float64)
+    rectangles[:, 2:] -= rectangles[:, :2]
+    order = np.argsort(-scores, kind="stable")
+    ids = class_ids[order].astype(np.int32)
+    kept = cv2.dnn.NMSBoxesBatched(rectangles[order], scores[order], ids, -1.0, iou_threshold)  # type: ignore[arg-type]
+    picked = order[np.sort(np.asarray(kept, np.int64).reshape(-1))[:most]]
+    return boxes[picked], scores[picked], class_ids[picked]
+
+
+def to_image(boxes: F32, model_to_image: F64, image_size_px: tuple[int, int]) -> F32:
+    """Network-input pixels to picture pixels, clipped to the picture. (N, 4) float32."""
+    scale = np.array([model_to_image[0, 0], model_to_image[1, 1]] * 2)
+    shift = np.array([model_to_image[0, 2], model_to_image[1, 2]] * 2)
+    width, height = image_size_px
+    mapped: F32 = np.clip(boxes * scale + shift, 0.0, [width, height, width, height]).astype(np.float32)
+    return mapped

@@ -1,0 +1,227 @@
+"""Generalised focal loss heads: NanoDet, NanoDet-Plus, PicoDet. A side is an expectation over distance bins.
+
+After Li et al., Generalized Focal Loss (2020): distance = sum(softmax(bins) * k) * stride. Where the graph does not
+add the cell's point, these are used: three feature maps, as NanoDet has them, gx * s + (s - 1) / 2; four or more in
+one output, as NanoDet-Plus has them, gx * s; four or more in pairs of outputs, as PicoDet has them, (gx + 1/2) * s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avq.decoders.boxes import (
+    Candidates,
+    distances_to_xyxy,
+    finished,
+    logit,
+    output,
+    points_of,
+    sigmoid,
+    softmax,
+)
+from avq.decoders.columns import Column
+from avq.decoders.dense import DenseOutput, dense_output, level_params, ordered_levels
+from avq.decoders.family import HeadFamily
+from avq.decoders.levelled import MapOutput, by_level, map_outputs, rows_of
+from avq.decoders.structure import class_name_count
+from avq.types import F32, I64, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
+from avq.types.presets import PRESETS
+
+_FEWEST_BINS, _MOST_BINS = 5, 33
+_USUAL_BINS = (8, 17, 16)
+_COCO_CLASSES = 80
+
+#: Family member -> (a, b): the point of cell g is g * s + a * s + b.
+_POINTS: Mapping[str, tuple[float, float]] = {
+    "nanodet": (0.5, -0.5),
+    "nanodet-plus": (0.0, 0.0),
+    "picodet": (0.5, 0.0),
+}
+
+
+class GflDecoder(HeadFamily):
+    """Class scores and four distance distributions per cell, nothing decoded in the graph."""
+
+    family = "gfl"
+
+    def recognise(self, graph: GraphView) -> DecoderSpec | None:
+        parts, member = _separate_maps(graph), "nanodet"
+        if parts is None:
+            parts = _joined_rows(graph)
+        if parts is None:
+            return None
+        count = sum(len(part["levels"]) for part in parts["parts"])
+        if count > 3:
+            member = "nanodet-plus" if len(graph.outputs) == 1 else "picodet"
+        notes = [f"cells are placed as {member} places them: the graph does not say"]
+        params = {**parts, "member": member, "point": list(_POINTS[member]), "notes": notes + parts["notes"]}
+        return DecoderSpec(self.family, params, num_classes=parts["classes"])
+
+    def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
+        member = spec.params["member"]
+        names = ("picodet", "nanodet") if member == "picodet" else ("nanodet", "nanodet-stretch", "picodet")
+        height, width = graph.inputs[0].shape[2:]
+        return [PRESETS[name](width, height) for name in names]
+
+    def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
+        parts = [_decode(raw, part, spec.params, score_threshold) for part in spec.params["parts"]]
+        boxes, scores, class_ids = (np.concatenate(one) for one in zip(*parts, strict=True))
+        return finished(boxes, scores, class_ids)
+
+
+def _bins_of(features: int) -> int | None:
+    bins, rest = divmod(features, 4)
+    return bins if rest == 0 and _FEWEST_BINS <= bins <= _MOST_BINS else None
+
+
+def _scored(one: Column) -> bool:
+    return one.raw or ("Sigmoid" in one.ops and not one.ops & {"Exp", "Softmax"})
+
+
+def _separate_maps(graph: GraphView) -> dict[str, Any] | None:
+    """One or two outputs per feature map."""
+    outputs = map_outputs(graph)
+    if not outputs or any(one.rows != one.level.cells for one in outputs):
+        return None
+    groups = by_level(outputs)
+    if len(groups) < 2:
+        return None
+    if all(len(group) == 1 for group in groups):
+        return _combined_maps(groups)
+    return _paired_maps(groups)
+
+
+def _paired_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
+    if any(len(group) != 2 for group in groups):
+        return None
+    pairs = [_ordered(group) for group in groups]
+    found = [pair for pair in pairs if pair is not None]
+    widths = {(scores.features, box.features) for scores, box in found}
+    if len(found) != len(groups) or len(widths) != 1:
+        return None
+    classes, sides = widths.pop()
+    parts = [
+        {
+            "scores": scores.params() | {"first": 0},
+            "box": box.params() | {"first": 0},
+            "levels": level_params([scores.level]),
+        }
+        for scores, box in found
+    ]
+    return _described(parts, classes, _bins_of(sides) or 0, "Sigmoid" in found[0][0].column(0).ops, [])
+
+
+def _ordered(group: list[MapOutput]) -> tuple[MapOutput, MapOutput] | None:
+    """(scores, box): the box is raw and 4 * bins wide; a sigmoid, else file order, tells them apart."""
+    first, second = group
+    if "Sigmoid" in second.column(0).ops and "Sigmoid" not in first.column(0).ops:
+        first, second = second, first
+    for scores, box in ((first, second), (second, first)):
+        if _bins_of(box.features) and box.column(0).raw and _scored(scores.column(0)):
+            return scores, box
+    return None
+
+
+def _combined_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
+    outputs = [group[0] for group in groups]
+    cut = _class_cut(outputs[0])
+    if cut is None or len({one.features for one in outputs}) != 1:
+        return None
+    classes, bins, notes = cut
+    parts = [
+        {
+            "scores": one.params() | {"first": 0},
+            "box": one.params() | {"first": classes},
+            "levels": level_params([one.level]),
+        }
+        for one in outputs
+    ]
+    return _described(parts, classes, bins, "Sigmoid" in outputs[0].column(0).ops, notes)
+
+
+def _joined_rows(graph: GraphView) -> dict[str, Any] | None:
+    """All feature maps in one output, or in one for scores and one for boxes."""
+    outputs = [dense_output(graph, name) for name in graph.output_names]
+    dense = [one for one in outputs if one is not None and one.anchors == 1]
+    if len(dense) != len(outputs) or len(dense) not in (1, 2):
+        return None
+    if len(dense) == 1:
+        cut = _class_cut(dense[0])
+        return None if cut is None else _joined(graph, dense[0], dense[0], cut[0], cut)
+    scores, box = dense
+    if "Sigmoid" in box.column(0).ops or not _bins_of(box.features):
+        scores, box = box, scores
+    bins = _bins_of(box.features)
+    if bins is None or not box.column(0).raw or not _scored(scores.column(0)):
+        return None
+    return _joined(graph, scores, box, 0, (scores.features, bins, []))
+
+
+def _joined(
+    graph: GraphView, scores: DenseOutput, box: DenseOutput, first: int, cut: tuple[int, int, list[str]]
+) -> dict[str, Any]:
+    classes, bins, notes = cut
+    ordered = ordered_levels(graph, scores.name, 3 - scores.feature_axis, scores.levels)
+    part = {
+        "scores": {"output": scores.name, "axis": scores.feature_axis, "first": 0},
+        "box": {"output": box.name, "axis": box.feature_axis, "first": first},
+        "levels": level_params(ordered),
+    }
+    return _described([part], classes, bins, "Sigmoid" in scores.column(0).ops, notes)
+
+
+def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | None:
+    """Where classes end and distances begin: at the last sigmoid, at a change of layer, or by the names."""
+    first, last = rows.column(0), rows.column(rows.features - 1)
+    if not last.raw or not _scored(first):
+        return None
+    if first.ops != last.ops or first.layers != last.layers:
+        classes = _first_unlike(rows, first)
+        bins = _bins_of(rows.features - classes)
+        return (classes, bins, []) if bins else None
+    for classes in (class_name_count(rows.graph), _COCO_CLASSES):
+        bins = _bins_of(rows.features - classes) if classes else None
+        if bins in _USUAL_BINS:
+            return (
+                classes,
+                bins,
+                [f"classes and distances are not told apart by the graph: {classes} classes assumed"],
+            )
+    return None
+
+
+def _first_unlike(rows: DenseOutput | MapOutput, first: Column) -> int:
+    """Binary search for the first column whose history differs from column 0's."""
+    low, high = 0, rows.features - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        one = rows.column(middle)
+        same = one.ops == first.ops and one.layers == first.layers
+        low, high = (middle, high) if same else (low, middle)
+    return high
+
+
+def _described(
+    parts: list[dict[str, Any]], classes: int, bins: int, sigmoid_done: bool, notes: list[str]
+) -> dict[str, Any]:
+    return {"parts": parts, "classes": classes, "bins": bins, "sigmoid": sigmoid_done, "notes": notes}
+
+
+def _decode(
+    raw: RawOutputs, part: Mapping[str, Any], params: Mapping[str, Any], threshold: float
+) -> tuple[F32, F32, I64]:
+    classes, bins = params["classes"], params["bins"]
+    rows = rows_of(output(raw, part["scores"]["output"]), part["scores"])[:, :classes]
+    top = rows.max(axis=1)
+    picked = np.flatnonzero(top >= (threshold if params["sigmoid"] else logit(threshold)))
+    scores = top[picked] if params["sigmoid"] else sigmoid(top[picked])
+    class_ids = rows[picked].argmax(axis=1)
+    sides = rows_of(output(raw, part["box"]["output"]), part["box"])
+    first = part["box"]["first"]
+    spread = softmax(sides[picked, first : first + 4 * bins].reshape(-1, 4, bins))
+    points, stride = points_of(part["levels"], picked, offset_strides_px=tuple(params["point"]))
+    ltrb = (spread @ np.arange(bins, dtype=np.float32)) * stride
+    return distances_to_xyxy(points, ltrb), scores, class_ids

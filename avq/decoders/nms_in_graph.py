@@ -1,0 +1,243 @@
+"""Heads that leave a short list of boxes: NMS or top-k in the graph (SSD, torchvision, YOLOv10), DETR queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avq.decoders.boxes import (
+    Candidates,
+    centre_to_xyxy,
+    finished,
+    in_pixels,
+    logit,
+    nothing,
+    output,
+    sigmoid,
+)
+from avq.decoders.columns import column
+from avq.decoders.dense import box_format, in_unit_square
+from avq.decoders.family import HeadFamily
+from avq.decoders.structure import head_region, input_size_px
+from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, RawOutputs, TensorView
+
+_SELECTING = frozenset({"NonMaxSuppression", "TopK"})
+_MOST_QUERIES = 2000
+
+
+class NmsInGraphDecoder(HeadFamily):
+    """Boxes, scores and classes of a few candidates; no NMS is done after it."""
+
+    family = "nms_in_graph"
+    nms_in_graph = True
+    preset_names = ("rtdetr", "yolov8", "ssd", "torchvision", "imagenet")
+
+    def recognise(self, graph: GraphView) -> DecoderSpec | None:
+        if input_size_px(graph) is None:
+            return None
+        params = _triplets(graph)
+        if params is None and _selects(graph):
+            params = _columns(graph) or _lists(graph)
+        if params is None:
+            params = _queries(graph)
+        if params is None:
+            return None
+        params["size_px"] = list(input_size_px(graph) or ())
+        return DecoderSpec(self.family, params, num_classes=params.pop("classes", 0))
+
+    def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
+        read = _READERS[spec.params["layout"]]
+        boxes, scores, class_ids = read(raw, spec.params, score_threshold)
+        if len(scores) == 0:
+            return nothing()
+        boxes = centre_to_xyxy(boxes) if spec.params["format"] == "cxcywh" else boxes
+        boxes = boxes[:, [1, 0, 3, 2]] if spec.params["format"] == "yxyx" else boxes
+        return finished(
+            in_pixels(boxes, spec.params["normalised"], spec.params["size_px"]), scores, class_ids
+        )
+
+
+def _is_selecting(node: NodeView) -> bool:
+    return node.op in _SELECTING or "NMS" in node.op.upper().replace("_", "")
+
+
+def _selects(graph: GraphView) -> bool:
+    return any(_is_selecting(node) for node in head_region(graph)[1])
+
+
+def _last_size(view: TensorView) -> int:
+    return view.shape[-1] if view.shape else -1
+
+
+def _geometry(graph: GraphView, name: str, first: int = 0) -> dict[str, Any]:
+    """Box format and unit of the four columns from ``first`` along the last axis."""
+    axis = len(graph.tensors[name].shape) - 1
+    box = [column(graph, name, axis, first + index) for index in range(4)]
+    return {"format": box_format(box), "normalised": in_unit_square(graph, box)}
+
+
+def _columns(graph: GraphView) -> dict[str, Any] | None:
+    """One table: x0, y0, x1, y1, score, class; or with the batch index first and the score last."""
+    if len(graph.outputs) != 1 or _last_size(graph.outputs[0]) not in (6, 7):
+        return None
+    view = graph.outputs[0]
+    first = 1 if _last_size(view) == 7 else 0
+    places = [4, 5] if first == 0 else [6, 5]
+    geometry = _geometry(graph, view.name, first) | {"format": "xyxy"}
+    return {"layout": "table", "output": view.name, "first": first, "places": places, **geometry}
+
+
+def _lists(graph: GraphView) -> dict[str, Any] | None:
+    """Separate outputs for boxes, scores, classes and, sometimes, their number; or (x0, y0, x1, y1, score) rows."""
+    boxes = [v for v in graph.outputs if _last_size(v) in (4, 5) and len(v.shape) >= 2 and _is_float(v)]
+    rest = [v for v in graph.outputs if v not in boxes]
+    if len(boxes) != 1 or not rest:
+        return None
+    count = _count_output(graph, rest)
+    lists = [v for v in rest if v.name != count]
+    labels = [v for v in lists if not _is_float(v)] or [v for v in lists if _from_integers(graph, v.name)]
+    scores = [v for v in lists if v not in labels[:1]]
+    joined = _last_size(boxes[0]) == 5
+    if len(labels) != 1 or len(scores) != (0 if joined else 1):
+        return None
+    tensorflow = count is not None and _is_float(labels[0])
+    geometry = _geometry(graph, boxes[0].name) | {"format": "yxyx" if tensorflow else "xyxy"}
+    if tensorflow:
+        geometry["normalised"] = True
+    return {
+        "layout": "lists",
+        "boxes": boxes[0].name,
+        "scores": "" if joined else scores[0].name,
+        "labels": labels[0].name,
+        "count": count or "",
+        **geometry,
+    }
+
+
+def _is_float(view: TensorView) -> bool:
+    return view.dtype.startswith("float")
+
+
+def _count_output(graph: GraphView, views: Sequence[TensorView]) -> str | None:
+    """The number of valid boxes: one number."""
+    single = [v.name for v in views if v.shape in ((), (1,), (1, 1))]
+    return single[0] if len(single) == 1 and len(views) >= 3 else None
+
+
+def _from_integers(graph: GraphView, name: str) -> bool:
+    """Whether a float output was cast from integers: class ids of TensorFlow exports."""
+    axis = len(graph.tensors[name].shape) - 1
+    for node in column(graph, name, axis, 0).nodes:
+        source = graph.tensors.get(node.inputs[0])
+        if node.op == "Cast" and source is not None and source.dtype.startswith(("int", "uint")):
+            return True
+        if _is_selecting(node):
+            return False
+    return False
+
+
+def _triplets(graph: GraphView) -> dict[str, Any] | None:
+    """ONNX NonMaxSuppression's (batch, class, box) indices next to the boxes (1, N, 4) and scores (1, C, N)."""
+    if len(graph.outputs) != 3:
+        return None
+    picked = [v for v in graph.outputs if v.dtype == "int64" and _last_size(v) == 3]
+    floats = [v for v in graph.outputs if _is_float(v) and len(v.shape) == 3]
+    if len(picked) != 1 or len(floats) != 2:
+        return None
+    suppression = graph.producer(picked[0].name)
+    if suppression is None or suppression.op != "NonMaxSuppression":
+        return None
+    for boxes, scores in (floats, floats[::-1]):
+        if _last_size(boxes) == 4 and scores.shape[2] == boxes.shape[1]:
+            centre = int(suppression.attributes.get("center_point_box", 0)) == 1
+            geometry = _geometry(graph, boxes.name) | ({"format": "cxcywh"} if centre else {})
+            names = {"boxes": boxes.name, "scores": scores.name, "picked": picked[0].name}
+            return {"layout": "triplets", "classes": scores.shape[1], **names, **geometry}
+    return None
+
+
+def _queries(graph: GraphView) -> dict[str, Any] | None:
+    """DETR: a set of queries, boxes through a sigmoid, one score per class, no NMS needed."""
+    layers, _ = head_region(graph)
+    if not layers or any("Conv" in node.op for node in layers):
+        return None
+    views = list(graph.outputs)
+    if any(len(v.shape) != 3 or not 1 < v.shape[1] <= _MOST_QUERIES for v in views):
+        return None
+    if len(views) == 1 and views[0].shape[2] > 5:
+        return _query_params(graph, views[0], views[0], 4)
+    for boxes, scores in (views, views[::-1]) if len(views) == 2 else ():
+        if boxes.shape[2] == 4 and boxes.shape[1] == scores.shape[1]:
+            found = _query_params(graph, boxes, scores, 0)
+            if found is not None:
+                return found
+    return None
+
+
+def _query_params(
+    graph: GraphView, boxes: TensorView, scores: TensorView, first: int
+) -> dict[str, Any] | None:
+    geometry = _geometry(graph, boxes.name)
+    one = column(graph, scores.name, 2, first)
+    if "Sigmoid" not in column(graph, boxes.name, 2, 0).ops or not one.sources:
+        return None
+    background = int("Softmax" in one.ops)
+    return {
+        "layout": "queries",
+        "boxes": boxes.name,
+        "scores": scores.name,
+        "first": first,
+        "classes": scores.shape[2] - first - background,
+        "background_last": background,
+        "sigmoid": bool(one.ops & {"Sigmoid", "Softmax"}),
+        **geometry,
+    }
+
+
+Found = tuple[AnyArray, AnyArray, AnyArray]
+
+
+def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+    table = output(raw, params["output"])
+    rows = table.reshape(-1, table.shape[-1])
+    score, label = params["places"]
+    rows = rows[rows[:, score] >= threshold]
+    first = params["first"]
+    return rows[:, first : first + 4], rows[:, score], rows[:, label].astype(np.int64)
+
+
+def _read_lists(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+    table = output(raw, params["boxes"])
+    boxes = table.reshape(-1, table.shape[-1])
+    scores = output(raw, params["scores"]).reshape(-1) if params["scores"] else boxes[:, 4]
+    labels = output(raw, params["labels"]).reshape(-1).astype(np.int64)
+    count = int(output(raw, params["count"]).reshape(-1)[0]) if params["count"] else len(scores)
+    keep = np.flatnonzero(scores[:count] >= threshold)
+    return boxes[keep, :4], scores[keep], labels[keep]
+
+
+def _read_triplets(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+    picked = output(raw, params["picked"])
+    picked = picked[(picked[:, 0] == 0) & (picked[:, 2] >= 0)]
+    scores = output(raw, params["scores"])[0][picked[:, 1], picked[:, 2]]
+    keep = scores >= threshold
+    return output(raw, params["boxes"])[0][picked[keep, 2]], scores[keep], picked[keep, 1]
+
+
+def _read_queries(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+    """Every class of a query counts by itself, as DETR's own post-processing has it."""
+    first, last = params["first"], -params["background_last"] or None
+    values = output(raw, params["scores"])[0][:, first:last]
+    low = threshold if params["sigmoid"] else logit(threshold)
+    query, class_ids = np.nonzero(values >= low)
+    scores = values[query, class_ids]
+    return (
+        output(raw, params["boxes"])[0][query, :4],
+        scores if params["sigmoid"] else sigmoid(scores),
+        class_ids,
+    )
+
+
+_READERS = {"table": _read_table, "lists": _read_lists, "triplets": _read_triplets, "queries": _read_queries}
