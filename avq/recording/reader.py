@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcap.exceptions import EndOfFile, InvalidMagic, McapError
+from mcap.exceptions import EndOfFile, McapError
+from mcap.reader import make_reader
 from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
-from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
+from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
+
+_BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,32 @@ class LogReader:
             self.damage = self.damage or "the file has no end record"
         except EndOfFile:
             self.damage = "the file is cut off: its writer was killed, or it was not copied whole"
-        except (McapError, InvalidMagic, ValueError, UnicodeDecodeError, MemoryError) as error:
+        except _BROKEN as error:
             self.damage = f"damaged record: {error!r}"
+
+    def indexed_channels(self) -> list[tuple[str, str, str, int]] | None:
+        """(topic, schema name, message encoding, messages) as the index tells; None without a whole index."""
+        try:
+            summary = make_reader(self._file).get_summary()
+            if summary is None or summary.statistics is None:
+                return None
+            counts = summary.statistics.channel_message_counts
+            if not set(counts) <= set(summary.channels):
+                return None
+            return [
+                (
+                    channel.topic,
+                    summary.schemas[channel.schema_id].name,
+                    channel.message_encoding,
+                    counts.get(key, 0),
+                )
+                for key, channel in summary.channels.items()
+                if channel.schema_id in summary.schemas
+            ]
+        except _BROKEN:
+            return None
+        finally:
+            self._file.seek(0)
 
     def _messages(self, record: object) -> Iterator[Record]:
         if isinstance(record, Chunk):
@@ -87,7 +115,7 @@ class LogReader:
         """The records of one chunk; a damaged chunk is skipped, the next one can still be read."""
         try:
             return list(breakup_chunk(chunk, validate_crc=True))
-        except (CRCValidationError, Exception) as error:  # decompressors raise their own types
+        except Exception as error:  # decompressors raise their own types
             self.damage = self.damage or f"damaged chunk skipped: {error!r}"
             return []
 

@@ -39,8 +39,15 @@ def _asked(uri: str) -> tuple[Path, str | None]:
 
 
 def image_topics(path: Path) -> dict[str, int]:
-    """Topics of pictures avq can decode -> number of messages that can be read."""
+    """Topics of pictures avq can decode -> number of messages.
+
+    Told by the log's index; a log without a whole index is read through.
+    """
     with LogReader(path) as log:
+        channels = log.indexed_channels()
+        if channels is not None:
+            kinds = {(topic, schema, encoding): count for topic, schema, encoding, count in channels}
+            return {topic: n for (topic, *kind), n in kinds.items() if n and tuple(kind) in IMAGE_KINDS}
         return dict(Counter(record.topic for record in log if is_image(record)))
 
 
