@@ -1,0 +1,13 @@
+"""Procedural road scenes with exact boxes, and a small detector that knows them.
+
+For demonstrations, tests and the regression harness. Neither the pictures nor the detector say anything about real
+roads: do not use the detector in a vehicle.
+"""
+
+from __future__ import annotations
+
+from avq.scenes.builtin import builtin_detector_path
+from avq.scenes.drive import Drive, random_scene
+from avq.scenes.labels import CLASS_NAMES, WEATHERS, LabelledScene
+
+__all__ = ["CLASS_NAMES", "WEATHERS", "Drive", "LabelledScene", "builtin_detector_path", "random_scene"]

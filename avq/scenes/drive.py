@@ -1,0 +1,229 @@
+"""A drive: an endless, smooth, repeatable sequence of labelled scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from avq.errors import RequestError, nearest
+from avq.scenes import weather as effects
+from avq.scenes.camera import Camera
+from avq.scenes.draw_light import draw_traffic_light
+from avq.scenes.draw_people import PersonLook, draw_cyclist, draw_pedestrian
+from avq.scenes.draw_vehicle import VehicleLook, draw_car, draw_truck
+from avq.scenes.labels import CAR, CYCLIST, TRAFFIC_LIGHT, WEATHERS, Image, LabelledScene
+from avq.scenes.layout import RoadLayout, layout_for
+from avq.scenes.light import Light, light_for
+from avq.scenes.pen import Pen
+from avq.scenes.road import draw_crossing, draw_road
+from avq.scenes.roadside import CELL_M, CELLS_AHEAD, Signal, cell_at, signal_state
+from avq.scenes.route import Route, route_for
+from avq.scenes.scenery import Building, Lamp, Tree, draw_building, draw_lamp, draw_tree
+from avq.scenes.sky import MARGIN_PX, make_sky
+from avq.scenes.traffic import Actor, Stream, actors_at, streams_for
+from avq.scenes.visibility import Visibility
+
+HORIZON_SHARE = 0.46
+FOCAL_SHARE = 0.875
+NEAREST_M = 3.2
+_RANDOM_FRAMES = 18_000
+
+
+@dataclass(frozen=True)
+class Drive:
+    """An endless drive; ``frame(i)`` depends on nothing but these fields and i.
+
+    Args:
+        seed: any non-negative integer.
+        weather: one of ``WEATHERS``; "mixed" lets the seed choose.
+        width_px, height_px: picture size, at least 64 each.
+        fps: frames per second of the drive's own time.
+    """
+
+    seed: int
+    weather: str = "mixed"
+    width_px: int = 640
+    height_px: int = 360
+    fps: float = 30.0
+    _set: _Stage = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        object.__setattr__(self, "_set", _build_stage(self))
+
+    def frame(self, index: int) -> LabelledScene:
+        """The labelled picture number ``index`` (from 0)."""
+        if index < 0:
+            raise RequestError(
+                "a drive has no frame before its first", seen=f"index={index}", fix="use an index >= 0"
+            )
+        return _render(self, self._set, index)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Everything of a drive that does not change with time."""
+
+    light: Light
+    layout: RoadLayout
+    route: Route
+    streams: tuple[Stream, ...]
+    sky: Image
+    blur_px: int
+    noise: int
+    sun: tuple[float, float, float]
+    rain: float
+
+
+def _check(drive: Drive) -> None:
+    if drive.weather not in WEATHERS:
+        raise RequestError("unknown weather", seen=repr(drive.weather), fix=nearest(drive.weather, WEATHERS))
+    if drive.seed < 0:
+        raise RequestError("a seed is a non-negative integer", seen=f"seed={drive.seed}", fix="use seed=0")
+    if drive.width_px < 64 or drive.height_px < 64 or drive.fps <= 0:
+        seen = f"{drive.width_px}x{drive.height_px} at {drive.fps} fps"
+        raise RequestError(
+            "a drive needs a size of at least 64x64 and a positive rate", seen=seen, fix="use 640x360 at 30"
+        )
+
+
+def _build_stage(drive: Drive) -> _Stage:
+    rng = np.random.default_rng((drive.seed, 1))
+    drawn = ("day", "night", "rain", "glare")[rng.choice(4, p=(0.4, 0.22, 0.2, 0.18))]
+    weather = drawn if drive.weather == "mixed" else drive.weather
+    light = light_for(weather, rng)
+    layout = layout_for(rng)
+    route = route_for(rng)
+    streams = streams_for(layout, route, drive.seed, rng)
+    sky = make_sky(drive.width_px, drive.height_px, light, rng)
+    noise = {"day": 2, "glare": 3, "rain": 4, "night": 6}[weather] + int(rng.integers(0, 3))
+    blur = int(rng.integers(1, 4)) if rng.random() < 0.35 else 1
+    sun = (float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.12, 0.36)), float(rng.uniform(0.65, 1.0)))
+    return _Stage(light, layout, route, streams, sky, blur, noise, sun, float(rng.uniform(0.4, 1.0)))
+
+
+def _render(drive: Drive, stage: _Stage, index: int) -> LabelledScene:
+    t_s = index / drive.fps
+    width, height = drive.width_px, drive.height_px
+    route = stage.route
+    horizon = HORIZON_SHARE * height + route.pitch(t_s) * height / 240
+    camera = Camera(
+        width, height, horizon, FOCAL_SHARE * width, route.sway_m(t_s), route.curvature_per_m(t_s)
+    )
+    canvas = np.empty((height, width, 3), np.uint8)
+    pen = Pen(canvas, stage.light)
+    _paste_sky(canvas, stage, horizon, route.turned(t_s))
+    travelled = route.travelled_m(t_s)
+    draw_road(pen, camera, stage.layout, travelled)
+    visibility = Visibility(width, height)
+    _draw_world(pen, camera, stage, drive.seed, travelled, t_s, visibility)
+    pixels = _develop(canvas, stage, camera, np.random.default_rng((drive.seed, 31, index)))
+    return _scene(pixels, visibility)
+
+
+def _paste_sky(canvas: Image, stage: _Stage, horizon_px: float, turned: float) -> None:
+    """A sub-pixel shifted window of the wide sky picture, its foot on the horizon."""
+    rows = int(horizon_px) + 1
+    width = canvas.shape[1]
+    left = MARGIN_PX * (1 + 0.9 * turned)
+    shift = np.array([[1, 0, -left], [0, 1, horizon_px - stage.sky.shape[0] + 1]])
+    flags = cv2.INTER_LINEAR
+    cv2.warpAffine(
+        stage.sky, shift, (width, rows), dst=canvas[:rows], flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def _draw_world(
+    pen: Pen, camera: Camera, stage: _Stage, seed: int, travelled_m: float, t_s: float, visibility: Visibility
+) -> None:
+    """Buildings first (nothing labelled stands behind one), then all the rest, far to near."""
+    first = int(travelled_m // CELL_M) - 1
+    things: list[tuple[float, Building | Tree | Lamp | Signal | Actor]] = []
+    for index in range(first + CELLS_AHEAD, first - 1, -1):
+        cell = cell_at(stage.layout, seed, index)
+        start = index * CELL_M - travelled_m
+        for at, building in cell.buildings:
+            draw_building(pen, camera, building, start + at)
+        if cell.crossing and -4 < start < 80:
+            draw_crossing(pen, camera, stage.layout, start)
+        for group in (cell.trees, cell.lamps, cell.signals):
+            things.extend((start + at, thing) for at, thing in group)
+    things.extend((actor.z_m, actor) for actor in actors_at(stage.streams, stage.route, t_s))
+    things.sort(key=lambda pair: -pair[0])
+    for z, thing in things:
+        _draw_thing(pen, camera, thing, z, t_s, visibility)
+
+
+def _draw_thing(
+    pen: Pen,
+    camera: Camera,
+    thing: Building | Tree | Lamp | Signal | Actor,
+    z_m: float,
+    t_s: float,
+    visibility: Visibility,
+) -> None:
+    pen.at(z_m)
+    if isinstance(thing, Actor):
+        outline = _draw_actor(pen, camera, thing)
+        if outline is not None:
+            visibility.add(outline, thing.class_id, thing.track_id)
+    elif isinstance(thing, Signal):
+        if z_m > NEAREST_M:
+            state = signal_state(thing, t_s)
+            head = draw_traffic_light(pen, camera, thing.x_m, z_m, thing.centre_m, thing.arm_m, state)
+            visibility.add(head, TRAFFIC_LIGHT, thing.track_id)
+    elif isinstance(thing, Tree):
+        crown = draw_tree(pen, camera, thing, z_m)
+        if crown is not None:
+            visibility.hide(crown)
+    elif isinstance(thing, Lamp):
+        draw_lamp(pen, camera, thing, z_m)
+
+
+def _draw_actor(
+    pen: Pen, camera: Camera, actor: Actor
+) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]] | None:
+    look = actor.look
+    if isinstance(look, VehicleLook):
+        draw = draw_car if actor.class_id == CAR else draw_truck
+        return draw(pen, camera, look, actor.x_m, actor.z_m, actor.oncoming, actor.alert)
+    assert isinstance(look, PersonLook)
+    u, _, scale = camera.foot(actor.x_m, actor.z_m)
+    if actor.z_m < NEAREST_M or not -scale < u < camera.width_px + scale:
+        return None
+    if actor.class_id == CYCLIST:
+        return draw_cyclist(pen, camera, look, actor.x_m, actor.z_m, actor.phase, actor.oncoming)
+    return draw_pedestrian(pen, camera, look, actor.x_m, actor.z_m, actor.phase, actor.alert)
+
+
+def _develop(canvas: Image, stage: _Stage, camera: Camera, rng: np.random.Generator) -> Image:
+    """Weather in the air, then lens, then sensor."""
+    light = stage.light
+    if light.wet:
+        effects.add_wet_road(canvas, int(camera.horizon_px))
+        effects.add_rain(canvas, stage.rain, rng)
+    if light.weather == "glare":
+        shift = 300.0 * camera.curvature_per_m
+        effects.add_glare(
+            canvas, (stage.sun[0] + shift) * camera.width_px, stage.sun[1] * camera.height_px, stage.sun[2]
+        )
+    canvas = effects.blur_sideways(canvas, stage.blur_px * camera.width_px // 640)
+    effects.add_vignette(canvas)
+    return effects.add_noise(canvas, stage.noise, rng)
+
+
+def _scene(pixels: Image, visibility: Visibility) -> LabelledScene:
+    seen = visibility.labelled()
+    boxes = np.array([entry.box for entry in seen], np.float32).reshape(-1, 4)
+    class_ids = np.array([entry.class_id for entry in seen], np.int64)
+    return LabelledScene(pixels, boxes, class_ids, np.array([entry.track_id for entry in seen], np.int64))
+
+
+def random_scene(
+    seed: int, weather: str = "mixed", width_px: int = 640, height_px: int = 360
+) -> LabelledScene:
+    """One scene, independent of its neighbours: some frame of the drive with this seed."""
+    drive = Drive(seed, weather, width_px, height_px)
+    return drive.frame(int(np.random.default_rng((seed, 41)).integers(_RANDOM_FRAMES)))

@@ -1,0 +1,195 @@
+"""Everything that moves: each is a stream of objects on a loop along the road, in closed form of time.
+
+A stream's object passes behind the camera (or out of sight ahead), and its place on the loop is taken by the next
+generation, which looks different. So a drive never ends and any frame can be computed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from avq.scenes.draw_people import CLOTHES, HAIR, SKINS, TROUSERS, PersonLook
+from avq.scenes.draw_vehicle import PAINTS, VehicleLook
+from avq.scenes.labels import CAR, CYCLIST, PEDESTRIAN, TRUCK
+from avq.scenes.layout import LANE_M, RoadLayout
+from avq.scenes.route import Route
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One object at one instant: x, z of its near end in metres from the camera."""
+
+    class_id: int
+    x_m: float
+    z_m: float
+    look: VehicleLook | PersonLook
+    track_id: int
+    oncoming: bool = False
+    phase: float = 0.0
+    alert: bool = False  # a vehicle brakes; a walker is seen from the side
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Objects of one kind on one path.
+
+    ``kind``: lane | parked | walk | cross | cycle. ``speed_m_s`` is along the ego's direction.
+    """
+
+    kind: str
+    number: int
+    x_m: float
+    speed_m_s: float
+    loop_m: float
+    behind_m: float
+    starts_m: tuple[float, ...]
+    seed: int
+    x_far_m: float = 0.0
+
+
+@lru_cache(maxsize=4096)
+def vehicle_look(seed: int, stream: int, slot: int, generation: int, truck_share: float) -> VehicleLook:
+    rng = np.random.default_rng((seed, 11, stream, slot, generation))
+    paint = PAINTS[rng.integers(len(PAINTS))]
+    jitter = rng.uniform(0.88, 1.1)
+    tint = (min(paint[0] * jitter, 250.0), min(paint[1] * jitter, 250.0), min(paint[2] * jitter, 250.0))
+    if rng.random() < truck_share:
+        pale = float(rng.uniform(120, 235))
+        box = (pale, pale * 0.98, pale * 0.96) if rng.random() < 0.65 else PAINTS[rng.integers(len(PAINTS))]
+        size = (float(rng.uniform(2.3, 2.55)), float(rng.uniform(3.0, 3.9)), float(rng.uniform(6.5, 9.0)))
+        return VehicleLook(*size, "box_truck", tint, box)
+    body = ("sedan", "hatch", "suv", "van")[rng.choice(4, p=(0.34, 0.28, 0.26, 0.12))]
+    width, height, length = {
+        "sedan": (1.80, 1.45, 4.6), "hatch": (1.74, 1.50, 3.9), "suv": (1.90, 1.72, 4.6), "van": (1.95, 2.05, 5.0),
+    }[body]  # fmt: skip
+    grow = rng.uniform(0.95, 1.05, 3)
+    return VehicleLook(
+        width * float(grow[0]), height * float(grow[1]), length * float(grow[2]), body, tint, tint
+    )
+
+
+@lru_cache(maxsize=4096)
+def person_look(seed: int, stream: int, slot: int, generation: int, turn: float) -> PersonLook:
+    rng = np.random.default_rng((seed, 12, stream, slot, generation))
+    height = float(rng.uniform(1.52, 1.9)) if rng.random() < 0.88 else float(rng.uniform(1.15, 1.4))
+    coat, trousers = CLOTHES[rng.integers(len(CLOTHES))], TROUSERS[rng.integers(len(TROUSERS))]
+    return PersonLook(
+        height, coat, trousers, SKINS[rng.integers(len(SKINS))], HAIR[rng.integers(len(HAIR))], turn
+    )
+
+
+def streams_for(layout: RoadLayout, route: Route, seed: int, rng: np.random.Generator) -> tuple[Stream, ...]:
+    """All streams of one drive. Objects of one lane share one speed, so they never meet."""
+    made: list[Stream] = []
+
+    def add(
+        kind: str, count: int, x: float, speed: float, loop: float, behind: float, x_far: float = 0.0
+    ) -> None:
+        if count:
+            gaps = (np.arange(count) + rng.uniform(-0.22, 0.22, count)) * (loop / count) + rng.uniform(
+                0, loop
+            )
+            starts = tuple(float(g) for g in gaps)
+            made.append(Stream(kind, len(made), x, speed, loop, behind, starts, seed, x_far))
+
+    for index, x in enumerate(layout.same_lanes_m):
+        if index == 0:
+            add("lead", int(rng.integers(1, 3)), x, 0.0, 60.0, 0.0)
+        else:
+            add("lane", int(rng.integers(2, 5)), x, route.speed_m_s + float(rng.uniform(-4, 2)), 140.0, 9.0)
+    for x in layout.oncoming_lanes_m:
+        add("lane", int(rng.integers(2, 6)), x, -float(rng.uniform(7, 13)), 150.0, 10.0)
+    if layout.parking:
+        add("parked", int(rng.integers(2, 8)), layout.right_edge_m - 1.05, 0.0, 105.0, 6.0)
+        add("parked", int(rng.integers(1, 7)), layout.left_edge_m + 1.05, 0.0, 105.0, 6.0)
+    for x0, x1 in (
+        (layout.right_edge_m + 0.7, layout.right_wall_m - 0.4),
+        (layout.left_wall_m + 0.4, layout.left_edge_m - 0.7),
+    ):
+        for speed in (1.3, -1.2):
+            add(
+                "walk",
+                int(rng.integers(0, 5)),
+                float(rng.uniform(x0, x1)),
+                speed * float(rng.uniform(0.8, 1.3)),
+                80.0,
+                1.0,
+            )
+    add("cross", int(rng.integers(0, 4)), layout.left_edge_m - 0.8, 0.0, 75.0, 0.0, layout.right_edge_m + 0.8)
+    add(
+        "cycle",
+        int(rng.integers(0, 4)),
+        layout.same_lanes_m[-1] + LANE_M / 2 + 0.65,
+        float(rng.uniform(4, 6)),
+        75.0,
+        2.0,
+    )
+    add(
+        "cycle",
+        int(rng.integers(0, 3)),
+        layout.oncoming_lanes_m[-1] - LANE_M / 2 + 0.1,
+        -float(rng.uniform(4, 6)),
+        75.0,
+        2.0,
+    )
+    return tuple(made)
+
+
+def actors_at(streams: tuple[Stream, ...], route: Route, t_s: float) -> list[Actor]:
+    """Everything that moves, at one instant, unsorted."""
+    travelled = route.travelled_m(t_s)
+    found = []
+    for stream in streams:
+        for slot, start in enumerate(stream.starts_m):
+            found.append(_place(stream, slot, start, route, travelled, t_s))
+    return found
+
+
+def _place(stream: Stream, slot: int, start_m: float, route: Route, travelled_m: float, t_s: float) -> Actor:
+    if stream.kind == "lead":
+        return _lead(stream, slot, start_m, route, t_s)
+    ahead = start_m + stream.speed_m_s * t_s - travelled_m + stream.behind_m
+    generation = math.floor(ahead / stream.loop_m)
+    z = ahead - generation * stream.loop_m - stream.behind_m
+    who = generation + 1_000_000  # seeds and tracks must not be negative
+    track = (stream.number * 64 + slot) * 10_000_000 + who
+    oncoming = stream.speed_m_s < 0
+    seed, number = stream.seed, stream.number
+    if stream.kind in ("lane", "parked"):
+        look = vehicle_look(seed, number, slot, who, 0.28 if stream.kind == "lane" else 0.10)
+        class_id = TRUCK if look.body == "box_truck" else CAR
+        parked_towards = stream.kind == "parked" and stream.x_m < 0
+        return Actor(class_id, stream.x_m, z, look, track, oncoming or parked_towards)
+    person = person_look(seed, number, slot, who, -1.0 if oncoming else 1.0)
+    if stream.kind == "cycle":
+        return Actor(CYCLIST, stream.x_m, z, person, track, oncoming, t_s * 6.5 + start_m)
+    if stream.kind == "cross":
+        return _crossing(stream, start_m, z, person, track, t_s)
+    x = stream.x_m + 0.35 * math.sin(start_m * 3.1 + slot)
+    return Actor(PEDESTRIAN, x, z, person, track, oncoming, t_s * 7.5 * abs(stream.speed_m_s) / 1.3 + start_m)
+
+
+def _lead(stream: Stream, slot: int, start_m: float, route: Route, t_s: float) -> Actor:
+    """The vehicles ahead in the ego lane keep their distance, more or less."""
+    near = 8.0 + start_m % 16.0
+    z = near + slot * 24.0 + (0.35 * near) * math.sin(0.23 * t_s + start_m)
+    look = vehicle_look(stream.seed, stream.number, slot, 0, 0.30)
+    class_id = TRUCK if look.body == "box_truck" else CAR
+    return Actor(class_id, stream.x_m, z, look, stream.number * 64 + slot, alert=route.braking(t_s))
+
+
+def _crossing(stream: Stream, start_m: float, z_m: float, look: PersonLook, track: int, t_s: float) -> Actor:
+    """Back and forth across the road, but at the kerb by the time the ego vehicle arrives."""
+    width = stream.x_far_m - stream.x_m
+    walked = (t_s * 1.35 + start_m) % (2 * width)
+    there = walked < width
+    x = stream.x_m + (walked if there else 2 * width - walked)
+    clear = min(max((z_m - 7.0) / 12.0, 0.0), 1.0)
+    kerb = stream.x_far_m if start_m % 2.0 < 1.0 else stream.x_m
+    x = kerb + (x - kerb) * clear * clear * (3 - 2 * clear)
+    turned = PersonLook(look.height_m, look.coat, look.trousers, look.skin, look.hair, 1.0 if there else -1.0)
+    return Actor(PEDESTRIAN, x, z_m, turned, track, phase=t_s * 7.5 + start_m, alert=True)
