@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from avq.scenes.labels import CLASS_NAMES
-from avq.scenes.train.model import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, STRIDES_PX, ConvBlock, Head, Residual, RoadDetector
+from avq.scenes.train.model import STRIDES_PX, ConvBlock, Head, Residual, RoadDetector
+from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, PAD_VALUE
 
 OPSET = 17
 
@@ -21,7 +23,7 @@ PREPROCESS = {
     "height_px": INPUT_HEIGHT_PX,
     "resize": "letterbox",
     "anchor": "top-left",
-    "pad_value": 114,
+    "pad_value": PAD_VALUE,
     "channel_order": "BGR",
     "scale": 1 / 255,
     "mean": [0, 0, 0],
@@ -40,15 +42,21 @@ class GraphWriter:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def conv(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor, stride: int = 1) -> str:
         size = weight.shape[-1]
-        inputs = [x, self.constant(f"{name}.weight", weight.numpy()), self.constant(f"{name}.bias", bias.numpy())]
+        inputs = [
+            x,
+            self.constant(f"{name}.weight", weight.numpy()),
+            self.constant(f"{name}.bias", bias.numpy()),
+        ]
         pad = size // 2
-        return self.node("Conv", inputs, name, kernel_shape=[size, size], strides=[stride, stride], pads=[pad] * 4)
+        return self.node(
+            "Conv", inputs, name, kernel_shape=[size, size], strides=[stride, stride], pads=[pad] * 4
+        )
 
     def block(self, x: str, name: str, block: ConvBlock) -> str:
         weight, bias = fold_norm(block)
@@ -62,7 +70,7 @@ class GraphWriter:
     def sequence(self, x: str, name: str, blocks: nn.Module) -> str:
         for index, block in enumerate(blocks.children()):
             one = f"{name}.{index}"
-            x = self.residual(x, one, block) if isinstance(block, Residual) else self.block(x, one, block)  # type: ignore[arg-type]
+            x = self.residual(x, one, block) if isinstance(block, Residual) else self.block(x, one, block)
         return x
 
     def merge(self, fine: str, coarse: str, name: str, lateral: ConvBlock, smooth: ConvBlock) -> str:
@@ -114,17 +122,23 @@ def heads(graph: GraphWriter, model: RoadDetector, features: list[str]) -> None:
     graph.node("Add", [scaled, graph.constant("box_points", centres)], "boxes")
 
 
-@torch.no_grad()
-def to_onnx(model: RoadDetector) -> onnx.ModelProto:
-    """The evaluation-mode network with folded normalisation and the two metadata entries."""
+def write_graph(model: RoadDetector) -> GraphWriter:
+    """All nodes, from `images` to `boxes` and `scores`."""
     graph = GraphWriter()
     x = graph.block("images", "stem", model.stem)
     c3 = graph.sequence(graph.sequence(x, "stage2", model.stage2), "stage3", model.stage3)
     c4 = graph.sequence(c3, "stage4", model.stage4)
-    p5 = graph.block(graph.sequence(c4, "stage5", model.stage5), "lateral5", model.lateral5)
+    p5 = graph.block(c4, "stage5", model.stage5)
     p4 = graph.merge(c4, p5, "merge4", model.lateral4, model.smooth4)
     p3 = graph.merge(c3, p4, "merge3", model.lateral3, model.smooth3)
     heads(graph, model, [p3, p4, p5])
+    return graph
+
+
+def to_onnx(model: RoadDetector) -> onnx.ModelProto:
+    """The evaluation-mode network with folded normalisation and the two metadata entries."""
+    with torch.no_grad():
+        graph = write_graph(model)
     count = int(model.points.shape[0])
     proto = helper.make_graph(
         graph.nodes,
@@ -136,7 +150,9 @@ def to_onnx(model: RoadDetector) -> onnx.ModelProto:
         ],
         graph.initializers,
     )
-    onnx_model = helper.make_model(proto, producer_name="avq.scenes.train", opset_imports=[helper.make_opsetid("", OPSET)])
+    onnx_model = helper.make_model(
+        proto, producer_name="avq.scenes.train", opset_imports=[helper.make_opsetid("", OPSET)]
+    )
     onnx_model.ir_version = 8
     metadata = {"names": json.dumps(list(CLASS_NAMES)), "avq.preprocess": json.dumps(PREPROCESS)}
     helper.set_model_props(onnx_model, metadata)

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from avq.scenes.labels import CLASS_NAMES
+from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
-INPUT_HEIGHT_PX = 192
-INPUT_WIDTH_PX = 320
 STRIDES_PX = (8, 16, 32)
-STAGE_CHANNELS = (32, 64, 96, 128, 128)
-NECK_CHANNELS = 96
+STAGE_CHANNELS = (32, 64, 128, 128)
+NECK_CHANNELS = 64
 HEAD_CHANNELS = 128
-BLOCKS = ('c','r','r','c')
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(nn.Module):  # type: ignore[misc]
     """3x3 (or 1x1) convolution, batch normalisation and, unless ``linear``, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, *, size: int = 3, stride: int = 1, linear: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, size: int = 3, stride: int = 1, linear: bool = False
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
@@ -34,7 +34,7 @@ class ConvBlock(nn.Module):
         return y if self.linear else torch.relu(y)
 
 
-class Residual(nn.Module):
+class Residual(nn.Module):  # type: ignore[misc]
     """relu(x + conv(conv(x))), all at one width."""
 
     def __init__(self, channels: int) -> None:
@@ -46,7 +46,7 @@ class Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
-class Head(nn.Module):
+class Head(nn.Module):  # type: ignore[misc]
     """One stride's head: a 3x3 block, then one bare 1x1 convolution for boxes and one for classes."""
 
     def __init__(self, inputs: int) -> None:
@@ -54,7 +54,7 @@ class Head(nn.Module):
         self.block = ConvBlock(inputs, HEAD_CHANNELS)
         self.class_out = nn.Conv2d(HEAD_CHANNELS, len(CLASS_NAMES), 1)
         self.box_out = nn.Conv2d(HEAD_CHANNELS, 4, 1)
-        nn.init.constant_(self.class_out.bias, -4.6)  # type: ignore[arg-type]
+        nn.init.constant_(self.class_out.bias, -4.6)
         # A fresh box reaches two cells to each side of its grid point.
         self.box_out.bias.data = torch.tensor([-2.0, -2.0, 2.0, 2.0])
 
@@ -63,7 +63,7 @@ class Head(nn.Module):
         return self.box_out(y), self.class_out(y)
 
 
-class RoadDetector(nn.Module):
+class RoadDetector(nn.Module):  # type: ignore[misc]
     """images (B,3,192,320) in 0..1 -> boxes (B,N,4) xyxy in input pixels, class logits (B,N,5); N = 1260."""
 
     points: Tensor
@@ -71,12 +71,13 @@ class RoadDetector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        c1, c2, c3, c4, c5 = STAGE_CHANNELS
+        c1, c2, c3, c4 = STAGE_CHANNELS
         n = NECK_CHANNELS
         self.stem = ConvBlock(3, c1, stride=2)
-        for i,(ci,co) in enumerate(((c1,c2),(c2,c3),(c3,c4),(c4,c5))):
-            setattr(self, f"stage{i+2}", nn.Sequential(ConvBlock(ci, co, stride=2), *[Residual(co) if k=="r" else ConvBlock(co, co) for k in BLOCKS[i]]))
-        self.lateral5 = ConvBlock(c5, n)
+        self.stage2 = nn.Sequential(ConvBlock(c1, c2, stride=2), Residual(c2), Residual(c2))
+        self.stage3 = nn.Sequential(ConvBlock(c2, c3, stride=2), Residual(c3))
+        self.stage4 = nn.Sequential(ConvBlock(c3, c4, stride=2), ConvBlock(c4, c4))
+        self.stage5 = ConvBlock(c4, n, stride=2)
         self.lateral4 = ConvBlock(c4, n, size=1, linear=True)
         self.lateral3 = ConvBlock(c3, n, size=1, linear=True)
         self.smooth4 = ConvBlock(n, n)
@@ -87,11 +88,10 @@ class RoadDetector(nn.Module):
         self.register_buffer("point_strides", strides, persistent=False)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three neck maps, (B,96,h,w) at strides 8, 16 and 32."""
+        """The three neck maps, (B,64,h,w) at strides 8, 16 and 32."""
         c3 = self.stage3(self.stage2(self.stem(images)))
         c4 = self.stage4(c3)
-        c5 = self.stage5(c4)
-        p5 = self.lateral5(c5)
+        p5 = self.stage5(c4)
         p4 = self.smooth4(torch.relu(self.lateral4(c4) + nn.functional.interpolate(p5, scale_factor=2.0)))
         p3 = self.smooth3(torch.relu(self.lateral3(c3) + nn.functional.interpolate(p4, scale_factor=2.0)))
         return p3, p4, p5
