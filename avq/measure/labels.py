@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from avq.config import parse_class_map
 from avq.errors import DataError, RequestError, nearest
 from avq.types import F32, I64
 
@@ -101,25 +102,6 @@ class Labels:
                 fix="give the label file that belongs to the pictures",
             )
         return found
-
-
-def parse_class_map(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """``["vehicle=car,bus", "person=pedestrian"]`` -> {label category: (model classes)}.
-
-    Raises RequestError on an entry that is not ``category=class[,class...]`` or a category given twice.
-    """
-    table: dict[str, tuple[str, ...]] = {}
-    for entry in entries:
-        category, equals, classes = entry.partition("=")
-        names = tuple(name.strip() for name in classes.split(",") if name.strip())
-        if not equals or not category.strip() or not names or category.strip() in table:
-            raise RequestError(
-                "a class map must read category=class[,class...], one per category",
-                seen=entry,
-                fix="for example: --map vehicle=car,bus,truck",
-            )
-        table[category.strip()] = names
-    return table
 
 
 def load_labels(
@@ -247,6 +229,8 @@ def _known(name: str, table: Mapping[str, int], valid: Iterable[str], kind: str)
         raise RequestError(f"--map names an unknown {kind}", seen=name, fix=nearest(name, valid))
     return found
 
+
+__all__ = ["LabelledImage", "Labels", "load_labels", "parse_class_map"]
 
 _Truth = dict[int, list[tuple[list[float], int, bool]]]
 

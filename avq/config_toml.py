@@ -1,0 +1,147 @@
+"""Read TOML and know on which line a key stands, so that an error can say file:line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avq.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+Location = tuple["str | int", ...]
+
+_KEY = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+_DOTTED = rf"\s*{_KEY}(?:\s*\.\s*{_KEY})*\s*"
+_ARRAY_TABLE = re.compile(rf"\s*\[\[({_DOTTED})\]\]")
+_TABLE = re.compile(rf"\s*\[({_DOTTED})\]")
+_ASSIGNMENT = re.compile(rf"({_DOTTED})=")
+_TOKEN = re.compile(r'"""|' + r"'''|" + r'"(?:[^"\\]|\\.)*"|' + r"'[^']*'|[\[\]{}#]")
+
+
+@dataclass(frozen=True)
+class TomlFile:
+    """A parsed file.
+
+    Attributes:
+        path: as given; data: the document; lines: location of a key -> line, counted from 1.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Location, int]
+
+    def line_of(self, location: Sequence[str | int]) -> int:
+        """The line of a key, of the table or value it is in where it has none of its own, else 1."""
+        for length in range(len(location), 0, -1):
+            line = self.lines.get(tuple(location[:length]))
+            if line is not None:
+                return line
+        return 1
+
+
+def read_toml(path: Path) -> TomlFile:
+    """Parse the file at ``path``.
+
+    Raises ConfigError naming file:line when it cannot be read or is not TOML.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return TomlFile(path, tomllib.loads(text), key_lines(text))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(
+            f"cannot read the configuration {path}", seen=reason, fix="check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text", seen=str(error), fix="save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"line (\d+)", str(error))
+        line = where.group(1) if where else str(text.count("\n") + 1)
+        raise ConfigError(
+            f"{path} is not valid TOML", seen=f"{path}:{line}: {error}", fix="see https://toml.io"
+        ) from None
+
+
+def key_lines(text: str) -> dict[Location, int]:
+    """Location -> line for every table head and every ``key =`` at the start of a line.
+
+    Keys inside an inline table or a list have no line of their own; their value's line stands for them.
+    The text must be valid TOML.
+    """
+    lines: dict[Location, int] = {}
+    counts: dict[Location, int] = {}
+    table: Location = ()
+    for number, line in _statements(text):
+        if match := _ARRAY_TABLE.match(line):
+            name = _resolve(_parts(match.group(1)), counts)
+            counts[name] = counts.get(name, -1) + 1
+            table = (*name, counts[name])
+            lines.setdefault(name, number)
+            lines[table] = number
+        elif match := _TABLE.match(line):
+            table = _resolve(_parts(match.group(1)), counts)
+            lines.setdefault(table, number)
+        elif match := _ASSIGNMENT.match(line):
+            parts = _parts(match.group(1))
+            for length in range(1, len(parts) + 1):
+                lines.setdefault((*table, *parts[:length]), number)
+    return lines
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that begin a statement: not those inside a long string, a list or an inline table."""
+    depth, quote = 0, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not depth and not quote:
+            yield number, line
+        body = line
+        if not depth and not quote and (_ARRAY_TABLE.match(line) or _TABLE.match(line)):
+            continue
+        depth, quote = _scan(body, depth, quote)
+
+
+def _scan(line: str, depth: int, quote: str) -> tuple[int, str]:
+    """Bracket depth and the open long quote at the end of ``line``."""
+    place = 0
+    while place < len(line):
+        if quote:
+            end = line.find(quote, place)
+            if end < 0:
+                return depth, quote
+            place, quote = end + 3, ""
+            continue
+        match = _TOKEN.search(line, place)
+        if match is None or match.group() == "#":
+            break
+        place = match.end()
+        token = match.group()
+        if token in ('"""', "'''"):
+            quote = token
+        elif token in ("[", "{"):
+            depth += 1
+        elif token in ("]", "}"):
+            depth -= 1
+    return depth, quote
+
+
+def _parts(dotted: str) -> Location:
+    return tuple(part.strip("\"'") if part[0] in "\"'" else part for part in re.findall(_KEY, dotted))
+
+
+def _resolve(name: Location, counts: dict[Location, int]) -> Location:
+    """``cameras.lens`` below the second ``[[cameras]]`` is ("cameras", 1, "lens")."""
+    done: Location = ()
+    for n, part in enumerate(name):
+        done = (*done, part)
+        if n < len(name) - 1 and done in counts:
+            done = (*done, counts[done])
+    return done
