@@ -6,6 +6,7 @@ inherited. ``ray`` uses a Ray cluster. What a call raises is raised here, with t
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -73,8 +74,10 @@ def _ray(
     ours = not ray.is_initialized()
     if ours:
         # A local cluster gets as many CPUs as workers; a given one keeps its own.
-        own: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
-        ray.init(include_dashboard=None if address else False, log_to_driver=False, **own)
+        own: dict[str, Any] = (
+            {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        )
+        ray.init(log_to_driver=False, logging_level="ERROR", **own)
     try:
         task = ray.remote(_call)
         yield from _in_order(
@@ -111,9 +114,8 @@ def _in_order(
 
 def _load_ray() -> Any:
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError as error:
         raise MachineError(
             "ray is not installed here", seen=str(error), fix='pip install "avq[ray]", or executor processes'
         ) from error
-    return ray

@@ -1,0 +1,1 @@
+"""Suites that any quantizer, engine or decoder must pass; authors of plugins run them in their own tests."""
