@@ -32,7 +32,7 @@ def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
 
 
 def _picture(model: FloatModel, spec: PreprocessSpec) -> onnx.ValueInfoProto:
-    picture = model.proto.graph.input[0]
+    picture: onnx.ValueInfoProto = model.proto.graph.input[0]
     wanted = [1, 3, spec.height_px, spec.width_px]
     if dims(picture) != wanted:
         raise ModelError(
@@ -54,15 +54,15 @@ def _prepend(graph: onnx.GraphProto, affine: tuple[F64, F64]) -> None:
     shape = dims(picture)
     nodes: list[onnx.NodeProto] = []
 
-    def add(op: str, inputs: list[str], **attributes: int) -> str:
+    def add(op: str, inputs: list[str]) -> str:
         output = fresh_name(graph, f"{name}_{op.lower()}")
-        nodes.append(
-            helper.make_node(op, inputs, [output], name=_free_node_name(graph, output), **attributes)
-        )
+        node = helper.make_node(op, inputs, [output], name=_free_node_name(graph, output))
+        nodes.append(node)
         graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
         return output
 
-    values = add("Cast", [name], to=kind)
+    values = add("Cast", [name])
+    nodes[0].attribute.append(helper.make_attribute("to", kind))
     for op, array, neutral in (("Mul", affine[0], 1.0), ("Add", affine[1], 0.0)):
         if np.any(array != neutral):
             constant = fresh_name(graph, f"{name}_{op.lower()}_by")
