@@ -1,12 +1,13 @@
 """``.avqcal`` files: integer counts with what they were counted on; mergeable, resumable, deterministic.
 
-Layout, little endian: magic (8 bytes), length of the body (uint64), SHA-256 of the body (32 bytes), then the
-body, deflated: length of the header (uint64), header (JSON), and per tensor in header order the arrays of
+Layout, little endian: magic (8 bytes), length of the body (uint64), SHA-256 of all that follows (32 bytes), then
+the body, deflated: length of the header (uint64), header (JSON), and per tensor in header order the arrays of
 :meth:`Histogram.to_arrays`. No times, no paths, no floats but the exact extremes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -107,17 +108,19 @@ def set_digest(images: Sequence[str]) -> str:
 def write(path: Path, data: CalibrationFile) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
     body = _body(data)
+    packed = zlib.compress(body, 1)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
-            file.write(_PREAMBLE.pack(MAGIC, len(body), hashlib.sha256(body).digest()))
-            file.write(zlib.compress(body, 1))
+            file.write(_PREAMBLE.pack(MAGIC, len(body), hashlib.sha256(packed).digest()))
+            file.write(packed)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise CalibrationError(
             f"{path} cannot be written",
             seen=error.strerror or str(error),
@@ -269,11 +272,12 @@ def _verified_body(raw: bytes) -> bytes:
     magic, length, digest = _PREAMBLE.unpack_from(raw)
     if magic != MAGIC:
         raise ValueError(f"format {magic[7]}, this avq reads {MAGIC[7]}")
-    if length > _LARGEST_BODY:
-        raise ValueError(f"claims a body of {length} bytes")
-    body = zlib.decompressobj().decompress(raw[_PREAMBLE.size :], length)
-    if len(body) != length or hashlib.sha256(body).digest() != digest:
-        raise ValueError(f"{len(body)} bytes of {length}, or another checksum")
+    packed = raw[_PREAMBLE.size :]
+    if hashlib.sha256(packed).digest() != digest or length > _LARGEST_BODY:
+        raise ValueError(f"{len(packed)} bytes, with another checksum")
+    body = zlib.decompressobj().decompress(packed, length + 1)
+    if len(body) != length:
+        raise ValueError(f"holds another length than the {length} bytes it names")
     return body
 
 

@@ -20,8 +20,10 @@ from avq.types import CALIBRATORS, F64, I64, Calibrator, Range
 FIRST_BIN = 128
 #: Divergences, and relative errors, that differ by less are ties; the larger threshold wins.
 TIE = 1e-12
-#: Candidates whose edges are tabulated at once; bounds memory to a few MB.
-_ROWS = 1024
+#: Keeps log(0) finite and changes no other logarithm: an empty level weighs nothing.
+_NOTHING = 1e-300
+#: Level edges computed at once. Arrays of 64 KB come from the heap; above 128 KB each costs page faults.
+_EDGES = 1 << 13
 
 
 def find_range(
@@ -88,7 +90,7 @@ def entropy(histogram: Histogram, *, levels: int = 128) -> float:
 
 
 def kl_divergences(counts: I64, candidates: I64, levels: int) -> F64:
-    """KL(P || Q) of every candidate i: (len(candidates),) float64, inf where Q cannot tell what P holds.
+    """KL(P || Q) of consecutive candidates i: (len(candidates),) float64, inf where Q misses what P holds.
 
     P is the first i bins with all later counts added to bin i - 1; Q is those i bins merged to ``levels``
     levels and spread over each level's non-empty bins. With S the prefix sums of b log b, c and z the counts
@@ -100,9 +102,10 @@ def kl_divergences(counts: I64, candidates: I64, levels: int) -> F64:
     filled = np.concatenate([[0], np.cumsum(counts > 0)])
     entropies = np.concatenate([[0.0], np.cumsum(_x_log_x(counts.astype(np.float64)))])
     spread, last_log = np.empty(candidates.size), np.empty(candidates.size)
-    for at in range(0, candidates.size, _ROWS):
-        rows = slice(at, at + _ROWS)
-        spread[rows], last_log[rows] = _spread(sums, filled, candidates[rows], levels)
+    rows = max(_EDGES // levels, 1)
+    for at in range(0, candidates.size, rows):
+        edges = _level_edges(int(candidates[at]), rows, levels)[: candidates.size - at]
+        spread[at : at + rows], last_log[at : at + rows] = _spread(sums, filled, edges)
     kept, last = sums[candidates], counts[candidates - 1].astype(np.float64)
     outliers = total - kept
     numerator = entropies[candidates] - _x_log_x(last) + _x_log_x(last + outliers) - spread
@@ -112,21 +115,24 @@ def kl_divergences(counts: I64, candidates: I64, levels: int) -> F64:
     return np.where((kept > 0) & ((outliers == 0) | (last > 0)), divergence, np.inf)
 
 
-def _spread(sums: F64, filled: I64, candidates: I64, levels: int) -> tuple[F64, F64]:
-    """sum over levels of c log(c/z), and log(c/z) of the last level, per candidate."""
-    edges = _level_edges(int(candidates[0]), int(candidates[-1]), levels)
-    level_counts = np.diff(sums[edges], axis=1)
-    level_bins = np.diff(filled[edges], axis=1)
-    logs = np.log(np.maximum(level_counts, 1.0))
-    logs -= _log_table()[level_bins]
+def _spread(sums: F64, filled: I64, edges: I64) -> tuple[F64, F64]:
+    """sum over levels of c log(c/z), and log(c/z) of the last level, per row of level edges."""
+    at_edges = sums.take(edges)
+    level_counts = at_edges[:, 1:] - at_edges[:, :-1]
+    bins_at_edges = filled.take(edges)
+    logs = np.log(level_counts + _NOTHING)
+    logs -= _log_table().take(bins_at_edges[:, 1:] - bins_at_edges[:, :-1])
     return np.einsum("ij,ij->i", level_counts, logs), logs[:, -1]
 
 
-@lru_cache(maxsize=8)
-def _level_edges(first: int, last: int, levels: int) -> I64:
-    """ceil(k * i / levels) for i in first..last and k in 0..levels: where the levels of i bins begin."""
-    rows = np.arange(first, last + 1, dtype=np.int64)[:, None]
-    return -(-rows * np.arange(levels + 1) // levels)
+@lru_cache(maxsize=512)
+def _level_edges(first: int, rows: int, levels: int) -> I64:
+    """ceil(k * i / levels) for ``rows`` values of i from ``first`` and k in 0..levels: where levels begin.
+
+    Rows past the last bin are there too, so that every histogram finds the same few tables in the cache.
+    """
+    kept = np.arange(first, first + rows, dtype=np.int64)[:, None]
+    return -(-kept * np.arange(levels + 1) // levels)
 
 
 @lru_cache(maxsize=1)
@@ -188,7 +194,7 @@ def squared_errors(counts: I64, starts: F64, steps: F64, levels: int) -> F64:
     moments = [counts.astype(np.float64), counts * centres, counts * centres**2]
     n, x, xx = (np.concatenate([[0.0], np.cumsum(moment)]) for moment in moments)
     errors = np.empty(starts.size)
-    rows = max(_ROWS * FIRST_BIN // levels, 1)
+    rows = max(_EDGES // levels, 1)
     for at in range(0, starts.size, rows):
         start, step = starts[at : at + rows], steps[at : at + rows]
         sum_k_x, sum_kk_n = _level_moments(n, x, start, step, levels)

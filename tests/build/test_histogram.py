@@ -20,7 +20,9 @@ numbers = st.one_of(
     st.integers(-149, 127).map(lambda power: 2.0**power),
     st.builds(lambda m, e: m * 10.0**e, st.floats(-1, 1, width=16), st.integers(-6, 6)),
 )
-lists = st.lists(st.one_of(numbers, st.sampled_from([math.nan, math.inf, -math.inf])), min_size=0, max_size=60)
+lists = st.lists(
+    st.one_of(numbers, st.sampled_from([math.nan, math.inf, -math.inf])), min_size=0, max_size=60
+)
 
 
 def of(*parts: AnyArray) -> Histogram:
@@ -122,7 +124,12 @@ def test_arrays_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda a: a["counts"].__imul__(-1), lambda a: a["totals"].__setitem__(0, 9), lambda a: a.update(totals=a["totals"][:2])]
+    "harm",
+    [
+        lambda a: a["counts"].__imul__(-1),
+        lambda a: a["totals"].__setitem__(0, 9),
+        lambda a: a.update(totals=a["totals"][:2]),
+    ],
 )
 def test_arrays_that_are_no_histogram_are_refused(harm: object) -> None:
     arrays = of(np.array([1.5, 2.5], np.float32)).to_arrays()

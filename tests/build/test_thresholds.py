@@ -42,7 +42,9 @@ def test_entropy_finds_the_threshold_of_the_loop_on_fifty_histograms() -> None:
 def test_the_loop_itself_computes_the_divergence_bin_by_bin() -> None:
     counts = np.random.default_rng(3).poisson(0.7, 700)
     for kept in (128, 129, 255, 300, 699, 700):
-        assert literal_kl(counts, kept, 128) == pytest.approx(spelled_out_kl(counts.tolist(), kept, 128), abs=1e-12)
+        assert literal_kl(counts, kept, 128) == pytest.approx(
+            spelled_out_kl(counts.tolist(), kept, 128), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8, 10])
@@ -93,7 +95,9 @@ def test_asymmetric_mse_is_the_best_of_all_candidates(bits: int) -> None:
         a, b = max(-kept * histogram.width, low), min(kept * histogram.width, high)
         scale = (b - a) / ((1 << bits) - 1)
         zero_point = round(-a / scale)
-        errors[kept] = literal_squared_error(centres, counts, scale, -zero_point, (1 << bits) - 1 - zero_point)
+        errors[kept] = literal_squared_error(
+            centres, counts, scale, -zero_point, (1 << bits) - 1 - zero_point
+        )
     found = int(np.ceil(thresholds.mse_asymmetric(histogram, bits=bits) / histogram.width))
     assert errors[found] == pytest.approx(min(errors.values()), rel=1e-9)
 
@@ -111,7 +115,9 @@ def test_the_percentile_agrees_with_the_sorted_values() -> None:
     histogram = of(x)
     for percentile in (30.0, 50.0, 90.0, 99.0, 99.9, 99.99):
         exact = float(np.percentile(np.abs(x), percentile))
-        assert thresholds.percentile_of(histogram, percentile) == pytest.approx(exact, abs=1.01 * histogram.width)
+        assert thresholds.percentile_of(histogram, percentile) == pytest.approx(
+            exact, abs=1.01 * histogram.width
+        )
     assert thresholds.percentile_of(histogram, 10.0) == 0.0
     assert thresholds.percentile_of(histogram, 100.0) == float(np.abs(x.astype(np.float32)).max())
 
@@ -167,6 +173,6 @@ def test_wrong_requests_name_what_is_valid() -> None:
         stats.range("conv_out", "entropi")  # type: ignore[arg-type]
     for wrong in ({"bits": 1}, {"bits": 17}, {"percentile": 0.0}, {"percentile": 100.5}):
         with pytest.raises(CalibrationError, match="out of range"):
-            stats.range("conv_out", "percentile", **wrong)  # type: ignore[arg-type]
+            stats.range("conv_out", "percentile", **wrong)
     with pytest.raises(CalibrationError, match="no values"):
         stats.range("empty", "minmax")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from avq.build.histogram import Histogram
-from avq.types import F64, I64
+from avq.types import F64, I64, AnyArray
 
 TIE = 1e-12
 
@@ -52,12 +52,32 @@ def spelled_out_kl(counts: list[int], kept: int, levels: int) -> float:
     return float(divergence)
 
 
-def literal_entropy(histogram: Histogram, levels: int = 128) -> tuple[float, dict[int, float]]:
+def published_kl(counts: I64, kept: int, levels: int) -> float:
+    """The same with numpy slices and a loop over levels, as published implementations run it."""
+    reference = counts[:kept].astype(np.float64)
+    quantized = np.zeros(kept)
+    for level in range(levels):
+        here = slice(-(-level * kept // levels), -(-(level + 1) * kept // levels))
+        filled = counts[here] != 0
+        if filled.any():
+            quantized[here][filled] = counts[here].sum() / filled.sum()
+    inside = float(reference.sum())
+    reference[-1] += float(counts[kept:].sum())
+    held = reference > 0
+    if inside == 0 or not quantized[held].all():
+        return float("inf")
+    p, q = reference[held] / reference.sum(), quantized[held] / inside
+    return float((p * np.log(p / q)).sum())
+
+
+def literal_entropy(
+    histogram: Histogram, levels: int = 128, divergence_of: Callable[[I64, int, int], float] = literal_kl
+) -> tuple[float, dict[int, float]]:
     """The threshold, and the divergence of every candidate, by a loop over candidates."""
     counts = histogram.magnitude
-    top = max(-min(histogram.minimum, 0.0), max(histogram.maximum, 0.0))
+    top = max(-min(histogram.minimum, 0.0), histogram.maximum)
     used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
-    divergence = {kept: literal_kl(counts, kept, levels) for kept in range(max(128, levels), used + 1)}
+    divergence = {kept: divergence_of(counts, kept, levels) for kept in range(max(128, levels), used + 1)}
     if not divergence:
         return top, divergence
     least = min(divergence.values())
@@ -65,7 +85,7 @@ def literal_entropy(histogram: Histogram, levels: int = 128) -> tuple[float, dic
     return min(best * histogram.width, top), divergence
 
 
-def literal_squared_error(values: F64, weights: I64, scale: float, lowest: int, highest: int) -> float:
+def literal_squared_error(values: AnyArray, weights: I64, scale: float, lowest: int, highest: int) -> float:
     """Sum of weighted squared distances to the integer grid scale * (lowest..highest)."""
     levels = np.clip(np.round(values / scale), lowest, highest)
     return float((weights * (values - levels * scale) ** 2).sum())
@@ -73,33 +93,40 @@ def literal_squared_error(values: F64, weights: I64, scale: float, lowest: int, 
 
 def random_histograms(seed: int, count: int) -> Iterator[tuple[str, Histogram]]:
     """Activations as networks have them: ReLU spikes, SiLU, long tails, few values, awkward maxima."""
-    kinds = ("relu", "silu", "normal", "laplace", "lognormal", "uniform", "integers", "sparse", "just over", "tiny")
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        kind = kinds[number % len(kinds)]
+        kind = tuple(_KINDS)[number % len(_KINDS)]
+        size = int(rng.integers(300, 60_000))
+        x = rng.normal(0.0, 1.0, size) * 2.0 ** rng.uniform(-20, 20)
         histogram = Histogram()
-        histogram.add(_values(kind, rng, int(rng.integers(300, 60_000))))
+        histogram.add(_KINDS[kind](x, rng))
         yield kind, histogram
 
 
-def _values(kind: str, rng: np.random.Generator, size: int) -> F64:
-    x = rng.normal(0.0, 1.0, size) * 2.0 ** rng.uniform(-20, 20)
-    if kind == "relu":
-        return np.maximum(x - abs(x).mean() * rng.uniform(-1, 2), 0.0)
-    if kind == "silu":
-        x = rng.normal(0.0, rng.uniform(0.5, 6.0), size)
-        return np.asarray(x / (1.0 + np.exp(-x)))
-    if kind == "laplace":
-        return rng.laplace(0.0, rng.uniform(0.01, 100.0), size)
-    if kind == "lognormal":
-        return rng.lognormal(0.0, rng.uniform(0.3, 2.5), size)
-    if kind == "uniform":
-        return rng.uniform(0.0, rng.uniform(0.5, 2.0), size)
-    if kind == "integers":
-        return rng.integers(0, int(rng.integers(2, 300)), size).astype(np.float64)
-    if kind == "sparse":
-        return np.asarray(rng.choice(np.append(x[:40], 0.0), size))
-    if kind == "just over":
-        edge = 2.0 ** int(rng.integers(-10, 10))
-        return np.append(np.clip(x / abs(x).max() * edge, -edge, edge), edge * (1.0 + 2.0**-20))
-    return x * 1e-30 if kind == "tiny" else x
+def _relu(x: F64, rng: np.random.Generator) -> F64:
+    return np.asarray(np.maximum(x - abs(x).mean() * rng.uniform(-1, 2), 0.0))
+
+
+def _silu(x: F64, rng: np.random.Generator) -> F64:
+    x = x / x.std() * rng.uniform(0.5, 6.0)
+    return np.asarray(x / (1.0 + np.exp(-x)))
+
+
+def _just_over(x: F64, rng: np.random.Generator) -> F64:
+    """The maximum lies just over a power of two, so half the bins are empty."""
+    edge = 2.0 ** int(rng.integers(-10, 10))
+    return np.append(np.clip(x / abs(x).max() * edge, -edge, edge), edge * (1.0 + 2.0**-20))
+
+
+_KINDS: dict[str, Callable[[F64, np.random.Generator], F64]] = {
+    "relu": _relu,
+    "silu": _silu,
+    "normal": lambda x, rng: x,
+    "laplace": lambda x, rng: rng.laplace(0.0, rng.uniform(0.01, 100.0), x.size),
+    "lognormal": lambda x, rng: rng.lognormal(0.0, rng.uniform(0.3, 2.5), x.size),
+    "uniform": lambda x, rng: rng.uniform(0.0, rng.uniform(0.5, 2.0), x.size),
+    "integers": lambda x, rng: rng.integers(0, int(rng.integers(2, 300)), x.size).astype(np.float64),
+    "sparse": lambda x, rng: np.asarray(rng.choice(np.append(x[:40], 0.0), x.size)),
+    "just over": _just_over,
+    "tiny": lambda x, rng: x * 1e-30,
+}
