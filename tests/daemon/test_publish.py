@@ -1,0 +1,139 @@
+"""Sinks on their own threads: slow ones miss, broken ones stop, none holds up the frame path."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from avq.daemon.publish import MESSAGES_QUEUED, PICTURES_QUEUED, Publisher
+from avq.sinks import CallbackSink
+from avq.types import Detections, Frame, Published, StageTimes
+
+TIMES = StageTimes(1, 2, 3, 4)
+
+
+def message(seq: int) -> tuple[Published, Frame]:
+    seen = Detections.none("front", seq, seq)
+    return Published(seen, 1, 0, False, "normal", "d"), Frame(
+        "front", seq, seq, np.full((4, 4, 3), seq % 256, np.uint8)
+    )
+
+
+def send(publisher: Publisher, count: int, *, wait: bool = False) -> None:
+    for seq in range(count):
+        publisher.publish(*message(seq), TIMES, wait=wait)
+
+
+def test_a_slow_sink_misses_messages_and_they_are_counted() -> None:
+    may_go, got = threading.Event(), []
+
+    def slow(published: Published, frame: Frame | None) -> None:
+        may_go.wait(10)
+        got.append(published.detections.seq)
+
+    publisher = Publisher([CallbackSink(slow, wants_pixels=False)])
+    send(publisher, MESSAGES_QUEUED + 50)
+    may_go.set()
+    (report,) = publisher.close()
+    assert report.written == len(got) and got == list(range(len(got)))
+    assert report.written + report.missed == MESSAGES_QUEUED + 50
+    assert report.written in (MESSAGES_QUEUED, MESSAGES_QUEUED + 1)  # one may be in its hands already
+
+
+def test_a_file_waits_for_its_sink() -> None:
+    pause, got = threading.Event(), []
+
+    def slow(published: Published, frame: Frame | None) -> None:
+        pause.wait(0.002)
+        assert frame is not None
+        got.append((published.detections.seq, int(frame.pixels[0, 0, 0])))
+
+    publisher = Publisher([CallbackSink(slow)])
+    send(publisher, 5 * PICTURES_QUEUED, wait=True)
+    (report,) = publisher.close()
+    assert (report.written, report.missed) == (5 * PICTURES_QUEUED, 0)
+    assert got == [(seq, seq) for seq in range(5 * PICTURES_QUEUED)]
+
+
+def test_a_broken_sink_is_told_and_does_not_break_the_others() -> None:
+    got = []
+
+    def breaks(published: Published, frame: Frame | None) -> None:
+        if published.detections.seq == 2:
+            raise BrokenPipeError("the reader has gone")
+
+    good = CallbackSink(lambda published, frame: got.append(published.detections.seq), wants_pixels=False)
+    publisher = Publisher([CallbackSink(breaks, wants_pixels=False), good])
+    send(publisher, 10)
+    broken, fine = publisher.close()
+    assert (broken.written, broken.missed) == (2, 8)
+    assert broken.error == "BrokenPipeError: the reader has gone"
+    assert (fine.written, fine.missed, fine.error) == (10, 0, "")
+    assert got == list(range(10))
+    assert publisher.alive
+
+
+def test_when_every_sink_has_broken_nobody_listens() -> None:
+    def breaks(published: Published, frame: Frame | None) -> None:
+        raise OSError("no space left on device")
+
+    publisher = Publisher([CallbackSink(breaks, wants_pixels=False)])
+    send(publisher, 1)
+    assert publisher.close()[0].error == "OSError: no space left on device"
+    assert not publisher.alive
+    assert Publisher([]).alive
+
+
+def test_a_sink_that_hangs_is_given_up_and_its_messages_counted() -> None:
+    hang = threading.Event()
+    publisher = Publisher([CallbackSink(lambda *_: hang.wait(10) and None, wants_pixels=False)])
+    send(publisher, 7)
+    (report,) = publisher.close(timeout_s=0.2)
+    assert report.written + report.missed == 7 and report.missed >= 1
+    assert "did not finish" in report.error
+    hang.set()
+
+
+def test_a_waiting_publisher_lets_go_when_the_run_is_to_stop() -> None:
+    hang = threading.Event()
+    publisher = Publisher([CallbackSink(lambda *_: hang.wait(10) and None)])
+    threading.Timer(0.1, publisher.hurry).start()
+    send(publisher, PICTURES_QUEUED + 3, wait=True)
+    hang.set()
+    (report,) = publisher.close()
+    assert report.written + report.missed == PICTURES_QUEUED + 3 and report.missed >= 1
+
+
+def test_events_go_to_the_listener_and_to_sinks_that_keep_them() -> None:
+    class Keeper(CallbackSink):
+        def __init__(self) -> None:
+            super().__init__(lambda *_: None, wants_pixels=False)
+            self.events: list[Mapping[str, Any]] = []
+            self.closed = False
+
+        def write_event(self, event: Mapping[str, Any]) -> None:
+            self.events.append(event)
+
+        def close(self) -> None:
+            self.closed = True
+
+    heard: list[Mapping[str, Any]] = []
+    keeper = Keeper()
+    publisher = Publisher([keeper, CallbackSink(lambda *_: None)], heard.append)
+    publisher.event({"kind": "alert_raised"})
+    publisher.close()
+    assert heard == keeper.events == [{"kind": "alert_raised"}]
+    assert keeper.closed
+
+
+def test_a_listener_that_raises_is_isolated() -> None:
+    def listener(event: Mapping[str, Any]) -> None:
+        raise RuntimeError("a plugin's bug")
+
+    publisher = Publisher([], listener)
+    publisher.event({"kind": "alert_raised"})
+    send(publisher, 3)
+    assert publisher.close() == []

@@ -1,0 +1,341 @@
+"""The daemon with real capture processes: what it publishes, how it counts, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from avq.daemon import RunOptions, RunSummary, Turn, serve_bundle, sink_types
+from avq.errors import DataError, MachineError, PluginError, RequestError
+from avq.recording import LogReader
+from avq.sinks import CallbackSink, open_sink
+from avq.types import DecoderSpec, Frame, LatencyBudget, Published
+from tests.daemon.daemon_kit import LABELS, null_parts, open_descriptors, picture_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = LatencyBudget(50_000_000)
+STRANGE = RunOptions(providers=("tests.daemon.strange_sources:types",))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process, no zombie and no descriptor may outlive a run."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    before = open_descriptors()
+    yield
+    assert psutil.Process().children(recursive=True) == []
+    left = {fd: name for fd, name in open_descriptors().items() if before.get(fd) != name}
+    assert not [name for name in left.values() if "memfd" in name or "pipe" in name], left
+
+
+def run(
+    sources: dict[str, str], options: RunOptions | None = None, busy_ms: float = 0.0
+) -> tuple[RunSummary, list[Published]]:
+    kept: list[Published] = []
+    sink = CallbackSink(lambda message, _: kept.append(message), wants_pixels=False)
+    summary = serve_bundle(null_parts(busy_ms), sources=sources, sinks=[sink], budget=BUDGET, options=options)
+    return summary, kept
+
+
+def seqs(kept: list[Published], camera: str = "front") -> list[int]:
+    return [message.detections.seq for message in kept if message.detections.camera == camera]
+
+
+def test_a_folder_is_processed_frame_by_frame(tmp_path: Path) -> None:
+    got: list[tuple[int, int]] = []
+
+    def keep(message: Published, frame: Frame | None) -> None:
+        assert frame is not None
+        got.append((message.detections.seq, int(frame.pixels[0, 0, 0])))
+
+    folder = picture_folder(tmp_path / "p", 60)
+    summary = serve_bundle(
+        null_parts(1.0), sources={"front": str(folder)}, sinks=[CallbackSink(keep)], budget=BUDGET
+    )
+    assert got == [(seq, seq) for seq in range(60)]
+    assert (summary.account.captured, summary.account.published, summary.account.dropped) == (60, 60, {})
+    assert summary.account.balanced and summary.exit_code == 0
+    assert summary.modes == ("normal",)
+
+
+def test_an_unreadable_picture_is_a_counted_drop_and_an_event(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "p", 10)
+    (folder / "0004.png").write_bytes(b"broken")
+    (folder / "0009.png").write_bytes(b"broken")
+    summary, kept = run({"front": str(folder)})
+    assert seqs(kept) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert summary.account.dropped == {"unreadable": 2}
+    assert (summary.account.captured, summary.account.balanced) == (10, True)
+    assert [event["kind"] for event in summary.events] == ["camera_remark"]
+    assert "0004.png" in summary.events[0]["reason"]
+    assert [message.dropped_since_last for message in kept] == [0, 0, 0, 0, 1, 0, 0, 0]
+
+
+def test_a_cut_off_video_is_served_as_far_as_it_goes_and_the_run_tells(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for seq in range(50):
+        writer.write(np.full((48, 64, 3), seq, np.uint8))
+    writer.release()
+    data = (tmp_path / "v.avi").read_bytes()
+    (tmp_path / "v.avi").write_bytes(data[: len(data) // 2])
+    summary, kept = run({"front": str(tmp_path / "v.avi")})
+    assert seqs(kept) == list(range(len(kept))) and 5 <= len(kept) < 50
+    assert summary.account.balanced and summary.exit_code == 2
+    assert isinstance(summary.failures[0].error, DataError)
+    assert f"{len(kept)} frames could be read" in summary.failures[0].error.what
+
+
+@pytest.mark.material
+def test_a_real_dashcam_clip_is_published_whole(material: Path, tmp_path: Path) -> None:
+    log = tmp_path / "run.mcap"
+    sinks = [open_sink(str(path), sink_types(), labels=LABELS) for path in (tmp_path / "o.jsonl", log)]
+    clip = str(material / "video" / "udacity_vehicle_test_video.mp4")
+    summary = serve_bundle(null_parts(), sources={"front": clip}, sinks=sinks, budget=BUDGET)
+    assert (summary.account.captured, summary.account.published) == (38, 38)
+    lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(38))
+    assert set(lines[0]) >= {
+        "camera",
+        "seq",
+        "t_capture_ns",
+        "age_ms",
+        "late",
+        "mode",
+        "bundle",
+        "detections",
+    }
+    assert set(lines[0]["detections"][0]) == {"label", "score", "box_xyxy_px"}
+    again, kept = run({"front": str(log)})
+    assert again.account.published == 38 and seqs(kept) == list(range(38))
+    with LogReader(log) as reader:
+        topics = {record.topic for record in reader}
+    assert "/avq/timing" in topics
+
+
+def test_a_slow_engine_on_a_live_source_drops_by_cause_and_ends_with_the_newest() -> None:
+    summary, kept = run({"front": "scene://drive?frames=150&fps=150&size=96x64"}, busy_ms=25)
+    account = summary.account
+    assert account.balanced and account.in_flight == 0
+    assert account.captured == 150
+    assert set(account.dropped) <= {"superseded", "no_free_slot"}
+    assert account.dropped["superseded"] > account.published
+    assert sum(m.dropped_since_last for m in kept) + len(kept) == kept[-1].detections.seq + 1
+    gaps = np.diff(seqs(kept))
+    assert (gaps > 0).all() and gaps.mean() > 2
+
+
+def test_every_frame_of_a_live_source_when_asked() -> None:
+    summary, kept = run(
+        {"front": "scene://drive?frames=40&fps=200&size=96x64"}, RunOptions(policy="every"), busy_ms=10
+    )
+    assert seqs(kept) == list(range(40))
+    assert summary.account.dropped == {}
+
+
+def test_the_newest_of_a_file_when_asked_is_paced_like_a_camera(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "p", 20)
+    started = time.monotonic()
+    summary, kept = run({"front": str(folder)}, RunOptions(policy="newest"), busy_ms=60)
+    assert time.monotonic() - started >= 19 / 30
+    assert summary.account.captured == 20 and summary.account.balanced
+    assert summary.account.dropped["superseded"] >= 1 and len(kept) < 20
+
+
+def test_frames_limits_a_file_without_reading_further(tmp_path: Path) -> None:
+    summary, kept = run({"front": str(picture_folder(tmp_path / "p", 30))}, RunOptions(frames=7))
+    assert seqs(kept) == list(range(7))
+    assert (summary.account.captured, summary.account.dropped) == (7, {})
+
+
+def test_frames_limits_a_live_source_and_what_waited_is_counted() -> None:
+    summary, kept = run({"front": "scene://drive?fps=200&size=96x64"}, RunOptions(frames=9), busy_ms=10)
+    assert len(kept) == 9
+    assert summary.account.balanced and summary.account.in_flight == 0
+
+
+def test_a_killed_capture_process_is_noticed_and_the_books_stay_exact(tmp_path: Path) -> None:
+    def kill_after_ten(turn: Turn) -> None:
+        if turn.published.detections.seq == 10:
+            psutil.Process().children()[0].kill()
+
+    folder = picture_folder(tmp_path / "p", 400)
+    summary, kept = run({"front": str(folder)}, RunOptions(on_turn=kill_after_ten), busy_ms=1)
+    assert 11 <= len(kept) < 400 and seqs(kept) == list(range(len(kept)))
+    assert summary.account.balanced and summary.account.in_flight == 0
+    (failure,) = summary.failures
+    assert isinstance(failure.error, MachineError) and summary.exit_code == 3
+    assert "killed by signal 9" in failure.error.seen
+    assert [event["kind"] for event in summary.events] == ["camera_failed"]
+
+
+def test_one_killed_camera_does_not_stop_the_other(tmp_path: Path) -> None:
+    def kill_rear(turn: Turn) -> None:
+        seen = turn.published.detections
+        if seen.camera == "rear" and seen.seq == 5:
+            psutil.Process().children()[1].kill()
+
+    front, rear = picture_folder(tmp_path / "f", 80), picture_folder(tmp_path / "r", 400)
+    summary, kept = run({"front": str(front), "rear": str(rear)}, RunOptions(on_turn=kill_rear), busy_ms=1)
+    assert seqs(kept, "front") == list(range(80))
+    assert len(seqs(kept, "rear")) < 400
+    assert [failure.camera for failure in summary.failures] == ["rear"]
+    assert summary.account.balanced
+
+
+def test_a_crashing_decoder_kills_its_own_process_only() -> None:
+    summary, kept = run({"front": "strange://crash"}, STRANGE)
+    assert len(kept) >= 1 and summary.account.balanced
+    assert "killed by signal 11" in summary.failures[0].error.seen
+
+
+def test_a_plugin_source_that_raises_is_named() -> None:
+    summary, kept = run({"front": "strange://raise"}, STRANGE)
+    error = summary.failures[0].error
+    assert len(kept) >= 1 and isinstance(error, PluginError)
+    assert "a plugin's bug" in error.what and "strange_sources.py" in error.seen
+
+
+def test_a_hung_source_cannot_hold_up_the_end() -> None:
+    options = RunOptions(providers=STRANGE.providers, frames=1)
+    started = time.monotonic()
+    summary, _ = run({"front": "strange://hang"}, options)
+    assert time.monotonic() - started < 10
+    assert summary.account.balanced and summary.failures == ()
+
+
+@pytest.mark.parametrize("name", ["growing", "noisy"])
+def test_pictures_may_grow_and_libraries_may_print(name: str) -> None:
+    options = RunOptions(providers=STRANGE.providers, frames=20, policy="every")
+    summary, kept = run({"front": f"strange://{name}"}, options)
+    assert seqs(kept) == list(range(20)) and summary.account.balanced
+    if name == "growing":
+        sizes = [message.detections.boxes_xyxy_px.max() for message in kept]
+        assert sizes == sorted(sizes) and sizes[-1] > 8 * sizes[0]
+
+
+def test_a_source_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file or folder"):
+        run({"front": str(tmp_path / "missing.mp4")})
+    with pytest.raises(RequestError, match="no source opens"):
+        run({"front": "scen://drive", "rear": "scene://drive"})
+    with pytest.raises(RequestError, match="nothing to look at"):
+        run({})
+
+
+def test_a_bundle_without_a_decoder_is_not_served(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from avq.decoders import DetectionDecoder
+
+    closed = []
+
+    class Watched(CallbackSink):
+        def close(self) -> None:
+            closed.append(True)
+
+    parts = replace(null_parts(), decoder=DetectionDecoder(DecoderSpec("none")))
+    with pytest.raises(RequestError, match="does not say how its outputs become boxes"):
+        serve_bundle(parts, sources={"a": "scene://drive"}, sinks=[Watched(lambda *_: None)], budget=BUDGET)
+    assert closed == [True]
+
+
+def test_an_engine_that_breaks_ends_the_run_cleanly(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    class Broken:
+        engine, precision, calls = "broken", "f32", 0
+
+        def infer(self, tensor: object) -> dict[str, np.ndarray]:
+            self.calls += 1
+            if self.calls > 4:
+                raise MachineError("the device is gone")
+            return null_parts().session.infer(tensor)  # type: ignore[arg-type,return-value]
+
+    parts = replace(null_parts(), session=Broken())
+    folder = picture_folder(tmp_path / "p", 20)
+    with pytest.raises(MachineError, match="the device is gone"):
+        serve_bundle(parts, sources={"a": str(folder)}, sinks=[], budget=BUDGET)
+
+
+class Daemon:
+    """The driver in a process group of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.daemon.serve_driver", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def lines(self, count: int) -> list[str]:
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline() for _ in range(count)]
+
+    def end(self) -> tuple[int, list[str], str]:
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out.splitlines(), err
+
+
+@pytest.mark.parametrize("whom", ["terminate", "interrupt the group"])
+def test_a_signal_ends_the_daemon_cleanly(tmp_path: Path, whom: str) -> None:
+    log = tmp_path / "run.mcap"
+    daemon = Daemon("scene://drive?fps=60&size=160x96", "5", str(log))
+    first = daemon.lines(10)
+    if whom == "terminate":
+        daemon.process.terminate()
+    else:
+        os.killpg(daemon.process.pid, signal.SIGINT)
+    code, rest, err = daemon.end()
+    assert (code, err) == (0, "")
+    summary, frames = json.loads(rest[-1]), len(first) + len(rest) - 1
+    assert summary["published"] == frames
+    assert summary["captured"] == frames + sum(summary["dropped"].values()) + summary["in_flight"]
+    assert summary["in_flight"] == 0 and summary["failures"] == []
+    with LogReader(log) as reader:
+        images = sum(record.topic == "/camera/front/image" for record in reader)
+    missed = {sink["name"]: sink["missed"] for sink in summary["sinks"]}
+    assert images + missed["RecorderSink"] == frames and reader.damage == ""
+
+
+def test_a_killed_daemon_takes_its_capture_process_along() -> None:
+    daemon = Daemon("scene://drive?fps=60&size=160x96", "5")
+    daemon.lines(3)
+    (child,) = psutil.Process(daemon.process.pid).children()
+    daemon.process.kill()
+    daemon.end()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert alive == []
+
+
+def test_a_reader_that_goes_away_ends_the_run(tmp_path: Path) -> None:
+    daemon = Daemon("scene://drive?fps=100&size=160x96", "1")
+    daemon.lines(2)
+    assert daemon.process.stdout is not None
+    daemon.process.stdout.close()
+    assert daemon.process.wait(20) != -signal.SIGKILL
+
+
+def test_the_daemon_starts_light() -> None:
+    code = (
+        "import time; t = time.perf_counter(); import numpy, pluggy; t = time.perf_counter(); import avq.daemon;"
+        "print(time.perf_counter() - t); import sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, modules = done.stdout.splitlines()
+    heavy = {"onnx", "matplotlib", "scipy", "torch", "openvino", "onnxruntime", "pydantic", "rich", "mcap"}
+    assert not heavy & set(modules.split())
+    assert float(seconds) < 5.0  # 0.03 s alone; a machine may be busy
