@@ -66,7 +66,11 @@ def write_labelled_set(
 
 def _write_picture(path: pathlib.Path, scene: LabelledScene) -> str:
     """Writes the picture; returns the SHA-256 of the file."""
-    settings = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1] if path.suffix == ".jpg" else []
+    settings = (
+        [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+        if path.suffix == ".jpg"
+        else []
+    )
     done, encoded = cv2.imencode(path.suffix, scene.pixels, settings)
     if not done:
         raise DataError("a picture could not be encoded", seen=str(path), fix="use picture_format='png'")

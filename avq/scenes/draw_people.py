@@ -128,64 +128,47 @@ def draw_cyclist(
     pen: Pen, camera: Camera, look: PersonLook, x_m: float, z_m: float, pedal: float, oncoming: bool
 ) -> Points:
     """Draws one rider along the road, ``pedal`` in radians. Returns corner points (M, 2) in pixels."""
-    near, far = z_m + 0.35, z_m + 1.40
     u, v, k = camera.foot(x_m, z_m + 0.8)
     _ground_shadow(pen, u, v, 0.4 * k)
-    front = _wheel(camera, x_m, far, 0.34)
-    rear = _wheel(camera, x_m, near, 0.34)
-    tyre = 0.055 * k
+    wheels = _draw_bicycle(pen, camera, x_m, z_m, k)
+    figure = _Figure(pen, u, v, k)
+    _draw_rider(figure, look, math.sin(pedal) * 0.13, look.skin if oncoming else look.hair)
+    if pen.light.lamps_on:
+        x, y = figure.at(0.0, 0.78)
+        pen.disc(x, y, max(0.05 * k, 1.0), (235, 250, 255) if oncoming else (50, 40, 255), glow=True)
+        pen.halo(x, y, 0.35 * k, (120, 140, 150) if oncoming else (20, 15, 140))
+    return np.concatenate([np.array(figure.corners), wheels])
+
+
+def _draw_bicycle(pen: Pen, camera: Camera, x_m: float, z_m: float, scale_px: float) -> Points:
+    """Wheels and frame; returns the extent of the tyres (M, 2) in pixels."""
+    near, far = z_m + 0.35, z_m + 1.40
+    front, rear = _wheel(camera, x_m, far, 0.34), _wheel(camera, x_m, near, 0.34)
+    tyre = 0.055 * scale_px
     for ring in (front, rear):
         # Seen from behind a wheel is a thin upright line, so it also gets a width of its own.
         pen.line(ring, (34, 34, 36), tyre, closed=True)
-        middle = ring.mean(0)
-        pen.limb(
-            (float(middle[0]), float(ring[:, 1].min())),
-            (float(middle[0]), float(ring[:, 1].max())),
-            tyre,
-            (30, 30, 32),
-        )
-    frame = camera.project(
-        np.array(
-            [
-                [x_m, 0.34, near],
-                [x_m, 0.95, near + 0.15],
-                [x_m, 0.92, far - 0.2],
-                [x_m, 0.34, far],
-                [x_m, 0.30, near + 0.45],
-            ]
-        )
-    )
-    pen.line(frame[[0, 1, 2, 3, 4, 0]], (40, 40, 170), 0.035 * k)
-    h = look.height_m
-    figure = _Figure(pen, u, v, k)
-    knee = math.sin(pedal) * 0.13
+        x = float(ring[:, 0].mean())
+        pen.limb((x, float(ring[:, 1].min())), (x, float(ring[:, 1].max())), tyre, (30, 30, 32))
+    joints = [(0.34, near), (0.95, near + 0.15), (0.92, far - 0.2), (0.34, far), (0.30, near + 0.45)]
+    frame = camera.project(np.array([(x_m, y, z) for y, z in joints]))
+    pen.line(frame[[0, 1, 2, 3, 4, 0]], (40, 40, 170), 0.035 * scale_px)
+    wheels = np.concatenate([front, rear])
+    return np.concatenate([wheels - tyre / 2, wheels + tyre / 2])
+
+
+def _draw_rider(figure: _Figure, look: PersonLook, knee: float, face: Bgr) -> None:
     for sign in (-1.0, 1.0):
-        figure.limb((sign * 0.10, 0.92), (sign * 0.13, 0.60 + sign * knee), 0.13, look.trousers)
-        figure.limb((sign * 0.13, 0.60 + sign * knee), (sign * 0.11, 0.24 + sign * knee), 0.10, look.trousers)
-        figure.limb(
-            (sign * 0.11 - 0.06, 0.20 + sign * knee),
-            (sign * 0.11 + 0.06, 0.20 + sign * knee),
-            0.07,
-            (28, 28, 30),
-        )
-    lean = 0.16 * h / 1.7
+        lift = sign * knee
+        figure.limb((sign * 0.10, 0.92), (sign * 0.13, 0.60 + lift), 0.13, look.trousers)
+        figure.limb((sign * 0.13, 0.60 + lift), (sign * 0.11, 0.24 + lift), 0.10, look.trousers)
+        figure.limb((sign * 0.11 - 0.06, 0.20 + lift), (sign * 0.11 + 0.06, 0.20 + lift), 0.07, (28, 28, 30))
     figure.limb((-0.30, 1.02), (0.30, 1.02), 0.05, (40, 40, 42))
     figure.limb((-0.19, 1.36), (-0.29, 1.05), 0.09, look.coat)
     figure.limb((0.19, 1.36), (0.29, 1.05), 0.09, look.coat)
-    figure.shape(
-        [(-0.15, 0.88), (0.15, 0.88), (0.22, 1.34), (0.14, 1.45), (-0.14, 1.45), (-0.22, 1.34)], look.coat
-    )
-    top = 1.45 + lean
-    figure.disc(0.0, top, 0.125, look.skin if oncoming else look.hair)
-    figure.shape(
-        [(-0.135, top), (-0.10, top + 0.10), (0.0, top + 0.14), (0.10, top + 0.10), (0.135, top)], look.coat
-    )
-    if pen.light.lamps_on:
-        lamp = figure.at(0.0, 0.78)
-        pen.disc(
-            lamp[0], lamp[1], max(0.05 * k, 1.0), (235, 250, 255) if oncoming else (50, 40, 255), glow=True
-        )
-        pen.halo(lamp[0], lamp[1], 0.35 * k, (120, 140, 150) if oncoming else (20, 15, 140))
-    wheels = np.concatenate([front, rear])
-    half = np.array([[tyre / 2, tyre / 2]])
-    return np.concatenate([np.array(figure.corners), wheels - half, wheels + half])
+    back = [(-0.15, 0.88), (0.15, 0.88), (0.22, 1.34), (0.14, 1.45), (-0.14, 1.45), (-0.22, 1.34)]
+    figure.shape(back, look.coat)
+    top = 1.45 + 0.16 * look.height_m / 1.7
+    figure.disc(0.0, top, 0.125, face)
+    helmet = [(-0.135, top), (-0.10, top + 0.10), (0.0, top + 0.14), (0.10, top + 0.10), (0.135, top)]
+    figure.shape(helmet, look.coat)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from avq.scenes.camera import Camera
 from avq.scenes.labels import Bgr, Points
 from avq.scenes.pen import Pen, fixed
+from avq.scenes.vehicle_shapes import car_template, truck_template
 
 GLASS: Bgr = (70, 60, 50)
 TYRE: Bgr = (28, 28, 28)
@@ -39,95 +39,13 @@ class VehicleLook:
     second_paint: Bgr
 
 
-# Cabin corners as fractions of the length, from the tail: base rear, top rear, top front, base front; then the
-# height of the belt line as a fraction of the height.
-_CABINS = {
-    "sedan": (0.14, 0.27, 0.55, 0.72, 0.60),
-    "hatch": (0.02, 0.10, 0.58, 0.74, 0.58),
-    "suv": (0.01, 0.06, 0.62, 0.74, 0.58),
-    "van": (0.0, 0.02, 0.76, 0.88, 0.55),
-}
-
-
-def _quad_across(
-    x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, squeeze: float = 1.0
-) -> list[list[float]]:
-    """A quad facing along the road: bottom edge at z0, top edge at z1, the top narrower by ``squeeze``."""
-    return [[x0, y0, z0], [x1, y0, z0], [x1 * squeeze, y1, z1], [x0 * squeeze, y1, z1]]
-
-
-def _mirror_z(quads: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
-    return {name: [[x, y, 1 - z] for x, y, z in quad] for name, quad in quads.items()}
-
-
-@lru_cache(maxsize=32)
-def _car_template(body: str, oncoming: bool) -> tuple[dict[str, int], Points]:
-    """Quad names and their corners (K, 4, 3) in units of width, height and length; z runs away from the camera."""
-    base_rear, top_rear, top_front, base_front, belt = _CABINS[body]
-    if oncoming:
-        base_rear, top_rear, top_front, base_front = (
-            1 - base_front,
-            1 - top_front,
-            1 - top_rear,
-            1 - base_rear,
-        )
-    low, top = 0.17, 0.80
-    quads: dict[str, list[list[float]]] = {
-        "near": _quad_across(-0.5, 0.5, low, belt, 0, 0),
-        "bumper": _quad_across(-0.5, 0.5, low, 0.34, -0.008, -0.008),
-        "sill": _quad_across(-0.42, 0.42, 0.10, low, 0.02, 0.0),
-        "deck": [[-0.5, belt, 0], [0.5, belt, 0], [0.47, belt, base_rear], [-0.47, belt, base_rear]],
-        "cabin": _quad_across(-0.47, 0.47, belt, 1, base_rear, top_rear, top),
-        "glass": _quad_across(-0.42, 0.42, belt + 0.04, 0.94, base_rear, top_rear, top),
-        "roof": [
-            [-0.47 * top, 1, top_rear],
-            [0.47 * top, 1, top_rear],
-            [0.47 * top, 1, top_front],
-            [-0.47 * top, 1, top_front],
-        ],
-        "wheel_l": _quad_across(-0.49, -0.36, 0, 0.24, 0.01, 0.01),
-        "wheel_r": _quad_across(0.36, 0.49, 0, 0.24, 0.01, 0.01),
-        "lamp_l": _quad_across(-0.49, -0.31, 0.40, 0.52, -0.009, -0.009),
-        "lamp_r": _quad_across(0.31, 0.49, 0.40, 0.52, -0.009, -0.009),
-        "plate": _quad_across(-0.14, 0.14, 0.24, 0.32, -0.01, -0.01)
-        if oncoming
-        else _quad_across(-0.15, 0.15, 0.38, 0.47, -0.01, -0.01),
-        "grille": _quad_across(-0.24, 0.24, 0.37, 0.50, -0.009, -0.009),
-        "shadow": [[-0.56, 0, -0.06], [0.56, 0, -0.06], [0.56, 0, 1.02], [-0.56, 0, 1.02]],
-    }
-    for side, x in (("l", -0.5), ("r", 0.5)):
-        cx = x * 0.94
-        quads[f"side_{side}"] = [[x, low, 0], [x, belt, 0], [x, belt, 1], [x, low, 1]]
-        quads[f"skirt_{side}"] = [[x, low, 0], [x, 0.30, 0], [x, 0.30, 1], [x, low, 1]]
-        quads[f"cab_{side}"] = [
-            [cx, belt, base_rear],
-            [cx * top, 1, top_rear],
-            [cx * top, 1, top_front],
-            [cx, belt, base_front],
-        ]
-        inner_rear, inner_front = base_rear + 0.05, base_front - 0.06
-        mid = 0.5 * (inner_rear + inner_front)
-        quads[f"pane_{side}_0"] = [
-            [cx, belt + 0.03, inner_rear],
-            [cx * 0.83, 0.93, top_rear + 0.04],
-            [cx * 0.83, 0.93, mid - 0.01],
-            [cx, belt + 0.03, mid - 0.01],
-        ]
-        quads[f"pane_{side}_1"] = [
-            [cx, belt + 0.03, mid + 0.02],
-            [cx * 0.83, 0.93, mid + 0.02],
-            [cx * 0.83, 0.93, top_front - 0.03],
-            [cx, belt + 0.03, inner_front],
-        ]
-    names = {name: index for index, name in enumerate(quads)}
-    return names, np.array(list(quads.values()))
-
-
-def _wheel_rings(look: VehicleLook, x_m: float, z_m: float, side: float, radius_m: float) -> Points:
-    """The two wheels of one side as (2, 12, 3) rings in metres."""
+def _wheel_rings(
+    look: VehicleLook, x_m: float, z_m: float, side: str, track: float, radius_m: float
+) -> Points:
+    """The two wheels of one side as (2, 12, 3) rings in metres, ``track`` of the width apart."""
     angle = np.arange(12) * (2 * np.pi / 12)
     rings = np.empty((2, 12, 3))
-    rings[..., 0] = x_m + side * look.width_m * 0.5
+    rings[..., 0] = x_m + (-track if side == "l" else track) * look.width_m * 0.5
     rings[..., 1] = radius_m * (1 + np.sin(angle))
     for index, where in enumerate((0.19, 0.81)):
         rings[index, :, 2] = z_m + where * look.length_m + radius_m * np.cos(angle)
@@ -180,7 +98,7 @@ def draw_car(
     pen: Pen, camera: Camera, look: VehicleLook, x_m: float, z_m: float, oncoming: bool, braking: bool
 ) -> Points:
     """Draws one car whose near end is at z; returns its silhouette's corner points (M, 2) in pixels."""
-    names, template = _car_template(look.body, oncoming)
+    names, template = car_template(look.body, oncoming)
     size = np.array([look.width_m, look.height_m, look.length_m])
     px = camera.project(template * size + np.array([x_m, 0.0, z_m]))
     outline = px[[names[name] for name in _CAR_SOLID]].reshape(-1, 2)
@@ -200,8 +118,7 @@ def draw_car(
         fill(f"side_{side}", _shade(paint, 0.72))
         if close:
             fill(f"skirt_{side}", _shade(paint, 0.50))
-            rings = _wheel_rings(look, x_m, z_m, -1.0 if side == "l" else 1.0, 0.33)
-            _draw_wheels(pen, camera.project(rings))
+            _draw_wheels(pen, camera.project(_wheel_rings(look, x_m, z_m, side, 1.0, 0.33)))
         fill(f"cab_{side}", _shade(paint, 0.80))
         if close:
             fill(f"pane_{side}_0", _shade(GLASS, 1.15))
@@ -213,12 +130,7 @@ def draw_car(
     fill("glass", GLASS)
     fill("deck", _shade(paint, 1.18))
     if close:
-        # A strip of reflected sky makes glass read as glass.
-        pane = px[names["glass"]]
-        pen.poly(
-            np.array([pane[3], pane[2], pane[2] * 0.6 + pane[1] * 0.4, pane[3] * 0.75 + pane[0] * 0.25]),
-            (150, 130, 112),
-        )
+        _draw_reflection(pen, px[names["glass"]])
     fill("sill", (18, 18, 18))
     fill("near", paint)
     fill("bumper", _shade(paint, 0.62))
@@ -228,6 +140,12 @@ def draw_car(
         fill("plate", PLATE)
     _draw_lamps(pen, px[names["lamp_l"]], px[names["lamp_r"]], oncoming, braking)
     return outline
+
+
+def _draw_reflection(pen: Pen, pane_px: Points) -> None:
+    """A strip of reflected sky makes glass read as glass."""
+    a, b, c, d = pane_px
+    pen.poly(np.array([d, c, c * 0.6 + b * 0.4, d * 0.75 + a * 0.25]), (150, 130, 112))
 
 
 def _draw_lamps(pen: Pen, left: Points, right: Points, oncoming: bool, braking: bool) -> None:
@@ -244,57 +162,11 @@ def _draw_lamps(pen: Pen, left: Points, right: Points, oncoming: bool, braking: 
             pen.halo(float(centre[0]), float(centre[1]), min(reach, pen.width_px / 8), tint)
 
 
-@lru_cache(maxsize=4)
-def _truck_template(oncoming: bool) -> tuple[dict[str, int], Points]:
-    """A box truck: cargo box, chassis and cab."""
-    cab_z0, cab_z1 = (0.0, 0.2) if oncoming else (0.8, 1.0)
-    box_z0, box_z1 = (0.22, 1.0) if oncoming else (0.0, 0.78)
-    quads: dict[str, list[list[float]]] = {
-        "box": _quad_across(-0.5, 0.5, 0.28, 1, box_z0, box_z0),
-        "frame": _quad_across(-0.46, 0.46, 0.93, 0.96, box_z0, box_z0),
-        "door": _quad_across(-0.012, 0.012, 0.30, 0.97, box_z0 - 0.001, box_z0 - 0.001),
-        "under": _quad_across(-0.46, 0.46, 0.13, 0.28, box_z0, box_z0),
-        "cab": _quad_across(-0.48, 0.48, 0.16, 0.78, cab_z0, cab_z0 + 0.01),
-        "screen": _quad_across(-0.43, 0.43, 0.46, 0.72, cab_z0 - 0.002, cab_z0),
-        "grille": _quad_across(-0.28, 0.28, 0.22, 0.36, cab_z0 - 0.002, cab_z0),
-        "bumper": _quad_across(-0.49, 0.49, 0.12, 0.19, cab_z0 - 0.004, cab_z0 - 0.004),
-        "wheel_l": _quad_across(-0.49, -0.30, 0, 0.22, 0.02, 0.02),
-        "wheel_r": _quad_across(0.30, 0.49, 0, 0.22, 0.02, 0.02),
-        "shadow": [[-0.54, 0, -0.03], [0.54, 0, -0.03], [0.54, 0, 1.01], [-0.54, 0, 1.01]],
-    }
-    low = 0.20 if oncoming else 0.22
-    quads["lamp_l"] = _quad_across(-0.46, -0.31, low, low + 0.05, -0.006, -0.006)
-    quads["lamp_r"] = _quad_across(0.31, 0.46, low, low + 0.05, -0.006, -0.006)
-    for side, x in (("l", -0.5), ("r", 0.5)):
-        quads[f"side_{side}"] = [[x, 0.28, box_z0], [x, 1, box_z0], [x, 1, box_z1], [x, 0.28, box_z1]]
-        quads[f"stripe_{side}"] = [[x, 0.52, box_z0], [x, 0.62, box_z0], [x, 0.62, box_z1], [x, 0.52, box_z1]]
-        quads[f"chassis_{side}"] = [
-            [x * 0.9, 0.13, 0.02],
-            [x * 0.9, 0.28, 0.02],
-            [x * 0.9, 0.28, 0.99],
-            [x * 0.9, 0.13, 0.99],
-        ]
-        quads[f"cab_{side}"] = [
-            [x * 0.96, 0.16, cab_z0],
-            [x * 0.96, 0.78, cab_z0],
-            [x * 0.96, 0.78, cab_z1],
-            [x * 0.96, 0.16, cab_z1],
-        ]
-        quads[f"window_{side}"] = [
-            [x * 0.97, 0.48, cab_z0 + 0.03],
-            [x * 0.97, 0.72, cab_z0 + 0.04],
-            [x * 0.97, 0.72, cab_z1 - 0.05],
-            [x * 0.97, 0.48, cab_z1 - 0.05],
-        ]
-    names = {name: index for index, name in enumerate(quads)}
-    return names, np.array(list(quads.values()))
-
-
 def draw_truck(
     pen: Pen, camera: Camera, look: VehicleLook, x_m: float, z_m: float, oncoming: bool, braking: bool
 ) -> Points:
     """Draws one box truck whose near end is at z; returns its silhouette's corner points (M, 2) in pixels."""
-    names, template = _truck_template(oncoming)
+    names, template = truck_template(oncoming)
     size = np.array([look.width_m, look.height_m, look.length_m])
     px = camera.project(template * size + np.array([x_m, 0.0, z_m]))
     outline = px[[names[name] for name in _TRUCK_SOLID]].reshape(-1, 2)
@@ -309,7 +181,7 @@ def draw_truck(
     fill("shadow", (40, 40, 42))
     if side:
         fill(f"chassis_{side}", (30, 30, 32))
-        _draw_wheels(pen, camera.project(_wheel_rings(look, x_m, z_m, -0.98 if side == "l" else 0.98, 0.48)))
+        _draw_wheels(pen, camera.project(_wheel_rings(look, x_m, z_m, side, 0.98, 0.48)))
     parts = ["cab", "box"] if not oncoming else ["box", "cab"]
     for part in parts:
         if part == "box":

@@ -82,61 +82,61 @@ def person_look(seed: int, stream: int, slot: int, generation: int, turn: float)
     )
 
 
-def streams_for(layout: RoadLayout, route: Route, seed: int, rng: np.random.Generator) -> tuple[Stream, ...]:
-    """All streams of one drive. Objects of one lane share one speed, so they never meet."""
-    made: list[Stream] = []
+class _Planner:
+    """Collects streams and draws their chances from one generator, in order."""
+
+    def __init__(self, seed: int, rng: np.random.Generator) -> None:
+        self.seed, self.rng = seed, rng
+        self.made: list[Stream] = []
+
+    def count(self, low: int, high: int) -> int:
+        return int(self.rng.integers(low, high))
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
 
     def add(
-        kind: str, count: int, x: float, speed: float, loop: float, behind: float, x_far: float = 0.0
+        self, kind: str, count: int, x: float, speed: float, loop: float, behind: float, x_far: float = 0.0
     ) -> None:
+        """``count`` objects spread over the loop, never quite evenly."""
         if count:
-            gaps = (np.arange(count) + rng.uniform(-0.22, 0.22, count)) * (loop / count) + rng.uniform(
-                0, loop
-            )
+            uneven = np.arange(count) + self.rng.uniform(-0.22, 0.22, count)
+            gaps = uneven * (loop / count) + self.rng.uniform(0, loop)
             starts = tuple(float(g) for g in gaps)
-            made.append(Stream(kind, len(made), x, speed, loop, behind, starts, seed, x_far))
+            self.made.append(Stream(kind, len(self.made), x, speed, loop, behind, starts, self.seed, x_far))
 
-    for index, x in enumerate(layout.same_lanes_m):
-        if index == 0:
-            add("lead", int(rng.integers(1, 3)), x, 0.0, 60.0, 0.0)
-        else:
-            add("lane", int(rng.integers(2, 5)), x, route.speed_m_s + float(rng.uniform(-4, 2)), 140.0, 9.0)
+
+def streams_for(layout: RoadLayout, route: Route, seed: int, rng: np.random.Generator) -> tuple[Stream, ...]:
+    """All streams of one drive. Objects of one lane share one speed, so they never meet."""
+    plan = _Planner(seed, rng)
+    _plan_vehicles(plan, layout, route)
+    _plan_people(plan, layout)
+    return tuple(plan.made)
+
+
+def _plan_vehicles(plan: _Planner, layout: RoadLayout, route: Route) -> None:
+    plan.add("lead", plan.count(1, 3), layout.same_lanes_m[0], 0.0, 60.0, 0.0)
+    for x in layout.same_lanes_m[1:]:
+        plan.add("lane", plan.count(2, 5), x, route.speed_m_s + plan.between(-4, 2), 140.0, 9.0)
     for x in layout.oncoming_lanes_m:
-        add("lane", int(rng.integers(2, 6)), x, -float(rng.uniform(7, 13)), 150.0, 10.0)
+        plan.add("lane", plan.count(2, 6), x, -plan.between(7, 13), 150.0, 10.0)
     if layout.parking:
-        add("parked", int(rng.integers(2, 8)), layout.right_edge_m - 1.05, 0.0, 105.0, 6.0)
-        add("parked", int(rng.integers(1, 7)), layout.left_edge_m + 1.05, 0.0, 105.0, 6.0)
-    for x0, x1 in (
-        (layout.right_edge_m + 0.7, layout.right_wall_m - 0.4),
-        (layout.left_wall_m + 0.4, layout.left_edge_m - 0.7),
-    ):
+        plan.add("parked", plan.count(2, 8), layout.right_edge_m - 1.05, 0.0, 105.0, 6.0)
+        plan.add("parked", plan.count(1, 7), layout.left_edge_m + 1.05, 0.0, 105.0, 6.0)
+
+
+def _plan_people(plan: _Planner, layout: RoadLayout) -> None:
+    right = (layout.right_edge_m + 0.7, layout.right_wall_m - 0.4)
+    left = (layout.left_wall_m + 0.4, layout.left_edge_m - 0.7)
+    for pavement in (right, left):
         for speed in (1.3, -1.2):
-            add(
-                "walk",
-                int(rng.integers(0, 5)),
-                float(rng.uniform(x0, x1)),
-                speed * float(rng.uniform(0.8, 1.3)),
-                80.0,
-                1.0,
-            )
-    add("cross", int(rng.integers(0, 4)), layout.left_edge_m - 0.8, 0.0, 75.0, 0.0, layout.right_edge_m + 0.8)
-    add(
-        "cycle",
-        int(rng.integers(0, 4)),
-        layout.same_lanes_m[-1] + LANE_M / 2 + 0.65,
-        float(rng.uniform(4, 6)),
-        75.0,
-        2.0,
-    )
-    add(
-        "cycle",
-        int(rng.integers(0, 3)),
-        layout.oncoming_lanes_m[-1] - LANE_M / 2 + 0.1,
-        -float(rng.uniform(4, 6)),
-        75.0,
-        2.0,
-    )
-    return tuple(made)
+            count, x = plan.count(0, 5), plan.between(*pavement)
+            plan.add("walk", count, x, speed * plan.between(0.8, 1.3), 80.0, 1.0)
+    plan.add("cross", plan.count(0, 4), layout.left_edge_m - 0.8, 0.0, 75.0, 0.0, layout.right_edge_m + 0.8)
+    kerb = layout.same_lanes_m[-1] + LANE_M / 2 + 0.65
+    plan.add("cycle", plan.count(0, 4), kerb, plan.between(4, 6), 75.0, 2.0)
+    kerb = layout.oncoming_lanes_m[-1] - LANE_M / 2 + 0.1
+    plan.add("cycle", plan.count(0, 3), kerb, -plan.between(4, 6), 75.0, 2.0)
 
 
 def actors_at(streams: tuple[Stream, ...], route: Route, t_s: float) -> list[Actor]:
