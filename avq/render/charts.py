@@ -107,26 +107,42 @@ def _bar_row(bar: Bar, top: float, unit: str, mark: Mark | None) -> str:
     value = f"{number(bar.value)} {unit}".strip() if math.isfinite(bar.value) else "\u2013"
     note = f" <small>{escape(bar.note)}</small>" if bar.note else ""
     return (
-        f'<div class="name">{escape(bar.label)}</div>'
+        f'<div class="row"><div class="name">{escape(bar.label)}</div>'
         f'<div class="bar"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
-        f'aria-hidden="true">{shapes}</svg></div><div class="value">{escape(value)}{note}</div>'
+        f'aria-hidden="true">{shapes}</svg></div><div class="value">{escape(value)}{note}</div></div>'
     )
 
 
 def _plot(columns: Sequence[tuple[float, str]], lines: str) -> str:
+    """Columns of (share of the height, tone); thin ones of one tone are joined, so that no seams show."""
     width = _WIDTH / len(columns)
-    gap = 0.15 * width if width > 4 else 0.0
-    shapes = "".join(
-        f'<rect class="fill {tone}" x="{n * width:.2f}" y="{_HEIGHT * (1 - share):.2f}" '
-        f'width="{width - gap:.2f}" height="{_HEIGHT * share:.2f}"/>'
-        for n, (share, tone) in enumerate(columns)
-        if share > 0
-    )
+    shapes = "".join(_area(run, width) for run in _runs(columns, joined=width < 8))
     base = _line("base", 0, _HEIGHT, _WIDTH, _HEIGHT)
     return (
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
         f'aria-hidden="true">{shapes}{base}{lines}</svg>'
     )
+
+
+def _runs(columns: Sequence[tuple[float, str]], *, joined: bool) -> list[tuple[int, str, list[float]]]:
+    """(first column, tone, shares) of neighbours with the same tone; single columns unless ``joined``."""
+    runs: list[tuple[int, str, list[float]]] = []
+    for n, (share, tone) in enumerate(columns):
+        if joined and runs and runs[-1][1] == tone:
+            runs[-1][2].append(share)
+        else:
+            runs.append((n, tone, [share]))
+    return runs
+
+
+def _area(run: tuple[int, str, list[float]], width: float) -> str:
+    first, tone, shares = run
+    gap = 0.15 * width if width >= 8 else 0.0
+    x = first * width
+    path = f"M{x:.2f} {_HEIGHT}"
+    for share in shares:
+        path += f"V{_HEIGHT * (1 - share):.2f}h{width - gap:.3f}"
+    return f'<path class="fill {tone}" d="{path}V{_HEIGHT}z"/>'
 
 
 def _vertical(mark: Mark, share: float) -> str:

@@ -31,7 +31,7 @@ def draw_detections(
     """
     canvas: U8 = np.array(pixels, np.uint8, order="C")
     size_px = max(canvas.shape[:2])
-    thickness = max(1, round(size_px / 400))
+    thickness = max(1, round(size_px / 320))
     for index in np.argsort(detections.scores, kind="stable"):
         box, score = detections.boxes_xyxy_px[index], float(detections.scores[index])
         if score < min_score or not np.all(np.isfinite(box)):
@@ -48,13 +48,13 @@ def draw_detections(
 
 def class_colour_bgr(class_id: int) -> tuple[int, int, int]:
     """A colour per class: hues a golden angle apart, bright enough for dark streets."""
-    red, green, blue = colorsys.hsv_to_rgb((0.56 + class_id * _GOLDEN_ANGLE) % 1.0, 0.62, 0.98)
+    red, green, blue = colorsys.hsv_to_rgb((0.56 + class_id * _GOLDEN_ANGLE) % 1.0, 0.55, 0.98)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
 def _draw_chip(canvas: U8, at: tuple[int, int], text: str, colour: tuple[int, int, int], line: int) -> None:
     """A filled label above the box's corner, moved so that it stays inside the picture."""
-    scale = max(0.36, max(canvas.shape[:2]) / 2100)
+    scale = max(0.36, max(canvas.shape[:2]) / 1350)
     stroke = max(1, round(scale * 1.6))
     plain = text.encode("ascii", "replace").decode()
     (width, height), below = cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)

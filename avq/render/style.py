@@ -39,9 +39,10 @@ h2 { margin: 0 0 .35rem; font-size: 1.3rem; line-height: 1.3; letter-spacing: -.
 p { margin: 0 0 1rem; max-width: 44rem; }
 p.lead { color: var(--soft); margin-bottom: 1.25rem; }
 .block { margin: 0 0 1.5rem; }
-.figures { display: grid; gap: 1px; background: var(--line); border: 1px solid var(--line);
+h2 + .block { margin-top: .9rem; }
+.figures { display: grid; gap: 1px; background: var(--card); border: 1px solid var(--line);
   border-radius: .75rem; overflow: hidden; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.figures > div { background: var(--card); padding: 1rem 1.15rem 1.1rem; }
+.figures > div { outline: 1px solid var(--line); padding: 1rem 1.15rem 1.1rem; }
 .figures dt { color: var(--soft); font-size: .8125rem; }
 .figures dd { margin: .1rem 0 0; font-size: 1.65rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -60,8 +61,9 @@ tr.chosen td:first-child { box-shadow: inset .2rem 0 var(--accent); padding-left
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: .8125rem; line-height: 1.45; margin-top: .5rem; }
 figure h3 { margin: 0 0 .6rem; font-size: .9375rem; font-weight: 600; }
-.bars { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr max-content; gap: .55rem .9rem;
+.bars { display: grid; grid-template-columns: fit-content(40%) 1fr max-content; gap: .55rem .9rem;
   align-items: center; font-size: .9375rem; }
+.bars .row { display: contents; }
 .bars .name { overflow-wrap: anywhere; }
 .bars .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bars .value small { color: var(--soft); }
@@ -71,12 +73,13 @@ svg { display: block; width: 100%; overflow: visible; }
 .axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .8125rem; margin-top: .35rem;
   font-variant-numeric: tabular-nums; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .8125rem; color: var(--soft);
-  margin-top: .25rem; font-variant-numeric: tabular-nums; }
+  margin-top: .45rem; font-variant-numeric: tabular-nums; }
+.legend .plain { --tone: var(--ink); }
 .legend i { display: inline-block; width: 1rem; height: 0; border-top: .16rem solid var(--tone, var(--accent));
   vertical-align: .25em; margin-right: .4rem; }
 .fill { fill: var(--accent); } .fill.good, .fill.bad, .fill.warn { fill: var(--tone); }
 .track { fill: var(--wash); } .rule { stroke: var(--soft); } .whisker { stroke: var(--ink); }
-.rule.good, .rule.bad, .rule.warn { stroke: var(--tone); } .rule.plain { stroke: var(--accent); }
+.rule.good, .rule.bad, .rule.warn { stroke: var(--tone); } .rule.plain { stroke: var(--ink); }
 .base { stroke: var(--line); }
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .columns { display: grid; gap: 1.5rem 2.5rem;
@@ -89,9 +92,11 @@ footer { margin-top: clamp(3rem, 8vw, 5rem); padding-bottom: 2.5rem; color: var(
   overflow-wrap: anywhere; }
 footer::before { content: ""; display: block; border-top: 1px solid var(--line); margin-bottom: 1rem; }
 @media (max-width: 36rem) {
-  .bars { grid-template-columns: 1fr max-content; gap: .15rem .9rem; }
-  .bars .bar { grid-column: 1 / -1; grid-row: auto; margin-bottom: .55rem; order: 0; }
-  .bars .row { display: contents; }
+  .bars { display: block; }
+  .bars .row { display: grid; grid-template-columns: 1fr max-content; gap: .2rem .9rem; margin-bottom: .8rem; }
+  .bars .bar { grid-column: 1 / -1; order: 1; }
+  th, td { white-space: nowrap; }
+  td:last-child:not(.number) { white-space: normal; min-width: 13rem; }
 }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
