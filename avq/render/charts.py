@@ -37,7 +37,7 @@ class Mark:
 
 def bar_chart(bars: Sequence[Bar], *, unit: str = "", title: str = "", mark: Mark | None = None) -> Html:
     """Horizontal bars from zero; values that are not finite are named and not drawn."""
-    ends = [v for b in bars for v in (b.value, b.high or 0.0) if math.isfinite(v)]
+    ends = [float(v) for b in bars for v in (b.value, b.high or 0.0) if math.isfinite(v)]
     top = max([*ends, mark.value if mark else 0.0, 0.0]) or 1.0
     rows = "".join(_bar_row(bar, top * 1.02, unit, mark) for bar in bars)
     return _figure(f'<div class="bars">{rows}</div>', title, _legend([mark] if mark else [], unit))
@@ -51,14 +51,15 @@ def histogram(
     marks: Sequence[Mark] = (),
     bins: int = 48,
 ) -> Html:
-    """How often which value occurred; the axis starts at zero and ends at the largest value or mark."""
-    finite = [float(v) for v in values if math.isfinite(v)]
+    """How often which value occurred, from zero to the largest value or mark; negative ones count as zero."""
+    finite = [max(0.0, float(v)) for v in values if math.isfinite(v)]
+    marks = [m for m in marks if math.isfinite(m.value)]
     if not finite:
         return _figure('<p class="lead">no values</p>', title, "")
-    top = max([*finite, *(m.value for m in marks)]) or 1.0
+    top = max([*finite, *(m.value for m in marks), 0.0]) or 1.0
     counts = [0] * bins
     for value in finite:
-        counts[min(bins - 1, max(0, int(value / top * bins)))] += 1
+        counts[min(bins - 1, int(value / top * bins))] += 1
     late = _limit(marks)
     columns = [
         (count / max(counts), "bad" if late is not None and (n + 0.5) * top / bins > late else "plain")
@@ -79,12 +80,12 @@ def strip(
     last: str = "last frame",
 ) -> Html:
     """One thin column per frame in order, those above ``limit`` in its tone; long runs keep their worst."""
-    finite = [v if math.isfinite(v) else 0.0 for v in values]
+    finite = [max(0.0, float(v)) if math.isfinite(v) else 0.0 for v in values]
     if not finite:
         return _figure('<p class="lead">no frames</p>', title, "")
     step = math.ceil(len(finite) / _MAX_COLUMNS)
     worst = [max(finite[n : n + step]) for n in range(0, len(finite), step)]
-    top = max([*worst, limit.value if limit else 0.0]) * 1.05 or 1.0
+    top = max([*worst, limit.value if limit else 0.0, 0.0]) * 1.05 or 1.0
     columns = [
         (value / top, limit.tone if limit is not None and value > limit.value else "plain") for value in worst
     ]
@@ -100,7 +101,7 @@ def _bar_row(bar: Bar, top: float, unit: str, mark: Mark | None) -> str:
     length = max(0.0, bar.value / top * _WIDTH) if math.isfinite(bar.value) else 0.0
     shapes = f'<rect class="track" width="{_WIDTH}" height="{_HEIGHT}" rx="12"/>'
     shapes += f'<rect class="fill {bar.tone}" width="{length:.1f}" height="{_HEIGHT}" rx="12"/>'
-    if bar.low is not None and bar.high is not None:
+    if bar.low is not None and bar.high is not None and math.isfinite(bar.low + bar.high):
         shapes += _line("whisker", bar.low / top * _WIDTH, 50, bar.high / top * _WIDTH, 50)
     if mark is not None:
         shapes += _line(f"rule {mark.tone}", mark.value / top * _WIDTH, -15, mark.value / top * _WIDTH, 115)
