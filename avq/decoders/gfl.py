@@ -33,6 +33,7 @@ from avq.types.presets import PRESETS
 _FEWEST_BINS, _MOST_BINS = 5, 33
 _USUAL_BINS = (8, 17, 16)
 _COCO_CLASSES = 80
+_ANCHORS_OF_RETINANET = 9
 
 #: Family member -> (a, b): the point of cell g is g * s + a * s + b.
 _POINTS: Mapping[str, tuple[float, float]] = {
@@ -103,6 +104,8 @@ def _paired_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
     if len(found) != len(groups) or len(widths) != 1:
         return None
     classes, sides = widths.pop()
+    if sides == 4 * _ANCHORS_OF_RETINANET and classes % _ANCHORS_OF_RETINANET == 0:
+        return None  # nine bins are unheard of, nine anchors are not
     parts = [
         {
             "scores": scores.params() | {"first": 0},

@@ -103,13 +103,17 @@ def levels(graph: GraphView, tensors: tuple[str, ...] | None = None) -> tuple[Le
     sizes = {shape[2:] for shape in shapes if shape is not None and len(shape) == 4}
     if size is None or not sizes:
         return ()
-    found = [Level(h, w, stride_px(size[1], h)) for h, w in sizes]
+    found = [Level(h, w, stride_px(size, (w, h))) for h, w in sizes]
     return tuple(sorted(found, key=lambda level: level.stride_px))
 
 
-def stride_px(input_px: int, cells: int) -> int:
-    """The power of two nearest to input_px / cells: maps are rounded up at odd sizes."""
-    return int(2 ** round(float(np.log2(max(input_px / cells, 1.0)))))
+def stride_px(input_px: tuple[int, int], cells: tuple[int, int]) -> int:
+    """The power of two that gives such a map, rounded up at odd sizes; else the nearest one."""
+    for exponent in range(10):
+        stride: int = 2**exponent
+        if all(-(-pixels // stride) == count for pixels, count in zip(input_px, cells, strict=True)):
+            return stride
+    return int(2 ** round(float(np.log2(max(input_px[1] / cells[1], 1.0)))))
 
 
 def total_cells(found: tuple[Level, ...]) -> int:
