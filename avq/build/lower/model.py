@@ -31,6 +31,8 @@ class Model:
         self.nodes = {node.name: node for node in self.graph.node}
         self.outputs = {value.name for value in self.graph.output}
         self.inputs = {value.name for value in self.graph.input}
+        # Of the file as it was read: writers rename outputs and still need to know where they come from.
+        self.positions = {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
 
     @cached_property
     def constant_nodes(self) -> dict[str, onnx.TensorProto]:
@@ -41,11 +43,6 @@ class Model:
     @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
         return {name: node for node in self.graph.node for name in node.output if name}
-
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        """tensor -> position of the node that writes it, as the file was read."""
-        return {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
 
     @cached_property
     def readers(self) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
