@@ -76,6 +76,13 @@ def column(graph: GraphView, tensor: str, axis: int, index: int) -> Column:
     return Column(tuple(nodes.values()), frozenset(sources), tuple(constants))
 
 
+def _sizes(graph: GraphView, tensor: str) -> tuple[int, ...] | None:
+    """Like ``graph.shape``, but open sizes (-1) do not hide the rank."""
+    known = graph.shape(tensor)
+    view = graph.tensors.get(tensor)
+    return view.shape if known is None and view is not None else known
+
+
 def _constant_part(array: AnyArray, place: _Place) -> AnyArray:
     if not 0 <= place.axis < array.ndim:
         return array
@@ -84,7 +91,7 @@ def _constant_part(array: AnyArray, place: _Place) -> AnyArray:
 
 
 def _is_channel(graph: GraphView, node: NodeView, place: _Place) -> bool:
-    shape = graph.shape(place.tensor)
+    shape = _sizes(graph, place.tensor)
     if shape is None or place.axis < 0:
         return False
     return place.axis == (1 if "Conv" in node.op else len(shape) - 1)
@@ -104,28 +111,28 @@ def _back(graph: GraphView, node: NodeView, place: _Place) -> list[_Place]:
 
 def _elementwise(graph: GraphView, node: NodeView, place: _Place) -> Iterator[_Place]:
     """Broadcast operators and everything unknown: the same position counted from the last axis."""
-    rank = len(graph.shape(place.tensor) or ())
+    rank = len(_sizes(graph, place.tensor) or ())
     for name in node.inputs:
         if not name or (graph.is_constant(name) and node.op not in ("Where", "ScatterND")):
             continue
-        shape = graph.shape(name)
+        shape = _sizes(graph, name)
         axis = place.axis - rank + len(shape) if shape is not None and place.axis >= 0 else -1
-        if shape is None or axis < 0:
+        if shape is None or not 0 <= axis < len(shape):
             yield _Place(name, -1, 0)
         else:
-            yield _Place(name, axis, min(place.index, shape[axis] - 1))
+            yield _Place(name, axis, place.index if shape[axis] != 1 else 0)
 
 
 def _concat(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    rank = len(graph.shape(place.tensor) or ())
+    rank = len(_sizes(graph, place.tensor) or ())
     if int(node.attributes["axis"]) % max(rank, 1) != place.axis:
         return [_Place(name, place.axis, place.index) for name in node.inputs]
     index = place.index
     for name in node.inputs:
-        shape = graph.shape(name)
+        shape = _sizes(graph, name)
         if shape is None:
             return None
-        if index < shape[place.axis]:
+        if index < shape[place.axis] or shape[place.axis] < 0:
             return [_Place(name, place.axis, index)]
         index -= shape[place.axis]
     return None
@@ -133,9 +140,12 @@ def _concat(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | N
 
 def _reshape(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
     """Row-major order is kept: one step along the old axis is as many elements as one along the new."""
-    new, old = graph.shape(place.tensor), graph.shape(node.inputs[0])
+    new, old = _sizes(graph, place.tensor), _sizes(graph, node.inputs[0])
     if new is None or old is None:
         return None
+    if -1 in (*new, *old):
+        last = place.axis == len(new) - 1 and new[-1] == old[-1]
+        return [_Place(node.inputs[0], len(old) - 1, place.index)] if last else None
     step = int(np.prod(new[place.axis + 1 :]))
     inner = 1
     for axis in range(len(old) - 1, -1, -1):
@@ -146,13 +156,13 @@ def _reshape(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | 
 
 
 def _transpose(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    rank = len(graph.shape(place.tensor) or ())
+    rank = len(_sizes(graph, place.tensor) or ())
     perm = node.attributes.get("perm", list(range(rank))[::-1])
     return [_Place(node.inputs[0], int(perm[place.axis]), place.index)]
 
 
 def _slice(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    shape = graph.shape(node.inputs[0])
+    shape = _sizes(graph, node.inputs[0])
     values = [graph.constants.get(name) for name in node.inputs[1:]]
     if shape is None or len(values) < 2 or values[0] is None:
         return None
@@ -169,10 +179,10 @@ def _slice(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | No
 
 
 def _split(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    rank = len(graph.shape(node.inputs[0]) or ())
+    rank = len(_sizes(graph, node.inputs[0]) or ())
     if int(node.attributes.get("axis", 0)) % max(rank, 1) != place.axis:
         return [_Place(node.inputs[0], place.axis, place.index)]
-    shapes = [graph.shape(name) for name in node.outputs]
+    shapes = [_sizes(graph, name) for name in node.outputs]
     before = shapes[: node.outputs.index(place.tensor)]
     if any(shape is None for shape in before):
         return None
@@ -181,14 +191,18 @@ def _split(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | No
 
 
 def _gather(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    shape, indices = graph.shape(node.inputs[0]), graph.constants.get(node.inputs[1])
-    if shape is None or indices is None or indices.ndim > 1:
+    shape, picked = _sizes(graph, node.inputs[0]), _sizes(graph, node.inputs[1])
+    if shape is None or picked is None:
         return None
     axis = int(node.attributes.get("axis", 0)) % len(shape)
-    if indices.ndim == 0:
-        return [_Place(node.inputs[0], place.axis + (place.axis >= axis), place.index)]
-    index = int(indices[place.index]) % shape[axis] if axis == place.axis else place.index
-    return [_Place(node.inputs[0], place.axis, index)]
+    if place.axis < axis:
+        return [_Place(node.inputs[0], place.axis, place.index)]
+    if place.axis >= axis + len(picked):
+        return [_Place(node.inputs[0], place.axis - len(picked) + 1, place.index)]
+    indices = graph.constants.get(node.inputs[1])
+    if indices is None or indices.ndim != 1:
+        return None
+    return [_Place(node.inputs[0], axis, int(indices[place.index]) % shape[axis])]
 
 
 def _axes(graph: GraphView, node: NodeView, rank: int) -> list[int] | None:
@@ -198,14 +212,14 @@ def _axes(graph: GraphView, node: NodeView, rank: int) -> list[int] | None:
 
 
 def _unsqueeze(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    axes = _axes(graph, node, len(graph.shape(place.tensor) or (1,)))
+    axes = _axes(graph, node, len(_sizes(graph, place.tensor) or (1,)))
     if axes is None or place.axis in axes:
         return None
     return [_Place(node.inputs[0], place.axis - sum(axis < place.axis for axis in axes), place.index)]
 
 
 def _squeeze(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    shape = graph.shape(node.inputs[0])
+    shape = _sizes(graph, node.inputs[0])
     if shape is None:
         return None
     axes = _axes(graph, node, len(shape))
@@ -222,7 +236,7 @@ def _reduce(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | N
 
 def _scatter(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
     """In-place assignment of exporters: the column comes from the data or from the update."""
-    update = graph.shape(node.inputs[2])
+    update = _sizes(graph, node.inputs[2])
     data = _Place(node.inputs[0], place.axis, place.index)
     if update is None or place.axis >= len(update):
         return [data, _Place(node.inputs[2], -1, 0)]

@@ -270,3 +270,88 @@ def boxes_and_scores(seed: int, classes: int, *, softmax: bool = False):
     points = np.concatenate([(grid[..., :2] + 0.5) * grid[..., 2:]] * 2, axis=2)
     box = net.op("Add", net.op("Mul", offsets, net.const(grid[..., 2:])), net.const(points))
     return load(net.model(box, net.op("Sigmoid", scores))), levels
+
+
+def end_to_end(seed: int, classes: int, most: int = 20):
+    """YOLOv10: (1, K, 6) rows of x0, y0, x1, y1, score, class after a top-k."""
+    net = Net(seed)
+    levels = net.levels()
+    flat: dict[int, list[str]] = {4: [], classes: []}
+    for x, h, w, _ in levels:
+        for size, out in flat.items():
+            out.append(net.reshape(net.conv(x, 8, size), 1, size, h * w))
+    sides, scores = (net.op("Transpose", net.op("Concat", *o, axis=2), perm=[0, 2, 1]) for o in flat.values())
+    grid = np.array(cells(levels), np.float32)[None]
+    low, high = net.op("Split", sides, outputs=2, axis=2)
+    points = net.const(grid[..., :2] + 0.5)
+    box = net.op("Concat", net.op("Sub", points, low), net.op("Add", points, high), axis=2)
+    box = net.op("Mul", box, net.const(grid[..., 2:]))
+    scores = net.op("Sigmoid", scores)
+    best = net.op("ReduceMax", scores, axes=[2], keepdims=0)
+    top, index = net.op("TopK", best, net.const([most], np.int64), outputs=2, axis=1)
+    rows = net.op("Unsqueeze", index, net.const([2], np.int64))
+    box = net.op("GatherND", box, rows, batch_dims=1)
+    label = net.op("ArgMax", net.op("GatherND", scores, rows, batch_dims=1), axis=2, keepdims=1)
+    top = net.op("Unsqueeze", top, net.const([2], np.int64))
+    return load(
+        net.model(net.op("Concat", box, top, net.op("Cast", label, to=TensorProto.FLOAT), axis=2))
+    ), levels
+
+
+def suppressed(seed: int, classes: int, *, style: str):
+    """NonMaxSuppression in the graph. style: triplets (indices with all boxes and scores), lists (torchvision)."""
+    net = Net(seed)
+    levels = net.levels()
+    flat: dict[int, list[str]] = {4: [], classes: []}
+    for x, h, w, _ in levels:
+        for size, out in flat.items():
+            out.append(net.reshape(net.conv(x, 8, size), 1, size, h * w))
+    sides = net.op("Transpose", net.op("Concat", *flat[4], axis=2), perm=[0, 2, 1])
+    scores = net.op("Sigmoid", net.op("Concat", *flat[classes], axis=2))
+    grid = np.array(cells(levels), np.float32)[None]
+    points = np.concatenate([(grid[..., :2] + 0.5) * grid[..., 2:]] * 2, axis=2)
+    spread = np.concatenate([-grid[..., 2:]] * 2 + [grid[..., 2:]] * 2, axis=2)
+    boxes = net.op("Add", net.op("Mul", net.op("Exp", sides), net.const(spread)), net.const(points))
+    limits = (net.const([10], np.int64), net.const([0.5]), net.const([0.3]))
+    picked = net.op("NonMaxSuppression", boxes, scores, *limits)
+    if style == "triplets":
+        return load(net.model(picked, boxes, scores, kinds={picked: TensorProto.INT64})), levels
+    label, row = (net.op("Squeeze", net.slice(picked, 1, i, i + 1), net.const([1], np.int64)) for i in (1, 2))
+    flat_boxes = net.op("Gather", net.reshape(boxes, -1, 4), row, axis=0)
+    place = net.op(
+        "Concat", *(net.op("Unsqueeze", v, net.const([1], np.int64)) for v in (label, row)), axis=1
+    )
+    kept = net.op("GatherND", net.reshape(scores, classes, -1), place)
+    return load(net.model(flat_boxes, kept, label, kinds={label: TensorProto.INT64})), levels
+
+
+def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int = 20):
+    """RT-DETR: query features to boxes through a sigmoid (cx, cy, w, h in 0..1) and class scores."""
+    net = Net(seed)
+    levels = net.levels()
+    x, h, w, _ = levels[0]
+    rows = net.op("Transpose", net.reshape(x, 1, 8, h * w), perm=[0, 2, 1])
+    rows = net.slice(rows, 1, 0, most)
+    out = []
+    for size in (4, classes):
+        weight = net.const(net.rng.normal(0, 0.5, (8, size)))
+        out.append(net.op("Add", net.op("MatMul", rows, weight), net.const(net.rng.normal(0, 0.5, size))))
+    box = net.op("Sigmoid", out[0])
+    scores = net.op("Sigmoid", out[1]) if sigmoid else out[1]
+    return load(
+        net.model(net.op("Concat", box, scores, axis=2)) if joined else net.model(scores, box)
+    ), levels
+
+
+def efficient_nms(seed: int, classes: int, most: int = 100):
+    """TensorRT's plugin: num_dets (1, 1), boxes (1, K, 4), scores (1, K), classes (1, K)."""
+    net = Net(seed)
+    x, h, w, _ = net.levels()[0]
+    boxes = net.op("Transpose", net.reshape(net.conv(x, 8, 4), 1, 4, h * w), perm=[0, 2, 1])
+    scores = net.op("Transpose", net.reshape(net.conv(x, 8, classes), 1, classes, h * w), perm=[0, 2, 1])
+    names = net.op("EfficientNMS_TRT", boxes, scores, outputs=4, domain="TRT")
+    model = net.model(*names)
+    shapes = [(TensorProto.INT32, [1, 1]), (1, [1, most, 4]), (1, [1, most]), (TensorProto.INT32, [1, most])]
+    for value, (kind, shape) in zip(model.graph.output, shapes, strict=True):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+    return load(model)
