@@ -362,19 +362,6 @@ def _weight_axis(graph: _Graph) -> Iterator[Hit]:
             yield node, f"axis {axis}"
 
 
-@_rule(
-    20,
-    "error",
-    _ALL,
-    "a quantizer of a training dialect is no operator any runtime knows",
-    "import it: avq build --strategy qat",
-)
-def _training_dialect(graph: _Graph) -> Iterator[Hit]:
-    for node in graph.nodes:
-        if node.domain and node.op_type in ("Quant", "BipolarQuant", "Trunc", "FakeQuantize"):
-            yield node, f"{node.domain}:{node.op_type}"
-
-
 def _channel_axis(node: onnx.NodeProto) -> tuple[int, ...]:
     if node.op_type == "Gemm":
         return (0, -2) if _attribute(node, "transB", 0) else (1, -1)
@@ -394,3 +381,16 @@ def _depthwise_per_tensor(graph: _Graph) -> Iterator[Hit]:
         scale = None if dequantizer is None else graph.value(dequantizer, 1)
         if dequantizer is not None and scale is not None and scale.size == 1:
             yield node, f"{_attribute(node, 'group', 1)} groups, one scale"
+
+
+@_rule(
+    20,
+    "error",
+    _ALL,
+    "a quantizer of a training dialect is no operator any runtime knows",
+    "import it: avq build --strategy qat",
+)
+def _training_dialect(graph: _Graph) -> Iterator[Hit]:
+    for node in graph.nodes:
+        if node.domain and node.op_type in ("Quant", "BipolarQuant", "Trunc", "FakeQuantize"):
+            yield node, f"{node.domain}:{node.op_type}"

@@ -62,7 +62,7 @@ def _names_are_known(engine: Engine) -> None:
 
 def _computes_the_network(engine: Engine) -> None:
     for precision in engine.float_precisions:
-        options = SessionOptions(precision=precision)  # type: ignore[arg-type]
+        options = SessionOptions(precision=precision)
         session = engine.open(sample_model(), options)
         _require(precision in session.precision, engine, f"a {precision} session says so", session.precision)
         for seed in range(3):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avq.types import EngineStatus, RawOutputs, SessionOptions
+from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions
 from avq.types.frame import U8, AnyArray
 
 
@@ -29,7 +29,7 @@ class NullEngine:
         return EngineStatus(self.name, True, "1", False, True, "computes nothing; for benchmarks and tests")
 
     @property
-    def float_precisions(self) -> tuple[str, ...]:
+    def float_precisions(self) -> tuple[EnginePrecision, ...]:
         return ("f32",)
 
     def encodings(self) -> tuple[str, ...]:

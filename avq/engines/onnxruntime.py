@@ -17,7 +17,7 @@ import numpy as np
 from avq.engines import common
 from avq.engines.isa import is_x86
 from avq.errors import MachineError, ModelError, RequestError
-from avq.types import EngineStatus, RawOutputs, SessionOptions, TensorView
+from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions, TensorView
 from avq.types.frame import U8, AnyArray
 
 NAME = "onnxruntime"
@@ -51,7 +51,7 @@ class OnnxRuntimeEngine:
         return EngineStatus(NAME, True, str(ort.__version__), True, True, "")
 
     @property
-    def float_precisions(self) -> tuple[str, ...]:
+    def float_precisions(self) -> tuple[EnginePrecision, ...]:
         return ("f32",) if self.status().available else ()
 
     def encodings(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from avq.engines import common
 from avq.errors import MachineError, ModelError, RequestError
-from avq.types import EngineStatus, RawOutputs, SessionOptions, TensorView
+from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions, TensorView
 from avq.types.frame import U8, AnyArray
 
 NAME = "openvino"
@@ -38,7 +38,7 @@ class OpenVinoEngine:
         return EngineStatus(NAME, True, version, True, True, "")
 
     @property
-    def float_precisions(self) -> tuple[str, ...]:
+    def float_precisions(self) -> tuple[EnginePrecision, ...]:
         if not self.status().available:
             return ()
         return ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
@@ -193,10 +193,17 @@ def _name(port: Any) -> str:
 
 def _layers(runtime_model: Any) -> list[tuple[str, str]]:
     """(layer type, precision) of everything the compiled graph runs."""
-    return [
-        (_text(info["layerType"]), _text(info["runtimePrecision"]))
-        for info in (op.get_rt_info() for op in runtime_model.get_ordered_ops())
-    ]
+    found = (op.get_rt_info() for op in runtime_model.get_ordered_ops())
+    return [(_text(info["layerType"]), _kernel_precision(info)) for info in found]
+
+
+def _kernel_precision(info: Any) -> str:
+    """What the kernel multiplies in, from its name ("brgconv_avx512_I8"), else the layer's own precision.
+
+    The name is the better witness: a layer with packed integer weights and a float kernel calls itself "i8".
+    """
+    kernel = _text(info["primitiveType"]).rpartition("_")[2].lower().replace("fp", "f")
+    return kernel if kernel in ("i8", "u8", "bf16", "f16", "f32") else _text(info["runtimePrecision"])
 
 
 def _text(value: Any) -> str:

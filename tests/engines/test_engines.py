@@ -1,0 +1,205 @@
+"""The built-in runtimes: their contract, their buffers, their silence, and what they say of themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+
+from avq.build.lower import lower
+from avq.contract.engine_suite import check_engine
+from avq.contract.sample import OUTPUT, sample_model, sample_picture
+from avq.engines import builtin_engines, engine_by_name
+from avq.engines.isa import describe, instruction_set
+from avq.engines.null import NullEngine
+from avq.errors import MachineError, ModelError, PluginError, RequestError
+from avq.types import EngineStatus, SessionOptions
+from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
+
+ENGINES = [engine for engine in builtin_engines() if engine.status().available]
+EACH = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+
+
+@EACH
+def test_an_engine_keeps_its_contract(engine):
+    assert len(check_engine(engine)) == 8
+
+
+@EACH
+def test_outputs_are_the_same_arrays_every_time(engine):
+    session = engine.open(sample_model(), SessionOptions())
+    first = session.infer(sample_picture(0))[OUTPUT]
+    assert session.infer(sample_picture(1))[OUTPUT] is first
+
+
+@EACH
+def test_memory_does_not_grow(engine):
+    session = engine.open(small_net().SerializeToString(), SessionOptions())
+    process = psutil.Process()
+    for seed in range(50):
+        session.infer(picture(seed % 5))
+    before = process.memory_info().rss
+    for seed in range(1000):
+        session.infer(picture(seed % 5))
+    assert process.memory_info().rss - before < 4 << 20
+
+
+@EACH
+def test_a_float_model_gives_what_the_reference_gives(engine):
+    net = small_net()
+    wanted = answers(net, [picture(0)])[0]
+    got = engine.open(net.SerializeToString(), SessionOptions()).infer(picture(0))
+    for name in OUTPUTS:
+        assert np.abs(got[name] - wanted[name]).max() <= 1e-4 * np.abs(wanted[name]).max()
+
+
+@EACH
+def test_a_quantized_model_unoptimised_is_the_reference(engine):
+    """Every engine can be asked for plain Q/DQ semantics; a rounding tie may still fall the other way."""
+    net = small_net()
+    content = lower(net, simple_plan(net), "u8")
+    wanted = answers(content, [picture(0)])[0]["boxes"]
+    got = engine.open(content, SessionOptions(optimise=False)).infer(picture(0))["boxes"]
+    noise = float(((got - wanted) ** 2).mean() / (wanted**2).mean())
+    assert noise < 1e-4
+
+
+def test_openvino_reads_back_the_precision_it_ran():
+    engine = engine_by_name("openvino")
+    if not engine.status().available:
+        pytest.skip("openvino is not installed")
+    net = small_net()
+    content = lower(net, simple_plan(net), "u8")
+    plain = engine.open(content, SessionOptions(optimise=False))
+    assert plain.precision == "f32"
+    assert engine.open(net.SerializeToString(), SessionOptions()).precision == "f32"
+    assert engine.open(content, SessionOptions()).precision == "int8+f32"
+    if "bf16" in engine.float_precisions:
+        half = engine.open(net.SerializeToString(), SessionOptions(precision="bf16"))
+        assert half.precision == "bf16"
+        whole = engine.open(net.SerializeToString(), SessionOptions()).infer(picture(0))["boxes"]
+        assert not np.array_equal(half.infer(picture(0))["boxes"], whole)
+
+
+def test_onnxruntime_runs_floats_in_f32_only():
+    with pytest.raises(MachineError, match="bf16"):
+        engine_by_name("onnxruntime").open(sample_model(), SessionOptions(precision="bf16"))
+
+
+def test_onnxruntime_says_int8_only_when_integer_kernels_ran():
+    """Data quantized on both sides of a convolution becomes QLinearConv; on one side it stays float."""
+    from avq.types import Edge
+    from tests.build.lower.lowering_nets import data_point, peaks, with_points
+
+    net = small_net()
+    one_side = simple_plan(net)
+    both = with_points(one_side, data_point(Edge("x10"), *peaks(net, ["x10"])["x10"]))
+    both = with_points(both, data_point(Edge("x6"), *peaks(net, ["x6"])["x6"]))
+    engine = engine_by_name("onnxruntime")
+    assert engine.open(net.SerializeToString(), SessionOptions()).precision == "f32"
+    assert engine.open(lower(net, both, "u8"), SessionOptions()).precision == "int8+f32"
+    assert engine.open(lower(net, both, "u8"), SessionOptions(optimise=False)).precision == "f32"
+
+
+@EACH
+def test_models_without_a_picture_are_run_by_name(engine):
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["n", 2])], [value("y", 1, ["n", 2])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    session = engine.open(model.SerializeToString(), SessionOptions())
+    for rows in (3, 5):
+        feed = np.arange(-rows, rows, dtype=np.float32).reshape(rows, 2)
+        assert np.array_equal(session.run({"x": feed})["y"], np.maximum(feed, 0))
+    with pytest.raises(ModelError, match="does not take one uint8 picture"):
+        session.infer(picture(0))
+
+
+@EACH
+def test_a_file_is_opened_by_path(engine, tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(sample_model())
+    by_path = engine.open(path, SessionOptions()).infer(sample_picture(0))[OUTPUT]
+    by_bytes = engine.open(sample_model(), SessionOptions()).infer(sample_picture(0))[OUTPUT]
+    assert np.array_equal(by_path, by_bytes)
+
+
+@EACH
+def test_opening_running_and_failing_print_nothing(engine):
+    script = (
+        "from avq.engines import engine_by_name\n"
+        "from avq.types import SessionOptions\n"
+        "from avq.errors import ModelError\n"
+        "from avq.contract.sample import sample_model, sample_picture\n"
+        f"engine = engine_by_name('{engine.name}')\n"
+        "engine.open(sample_model(), SessionOptions()).infer(sample_picture(0))\n"
+        "try:\n    engine.open(b'no model', SessionOptions())\n"
+        "except ModelError:\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
+
+
+def test_vendor_libraries_are_imported_late():
+    script = (
+        "import sys, avq.engines, avq.plugins, avq.measure.latency\n"
+        "from avq.plugins import PluginHost\n"
+        "PluginHost(allow=[]).engines()\n"
+        "loaded = {'onnxruntime', 'openvino', 'onnx', 'torch', 'scipy'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
+    """A fresh interpreter in which both vendor packages cannot be imported."""
+    for name in ("onnxruntime", "openvino"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n")
+    script = (
+        "from avq.engines import builtin_engines\n"
+        "from avq.errors import MachineError\n"
+        "from avq.types import SessionOptions\n"
+        "for engine in builtin_engines():\n"
+        "    assert not engine.status().available and engine.float_precisions == ()\n"
+        "    try:\n        engine.open(b'', SessionOptions())\n"
+        "    except MachineError as error:\n        print(error.fix)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines() == ['pip install "avq[onnxruntime]"', 'pip install "avq[openvino]"']
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest():
+    with pytest.raises(RequestError, match="did you mean 'openvino'"):
+        engine_by_name("openvno")
+
+
+def test_the_contract_catches_an_engine_that_lies():
+    class Forgetful(type(ENGINES[0])):
+        def status(self) -> EngineStatus:
+            return EngineStatus("another name", True, "1", True, True, "")
+
+    with pytest.raises(PluginError, match="status carries the engine's name"):
+        check_engine(Forgetful())
+
+
+def test_the_null_engine_answers_what_it_was_given():
+    canned = {"y": np.arange(4, dtype=np.float32)}
+    session = NullEngine(canned, busy_ns=1000).open(b"", SessionOptions())
+    assert session.infer(sample_picture(0))["y"] is canned["y"]
+
+
+def test_the_instruction_set_is_named_for_known_flags_only():
+    x86 = "processor : 0\nflags\t\t: fpu avx2 fma avx512f avx512_vnni secret\n"
+    assert describe("x86_64", x86) == "x86-64 avx2 fma avx512f avx512_vnni"
+    assert describe("aarch64", "Features\t: fp asimd asimddp i8mm\n") == "aarch64 asimd asimddp i8mm"
+    assert describe("riscv64", "") == "riscv64"
+    assert instruction_set() == instruction_set()
