@@ -53,13 +53,7 @@ def evaluate(labels: Labels, detections_by_image: Mapping[int, Detections]) -> A
         DataError: no picture, a picture without labels, or no box at all in the labels of these pictures.
         MachineError: faster-coco-eval is not installed.
     """
-    _require_labelled(labels, detections_by_image)
-    truth, found = [], []
-    for image_id, detections in detections_by_image.items():
-        image = labels.images[image_id]
-        scores = np.ones(len(image.categories), np.float32)
-        truth.append(Boxes(image.boxes_xyxy_px, image.categories, scores, image.ignore))
-        found.append(_in_categories(detections, labels.class_to_category))
+    truth, found = paired_boxes(labels, detections_by_image)
     result = average_precision(truth, found, range(len(labels.categories)))
     return Accuracy(
         map=result.map,
@@ -68,6 +62,32 @@ def evaluate(labels: Labels, detections_by_image: Mapping[int, Detections]) -> A
         images=len(truth),
         skipped=labels.skipped,
     )
+
+
+def paired_boxes(
+    labels: Labels, detections_by_image: Mapping[int, Detections]
+) -> tuple[list[Boxes], list[Boxes]]:
+    """(truth, found), picture by picture, both in label categories.
+
+    Raises DataError for no pictures, or pictures the labels do not know.
+    """
+    _require_labelled(labels, detections_by_image)
+    truth, found = [], []
+    for image_id, detections in detections_by_image.items():
+        image = labels.images[image_id]
+        scores = np.ones(len(image.categories), np.float32)
+        truth.append(Boxes(image.boxes_xyxy_px, image.categories, scores, image.ignore))
+        found.append(_in_categories(detections, labels.class_to_category))
+    return truth, found
+
+
+def boxes_by_category(pictures: Sequence[Boxes], category: int) -> list[Boxes]:
+    """Only the boxes of one category, picture by picture."""
+    return [_only(boxes, boxes.categories == category) for boxes in pictures]
+
+
+def _only(boxes: Boxes, keep: npt.NDArray[np.bool_]) -> Boxes:
+    return Boxes(boxes.xyxy_px[keep], boxes.categories[keep], boxes.scores[keep], boxes.ignore[keep])
 
 
 def average_precision(
