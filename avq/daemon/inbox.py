@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 from avq.daemon.ledger import STOPPED, SUPERSEDED, Account, Ledger
 from avq.types import Frame
@@ -119,56 +121,66 @@ class Inbox:
 
 
 class SharedInbox:
-    """An inbox between the receiving thread and the loop."""
+    """An inbox between the receiving thread and the loop.
+
+    The loop waits on a queue of wake-ups rather than on a condition: one switch of threads per frame, not two.
+    """
 
     def __init__(self, inbox: Inbox | None = None) -> None:
         self._inbox = inbox or Inbox()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._waiting = False
         self._stopped = False
 
     def open_camera(self, camera: str, *, every: bool) -> None:
-        with self._changed:
+        with self._lock:
             self._inbox.open_camera(camera, every=every)
 
     def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
-        with self._changed:
+        with self._lock:
             self._inbox.close_camera(camera, lost)
-            self._changed.notify()
+        self._wake()
 
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> None:
         """As ``Inbox.offer``; the superseded frame is released here."""
-        with self._changed:
+        with self._lock:
             old = self._inbox.offer(arrival, lost)
-            self._changed.notify()
+        self._wake()
         if old is not None:
             old.release()
 
-    def stop(self) -> None:
-        """No frame is taken any more; may be called from a signal handler's thread."""
-        self._stopped = True
+    def _wake(self) -> None:
+        if self._waiting:
+            self._wakes.put(None)
 
-    def wake(self) -> None:
-        """Let a waiting loop look again."""
-        with self._changed:
-            self._changed.notify()
+    def stop(self) -> None:
+        """No frame is taken any more; takes no lock, so a signal handler may call it."""
+        self._stopped = True
+        self._wakes.put(None)
 
     def next(self, wait_s: float) -> Arrival | None:
         """The next frame; None after ``wait_s`` without one, when stopped, or when nothing will come."""
-        with self._changed:
-            if self._stopped:
-                return None
-            taken = self._inbox.take()
-            if taken is None and not self._inbox.exhausted:
-                self._changed.wait(wait_s)
-                taken = None if self._stopped else self._inbox.take()
+        taken = self._take()
+        if taken is None and not self.over:
+            with suppress(Empty):  # a wake-up left over from before only makes the loop look once more
+                self._wakes.get(timeout=wait_s)
+            self._waiting = False
+            taken = self._take()
+        return taken
+
+    def _take(self) -> Arrival | None:
+        with self._lock:
+            taken = None if self._stopped else self._inbox.take()
+            self._waiting = taken is None
             return taken
 
     def finished(self, camera: str, dropped: str | None = None) -> None:
-        with self._changed:
+        with self._lock:
             self._inbox.finished(camera, dropped)
 
     def drop_waiting(self, cause: str = STOPPED) -> None:
-        with self._changed:
+        with self._lock:
             gone = self._inbox.drop_waiting(cause)
         for arrival in gone:
             arrival.release()
@@ -176,9 +188,9 @@ class SharedInbox:
     @property
     def over(self) -> bool:
         """Stopped, or every camera has ended and nothing waits."""
-        with self._changed:
+        with self._lock:
             return self._stopped or self._inbox.exhausted
 
     def account(self) -> Account:
-        with self._changed:
+        with self._lock:
             return self._inbox.account()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
 from avq.hookspecs import Sink
@@ -13,7 +14,7 @@ from avq.types import Frame, Published, StageTimes
 
 MESSAGES_QUEUED = 256
 PICTURES_QUEUED = 8
-_LOOK_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.001
 
 
 @runtime_checkable
@@ -60,7 +61,8 @@ class Lane:
         self.error = ""
         self._sink = sink
         self._name = name
-        self._queue: Queue[_Item | Mapping[str, Any] | None] = Queue(capacity)
+        self._capacity = capacity
+        self._queue: SimpleQueue[_Item | Mapping[str, Any] | None] = SimpleQueue()  # bounded by offer()
         self._written = 0
         self._unwritten = 0  # counted by the lane's thread
         self._refused = 0  # counted by the caller
@@ -70,26 +72,27 @@ class Lane:
 
     def offer(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Queue one message. A full queue is waited for (files) or the message is missed (live)."""
-        if not wait and self._queue.full():
+        if not self._has_room(wait):
             self._refused += 1
             return
         kept = replace(frame, pixels=frame.pixels.copy()) if self._sink.wants_pixels else None
-        self._refused += not self._put(_Item(message, kept, times), wait)
+        self._queue.put(_Item(message, kept, times))
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Queue one event; missed when the queue is full."""
-        if isinstance(self._sink, WritesEvents):
-            self._refused += not self._put(event, wait=False)
+        if not isinstance(self._sink, WritesEvents):
+            return
+        if self._has_room(wait=False):
+            self._queue.put(event)
+        else:
+            self._refused += 1
 
-    def _put(self, item: _Item | Mapping[str, Any] | None, wait: bool) -> bool:
-        while True:
-            try:
-                self._queue.put(item, block=wait, timeout=_LOOK_AGAIN_S)
-            except Full:
-                if not wait or not self._patient:
-                    return False
-            else:
-                return True
+    def _has_room(self, wait: bool) -> bool:
+        while self._queue.qsize() >= self._capacity:
+            if not (wait and self._patient):
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+        return True
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -125,11 +128,8 @@ class Lane:
 
     def close(self, timeout_s: float) -> SinkReport:
         """Write what waits, close the sink; a sink that takes longer than ``timeout_s`` is given up."""
-        try:
-            self._queue.put(None, timeout=timeout_s)
-            self._thread.join(timeout_s)
-        except Full:
-            pass
+        self._queue.put(None)
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._refused += self._abandon()
             self.error = self.error or f"did not finish within {timeout_s:g} s"

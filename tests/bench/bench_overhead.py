@@ -37,6 +37,7 @@ from avq.types import DecoderSpec, Frame, LatencyBudget, PreprocessSpec, Publish
 WIDTH_PX, HEIGHT_PX, INPUT_PX = 1280, 720, 640
 CLASSES, ANCHORS, OBJECTS, COPIES = 80, 8400, 20, 8
 SCORE, IOU = 0.3, 0.65
+ROWS = ("avq", "avq, handed over", "avq, CPU", "plain loop", "plain loop, CPU")
 LABELS = tuple(f"class {index}" for index in range(CLASSES))
 
 
@@ -193,7 +194,10 @@ def _nms(boxes: np.ndarray, scores: np.ndarray, members: np.ndarray) -> list[int
 
 
 def measure(frames: int) -> dict[str, np.ndarray]:
-    """Milliseconds per frame of both, taken in turn, the first tenth left out."""
+    """Milliseconds per frame of both, taken in turn, the first tenth left out.
+
+    CPU time (of all threads) stands beside the time on the clock: other programs on the core move only the latter.
+    """
     output = canned_output()
     rng = np.random.default_rng(1)
     small = rng.integers(0, 255, (90, 160, 3), np.uint8)
@@ -201,12 +205,16 @@ def measure(frames: int) -> dict[str, np.ndarray]:
     null = Path(os.devnull)
     with null.open("wb") as daemon_file, null.open("w") as plain_file:
         daemon, plain = Daemon(output, daemon_file), PlainLoop(output, plain_file)
-        taken: dict[str, list[int]] = {"avq": [], "avq, handed over": [], "plain loop": []}
+        taken: dict[str, list[int]] = {name: [] for name in ROWS}
         for seq in range(frames + frames // 10):
             daemon.capture(pixels)
+            before_ns = time.process_time_ns()
             taken["avq"].append(daemon.one(seq))
+            between_ns = time.process_time_ns()
             taken["avq, handed over"].append(daemon.handed_over_ns)
             taken["plain loop"].append(plain.one(seq, pixels))
+            taken["avq, CPU"].append(between_ns - before_ns)
+            taken["plain loop, CPU"].append(time.process_time_ns() - between_ns)
         assert daemon.boxes == plain.boxes == OBJECTS, (daemon.boxes, plain.boxes)
         stages = daemon.pipeline.metrics.snapshot()
         daemon.publisher.close()
@@ -232,10 +240,14 @@ def main() -> None:
     taken = measure(options.frames)
     for name, ms in taken.items():
         print(f"{name:<20} p50 {np.median(ms):7.3f} ms   p99 {np.percentile(ms, 99):7.3f} ms")
-    ratios = taken["plain loop"] / taken["avq"]
-    low, high = spread(ratios, lambda values: float(np.median(values)))
-    print(f"plain loop / avq, median of pairs: {np.median(ratios):.2f}  [{low:.2f}, {high:.2f}]")
-    good = np.median(taken["avq"]) <= 1.5 and low >= 4
+    lows = []
+    for kind in ("", ", CPU"):
+        ratios = taken[f"plain loop{kind}"] / taken[f"avq{kind}"]
+        low, high = spread(ratios, lambda values: float(np.median(values)))
+        print(f"plain loop / avq{kind}, median of pairs: {np.median(ratios):.2f}  [{low:.2f}, {high:.2f}]")
+        lows.append(low)
+    print(f"load average of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    good = np.median(taken["avq"]) <= 1.5 and lows[0] >= 4
     print(f"bar: p50 <= 1.5 ms and ratio >= 4: {'held' if good else 'MISSED'}")
 
 

@@ -74,7 +74,8 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
 def test_standard_output_stays_open_after_the_sink() -> None:
     code = (
         "from avq.daemon import sink_types; from avq.sinks import open_sink; from tests.sinks.test_sinks import *\n"
-        "s = open_sink('-', sink_types(), labels=LABELS); s.write(published([], [], []), None); s.close(); print('end')"
+        "s = open_sink('-', sink_types(), labels=LABELS); s.write(published([], [], []), None); s.close()\n"
+        "print('end')"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
