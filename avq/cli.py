@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,13 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
 @click.option("--allow-unaccepted", is_flag=True, help="serve a bundle that the gate refused")
-def run(call: Call, **flags: Any) -> int:
+def run(call: Call, log: Path | None, **flags: Any) -> int:
     """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
-    from avq.serve import serve_from_flags
+    from avq.serve import run_config, serve
 
-    summary = serve_from_flags(**flags, json_lines=call.json, host=call.host(), report=call.report)
-    return call.answer(summary, line=True)
+    summary = serve(run_config(**flags), call.host(), call.report, log=log, json_lines=call.json)
+    code = call.answer(summary.as_json(), line=True)
+    return summary.exit_code or code
 
 
 @command(cli)
@@ -227,6 +228,3 @@ def schema(call: Call, kind: str) -> int:
 def main() -> None:
     """Entry point of the ``avq`` command."""
     sys.exit(cli.main(standalone_mode=True))
-
-
-Handler = Callable[..., int]

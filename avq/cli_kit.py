@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from avq.errors import AvqError, RequestError, nearest
-from avq.terminal import Terminal, as_table
+from avq.terminal import Terminal, as_table, console
 
 if TYPE_CHECKING:
     from avq.plugins import PluginHost
@@ -58,13 +57,13 @@ class Call:
 
 
 def _print(answer: Mapping[str, Any], tables: Tables, closing: Sequence[str]) -> None:
-    console = Console(highlight=False)
+    screen = console()
     if not tables:
         tables = [("", [{"": key, " ": _short(value)} for key, value in answer.items()])]
     for title, rows in tables:
-        console.print(as_table(title, rows) if rows else f"{title}: none")
+        screen.print(as_table(title, rows) if rows else f"{title}: none")
     for text in closing:
-        console.print(text, markup=False, soft_wrap=True)
+        screen.print(text, markup=False, soft_wrap=True)
 
 
 def _short(value: Any) -> object:

@@ -18,6 +18,7 @@ from avq.types import (
     U8,
     Calibrator,
     DecoderSpec,
+    EnginePrecision,
     EngineStatus,
     Finding,
     Frame,
@@ -164,7 +165,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def float_precisions(self) -> tuple[str, ...]:
+    def float_precisions(self) -> tuple[EnginePrecision, ...]:
         """Precisions float models can really run in here, slowest first ("f32", "bf16")."""
         ...
 

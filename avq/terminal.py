@@ -21,7 +21,7 @@ class Terminal:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
         self._quiet = quiet
 
     def message(self, text: str) -> None:
@@ -55,6 +55,12 @@ class Terminal:
             transient=True,
             disable=self._quiet or not self._console.is_terminal,
         )
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not fold tables when nobody's terminal limits them."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:

@@ -63,11 +63,15 @@ class Bench:
 
     def _try(self, candidate: Candidate) -> Trial:
         options = SessionOptions(threads=self._request.recipe.threads, precision=candidate.precision)
+        engine = self._request.float_engines[candidate.engine]
         try:
-            engine = self._request.float_engines[candidate.engine]
             session = engine.open(self.model(candidate.encoding), options)
+        except AvqError as error:
+            return Trial(candidate, why=error.what)
+        try:
             answers = self._probe_set.ask(session)
         except AvqError as error:
+            session.close()
             return Trial(candidate, why=error.what)
         reference = self._reference_answers(candidate.encoding)
         deviation = self._probe_set.compare(reference.detections, answers.detections)

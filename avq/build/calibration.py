@@ -23,7 +23,7 @@ from avq.build.moments import channel_means
 from avq.build.request import Request
 from avq.build.stats import HistogramStats
 from avq.build.understanding import understand_alone
-from avq.errors import RequestError, nearest
+from avq.errors import CalibrationError, RequestError, nearest
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors
@@ -76,13 +76,24 @@ class Calibration:
 
     def _cached(self, tensors: Sequence[str]) -> CalibrationFile:
         path = self._cache_path(tensors)
-        if path.is_file():
-            self._report.message(f"calibration: taken from the cache ({path.name[:12]})")
-            return avqcal.read(path)
+        found = self._from_cache(path)
+        if found is not None:
+            return found
         run = calibration_run(self._request, self._understood, self._pictures, tensors, self._report)
         path.parent.mkdir(parents=True, exist_ok=True)
         run_calibrate(run, path)
         return avqcal.read(path)
+
+    def _from_cache(self, path: Path) -> CalibrationFile | None:
+        if not path.is_file():
+            return None
+        try:
+            data = avqcal.read(path)
+        except CalibrationError as error:
+            self._report.warning(f"calibrating again: {error.what}")
+            return None
+        self._report.message(f"calibration: {len(data.images)} pictures taken from the cache ({path.stem[:12]})")
+        return data
 
     def _cache_path(self, tensors: Sequence[str]) -> Path:
         origin = origin_of(self._request.reference, self._understood.spec, self._understood.model.view.digest)

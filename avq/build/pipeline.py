@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from avq.build.bench import Bench
 from avq.build.calibration import Calibration
-from avq.build.candidates import Trial, candidates_for, fastest_right
+from avq.build.candidates import Trial, candidates_for, fastest_first
 from avq.build.frontend import Understood
 from avq.build.gate import Limits, judge
 from avq.build.outcome import Outcome
@@ -21,7 +21,7 @@ from avq.build.report import report_page
 from avq.build.request import Request, check
 from avq.build.stage import Staged, stage
 from avq.build.understanding import understand_model
-from avq.build.verify import verify
+from avq.build.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.plugins import PluginHost
 from avq.progress import Reporter
@@ -38,28 +38,52 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     request = check(recipe, host)
     pictures = open_pictures(recipe, report)
     understood = understand_model(request, pictures.samples, host, report)
-    probe_set = prepare_probe_set(request, understood, pictures.held_out, report)
+    probe_set = prepare_probe_set(request, understood, pictures, report)
     calibration = Calibration(request, understood, pictures.calibration, report)
     planned = make_plan(request, understood, calibration, probe_set, host, report)
     trials = _try_engines(request, understood, planned, probe_set, report)
-    chosen = fastest_right(trials, planned.plan, request)
-    staged = stage(request, understood, calibration, planned, chosen, probe_set)
-    verified = verify(staged, request, probe_set, chosen)
-    verdict = _with_findings(
-        judge(verified.measured, Limits(recipe.max_drop, recipe.budget_ms)), staged, host, recipe
-    )
-    outcome = Outcome(
-        recipe,
-        staged.folder,
-        tuple(trials),
-        chosen,
-        verified,
-        verdict,
-        staged.int8_mac_share,
-        time.monotonic() - started_s,
-    )
+
+    def attempt(trial: Trial) -> _Attempt:
+        staged = stage(request, understood, calibration, planned, trial, probe_set)
+        verified = verify(staged, request, probe_set, trial)
+        verdict = judge(verified.measured, Limits(recipe.max_drop, recipe.budget_ms))
+        return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
+
+    final = _first_accepted(fastest_first(trials, planned.plan, request), attempt)
+    outcome = final.outcome(recipe, trials, seconds=time.monotonic() - started_s)
     page = report_page(outcome, understood, planned, probe_set)
-    return _conclude(outcome, staged, page, host)
+    return _conclude(outcome, final.staged, page, host)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One candidate staged, verified and judged."""
+
+    trial: Trial
+    staged: Staged
+    verified: Verified
+    verdict: Verdict
+
+    def outcome(self, recipe: Recipe, trials: Sequence[Trial], *, seconds: float) -> Outcome:
+        return Outcome(
+            recipe=recipe,
+            folder=self.staged.folder,
+            trials=tuple(trials),
+            chosen=self.trial,
+            verified=self.verified,
+            verdict=self.verdict,
+            int8_mac_share=self.staged.int8_mac_share,
+            seconds=seconds,
+        )
+
+
+def _first_accepted(trials: Sequence[Trial], attempt: Callable[[Trial], _Attempt]) -> _Attempt:
+    """The fastest that the gate accepts; the fastest of all when it accepts none."""
+    for trial in trials:
+        tried = attempt(trial)
+        if tried.verdict.accepted:
+            return tried
+    return tried if len(trials) == 1 else attempt(trials[0])
 
 
 def _try_engines(

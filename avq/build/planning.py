@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from avq.build.bench import Bench
 from avq.build.calibration import Calibration
-from avq.build.candidates import candidates_for, fastest_right
+from avq.build.candidates import candidates_for, fastest_first
 from avq.build.frontend import Understood
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
@@ -47,7 +47,7 @@ def make_plan(
     def time_on_target(plan: QuantizationPlan) -> Latency | None:
         with Bench(request, understood.model.proto, plan, probe_set) as bench:
             trials = bench.try_all(candidates_for(request, plan), Silent())
-        return fastest_right(trials, plan, request).latency
+        return fastest_first(trials, plan, request)[0].latency
 
     workbench = HostWorkbench(
         understood=understood,

@@ -1,4 +1,4 @@
-"""Held-out pictures with the float model's answers: what every plan and engine is compared with."""
+"""Pictures with the float model's answers: what every plan and engine is compared with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from avq.build.dataset import CalibrationSet, Item, read_picture
+from avq.build.dataset import Item, read_picture
 from avq.build.frontend import Understood
+from avq.build.pictures import Pictures
 from avq.build.request import Request
 from avq.decoders import DetectionDecoder
 from avq.errors import ModelError
 from avq.hookspecs import Session
-from avq.measure.fidelity import fidelity
+from avq.measure.fidelity import FIRM_SCORE, fidelity
 from avq.measure.sqnr import SqnrMeter
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
@@ -32,6 +33,7 @@ from avq.types import (
 SCORE_FLOOR = 0.01
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
+MIN_FIRM_BOXES = 300
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Pictures no range was made from.
+    """What is judged on; held-out pictures first.
 
     Attributes:
-        items: picture files, in digest order.
+        items: picture files.
         inputs: prepared network inputs, one per picture.
         decoder: None for models without a decoded head.
         float_outputs: the float model's raw outputs, per picture.
@@ -94,31 +96,77 @@ class ProbeSet:
 
 
 def prepare_probe_set(
-    request: Request, understood: Understood, pictures: CalibrationSet, report: Reporter
+    request: Request, understood: Understood, pictures: Pictures, report: Reporter
 ) -> ProbeSet:
-    """Read, prepare and run the float model once over ``pictures``, at most MAX_PICTURES of them.
+    """Read, prepare and run the float model once over the held-out pictures.
+
+    A limit of one lost box in a hundred cannot be judged on fifty boxes: while there are fewer than
+    MIN_FIRM_BOXES, calibration pictures join, and the user is told.
 
     Raises ModelError when the float model answers with NaN or Inf.
     """
-    items = pictures.items[:MAX_PICTURES]
-    preprocessor = Preprocessor(understood.spec)
     decode = DetectionDecoder(understood.decoder) if understood.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(understood.model.proto.SerializeToString(), options)
-    inputs, outputs, boxes = [], [], []
+    asked = _Asked(Preprocessor(understood.spec), session, decode)
+    held_out = pictures.held_out.items[:MAX_PICTURES]
     try:
-        for item in report.track(items, "float answers", len(items)):
-            model_input = preprocessor.prepare(read_picture(item), copy=True)
-            raw = {name: np.array(value) for name, value in session.infer(model_input.tensor).items()}
-            _require_finite(raw, item.path)
-            inputs.append(model_input)
-            outputs.append(raw)
-            if decode is not None:
-                boxes.append(decode.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+        for item in report.track(held_out, "float answers", len(held_out)):
+            asked.add(item)
+        if decode is not None:
+            _top_up(asked, pictures, report)
     finally:
         session.close()
-    found = tuple(boxes) if decode is not None else None
-    return ProbeSet(items, tuple(inputs), decode, tuple(outputs), found)
+    return asked.probe_set()
+
+
+class _Asked:
+    """Pictures with the float model's answers, growing."""
+
+    def __init__(
+        self, preprocessor: Preprocessor, session: Session, decoder: DetectionDecoder | None
+    ) -> None:
+        self._preprocessor, self._session, self._decoder = preprocessor, session, decoder
+        self._items: list[Item] = []
+        self._inputs: list[ModelInput] = []
+        self._outputs: list[Mapping[str, AnyArray]] = []
+        self._boxes: list[Detections] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def firm_boxes(self) -> int:
+        return sum(len(boxes.above(FIRM_SCORE)) for boxes in self._boxes)
+
+    def add(self, item: Item) -> None:
+        model_input = self._preprocessor.prepare(read_picture(item), copy=True)
+        raw = {name: np.array(value) for name, value in self._session.infer(model_input.tensor).items()}
+        _require_finite(raw, item.path)
+        self._items.append(item)
+        self._inputs.append(model_input)
+        self._outputs.append(raw)
+        if self._decoder is not None:
+            self._boxes.append(self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+
+    def probe_set(self) -> ProbeSet:
+        found = tuple(self._boxes) if self._decoder is not None else None
+        return ProbeSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), found)
+
+
+def _top_up(asked: _Asked, pictures: Pictures, report: Reporter) -> None:
+    held_out, boxes = len(asked), asked.firm_boxes
+    known = {item.sha256 for item in pictures.held_out.items}
+    for item in pictures.calibration.items:
+        if asked.firm_boxes >= MIN_FIRM_BOXES or len(asked) >= MAX_PICTURES:
+            break
+        if item.sha256 not in known:
+            asked.add(item)
+    if len(asked) > held_out:
+        report.message(
+            f"judged on {len(asked)} pictures: the {held_out} held out show {boxes} boxes, too few to judge "
+            f"1 % of, so {len(asked) - held_out} of the calibration pictures join"
+        )
 
 
 def _require_finite(raw: RawOutputs, picture: Path) -> None:

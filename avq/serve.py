@@ -1,0 +1,135 @@
+"""``avq run``: from flags or a file to the daemon, and back to one summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from avq.bundle import OpenBundle, open_bundle
+from avq.config import Budget, Camera, RunConfig, load_run
+from avq.daemon import Parts, RunOptions, RunSummary, recorder, serve_bundle, sink_types
+from avq.engines.isa import instruction_set
+from avq.errors import DataError, RequestError
+from avq.hookspecs import Sink
+from avq.measure.detector import Detector, detector_of
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.sinks import open_sink
+
+STANDARD_OUTPUT = "-"
+
+
+def run_config(
+    *,
+    config: Path | None,
+    bundle: Path | None,
+    source: str | None,
+    frames: int | None,
+    deadline_ms: float | None,
+    policy: str | None,
+    allow_unaccepted: bool,
+) -> RunConfig:
+    """The configuration file with the flags on top, or one made of flags alone.
+
+    Raises RequestError when neither says what to serve and what to look at; ConfigError with file:line.
+    """
+    base = load_run(config) if config is not None else _from_flags(bundle, source)
+    changes: dict[str, Any] = {}
+    if config is not None and bundle is not None:
+        changes["bundle"] = bundle
+    if config is not None and source is not None:
+        changes["cameras"] = (Camera(id="camera", source=source),)
+    if frames is not None:
+        changes["frames"] = frames
+    if deadline_ms is not None:
+        changes["budget"] = base.budget.model_copy(update={"deadline_ms": deadline_ms})
+    if policy is not None:
+        cameras = changes.get("cameras", base.cameras)
+        changes["cameras"] = tuple(camera.model_copy(update={"policy": policy}) for camera in cameras)
+    if allow_unaccepted:
+        changes["allow_unaccepted"] = True
+    return base.model_copy(update=changes)
+
+
+def _from_flags(bundle: Path | None, source: str | None) -> RunConfig:
+    if bundle is None or source is None:
+        missing = "--bundle" if bundle is None else "--source"
+        raise RequestError(
+            "what to serve is not complete",
+            seen=f"no configuration file and no {missing}",
+            fix="avq run CONFIG.toml, or avq run --bundle B --source scene://drive",
+        )
+    return RunConfig(bundle=bundle, cameras=(Camera(id="camera", source=source),), budget=Budget())
+
+
+def serve(
+    config: RunConfig,
+    host: PluginHost,
+    report: Reporter,
+    *,
+    log: Path | None = None,
+    json_lines: bool = False,
+) -> RunSummary:
+    """Open the bundle as it was accepted, serve, and close everything again.
+
+    Args:
+        log: record an MCAP log there.
+        json_lines: one line per published frame on standard output.
+    """
+    bundle = open_bundle(config.bundle, allow_unaccepted=config.allow_unaccepted, isa=instruction_set())
+    engines = {engine.name: engine for engine in host.engines() if engine.status().can_run}
+    detector = detector_of(bundle, engines)
+    try:
+        sinks = _sinks(config, host, bundle.manifest.class_names, log=log, json_lines=json_lines)
+        report.message(f"serving {config.bundle} on {detector.session.engine} ({detector.session.precision})")
+        summary = serve_bundle(
+            parts_of(bundle, detector),
+            sources={camera.id: camera.source for camera in config.cameras},
+            sinks=sinks,
+            budget=config.budget.latency_budget(),
+            options=_options(config),
+        )
+    finally:
+        detector.close()
+    for failure in summary.failures:
+        report.warning(f"camera {failure.camera}: {failure.error}")
+    return summary
+
+
+def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
+    """An opened bundle as the daemon takes it."""
+    size_px = detector.preprocessor.spec
+    return Parts(
+        preprocessor=detector.preprocessor,
+        session=detector.session,
+        decoder=detector.decoder,
+        labels=detector.class_names,
+        bundle_digest=bundle.digest,
+        input_size_px=(size_px.width_px, size_px.height_px),
+    )
+
+
+def _options(config: RunConfig) -> RunOptions:
+    first = config.cameras[0]
+    return RunOptions(
+        frames=config.frames,
+        policy=first.policy,
+        open_timeout_ms=first.open_timeout_ms,
+        read_timeout_ms=first.read_timeout_ms,
+    )
+
+
+def _sinks(
+    config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, log: Path | None, json_lines: bool
+) -> list[Sink]:
+    uris = [sink.uri for sink in config.sinks]
+    if json_lines and STANDARD_OUTPUT not in uris:
+        uris.append(STANDARD_OUTPUT)
+    if log is not None and not log.parent.is_dir():
+        raise DataError(f"the log {log} has no folder", seen=f"no {log.parent}", fix=f"mkdir -p {log.parent}")
+    types = (*sink_types(), *host.sinks())
+    sinks = [open_sink(uri, types, labels=labels) for uri in uris]
+    return sinks if log is None else [*sinks, recorder(log, labels)]
+
+
+__all__ = ["parts_of", "run_config", "serve"]
