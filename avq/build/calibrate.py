@@ -6,6 +6,7 @@ is a commutative monoid, so they do not depend on who counted what.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import onnx
 
 from avq.build import avqcal, thresholds
@@ -142,7 +144,7 @@ class CalibrationRun:
 
     def _work(self, queue: _Queue, done: int, wanted: int) -> None:
         try:
-            with ThreadPoolExecutor(len(self._workers)) as pool:
+            with _opencv_on_one_thread(), ThreadPoolExecutor(len(self._workers)) as pool:
                 futures = [pool.submit(worker.count, queue) for worker in self._workers]
                 try:
                     while not queue.finished():
@@ -164,6 +166,17 @@ class CalibrationRun:
     def _report(self, done: int, wanted: int) -> None:
         if self.progress is not None:
             self.progress(done, wanted)
+
+
+@contextlib.contextmanager
+def _opencv_on_one_thread() -> Iterator[None]:
+    """Workers are the parallelism; OpenCV's own threads would only get in their way."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _Queue:
