@@ -312,7 +312,7 @@ def _tuple_of(names_of: Callable[[Any], Iterable[str]], thing: Any) -> tuple[str
 def _claim(table: dict[str, tuple[Any, Owner]], kind: str, name: str, thing: Any, owner: Owner) -> None:
     if name in table:
         raise PluginError(
-            f"two plugins bring a {kind} called '{name}'",
+            f"two plugins bring the {kind} '{name}'",
             seen=f"{table[name][1]} and {owner}",
             fix="uninstall one of them, or allow only the other in the configuration",
         )

@@ -1,0 +1,318 @@
+"""Plugins as their authors ship them: installed, broken, clashing, misspelt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+import avq
+from avq import hookimpl
+from avq.build.graph_view import view_of
+from avq.contract.quantizer_suite import check_quantizer
+from avq.errors import PluginError, RequestError
+from avq.plugins import PluginHost, validate_options
+from avq.types import Edge, Finding, QuantizationPlan, QuantPoint, Range, Recipe
+from tests.build.lower.lowering_nets import peaks, small_net, weight_point
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "outside-quantizer"
+version = "3.2.1"
+[project.entry-points.avq]
+outside = "outside_quantizer"
+[tool.setuptools]
+py-modules = ["outside_quantizer"]
+"""
+MODULE = """
+from pydantic import BaseModel, ConfigDict
+from avq import hookimpl
+from avq.types import QuantizationPlan
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    strength: float = 0.5
+    layers: list[str] = []
+
+class Nothing:
+    name, version, options = "nothing", "3.2.1", Options
+    def plan(self, graph, bench, options):
+        return QuantizationPlan(graph.digest, owner=self.name, owner_version=self.version)
+
+@hookimpl
+def avq_register_quantizers():
+    return [Nothing()]
+"""
+
+
+def _in_fresh_python(script: str, path: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of someone else's, really built and installed by pip into its own folder."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "outside_quantizer.py").write_text(MODULE)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    quiet = ["--disable-pip-version-check", "--no-index", "--target", str(target), str(source)]
+    subprocess.run([*pip, *quiet], check=True, capture_output=True)
+    return target
+
+
+def _dist(folder: Path, package: str, entry: str, code: str) -> Path:
+    """An installed package as pip leaves it: a module and its metadata."""
+    module = package.replace("-", "_")
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[avq]\n{entry} = {module}\n")
+    return folder
+
+
+def test_an_installed_package_brings_a_strategy(installed: Path):
+    script = (
+        "import json\nfrom avq.plugins import PluginHost, validate_options\n"
+        "host = PluginHost(allow=['outside'])\n"
+        "quantizer = host.quantizer('nothing')\n"
+        "options = validate_options(quantizer, {'strength': '0.25', 'layers': 'a, b'})\n"
+        "row = next(r for r in host.listing() if r['name'] == 'outside')\n"
+        "print(json.dumps([row, options.strength, options.layers]))\n"
+    )
+    row, strength, layers = json.loads(_in_fresh_python(script, installed))
+    assert (row["package"], row["version"]) == ("outside-quantizer", "3.2.1")
+    assert row["hooks"] == ["avq_register_quantizers"]
+    assert row["brings"] == ["quantizer nothing"]
+    assert row["options"] == ["nothing.strength: float = 0.5", "nothing.layers: list[str] = []"]
+    assert (strength, layers) == (0.25, ["a", "b"])
+
+
+def test_names_outside_the_allow_list_stay_out(installed: Path):
+    script = (
+        "from avq.plugins import PluginHost\n"
+        "assert 'nothing' in {q.name for q in PluginHost().quantizers()}\n"
+        "assert 'nothing' not in {q.name for q in PluginHost(allow=['static']).quantizers()}\n"
+    )
+    _in_fresh_python(script, installed)
+
+
+def test_a_broken_import_names_the_package(tmp_path: Path):
+    _dist(tmp_path, "broken-plugin", "broken", "import surely_not_installed\n")
+    script = (
+        "from avq.errors import PluginError\nfrom avq.plugins import PluginHost\n"
+        "try:\n    PluginHost()\nexcept PluginError as error:\n    print(error)\n"
+    )
+    told = _in_fresh_python(script, tmp_path)
+    assert "broken-plugin 1.0" in told
+    assert "surely_not_installed" in told
+    assert "pip uninstall broken-plugin" in told
+
+
+def test_a_doctor_survives_a_broken_plugin(tmp_path: Path):
+    _dist(tmp_path, "broken-plugin", "broken", "raise RuntimeError('on purpose')\n")
+    script = "import json\nfrom avq.doctor import examine\nprint(json.dumps(examine()))\n"
+    findings = json.loads(_in_fresh_python(script, tmp_path))
+    assert "on purpose" in findings["messages"][0]
+    assert {engine["name"] for engine in findings["engines"]} >= {"onnxruntime", "openvino"}
+
+
+def test_a_name_that_is_not_installed_stops_with_the_installed_ones():
+    with pytest.raises(PluginError, match=r"did you mean 'static'\?"):
+        PluginHost(allow=["statik"])
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    bits: int = 8
+    clip: bool = True
+    layers: tuple[str, ...] = ()
+    seed: int | None = 3
+
+
+class MinMax:
+    """Min-max data and weights of every convolution: a strategy as an outside author writes it."""
+
+    version, options = "1", Options
+
+    def __init__(self, name: str = "outside-minmax") -> None:
+        self.name = name
+
+    def plan(self, graph, bench, options):
+        convs = [n for n in graph.nodes if n.op == "Conv" and n.name not in bench.keep_float]
+        stats = bench.collect([avq.types.StatRequest(n.inputs[0]) for n in convs])
+        points = {}
+        for node in convs:
+            data, weight = Edge(node.inputs[0], node.name, 0), Edge(node.inputs[1])
+            scale = np.float32(stats.range(data.tensor, "minmax").threshold / 127).reshape(())
+            points[data] = QuantPoint(data, scale, np.zeros((), np.int64))
+            points[weight] = weight_point(weight, graph.constants[weight.tensor], 0)
+        return QuantizationPlan(
+            graph.digest, tuple(points.values()), owner=self.name, owner_version=self.version
+        )
+
+
+class ExactStats:
+    """Statistics measured by running the network."""
+
+    def __init__(self, ranges: dict[str, tuple[float, float]]) -> None:
+        self._ranges = ranges
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return tuple(self._ranges)
+
+    def range(self, tensor, method, **_):
+        return Range(*self._ranges[tensor])
+
+
+class Bench:
+    symmetric_only = True
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.keep_float = {"boxes_conv": "the head"}
+        self._model = model
+
+    def collect(self, requests):
+        return ExactStats(peaks(self._model, sorted({r.tensor for r in requests})))
+
+
+def _plugin(**hooks: object) -> SimpleNamespace:
+    for name, function in hooks.items():
+        function.__name__ = name
+        hooks[name] = hookimpl(function)
+    return SimpleNamespace(__name__="plugin", **hooks)
+
+
+def test_the_quantizer_contract_passes_an_honest_strategy():
+    net = small_net()
+    plan = check_quantizer(MinMax(), view_of(net), Bench(net), {"bits": "8"})
+    assert {p.edge.node for p in plan.points if p.edge.node} == {"stem", "depth", "point"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("the same inputs give the same plan", lambda p, n: {"owner_version": str(n)}),
+        ("bound to its graph", lambda p, n: {"graph_digest": "other"}),
+        ("names its owner", lambda p, n: {"owner": ""}),
+        ("edges are the graph's own", lambda p, n: {"ties": (frozenset({Edge("nowhere")}),)}),
+        (
+            "precisions are of known nodes",
+            lambda p, n: {"precisions": {"x": avq.types.NodePrecision("int8", "r")}},
+        ),
+        (
+            "nodes kept float stay float",
+            lambda p, n: {"precisions": {"boxes_conv": avq.types.NodePrecision("int8", "why not")}},
+        ),
+        ("overrides fit", lambda p, n: {"overrides": {"stem.b": np.zeros(3, np.float32)}}),
+    ],
+)
+def test_the_quantizer_contract_catches(rule, change):
+    from dataclasses import replace
+
+    calls = iter(range(9))
+
+    class Wrong(MinMax):
+        def plan(self, graph, bench, options):
+            plan = super().plan(graph, bench, options)
+            return replace(plan, **change(plan, next(calls)))
+
+    net = small_net()
+    with pytest.raises(PluginError, match=rule):
+        check_quantizer(Wrong(), view_of(net), Bench(net))
+
+
+def test_a_clash_names_both_owners():
+    two = {
+        "first": _plugin(avq_register_quantizers=lambda: [MinMax("mine")]),
+        "second": _plugin(avq_register_quantizers=lambda: [MinMax("mine")]),
+    }
+    with pytest.raises(PluginError) as caught:
+        PluginHost(extra=two).quantizers()
+    assert "the quantizer 'mine'" in caught.value.what
+    assert "'first'" in caught.value.seen
+    assert "'second'" in caught.value.seen
+
+
+def test_an_engine_with_a_built_in_name_is_refused():
+    from avq.engines.null import NullEngine
+
+    impostor = NullEngine()
+    impostor.name = "openvino"
+    host = PluginHost(extra={"impostor": _plugin(avq_register_engines=lambda: [impostor])})
+    with pytest.raises(PluginError, match="two plugins bring the engine 'openvino'"):
+        host.engines()
+
+
+def test_unknown_hooks_are_refused_with_the_nearest():
+    plugin = _plugin(avq_register_quantisers=lambda: [])
+    with pytest.raises(PluginError, match="did you mean 'avq_register_quantizers'"):
+        PluginHost(extra={"typo": plugin})
+
+
+def test_a_hook_with_unknown_arguments_is_refused():
+    plugin = _plugin(avq_keep_float=lambda graph, weather: {})
+    with pytest.raises(PluginError, match="does not fit a hook"):
+        PluginHost(extra={"strange": plugin})
+
+
+def test_keep_float_is_united_and_checked():
+    net = small_net()
+    recipe = Recipe(model=Path("m.onnx"), output=Path("b"))
+    one = _plugin(avq_keep_float=lambda graph: {"stem": "first layer"})
+    other = _plugin(avq_keep_float=lambda graph, recipe: {"stem": "small", "fc": f"for {recipe.target}"})
+    host = PluginHost(extra={"a": one, "b": other})
+    assert host.keep_float(view_of(net), recipe) == {"stem": "first layer; small", "fc": "for cpu"}
+    wrong = _plugin(avq_keep_float=lambda graph: {"stam": "typo"})
+    with pytest.raises(PluginError, match="did you mean 'stem'"):
+        PluginHost(extra={"wrong": wrong}).keep_float(view_of(net), recipe)
+
+
+def test_findings_of_all_plugins_are_collected():
+    finding = Finding("error", "X1", "too large")
+    host = PluginHost(extra={"strict": _plugin(avq_check_bundle=lambda bundle: [finding])})
+    assert host.check_bundle(Path("b"), Recipe(model=Path("m"), output=Path("b"))) == [finding]
+
+
+def test_one_failing_listener_stops_nobody():
+    heard: list[object] = []
+
+    def fails(event):
+        raise RuntimeError("on purpose")
+
+    bad = _plugin(avq_budget_missed=fails)
+    good = _plugin(avq_budget_missed=lambda event: heard.append(event["misses"]))
+    failed = PluginHost(extra={"a-bad": bad, "b-good": good}).budget_missed({"misses": 3})
+    assert heard == [3]
+    assert len(failed) == 1
+    assert "a-bad" in failed[0]
+    assert "on purpose" in failed[0]
+
+
+def test_options_from_text():
+    options = validate_options(MinMax(), {"bits": "6", "clip": "false", "layers": "a,b", "seed": "none"})
+    assert options == Options(bits=6, clip=False, layers=("a", "b"), seed=None)
+    with pytest.raises(RequestError, match="did you mean 'bits'"):
+        validate_options(MinMax(), {"bit": "6"})
+    with pytest.raises(RequestError) as caught:
+        validate_options(MinMax(), {"bits": "six"})
+    assert caught.value.seen == "bits=six"
