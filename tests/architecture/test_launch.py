@@ -1,0 +1,78 @@
+"""The two commands of a fresh checkout: there, runnable, and clear where they cannot work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ["launch/demo", "launch/test", ".ci/run"]
+#: What the scripts use besides Python.
+TOOLS = ("bash", "env", "dirname", "readlink", "cksum", "cat", "mkdir", "flock", "tail", "tee")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_executable_and_parse(name: str) -> None:
+    assert os.access(ROOT / name, os.X_OK)
+    done = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a space in its name, as far as the scripts look at it."""
+    folder = tmp_path / "my checkout"
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_without_a_python_the_scripts_say_what_is_needed(checkout: Path, tmp_path: Path, name: str) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        if found:
+            (tools / tool).symlink_to(found)
+    done = subprocess.run(
+        [checkout / "launch" / name],
+        cwd="/",
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "Python 3.10 or newer" in done.stderr and "AVQ_PYTHON" in done.stderr
+
+
+def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
+    """No index is asked when pyproject.toml is unchanged: the arguments reach pytest in its interpreter."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "python $*"\n')
+    python.chmod(0o755)
+    sums = subprocess.run(
+        "cksum <pyproject.toml", shell=True, cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    stamp = checkout / ".venv" / ".installed-onnxruntime-openvino-build-dev"
+    stamp.write_text(f"{sums} {checkout.resolve()}\n")
+    done = subprocess.run(
+        [checkout / "launch" / "test", "-k", "one thing"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "python -m pytest -n 2 -k one thing\n"
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
