@@ -10,9 +10,13 @@ import numpy as np
 
 from avq.decoders.columns import Column, column
 from avq.decoders.structure import Level, levels, total_cells
-from avq.types import GraphView
+from avq.types import AnyArray, GraphView
 
 Format = str  # "cxcywh" or "xyxy"
+
+_PIXELS = 4.0  # numbers above are strides or sizes in pixels; anchors in 0..1 scale by less
+_UNIT = 1.5  # centres in 0..1, with room for anchors outside
+_FEW = 8  # constants with more values are per anchor
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,24 @@ def box_format(box: Sequence[Column]) -> Format:
 
 
 def in_unit_square(graph: GraphView, box: Sequence[Column]) -> bool:
-    """Whether boxes come as 0..1: the last scaling decides, else a bare sigmoid does."""
+    """Whether boxes come as 0..1: the last scaling or the anchors' centres decide, else a bare sigmoid does."""
     for node in box[0].nodes:
         for name in node.inputs:
             value = graph.constants.get(name)
-            if value is None or value.size == 0 or value.dtype.kind != "f" or node.op not in ("Mul", "Div"):
-                continue
-            largest = float(np.abs(value).max())
-            if largest > 4.0:
-                return node.op == "Div"
-            if largest < 0.05:
-                return node.op == "Mul"
+            if value is not None and value.size and value.dtype.kind == "f":
+                told = _unit_told(node.op, value)
+                if told is not None:
+                    return told
     return "Sigmoid" in box[0].ops
+
+
+def _unit_told(op: str, value: AnyArray) -> bool | None:
+    largest = float(np.abs(value).max())
+    if op in ("Mul", "Div") and (largest > _PIXELS or largest < 1 / _PIXELS):
+        return (op == "Div") == (largest > _PIXELS)
+    if op in ("Add", "Sub") and value.size > _FEW:
+        return True if largest <= _UNIT else False if largest > _PIXELS else None
+    return True if op in ("Clip", "Min") and 0 < largest <= _UNIT else None
 
 
 def level_params(maps: Sequence[Level]) -> list[list[int]]:

@@ -92,6 +92,7 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
 def _lists(graph: GraphView) -> dict[str, Any] | None:
     """Separate outputs for boxes, scores, classes and, sometimes, their number; or (x0, y0, x1, y1, score) rows."""
     boxes = [v for v in graph.outputs if _last_size(v) in (4, 5) and len(v.shape) >= 2 and _is_float(v)]
+    boxes = [v for v in boxes if len(v.shape) == max(len(other.shape) for other in boxes)]
     rest = [v for v in graph.outputs if v not in boxes]
     if len(boxes) != 1 or not rest:
         return None
