@@ -53,6 +53,7 @@ def test_inputs_outputs_and_metadata(model) -> None:  # type: ignore[no-untyped-
     }
 
 
+@pytest.mark.slow
 def test_it_finds_what_is_drawn() -> None:
     pytest.importorskip("faster_coco_eval")
     from avq.scenes.train.evaluate import held_out_accuracy, onnx_predictor

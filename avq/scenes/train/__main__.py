@@ -21,18 +21,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--batch", type=int, default=TrainOptions.batch)
     parser.add_argument("--threads", type=int, default=TrainOptions.threads)
+    parser.add_argument("--rate", type=float, default=TrainOptions.rate, help="highest learning rate")
+    parser.add_argument("--start", type=pathlib.Path, help="go on from this ONNX file of an earlier run")
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        cache = asked.cache or pathlib.Path(scratch)
         options = TrainOptions(
             asked.output,
-            cache,
-            asked.scenes,
-            asked.minutes,
-            asked.batch,
+            asked.cache or pathlib.Path(scratch),
+            scenes=asked.scenes,
+            minutes=asked.minutes,
+            batch=asked.batch,
+            rate=asked.rate,
             threads=asked.threads,
             seed=asked.seed,
+            start=asked.start,
         )
         accuracy = run(options)
     print(f"mAP50-95 {accuracy.map:.4f}  AP50 {accuracy.ap50:.4f}")

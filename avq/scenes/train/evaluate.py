@@ -71,7 +71,8 @@ def detect(
     boxes = np.clip(boxes / np.float32(scale), 0, np.array([width, height, width, height], np.float32))
     found: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]] = []
     for class_id in range(scores.shape[1]):
-        likely = np.flatnonzero(scores[:, class_id] > SCORE_FLOOR)
+        likely = np.argsort(-scores[:, class_id], kind="stable")[:MOST_BOXES]
+        likely = likely[scores[likely, class_id] > SCORE_FLOOR]
         keep = likely[suppress(boxes[likely], scores[likely, class_id])]
         found.append((boxes[keep], scores[keep, class_id], np.full(len(keep), class_id, np.int64)))
     all_boxes, all_scores, all_classes = (np.concatenate(part) for part in zip(*found, strict=True))

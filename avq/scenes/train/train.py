@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pathlib
 import time
@@ -16,6 +17,7 @@ from avq.scenes.train.evaluate import Accuracy, held_out_accuracy, onnx_predicto
 from avq.scenes.train.export import write_onnx
 from avq.scenes.train.loss import assign, detection_loss
 from avq.scenes.train.model import RoadDetector
+from avq.scenes.train.restore import restore
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TrainOptions:
     rate: float = 1e-3
     threads: int = 2
     seed: int = 0
+    start: pathlib.Path | None = None
 
 
 class Averaged:
@@ -84,10 +87,13 @@ def run(options: TrainOptions) -> Accuracy:
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     build_cache(options.cache, options.scenes, options.threads)
-    model = RoadDetector().train().to(memory_format=torch.channels_last)
+    feed = Batches(Cache(options.cache), options.batch, options.seed)
+    model = RoadDetector()
+    if options.start is not None:
+        restore(model, options.start, itertools.islice(feed, 24))
+    model = model.train().to(memory_format=torch.channels_last)
     averaged = Averaged(model)
     optimizer = make_optimizer(model, options.rate)
-    feed = Batches(Cache(options.cache), options.batch, options.seed)
     started, next_export = time.monotonic(), 0.25
     for step, batch in enumerate(feed):
         progress = (time.monotonic() - started) / (options.minutes * 60)
