@@ -8,6 +8,7 @@ the body, deflated: length of the header (uint64), header (JSON), and per tensor
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -126,6 +127,12 @@ def write(path: Path, data: CalibrationFile) -> None:
             seen=error.strerror or str(error),
             fix="check the folder and its space",
         ) from None
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint and what writers that were killed left beside it."""
+    for file in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.partial")):
+        file.unlink(missing_ok=True)
 
 
 def read(path: Path) -> CalibrationFile:

@@ -283,7 +283,7 @@ def run_calibrate(run: CalibrationRun, output: Path) -> dict[str, Any]:
     finally:
         run.close()
     avqcal.write(output, data)
-    run.checkpoint.unlink(missing_ok=True)
+    avqcal.discard(run.checkpoint)
     return {
         "images": len(data.images),
         "tensors": len(data.histograms),
@@ -292,6 +292,7 @@ def run_calibrate(run: CalibrationRun, output: Path) -> dict[str, Any]:
         "digest": data.digest,
         "inferences": run.inferences,
         "resumed": run.resumed,
+        "not_finite": sorted(name for name, h in data.histograms.items() if h.nans or h.infinities),
         "file": str(output),
     }
 

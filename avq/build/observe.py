@@ -10,6 +10,7 @@ import onnx
 from onnx import helper
 
 from avq.build.dataset import Item, read_picture
+from avq.build.graph_edit import prune
 from avq.errors import CalibrationError, nearest
 from avq.hookspecs import Engine, Session
 from avq.preprocess import Preprocessor
@@ -24,16 +25,22 @@ class Observation:
     """A model cut into passes, so that the outputs of one pass fit into the memory limit.
 
     Attributes:
-        passes: (serialised model, names of the tensors it gives), run one after the other per picture.
+        model: the folded float model.
+        passes: names of the tensors each pass gives, run one after the other per picture.
         fed: requested tensors that are the picture itself.
     """
 
-    passes: tuple[tuple[bytes, tuple[str, ...]], ...]
+    model: onnx.ModelProto
+    passes: tuple[tuple[str, ...], ...]
     fed: tuple[str, ...]
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        return (*self.fed, *(name for _, names in self.passes for name in names))
+        return (*self.fed, *(name for names in self.passes for name in names))
+
+    def model_of(self, number: int) -> bytes:
+        """The serialised model of a pass: its tensors as outputs, and nothing they do not need."""
+        return _with_outputs(self.model, self.passes[number])
 
 
 def observe(model: onnx.ModelProto, tensors: Sequence[str], memory_limit_mb: int) -> Observation:
@@ -47,8 +54,8 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], memory_limit_mb: int
     computed = [name for name in wanted if name not in fed]
     _check_exist(model.graph, computed)
     sizes = _sizes_bytes(model)
-    groups = list(_grouped(computed, sizes, memory_limit_mb * 1_000_000))
-    return Observation(tuple((_with_outputs(model, group), tuple(group)) for group in groups), fed)
+    groups = _grouped(computed, sizes, memory_limit_mb * 1_000_000)
+    return Observation(model, tuple(tuple(group) for group in groups), fed)
 
 
 class Observer:
@@ -68,7 +75,7 @@ class Observer:
 
         Grouped by pass, then by item: with several passes a session is opened once per call and pass.
         """
-        for number, _ in enumerate(self._observation.passes):
+        for number in range(len(self._observation.passes)):
             session = self._session(number)
             for item in items:
                 picture = self._preprocessor.prepare(read_picture(item)).tensor
@@ -87,7 +94,7 @@ class Observer:
     def _session(self, number: int) -> Session:
         if self._open is None or self._open[0] != number:
             self.close()
-            self._open = (number, self._engine.open(self._observation.passes[number][0], self._options))
+            self._open = (number, self._engine.open(self._observation.model_of(number), self._options))
         return self._open[1]
 
 
@@ -134,7 +141,6 @@ def _grouped(tensors: Sequence[str], sizes: dict[str, int], limit: int) -> Itera
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """The model with exactly ``names`` as outputs; what they do not need is left out by the runtime."""
     typed = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
     new = onnx.ModelProto()
     new.CopyFrom(model)
@@ -146,4 +152,5 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     kept = [info for info in new.graph.value_info if info.name not in set(names)]
     del new.graph.value_info[:]
     new.graph.value_info.extend(kept)
+    prune(new.graph)
     return bytes(new.SerializeToString())
