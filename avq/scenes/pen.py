@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -108,19 +109,13 @@ class Pen:
         cv2.add(region, tinted, dst=region)
 
 
-_SPRITES: dict[int, Image] = {}
-
-
+@lru_cache(maxsize=256)
 def halo_sprite(size_px: int) -> Image:
-    """A round falloff, size x size x 3 uint8, kept for reuse (sizes are rounded, so few exist)."""
-    sprite = _SPRITES.get(size_px)
-    if sprite is None:
-        axis = np.linspace(-1, 1, size_px)
-        distance = np.sqrt(axis[:, None] ** 2 + axis[None, :] ** 2)
-        value = np.clip(1 - distance, 0, 1) ** 2.2 * 255
-        sprite = np.repeat(value.astype(np.uint8)[..., None], 3, 2)
-        _SPRITES[size_px] = sprite
-    return sprite
+    """A round falloff, size x size x 3 uint8; few sizes occur, so it is kept for reuse."""
+    axis = np.linspace(-1, 1, size_px)
+    distance = np.sqrt(axis[:, None] ** 2 + axis[None, :] ** 2)
+    value = np.clip(1 - distance, 0, 1) ** 2.2 * 255
+    return np.repeat(value.astype(np.uint8)[..., None], 3, 2)
 
 
 def fixed(points_px: Points) -> Fixed:
