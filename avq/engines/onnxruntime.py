@@ -6,9 +6,11 @@ computes what its nodes say: that is the reference all other engines are compare
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,12 @@ class OnnxRuntimeEngine:
         profiled = options.optimise and any(mark in source for mark in _QUANTIZED_MARKS)
         # A path keeps weights in external files reachable; bytes do not.
         given = str(model) if isinstance(model, Path) else source
-        with tempfile.TemporaryDirectory(prefix="avq-ort-") as folder:
-            settings = _settings(ort, options, Path(folder) / "open" if profiled else None)
-            return OnnxRuntimeSession(ort, _create(ort, given, settings), profiled)
+        with _profile_folder() if profiled else contextlib.nullcontext() as folder:
+            settings = _settings(ort, options, folder)
+            session = OnnxRuntimeSession(ort, _create(ort, given, settings), profiled=folder is not None)
+        if profiled and folder is None:
+            session.precision = "int8+f32"  # nowhere to write the profile: as the file says
+        return session
 
 
 class OnnxRuntimeSession:
@@ -79,7 +84,7 @@ class OnnxRuntimeSession:
 
     engine = NAME
 
-    def __init__(self, ort: Any, session: Any, profiled: bool) -> None:
+    def __init__(self, ort: Any, session: Any, *, profiled: bool) -> None:
         self._session = session
         self._quiet = ort.RunOptions()
         self._quiet.log_severity_level = _QUIET
@@ -141,10 +146,11 @@ class OnnxRuntimeSession:
             ) from error
 
     def _bind(self, first: RawOutputs) -> Any:
-        """A binding to buffers of our own; None when an output has no fixed shape."""
+        """A binding to buffers of our own; None when an output has no fixed shape, or is an input as well."""
+        inputs = {view.name for view in self.inputs}
         for view in self.outputs:
             value = first[view.name]
-            if not isinstance(value, np.ndarray) or value.shape != view.shape:
+            if view.name in inputs or not isinstance(value, np.ndarray) or value.shape != view.shape:
                 return None
         binding = self._session.io_binding()
         for view in self.outputs:
@@ -163,6 +169,20 @@ def _load() -> Any:
     return ort
 
 
+@contextlib.contextmanager
+def _profile_folder() -> Iterator[Path | None]:
+    """A folder for one profile, gone afterwards; None where the file system cannot be written to."""
+    try:
+        folder = tempfile.mkdtemp(prefix="avq-ort-")
+    except OSError:
+        yield None
+        return
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _settings(ort: Any, options: SessionOptions, profile: Path | None) -> Any:
     level = ort.GraphOptimizationLevel
     settings = ort.SessionOptions()
@@ -177,7 +197,7 @@ def _settings(ort: Any, options: SessionOptions, profile: Path | None) -> Any:
     settings.log_severity_level = _QUIET
     if profile is not None:
         settings.enable_profiling = True
-        settings.profile_file_prefix = str(profile)
+        settings.profile_file_prefix = str(profile / "open")
     return settings
 
 

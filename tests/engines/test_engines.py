@@ -14,7 +14,7 @@ import pytest
 
 from avq.build.lower import lower
 from avq.contract.engine_suite import check_engine
-from avq.contract.sample import OUTPUT, sample_model, sample_picture
+from avq.contract.sample import INPUT, OUTPUT, SHAPE, sample_model, sample_picture
 from avq.engines import builtin_engines, engine_by_name
 from avq.engines.isa import describe, instruction_set
 from avq.engines.null import NullEngine
@@ -119,6 +119,52 @@ def test_models_without_a_picture_are_run_by_name(engine):
         assert np.array_equal(session.run({"x": feed})["y"], np.maximum(feed, 0))
     with pytest.raises(ModelError, match="does not take one uint8 picture"):
         session.infer(picture(0))
+
+
+@EACH
+def test_outputs_of_every_kind_come_back(engine):
+    """Twins of one tensor, the input itself, scalars, integers, booleans, halves, lengths that vary."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    shape = list(SHAPE)
+    nodes = [
+        node("Cast", [INPUT], ["a::x/0"], to=1),
+        node("Identity", ["a::x/0"], ["twin"]),
+        node("ReduceMean", ["a::x/0"], ["mean"], keepdims=0),
+        node("Cast", ["a::x/0"], ["flags"], to=9),
+        node("Cast", ["a::x/0"], ["halves"], to=10),
+    ]
+    kinds = {
+        "a::x/0": (1, shape),
+        "twin": (1, shape),
+        "mean": (1, []),
+        "flags": (9, shape),
+        "halves": (10, shape),
+    }
+    outputs = [value(name, *kind) for name, kind in kinds.items()]
+    picture_input = value(INPUT, onnx.TensorProto.UINT8, shape)
+    everything = [*outputs, value(INPUT, onnx.TensorProto.UINT8, shape)]
+    varying = [*outputs, value("where", onnx.TensorProto.INT64, [4, "n"])]
+    for extra, listed in (
+        ([], outputs),
+        ([], everything),
+        ([node("NonZero", ["a::x/0"], ["where"])], varying),
+    ):
+        graph = onnx.helper.make_graph([*nodes, *extra], "g", [picture_input], listed)
+        opset = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+        session = engine.open(model, SessionOptions())
+        for seed in range(2):
+            pixels = sample_picture(seed)
+            got = session.infer(pixels)
+            assert set(got) == {value.name for value in listed}
+            assert np.array_equal(got["a::x/0"], pixels)
+            assert np.array_equal(got["twin"], pixels)
+            assert np.array_equal(got["flags"], pixels != 0)
+            assert np.array_equal(got["halves"], pixels)
+            assert got["halves"].dtype == np.float16
+            assert got["mean"] == pytest.approx(pixels.mean(), rel=1e-5)
+            assert np.array_equal(got.get(INPUT, pixels), pixels)
+            assert "where" not in got or got["where"].shape[1] == np.count_nonzero(pixels)
 
 
 @EACH
