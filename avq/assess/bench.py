@@ -43,9 +43,7 @@ def bench(bundles: Sequence[Path], *, rounds: int, host: PluginHost) -> dict[str
     return {"entries": entries, "ratios": ratios}
 
 
-def _entry(
-    label: str, bundle: OpenBundle, precision: str, p50_ms: float, p99_ms: float
-) -> dict[str, object]:
+def _entry(label: str, bundle: OpenBundle, precision: str, p50_ms: float, p99_ms: float) -> dict[str, object]:
     use = bundle.manifest.engine
     return {
         "bundle": label,

@@ -30,7 +30,13 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[dict[str, str]]:
     left, right = msgspec.to_builtins(a), msgspec.to_builtins(b)
     for name in left:
         if name not in _NOT_DECISIONS and left[name] != right[name]:
-            yield {"kind": "manifest", "where": name, "field": "", "a": str(left[name]), "b": str(right[name])}
+            yield {
+                "kind": "manifest",
+                "where": name,
+                "field": "",
+                "a": str(left[name]),
+                "b": str(right[name]),
+            }
 
 
 def _plan(bundle: OpenBundle) -> QuantizationPlan:

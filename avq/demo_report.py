@@ -1,0 +1,125 @@
+"""The demo's page: one table, the clip, how long frames took, float beside INT8."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from avq.build.dataset import CalibrationSet, read_picture
+from avq.build.outcome import Outcome
+from avq.daemon import RunSummary
+from avq.measure.fidelity import FIRM_SCORE, matched_shifts
+from avq.render import (
+    Fact,
+    Html,
+    Mark,
+    code,
+    draw_detections,
+    headline_of,
+    histogram,
+    key_figures,
+    page,
+    picture_pair,
+    section,
+    strip,
+    table,
+    video,
+)
+from avq.types import Detections, Frame
+
+_SHOWN_PAIRS = 3
+_SHOWN_SCORE = 0.3
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the daemon published.
+
+    Attributes:
+        kept: frames with their boxes, for the clip.
+        ages_ms: capture to publish, per published frame.
+    """
+
+    run: RunSummary
+    kept: tuple[tuple[Frame, Detections], ...]
+    ages_ms: tuple[float, ...]
+    labels: tuple[str, ...]
+    deadline_ms: float
+
+
+def demo_page(
+    rows: Sequence[Mapping[str, object]],
+    outcome: Outcome,
+    served: Served,
+    pictures: CalibrationSet,
+    floats: Sequence[Detections],
+    found: Sequence[Detections],
+    commands: Sequence[str],
+) -> str:
+    """One self-contained page beside its clip."""
+    sections = [
+        section("Float beside INT8", table(rows), lead="Drawn scenes neither model was made from."),
+        section("The drive", video("drive.webm", "boxes of the INT8 bundle, as the daemon published them")),
+        _serving(served),
+        _pairs(pictures, floats, found, served.labels),
+        section("Engines tried", table([trial.row() for trial in outcome.trials])),
+        section("What to type next", code("\n".join(line.strip() for line in commands))),
+    ]
+    footer = (
+        "Built-in scenes and detector: for the demo, the tests and the regression harness, not for roads."
+    )
+    return page("avq demo", headline_of(outcome.verdict), sections, footer=footer)
+
+
+def _serving(served: Served) -> Html:
+    run = served.run.as_json()
+    deadline = Mark("deadline", served.deadline_ms, "bad")
+    facts = [
+        Fact("captured", str(run["captured"])),
+        Fact("published", str(run["published"])),
+        Fact("dropped", str(sum(run["dropped"].values())), note=_causes(run["dropped"])),
+        Fact("late", str(run["misses"]), note=f"over {served.deadline_ms:g} ms", tone="warn" if run["misses"] else "good"),
+        Fact("age p50", f"{run['p50_ms']:.1f} ms", note=f"p99 {run['p99_ms']:.1f} ms"),
+    ]
+    stages = [{"stage": name, **values} for name, values in run["stages"].items()]
+    return section(
+        "What the daemon did",
+        key_figures(facts),
+        strip(served.ages_ms, title="age of every published frame", limit=deadline),
+        histogram(served.ages_ms, title="how often which age", marks=[deadline]),
+        table(stages),
+        lead="captured = published + dropped by cause + in flight, exactly.",
+    )
+
+
+def _causes(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{cause} {count}" for cause, count in dropped.items()) or "none"
+
+
+def _pairs(
+    pictures: CalibrationSet, floats: Sequence[Detections], found: Sequence[Detections], labels: Sequence[str]
+) -> Html:
+    """The pictures on which the two disagree most."""
+
+    def disagreement(index: int) -> float:
+        firm = floats[index].above(FIRM_SCORE)
+        shifts = matched_shifts(firm, found[index])
+        return len(firm) - len(shifts) + float(abs(shifts).sum())
+
+    worst = sorted(range(len(found)), key=disagreement, reverse=True)[:_SHOWN_PAIRS]
+    blocks = []
+    for index in worst:
+        pixels, name = read_picture(pictures.items[index]), pictures.items[index].path.name
+        left = draw_detections(pixels, floats[index], labels, min_score=_SHOWN_SCORE)
+        right = draw_detections(pixels, found[index], labels, min_score=_SHOWN_SCORE)
+        blocks.append(picture_pair(left, right, (f"{name}: float", f"{name}: INT8")))
+    return section("Where they disagree most", *blocks, lead="Held-out scenes, worst first.")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """The file appears when it is complete."""
+    aside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
