@@ -1,0 +1,134 @@
+"""Candidates to detections: thresholds, class-wise NMS, the way back to the picture, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from avq.decoders import DetectionDecoder, named, recognise
+from avq.errors import DataError, ModelError, RequestError
+from avq.preprocess import PRESETS, Preprocessor
+from avq.types import DecoderSpec, ModelInput
+from tests.decoders.head_replicas import HEIGHT, WIDTH, Net, boxes_and_scores, load, run, yolov8, yolox
+
+
+class Rows:
+    """A family whose raw output already is x0, y0, x1, y1, score, class."""
+
+    family = "rows"
+    nms_in_graph = False
+
+    def candidates(self, raw, spec, score_threshold):
+        rows = raw["rows"][raw["rows"][:, 4] >= score_threshold]
+        return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
+
+
+def given(scale: float = 1.0, shift: float = 0.0, size=(100, 80)) -> ModelInput:
+    affine = np.array([[scale, 0.0, shift], [0.0, scale, shift]])
+    return ModelInput(np.zeros((1, 3, 80, 100), np.uint8), affine, size)
+
+
+def decode(rows, model_input=None, **settings):
+    decoder = DetectionDecoder(DecoderSpec("rows", num_classes=3, **settings), [Rows()])
+    return decoder.decode({"rows": np.array(rows, np.float32).reshape(-1, 6)}, model_input or given())
+
+
+def test_boxes_of_one_class_that_overlap_lose_to_the_best_others_stay() -> None:
+    found = decode(
+        [
+            [10, 10, 30, 30, 0.6, 0],
+            [11, 10, 31, 30, 0.9, 0],
+            [11, 10, 31, 30, 0.7, 1],
+            [60, 60, 70, 70, 0.8, 0],
+        ]
+    )
+    assert found.class_ids.tolist() == [0, 0, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_boxes_are_mapped_clipped_and_dropped_outside_the_picture() -> None:
+    found = decode(
+        [[-4, 2, 10, 12, 0.9, 0], [60, 2, 70, 12, 0.8, 0], [20, 20, 20, 30, 0.7, 0]], given(scale=2.0)
+    )
+    np.testing.assert_allclose(found.boxes_xyxy_px, [[0, 4, 20, 24]])
+
+
+def test_only_max_detections_and_scores_above_the_threshold_come_out() -> None:
+    rows = [[10 * i, 0, 10 * i + 8, 8, 0.2 + 0.1 * i, 0] for i in range(8)]
+    assert decode(rows, score_threshold=0.45).scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert decode(rows, score_threshold=0.45, max_detections=2).scores.tolist() == pytest.approx([0.9, 0.8])
+    assert len(decode([], score_threshold=0.1)) == 0
+
+
+def test_frame_identity_and_threshold_override_travel_through() -> None:
+    decoder = DetectionDecoder(DecoderSpec("rows"), [Rows()])
+    raw = {"rows": np.array([[0, 0, 5, 5, 0.2, 1]], np.float32)}
+    assert len(decoder.decode(raw, given())) == 0
+    found = decoder.decode(raw, given(), camera="front", seq=7, t_capture_ns=11, score_threshold=0.1)
+    assert (found.camera, found.seq, found.t_capture_ns, len(found)) == ("front", 7, 11, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_an_error_naming_the_output(bad: float) -> None:
+    model = boxes_and_scores(1, 5)[0]
+    raw = {name: value.copy() for name, value in run(model).items()}
+    name = model.view.output_names[1]
+    raw[name][0, 3, 2] = bad
+    with pytest.raises(DataError, match=name) as error:
+        DetectionDecoder(recognise(model.view)).decode(raw, given())
+    assert "1 of" in error.value.seen
+
+
+def test_a_missing_output_is_named() -> None:
+    model = yolov8(1, 3)[0]
+    with pytest.raises(ModelError, match=model.view.output_names[0]):
+        DetectionDecoder(recognise(model.view)).decode({}, given())
+
+
+def test_an_undecoded_head_gives_no_boxes() -> None:
+    spec = named("none", boxes_and_scores(1, 5)[0].view)
+    assert len(DetectionDecoder(spec).decode({"anything": np.ones(3, np.float32)}, given())) == 0
+
+
+def test_a_network_box_lands_on_the_picture_it_came_from() -> None:
+    model = yolox(4, 3, decoded=True)[0]
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 250, 3), np.uint8)
+    prepared = Preprocessor(PRESETS["yolov8"](WIDTH, HEIGHT)).prepare(pixels)
+    found = DetectionDecoder(recognise(model.view)).decode(run(model), prepared, score_threshold=0.2)
+    assert len(found) > 0
+    assert np.all(found.boxes_xyxy_px >= 0)
+    assert np.all(found.boxes_xyxy_px[:, [0, 2]] <= 250)
+    assert np.all(found.boxes_xyxy_px[:, [1, 3]] <= 90)
+    assert np.all(np.diff(found.scores) <= 0)
+
+
+def test_unknown_heads_and_names_say_what_is_known() -> None:
+    net = Net(5)
+    graph = load(net.model(net.op("Relu", net.conv(net.levels()[0][0], 8, 2)))).view
+    with pytest.raises(ModelError) as error:
+        recognise(graph)
+    assert "1x2x8x16" in error.value.seen
+    assert "yolov8" in error.value.seen
+    assert "--decoder none" in error.value.fix
+    with pytest.raises(RequestError, match="yolov9") as error:
+        named("yolov9", graph)
+    assert "did you mean" in error.value.fix
+    with pytest.raises(ModelError, match="cannot be read as a yolox head") as error:
+        named("yolox", yolov8(6, 3)[0].view)
+    assert "yolov8" in error.value.fix
+
+
+def test_two_fitting_families_are_told_and_the_more_specific_taken() -> None:
+    graph = yolov8(7, 3)[0].view
+
+    class Anything:
+        family = "anything"
+
+        def recognise(self, graph):
+            return DecoderSpec("anything")
+
+    from avq.decoders import builtin_decoders
+
+    spec = recognise(graph, (*builtin_decoders(), Anything()))
+    assert spec.family == "yolov8"
+    assert any("anything" in note for note in spec.params["notes"])
