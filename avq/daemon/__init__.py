@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from avq.daemon.kinds import recorder, sink_types, source_types
-from avq.daemon.loop import RunOptions, serve_bundle, warm_up
+from avq.daemon.kinds import recorder, sink_types, source_providers, source_types
+from avq.daemon.loop import CameraOptions, RunOptions, serve_bundle, warm_up
 from avq.daemon.metrics import Failure, RunSummary
 from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.step import Parts, step
 
 __all__ = [
+    "CameraOptions",
     "Failure",
     "Parts",
     "Pipeline",
@@ -18,6 +19,7 @@ __all__ = [
     "recorder",
     "serve_bundle",
     "sink_types",
+    "source_providers",
     "source_types",
     "step",
     "warm_up",

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -149,11 +149,12 @@ class Pump:
 
 
 def source_types(providers: tuple[str, ...]) -> list[SourceType]:
-    """Source types of all ``module:function`` providers."""
+    """What ``module:name`` providers give: a function's source types, or one type made without arguments."""
     types: list[SourceType] = []
     for provider in providers:
-        module, _, function = provider.partition(":")
-        types.extend(getattr(importlib.import_module(module), function)())
+        module, _, name = provider.partition(":")
+        given = getattr(importlib.import_module(module), name)()
+        types.extend(given if isinstance(given, Sequence) else [given])
     return types
 
 

@@ -22,6 +22,16 @@ def sink_types() -> tuple[SinkType, ...]:
     return (*builtin_sinks(), _LateRecorder())
 
 
+def source_providers(outside: Sequence[SourceType] = ()) -> tuple[str, ...]:
+    """How a capture process finds its source types again: the built-in ones, and classes of plugins by name.
+
+    Args:
+        outside: types plugins registered; the capture process makes them anew, without arguments.
+    """
+    names = (f"{type(one).__module__}:{type(one).__qualname__}" for one in outside)
+    return ("avq.daemon.kinds:source_types", *names)
+
+
 class _LateLogSource:
     schemes = (".mcap",)
 

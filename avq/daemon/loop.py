@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,28 @@ FAILED = "failed"
 
 
 @dataclass(frozen=True)
+class CameraOptions:
+    """How one camera is captured.
+
+    Attributes:
+        policy: "auto" (live: newest, files: every frame), "newest" or "every".
+        open_timeout_ms, read_timeout_ms: of cameras and streams.
+    """
+
+    policy: Policy = "auto"
+    open_timeout_ms: int = 5000
+    read_timeout_ms: int = 2000
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How a run goes beyond its sources and sinks.
 
     Attributes:
         frames: stop after so many published frames, over all cameras.
-        policy: "auto" (live: newest, files: every frame), "newest" or "every".
+        policy, open_timeout_ms, read_timeout_ms: as in CameraOptions, for cameras not named in ``cameras``.
+        cameras: camera id -> its own options.
         providers: "module:function" names that give the capture processes their source types.
-        open_timeout_ms, read_timeout_ms: of cameras and streams.
         on_event: called with every event, on a thread of its own.
         on_turn: called after every frame, on the loop's thread: for tests and progress lines.
         signals: let SIGINT and SIGTERM end the run cleanly (main thread only).
@@ -50,6 +64,12 @@ class RunOptions:
     on_event: Callable[[Mapping[str, Any]], None] | None = None
     on_turn: Callable[[Turn], None] | None = None
     signals: bool = True
+    cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
+
+    def of(self, camera: str) -> CameraOptions:
+        """What holds for one camera."""
+        shared = CameraOptions(self.policy, self.open_timeout_ms, self.read_timeout_ms)
+        return self.cameras.get(camera, shared)
 
 
 def serve_bundle(
@@ -77,10 +97,10 @@ def serve_bundle(
     publisher = Publisher(sinks, settled.on_event)
     pipeline = Pipeline(parts, clock or SystemClock(), budget, publisher)
     inbox = SharedInbox()
-    try:
-        _check(parts, sources)
-        warm_up(parts)
-        with _stopped_by_signals(inbox, settled.signals):
+    with _stopped_by_signals(inbox, settled.signals):
+        try:
+            _check(parts, sources)
+            warm_up(parts)
             receiver = Receiver(_settings(sources, settled), inbox)
             try:
                 _serve(inbox, pipeline, publisher, receiver, settled)
@@ -89,8 +109,8 @@ def serve_bundle(
                 receiver.stop()
                 inbox.drop_waiting()
                 _tell_ends(pipeline, receiver)
-    finally:
-        reports = publisher.close()
+        finally:
+            reports = publisher.close()
     if receiver.refused is not None:
         raise receiver.refused
     return RunSummary(
@@ -125,16 +145,15 @@ def warm_up(parts: Parts) -> None:
 
 def _settings(sources: Mapping[str, str], options: RunOptions) -> list[CaptureSettings]:
     """A single source whose every frame counts is read no further than ``frames``."""
-    limit = options.frames if len(sources) == 1 and options.policy != "newest" else None
     return [
         CaptureSettings(
             camera=camera,
             uri=uri,
-            policy=options.policy,
-            limit_if_every=limit,
+            policy=options.of(camera).policy,
+            limit_if_every=options.frames if len(sources) == 1 else None,
             providers=options.providers,
-            open_timeout_ms=options.open_timeout_ms,
-            read_timeout_ms=options.read_timeout_ms,
+            open_timeout_ms=options.of(camera).open_timeout_ms,
+            read_timeout_ms=options.of(camera).read_timeout_ms,
         )
         for camera, uri in sources.items()
     ]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 
-from avq.daemon import RunOptions, serve_bundle, sink_types
+from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
 from avq.sinks import open_sink
 from avq.types import LatencyBudget
 from tests.daemon.daemon_kit import LABELS, null_parts
+from tests.daemon.strange_sources import StrangeSource
 
 
 def main(uri: str, busy_ms: str, *sinks: str) -> int:
@@ -20,7 +21,10 @@ def main(uri: str, busy_ms: str, *sinks: str) -> int:
         sources={"front": uri},
         sinks=[open_sink(sink, sink_types(), labels=LABELS) for sink in ("-", *sinks)],
         budget=LatencyBudget(50_000_000),
-        options=RunOptions(open_timeout_ms=2000),
+        options=RunOptions(
+            providers=source_providers([StrangeSource()]),
+            open_timeout_ms=2000,
+        ),
     )
     print(json.dumps(summary.as_json()), flush=True)
     return summary.exit_code

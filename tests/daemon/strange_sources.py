@@ -21,6 +21,9 @@ class _Strange:
 
     def read(self) -> tuple[U8, int] | None:
         self._seq += 1
+        if self._name == "flood":
+            time.sleep(0.002)
+            return (np.zeros((16, 16, 3), np.uint8), time.monotonic_ns()) if self._seq <= 150 else None
         if self._seq > 5:
             self._misbehave()
         size = 16 * self._seq if self._name == "growing" else 16
