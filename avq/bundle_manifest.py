@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from avq.errors import BundleError
 from avq.types import DecoderSpec, EnginePrecision, PreprocessSpec, TensorView
@@ -159,7 +161,16 @@ def check_machine(manifest: Manifest, isa: str) -> None:
 
 
 def _canonical(manifest: Manifest) -> bytes:
-    return msgspec.json.encode(manifest, order="sorted")
+    return msgspec.json.encode(manifest, order="sorted", enc_hook=_plain)
+
+
+def _plain(value: object) -> object:
+    """numpy numbers and paths as JSON values; measurements come as either."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    raise BundleError("a manifest holds JSON values only", seen=f"{type(value).__name__}: {value!r}"[:200])
 
 
 def _require_format(raw: bytes, where: str) -> None:

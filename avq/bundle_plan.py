@@ -17,7 +17,10 @@ PLAN_FORMAT = 1
 
 
 def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
-    """(plan.json, plan.npz). The same plan always gives the same bytes."""
+    """(plan.json, plan.npz). The same plan always gives the same bytes.
+
+    Raises PlanError when an axis, size or range is not a plain Python number.
+    """
     points = sorted(plan.points, key=lambda point: point.edge)
     overrides = sorted(plan.overrides)
     body = {
@@ -38,7 +41,7 @@ def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
     arrays.update({f"override_{n}": np.asarray(plan.overrides[name]) for n, name in enumerate(overrides)})
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
-    return msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n", packed.getvalue()
+    return msgspec.json.format(_encoded(body), indent=1) + b"\n", packed.getvalue()
 
 
 def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
@@ -66,6 +69,17 @@ def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
     if plan.digest != body["digest"]:
         raise _broken(f"digest {plan.digest[:12]}, written {str(body['digest'])[:12]}")
     return plan
+
+
+def _encoded(body: Mapping[str, object]) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except TypeError as error:
+        raise PlanError(
+            "the plan holds values that are not plain Python numbers or text",
+            seen=str(error),
+            fix="a strategy must convert numpy numbers with int() and float()",
+        ) from None
 
 
 def _plan(body: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> QuantizationPlan:

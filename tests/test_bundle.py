@@ -166,6 +166,15 @@ def test_things_that_are_not_bundles(folder: Path, tmp_path: Path) -> None:
         open_bundle(empty)
 
 
+def test_measured_numbers_may_be_numpys(tmp_path: Path) -> None:
+    final = tmp_path / "b"
+    metrics = {"map": np.float32(0.25), "n": np.int64(3), "lost": float("nan"), "model": Path("m.onnx")}
+    write_bundle(staging_folder(final), final, manifest(metrics=metrics), {})
+    assert open_bundle(final).manifest.metrics == {"map": 0.25, "n": 3, "lost": None, "model": "m.onnx"}
+    with pytest.raises(BundleError, match="JSON values only"):
+        write_bundle(staging_folder(final), final, manifest(metrics={"x": np.zeros(3)}), {})
+
+
 def test_only_accepted_bundles_are_served(tmp_path: Path) -> None:
     for accepted, message in ((False, "lost 0.2 %"), ("pending-target", "avq compile")):
         final = tmp_path / str(accepted)
@@ -285,6 +294,12 @@ def test_a_plan_survives_the_disk_with_its_digest() -> None:
     assert back.digest == plan().digest
     assert back.point_for("x", "conv", 0) is not None and back.ties == plan().ties
     assert plan_to_parts(back) == (text, arrays), "same plan, same bytes"
+
+
+def test_a_plan_with_numpy_numbers_is_refused_by_name() -> None:
+    odd = QuantPoint(Edge("w"), np.ones(2, np.float32), np.zeros(2, np.int64), axis=np.int64(0))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"numpy\.int64"):
+        plan_to_parts(QuantizationPlan("ff", points=(odd,)))
 
 
 @pytest.mark.parametrize(
