@@ -148,25 +148,27 @@ def _x_log_x(values: F64) -> F64:
 def mse(histogram: Histogram, *, bits: int) -> float:
     """The threshold t of |x| with the least squared error on the levels 0, s, ... (2**(bits-1) - 1) s = t.
 
-    Every count stands at the centre of its bin.
+    Every count stands at the centre of its bin. With more levels than bins, counts cannot tell thresholds
+    apart: the exact maximum then.
     """
     counts = histogram.magnitude
+    levels = 1 << (bits - 1)
     candidates = _candidates(counts, 1)
-    steps = (1 << (bits - 1)) - 1
-    thresholds = np.minimum(candidates.astype(np.float64), largest(histogram) / histogram.width)
-    if candidates.size == 0:
+    if candidates.size == 0 or levels > BINS:
         return largest(histogram)
-    errors = squared_errors(counts, np.zeros_like(thresholds), thresholds / steps, steps + 1)
+    thresholds = np.minimum(candidates.astype(np.float64), largest(histogram) / histogram.width)
+    errors = squared_errors(counts, np.zeros_like(thresholds), thresholds / (levels - 1), levels)
     return _least(histogram, candidates, errors)
 
 
 def mse_asymmetric(histogram: Histogram, *, bits: int) -> float:
     """The threshold of |x| with the least squared error on 2**bits levels over the range it leaves.
 
-    The range is (-t, t) cut to the exact extremes; its zero point is rounded half to even.
+    The range is (-t, t) cut to the exact extremes; its zero point is rounded half to even. With more levels
+    than bins the exact maximum, as in :func:`mse`.
     """
     candidates = _candidates(histogram.magnitude, 1)
-    if candidates.size == 0:
+    if candidates.size == 0 or 1 << bits > BINS:
         return largest(histogram)
     low, high = (value / histogram.width for value in zero_inside(histogram))
     thresholds = candidates.astype(np.float64)

@@ -109,6 +109,14 @@ def test_mse_clips_harder_with_fewer_bits() -> None:
     assert found[0] < 0.5 * found[-1]
 
 
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_more_levels_than_bins_keep_the_whole_range(method: Calibrator) -> None:
+    stats = HistogramStats({"t": silu()})
+    for symmetric in (True, False):
+        found = stats.range("t", method, bits=16, symmetric=symmetric)
+        assert found.high == stats.histogram("t").maximum
+
+
 def test_the_percentile_agrees_with_the_sorted_values() -> None:
     x = np.random.default_rng(8).normal(0, 2, 200_000)
     x[:50_000] = 0.0
