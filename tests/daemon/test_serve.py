@@ -319,7 +319,6 @@ def test_a_signal_ends_the_daemon_cleanly(tmp_path: Path, whom: str) -> None:
     assert images + missed["RecorderSink"] == frames and reader.damage == ""
 
 
-@pytest.mark.parametrize("uri", ["scene://drive?fps=60&size=160x96", "strange://hang"])
 def test_a_signal_while_the_engine_warms_up_ends_cleanly_too() -> None:
     daemon = Daemon("scene://drive?fps=60&size=160x96", "400")  # two warm-ups of 0.4 s
     while not _catches_sigterm(daemon.process.pid):
@@ -336,6 +335,7 @@ def _catches_sigterm(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.parametrize("uri", ["scene://drive?fps=60&size=160x96", "strange://hang"])
 def test_a_killed_daemon_takes_its_capture_process_along(uri: str) -> None:
     daemon = Daemon(uri, "5")
     daemon.lines(1)
