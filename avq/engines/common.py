@@ -28,7 +28,7 @@ def model_bytes(model: bytes | Path) -> bytes:
         ) from error
 
 
-def missing_runtime(name: str, error: ImportError) -> MachineError:
+def missing_runtime(name: str, error: Exception) -> MachineError:
     """The error of an engine whose vendor library is not installed."""
     return MachineError(
         f"the runtime {name} is not installed here", seen=str(error), fix=f'pip install "avq[{name}]"'

@@ -163,7 +163,7 @@ class OnnxRuntimeSession:
 def _load() -> Any:
     try:
         import onnxruntime as ort
-    except ImportError as error:
+    except Exception as error:  # a half-installed runtime raises anything
         raise common.missing_runtime(NAME, error) from error
     ort.set_default_logger_severity(_QUIET)
     return ort

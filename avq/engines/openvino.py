@@ -142,14 +142,19 @@ class OpenVinoSession:
 def _load() -> Any:
     try:
         import openvino
-    except ImportError as error:
+    except Exception as error:  # a half-installed runtime raises anything
         raise common.missing_runtime(NAME, error) from error
     return openvino
 
 
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    core = _load().Core()
+    try:
+        core = _load().Core()
+    except RuntimeError as error:
+        raise MachineError(
+            "openvino cannot start here", seen=str(error)[:400], fix="reinstall openvino"
+        ) from error
     if "CPU" not in core.available_devices:
         raise MachineError(
             "openvino has no CPU device here", seen=str(core.available_devices), fix="reinstall openvino"

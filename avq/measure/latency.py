@@ -106,7 +106,7 @@ def ratio_interval(a: LatencySamples, b: LatencySamples) -> tuple[float, float, 
 
 
 def _block_length(rounds: int) -> int:
-    return max(1, round(rounds ** (1 / 3)))
+    return max(1, int(np.cbrt(rounds) + 0.5))
 
 
 def _small_sample_factor(rounds: int) -> float:
