@@ -106,6 +106,19 @@ def set_digest(images: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(images)).encode()).hexdigest()
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path``; CalibrationError now rather than after a long pass."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        why = "it is a folder" if path.is_dir() else ""
+        if not why and not os.access(path.parent, os.W_OK):
+            why = f"no permission in {path.parent}"
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise CalibrationError(f"{path} cannot be written", seen=why, fix="name a file in a folder of yours")
+
+
 def write(path: Path, data: CalibrationFile) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
     body = _body(data)

@@ -6,21 +6,19 @@ is a commutative monoid, so they do not depend on who counted what.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import onnx
 
 from avq.build import avqcal, thresholds
 from avq.build.avqcal import CalibrationFile, Origin, Shard
+from avq.build.counting import PictureQueue, Worker, opencv_on_one_thread
 from avq.build.dataset import Item, refuse_unreadable, shard
 from avq.build.histogram import Histogram
 from avq.build.memory import peak_rss_mb
@@ -76,7 +74,7 @@ class CalibrationRun:
     optimise: bool = True
     inferences: int = 0
     resumed: int = 0
-    _workers: list[_Worker] = field(default_factory=list)
+    _workers: list[Worker] = field(default_factory=list)
 
     def run(self) -> CalibrationFile:
         """Count what the checkpoint has not yet.
@@ -130,10 +128,10 @@ class CalibrationRun:
     ) -> CalibrationFile:
         """``total`` with the pictures of ``batch`` counted too."""
         passes = len(observation.passes)
-        queue = _Queue(batch, _PICTURES_PER_PASS if passes > 1 else 1)
+        queue = PictureQueue(batch, _PICTURES_PER_PASS if passes > 1 else 1)
         while len(self._workers) < min(self.workers, len(batch)):
             self._workers.append(
-                _Worker(Observer(observation, self.engine, self.spec, optimise=self.optimise))
+                Worker(Observer(observation, self.engine, self.spec, optimise=self.optimise))
             )
         self._work(queue, len(total.images), wanted)
         for worker in self._workers:
@@ -142,9 +140,9 @@ class CalibrationRun:
         images = tuple(sorted((*total.images, *(item.sha256 for item in batch))))
         return replace(total, images=images)
 
-    def _work(self, queue: _Queue, done: int, wanted: int) -> None:
+    def _work(self, queue: PictureQueue, done: int, wanted: int) -> None:
         try:
-            with _opencv_on_one_thread(), ThreadPoolExecutor(len(self._workers)) as pool:
+            with opencv_on_one_thread(), ThreadPoolExecutor(len(self._workers)) as pool:
                 futures = [pool.submit(worker.count, queue) for worker in self._workers]
                 try:
                     while not queue.finished():
@@ -166,76 +164,6 @@ class CalibrationRun:
     def _report(self, done: int, wanted: int) -> None:
         if self.progress is not None:
             self.progress(done, wanted)
-
-
-@contextlib.contextmanager
-def _opencv_on_one_thread() -> Iterator[None]:
-    """Workers are the parallelism; OpenCV's own threads would only get in their way."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-class _Queue:
-    """Pictures waiting, handed out in small chunks; knows when all workers have ended."""
-
-    def __init__(self, items: Sequence[Item], chunk: int) -> None:
-        self._chunks = [items[at : at + chunk] for at in range(0, len(items), chunk)][::-1]
-        self._changed = threading.Condition()
-        self._wanted = len(items)
-        self._stopped = False
-        self.done = 0
-
-    def take(self) -> Sequence[Item]:
-        with self._changed:
-            return self._chunks.pop() if self._chunks and not self._stopped else ()
-
-    def finish(self, chunk: Sequence[Item]) -> None:
-        with self._changed:
-            self.done += len(chunk)
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Hand out no more; a worker that fails stops the others."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    def finished(self) -> bool:
-        """Wait for the next picture, then say whether that was all."""
-        with self._changed:
-            seen = self.done
-            self._changed.wait_for(
-                lambda: self._stopped or self.done > seen or self.done == self._wanted, 0.5
-            )
-            return self._stopped or self.done == self._wanted
-
-
-class _Worker:
-    """One thread's session and its own counts."""
-
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
-        self._counts: dict[str, Histogram] = {}
-
-    def count(self, queue: _Queue) -> None:
-        try:
-            while chunk := queue.take():
-                for _, name, values in self.observer.values(chunk):
-                    self._counts.setdefault(name, Histogram()).add(values)
-                queue.finish(chunk)
-        except BaseException:
-            queue.stop()
-            raise
-
-    def give(self, totals: Mapping[str, Histogram]) -> None:
-        """Move the counts into ``totals``."""
-        for name, counted in self._counts.items():
-            totals[name].merge(counted)
-        self._counts.clear()
 
 
 def calibrate(
@@ -276,6 +204,7 @@ def run_calibrate(run: CalibrationRun, output: Path) -> dict[str, Any]:
     The checkpoint, unless one is given, lies beside the output, so that starting again resumes.
     """
     started = time.monotonic()
+    avqcal.check_writable(output)
     if run.checkpoint is None:
         run.checkpoint = output.with_name(f".{output.name}.checkpoint")
     try:

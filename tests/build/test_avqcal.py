@@ -132,3 +132,6 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CalibrationError, match="cannot be written"):
         avqcal.write(tmp_path / "file" / "c.avqcal", counted([0]))
+    for path in (tmp_path, tmp_path / "file" / "c.avqcal"):
+        with pytest.raises(CalibrationError, match="cannot be written"):
+            avqcal.check_writable(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import random
 import subprocess
 import sys
@@ -13,14 +15,17 @@ import pytest
 
 from avq.build import avqcal
 from avq.build.calibrate import calibrate, check_belongs, run_calibrate, thresholds_table
-from avq.build.dataset import CalibrationSet, open_set, read_picture
+from avq.build.dataset import CalibrationSet, Item, open_set, read_picture
+from avq.build.fold_input import fold_input
+from avq.build.graph import load_graph
 from avq.build.histogram import Histogram
 from avq.build.moments import channel_means
 from avq.build.observe import observe
+from avq.build.stats import HistogramStats
 from avq.engines import engine_by_name
 from avq.errors import CalibrationError, DataError
 from avq.preprocess import Preprocessor
-from avq.types import CALIBRATORS, SessionOptions
+from avq.types import CALIBRATORS, PreprocessSpec, SessionOptions
 from tests.build.calibration_case import DIGEST, SPEC, TENSORS, run_on, small_net, write_pictures
 
 pytest.importorskip("onnxruntime")
@@ -219,3 +224,30 @@ def test_channel_means_are_the_means_and_do_not_depend_on_order(pictures: Calibr
     assert means["relu"].mean() == pytest.approx(
         float((counted.positive * centres).sum()) / counted.count, rel=1e-2
     )
+
+
+def test_a_real_detector_has_the_ranges_its_activations_must_have(material: Path) -> None:
+    folder = material / "calibration" / "coco100"
+    spec = PreprocessSpec(width_px=416, height_px=416, anchor="top-left", channel_order="BGR", scale=1.0)
+    model = fold_input(load_graph(material / "models" / "yolox_nano_416.onnx"), spec)
+    tensors = sorted({node.inputs[0] for node in model.view.nodes if node.op == "Conv"})
+    items = sorted(folder.glob("*.jpg"))[:6]
+    data = calibrate(
+        model.proto,
+        tensors,
+        [Item(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in items],
+        spec,
+        graph_digest=model.view.digest,
+        engine=engine_by_name("onnxruntime"),
+    )
+    assert len(data.histograms) == len(tensors)
+    stats = HistogramStats(data.histograms)
+    for name, histogram in data.histograms.items():
+        shape = model.view.shape(name)
+        assert shape is not None
+        assert histogram.count == len(items) * math.prod(shape)
+        # Every convolution reads pixels, a SiLU (its minimum is -0.2785) or sums and maxima of SiLUs.
+        assert -4.0 < histogram.minimum <= 0.0
+        entropy, top = stats.range(name, "entropy").threshold, stats.range(name, "minmax").threshold
+        assert 0.0 < entropy <= top
+        assert stats.range(name, "percentile", percentile=100.0).threshold == top
