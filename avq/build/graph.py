@@ -69,22 +69,30 @@ def normalise(
     One picture input of static shape, opset >= 17, constants and shapes folded, batch normalisation in its
     convolution, unique node names, topological order, shapes inferred.
     """
+    try:
+        return _checked(model, where, input_size_px)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
+    except Exception as error:  # a damaged file can break any assumption; people get words, not a traceback
+        seen = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        fix = "download or export it again; avq needs a valid ONNX graph"
+        raise ModelError(f"{where}: the graph is damaged or not valid", seen=seen, fix=fix) from error
+
+
+def _checked(model: onnx.ModelProto, where: str, input_size_px: tuple[int, int] | None) -> FloatModel:
     found = quantized_ops(model)
     if found:
         raise ModelError(
-            f"{where} is quantized already",
+            "the model is quantized already",
             seen=", ".join(found),
             fix="take over its scales with --strategy qat, or give the float model",
         )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    try:
-        return _normalised(copy, where, input_size_px)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
+    return _normalised(copy, input_size_px)
 
 
-def _normalised(model: onnx.ModelProto, where: str, input_size_px: tuple[int, int] | None) -> FloatModel:
+def _normalised(model: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> FloatModel:
     if model.functions:
         model = inliner.inline_local_functions(model)
     drop_listed_initializers(model.graph)

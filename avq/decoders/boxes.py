@@ -11,6 +11,8 @@ from avq.types import F32, I64, AnyArray, RawOutputs
 
 Candidates = tuple[F32, F32, I64]
 
+_LARGEST_EXPONENT = 20.0
+
 
 def nothing() -> Candidates:
     return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -46,6 +48,12 @@ def logit(probability: float) -> float:
 def softmax(x: F32, axis: int = -1) -> F32:
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     y: F32 = e / e.sum(axis=axis, keepdims=True)
+    return y
+
+
+def grown(x: F32) -> F32:
+    """exp(x) for sizes; beyond any picture it stays finite."""
+    y: F32 = np.exp(np.minimum(x, _LARGEST_EXPONENT))
     return y
 
 

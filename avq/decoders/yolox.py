@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avq.decoders.boxes import Candidates, centre_to_xyxy, finished, output, points_of
+from avq.decoders.boxes import Candidates, centre_to_xyxy, finished, grown, output, points_of
 from avq.decoders.dense import DenseOutput, level_params, one_dense, ordered_levels
 from avq.decoders.family import HeadFamily
 from avq.decoders.objectness import objectness_rows
@@ -43,7 +43,7 @@ class YoloxDecoder(HeadFamily):
         picked, boxes, scores, class_ids = objectness_rows(rows, spec.params, score_threshold)
         if not spec.params["decoded"]:
             points, strides = points_of(spec.params["levels"], picked)
-            boxes = np.concatenate([boxes[:, :2] * strides + points, np.exp(boxes[:, 2:]) * strides], axis=1)
+            boxes = np.concatenate([boxes[:, :2] * strides + points, grown(boxes[:, 2:]) * strides], axis=1)
         return finished(centre_to_xyxy(boxes), scores, class_ids)
 
 
