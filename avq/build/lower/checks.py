@@ -63,8 +63,14 @@ def _check_reader(model: Model, edge: Edge) -> None:
 
 
 def _check_activation(model: Model, point: QuantPoint) -> None:
-    if point.mode != "static":
-        _refuse(point, f"mode {point.mode}", "only static activation scales can be written as Q/DQ pairs")
+    if point.mode == "weight-only":
+        _refuse(point, "mode weight-only", "weight-only points belong on constants")
+    if point.mode == "dynamic" and (clipped(point) or point.bits != 8 or point.scale.ndim):
+        _refuse(
+            point, "a dynamic grid of its own", "DynamicQuantizeLinear has 8 bits and one scale per tensor"
+        )
+    if point.mode == "dynamic" and model.element_type(point.edge.tensor) != onnx.TensorProto.FLOAT:
+        _refuse(point, "not float32", "DynamicQuantizeLinear reads float32 only")
     if point.rounding != "half_even":
         _refuse(point, f"rounding {point.rounding}", "QuantizeLinear rounds half to even and nothing else")
     if point.block_size:

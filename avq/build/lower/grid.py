@@ -43,12 +43,12 @@ def check_encoding(plan: QuantizationPlan, encoding: str) -> Encoding:
         raise RequestError(f"there is no encoding '{encoding}'", fix=nearest(encoding, ENCODINGS))
     if known == "asymmetric":
         return known
-    crooked = sorted(str(point.edge) for point in plan.points if not point.symmetric)
+    crooked = sorted(str(p.edge) for p in plan.points if not p.symmetric or p.mode == "dynamic")
     if crooked:
         raise PlanError(
             f"{len(crooked)} points are not symmetric, encoding {encoding} cannot write them",
             seen=", ".join(crooked[:6]) + (" ..." if len(crooked) > 6 else ""),
-            fix="plan with signed grids and zero point 0, or lower for a CPU target as 'asymmetric'",
+            fix="plan static signed grids with zero point 0, or lower for a CPU target as 'asymmetric'",
         )
     return known
 

@@ -5,6 +5,9 @@ shared by every reader with the same grid; constants become integer initialisers
 DequantizeLinear. An edge without a node means every reader, the graph output of that name included; output
 names never change.
 
+Dynamic activations become DynamicQuantizeLinear, whose scale and zero point follow each picture: unsigned, for
+CPUs only.
+
 Grids smaller than their storage (narrow, or below 8 bits) are written by a float Clip to the grid's ends in
 front of Q: exact, and legal for every runtime, which a Clip between Q and DQ is not.
 """
@@ -39,7 +42,7 @@ def lower_qdq(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> 
 
     Args:
         proto: normalised float model: opset >= 13, unique node names, initialisers not among the inputs.
-        plan: decisions; static points, and weight-only points on constants.
+        plan: decisions; static and (asymmetric only) dynamic points, and weight-only points on constants.
         encoding: "s8" signed bytes, zero point 0; "u8" the same grid stored as unsigned, zero point 128;
             "asymmetric" unsigned with the planned zero points. The first two compute the same numbers.
 
@@ -104,6 +107,8 @@ class _Writer:
         self, tensor: str, source: str, constant: AnyArray | None, point: QuantPoint, result: str = ""
     ) -> str:
         """Write one pair (or one constant) and return the name of its dequantized value."""
+        if constant is None and point.mode == "dynamic":
+            return self._write_dynamic(tensor, source, result)
         if constant is not None:
             grid = constant_grid(point)
             stored = self._stored(tensor, constant, point, grid)
@@ -119,6 +124,15 @@ class _Writer:
         nodes.append(self._node("DequantizeLinear", tensor, [stored, scale, zero_point], point, result))
         self._place(tensor, nodes)
         return str(nodes[-1].output[0])
+
+    def _write_dynamic(self, tensor: str, source: str, result: str) -> str:
+        quantize = self._node("DynamicQuantizeLinear", tensor, [source], None)
+        quantize.output.extend(
+            self._model.names.fresh(f"{tensor}/{part}") for part in ("scale", "zero_point")
+        )
+        dequantize = self._node("DequantizeLinear", tensor, list(quantize.output), None, result)
+        self._place(tensor, [quantize, dequantize])
+        return str(dequantize.output[0])
 
     def _place(self, tensor: str, nodes: list[onnx.NodeProto]) -> None:
         position = self._model.positions.get(tensor)

@@ -15,9 +15,10 @@ from avq.build.fold_input import fold_input
 from avq.build.graph import load_graph
 from avq.build.graph_view import view_of
 from avq.build.lower import lower, lower_qdq
+from avq.engines import builtin_engines
 from avq.errors import PlanError, RequestError
 from avq.preprocess import Preprocessor
-from avq.types import Edge, PreprocessSpec, QuantizationPlan, QuantPoint
+from avq.types import Edge, PreprocessSpec, QuantizationPlan, QuantPoint, SessionOptions
 from tests.build.lower.lowering_nets import (
     OUTPUTS,
     answers,
@@ -208,6 +209,28 @@ def test_packed_four_bit_blocks_and_sixteen_bits_raise_the_opset(net):
     assert 0 < error < 0.05
 
 
+def test_dynamic_scales_follow_the_picture(net, plan):
+    """No calibration: the grid of each picture is its own minimum and maximum."""
+    constants = view_of(net).constants
+    dynamic = tuple(
+        p if p.edge.tensor in constants else replace(p, mode="dynamic", signed=False) for p in plan.points
+    )
+    lowered = lower(net, replace(plan, points=dynamic), "asymmetric")
+    assert len(ops(onnx.ModelProto.FromString(lowered), "DynamicQuantizeLinear")) == 6
+    pictures = [picture(0), picture(1) // 16]  # the second is far darker than any static range
+    got, floats = answers(lowered, pictures), answers(net, pictures)
+    static = answers(lower(net, plan, "s8"), pictures)
+
+    def noise(answer, index):
+        return float(((answer[index]["boxes"] - floats[index]["boxes"]) ** 2).mean())
+
+    assert 0 < noise(got, 1) < noise(static, 1) / 4
+    for engine in builtin_engines():
+        if engine.status().available:
+            boxes = engine.open(lowered, SessionOptions()).infer(pictures[0])["boxes"]
+            assert float(((boxes - got[0]["boxes"]) ** 2).mean()) <= noise(got, 0)
+
+
 @pytest.mark.parametrize("rounding", ["half_even", "half_up", "floor", "ceil", "toward_zero"])
 def test_constants_are_rounded_as_planned(net, rounding):
     formula = {
@@ -235,7 +258,11 @@ def _refusals(plan: QuantizationPlan) -> list[tuple[str, QuantizationPlan]]:
         ("unknown node 'nobody'", QuantizationPlan("", (QuantPoint(Edge("x2", "nobody", 0), scale, zero),))),
         ("is not 'x2'", QuantizationPlan("", (QuantPoint(Edge("x2", "add", 0), scale, zero),))),
         ("not a float tensor", QuantizationPlan("", (QuantPoint(Edge("picture"), scale, zero),))),
-        ("mode dynamic", QuantizationPlan("", (QuantPoint(Edge("x2"), scale, zero, mode="dynamic"),))),
+        ("not symmetric", QuantizationPlan("", (QuantPoint(Edge("x2"), scale, zero, mode="dynamic"),))),
+        (
+            "mode weight-only",
+            QuantizationPlan("", (QuantPoint(Edge("x2"), scale, zero, mode="weight-only"),)),
+        ),
         ("rounding floor", QuantizationPlan("", (QuantPoint(Edge("x2"), scale, zero, rounding="floor"),))),
         (
             "tied edges have different scales",
@@ -258,7 +285,7 @@ def _refusals(plan: QuantizationPlan) -> list[tuple[str, QuantizationPlan]]:
     ]
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(10))
 def test_plans_that_do_not_fit_are_refused_by_name(net, plan, index):
     words, broken = _refusals(plan)[index]
     with pytest.raises(PlanError) as caught:
