@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -137,10 +138,15 @@ class CaptureProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Quiet libraries, and the same avq first on the path, whatever the working directory holds."""
+    """Quiet libraries, and the same avq as ours whatever the working directory holds.
+
+    An installed avq is found anyway; naming its folder would let other packages there hide the standard library.
+    """
     home = str(Path(avq.__file__).resolve().parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, **_QUIET, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    installed = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    paths = [*([] if installed else [home]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {**_QUIET, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+    return {**os.environ, **settings}
 
 
 def error_of(failed: Failed) -> AvqError:

@@ -51,5 +51,7 @@ class _LateRecorder:
 
 
 def recorder(path: Path, labels: Sequence[str]) -> Sink:
-    """The flight recorder of ``--log PATH``."""
-    return _LateRecorder().open(str(path), labels=labels)
+    """The flight recorder of ``--log PATH``. Raises DataError when the file cannot be created."""
+    from avq.recording import RecorderSink
+
+    return RecorderSink(path, labels=labels)
