@@ -84,6 +84,23 @@ def test_a_clip_is_written_and_read_again(tmp_path: Path, capfd: pytest.CaptureF
     assert capfd.readouterr().err == "", "nothing for the user to worry about"
 
 
+@pytest.mark.parametrize("fps", [0.5, 10, 29.97, 120])
+def test_a_clip_plays_at_the_asked_rate(tmp_path: Path, fps: float) -> None:
+    write_clip(tmp_path / "a.webm", (grey() for _ in range(40)), fps=fps)
+    reader = cv2.VideoCapture(str(tmp_path / "a.webm"))
+    times_ms = []
+    while reader.read()[0]:
+        times_ms.append(reader.get(cv2.CAP_PROP_POS_MSEC))
+    assert len(times_ms) == 40
+    assert np.diff(times_ms) == pytest.approx(1000 / fps, abs=1.0)
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), 1e6])
+def test_a_clip_needs_a_sensible_rate(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(DataError, match="frame rate"):
+        write_clip(tmp_path / "a.webm", iter([grey()]), fps=fps)
+
+
 def test_a_clip_needs_frames_of_one_size(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one frame"):
         write_clip(tmp_path / "a.webm", iter([]), fps=25)
