@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,10 @@ from avq.types import Verdict
 
 Html = NewType("Html", str)
 Tone = Literal["good", "bad", "warn", "plain"]
+
+_NUMBER_TEXT = re.compile(r"[-+\u2212]?\d[\d,]*(\.\d+)?( ?%)?|[-\u2013]")
+#: Longer values of key figures are set smaller, so that a word is not broken.
+_LONG_VALUE = 9
 
 #: Nothing is fetched: pictures are inline, a clip lies beside the page, scripts do not exist.
 _POLICY = "default-src 'none'; img-src data:; media-src 'self' file: data:; style-src 'unsafe-inline'"
@@ -92,7 +97,7 @@ def code(text: str, caption: str = "") -> Html:
 def key_figures(facts: Sequence[Fact]) -> Html:
     """The few numbers to remember, large."""
     cells = "".join(
-        f'<div><dt>{escape(fact.label)}</dt><dd class="{fact.tone}">{escape(fact.value)}</dd>'
+        f'<div><dt>{escape(fact.label)}</dt><dd class="{_dd_class(fact)}">{escape(fact.value)}</dd>'
         + (f"<small>{escape(fact.note)}</small>" if fact.note else "")
         + "</div>"
         for fact in facts
@@ -100,10 +105,14 @@ def key_figures(facts: Sequence[Fact]) -> Html:
     return Html(f'<dl class="figures">{cells}</dl>')
 
 
+def _dd_class(fact: Fact) -> str:
+    return f"{fact.tone} long" if len(fact.value) > _LONG_VALUE else fact.tone
+
+
 def table(rows: Sequence[Mapping[str, object]], *, caption: str = "", chosen: int | None = None) -> Html:
     """Rows with the same keys; the keys of the first are the heads. ``chosen`` marks one row.
 
-    A column is set as numbers when every value in it is a number or missing.
+    A column is set as numbers when every value in it is a number, the text of one, or missing.
     """
     if not rows:
         return Html(f'<p class="lead">{escape(caption or "nothing to show")}</p>')
@@ -124,6 +133,8 @@ def table(rows: Sequence[Mapping[str, object]], *, caption: str = "", chosen: in
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return not value or _NUMBER_TEXT.fullmatch(value) is not None
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

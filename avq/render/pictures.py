@@ -26,24 +26,38 @@ def draw_detections(
 ) -> U8:
     """A copy of ``pixels`` ((H, W, 3) uint8 BGR) with a box and a name per detection, best score on top.
 
-    Line and letters grow with the picture. Boxes that are not finite are left out. A class without a name
-    is shown by its number.
+    Names that would cover the name of a better box are left out. Line and letters grow with the picture. Boxes
+    that are not finite are left out. A class without a name is shown by its number.
     """
     canvas: U8 = np.array(pixels, np.uint8, order="C")
-    size_px = max(canvas.shape[:2])
-    thickness = max(1, round(size_px / 320))
-    for index in np.argsort(detections.scores, kind="stable"):
-        box, score = detections.boxes_xyxy_px[index], float(detections.scores[index])
-        if score < min_score or not np.all(np.isfinite(box)):
-            continue
+    shown = [i for i in np.argsort(detections.scores, kind="stable") if _drawable(detections, i, min_score)]
+    thickness = max(1, round(max(canvas.shape[:2]) / 320))
+    for index in shown:
+        corners, colour = (
+            _corners(canvas, detections, index),
+            class_colour_bgr(int(detections.class_ids[index])),
+        )
+        cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness, cv2.LINE_AA)
+    taken: list[tuple[int, int, int, int]] = []
+    for index in reversed(shown):
         class_id = int(detections.class_ids[index])
         name = labels[class_id] if 0 <= class_id < len(labels) else f"class {class_id}"
-        limit = 4 * size_px
-        x0, y0, x1, y1 = (round(float(v)) for v in np.clip(box, -limit, limit))
-        colour = class_colour_bgr(class_id)
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), colour, thickness, cv2.LINE_AA)
-        _draw_chip(canvas, (x0, y0), f"{name} {score:.2f}", colour, thickness)
+        text = f"{name} {float(detections.scores[index]):.2f}"
+        corners = _corners(canvas, detections, index)
+        _draw_chip(canvas, corners, text, class_colour_bgr(class_id), thickness, taken)
     return canvas
+
+
+def _drawable(detections: Detections, index: int, min_score: float) -> bool:
+    finite = bool(np.all(np.isfinite(detections.boxes_xyxy_px[index])))
+    return finite and float(detections.scores[index]) >= min_score
+
+
+def _corners(canvas: U8, detections: Detections, index: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 in whole pixels, far ones pulled in so that OpenCV's integers hold them."""
+    limit = 4 * max(canvas.shape[:2])
+    x0, y0, x1, y1 = (round(float(v)) for v in np.clip(detections.boxes_xyxy_px[index], -limit, limit))
+    return x0, y0, x1, y1
 
 
 def class_colour_bgr(class_id: int) -> tuple[int, int, int]:
@@ -52,20 +66,38 @@ def class_colour_bgr(class_id: int) -> tuple[int, int, int]:
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def _draw_chip(canvas: U8, at: tuple[int, int], text: str, colour: tuple[int, int, int], line: int) -> None:
-    """A filled label above the box's corner, moved so that it stays inside the picture."""
+def _draw_chip(
+    canvas: U8,
+    corners: tuple[int, int, int, int],
+    text: str,
+    colour: tuple[int, int, int],
+    line: int,
+    taken: list[tuple[int, int, int, int]],
+) -> None:
+    """A filled label above the box, else below or inside it; none where a better box's label would be hidden."""
     scale = max(0.36, max(canvas.shape[:2]) / 1350)
     stroke = max(1, round(scale * 1.6))
     plain = text.encode("ascii", "replace").decode()
     (width, height), below = cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
     pad = 2 + line
+    wide, high = width + 2 * pad, height + below + 2 * pad
     rows, cols = canvas.shape[:2]
-    x = min(max(0, at[0] - line // 2), max(0, cols - width - 2 * pad))
-    top = min(max(0, at[1] - height - below - 2 * pad), max(0, rows - height - below - 2 * pad))
-    bottom = top + height + below + 2 * pad
-    cv2.rectangle(canvas, (x, top), (x + width + 2 * pad, bottom), colour, cv2.FILLED)
-    origin = (x + pad, bottom - pad - below // 2 - 1)
+    x = min(max(0, corners[0] - line // 2), max(0, cols - wide))
+    for top in (corners[1] - high, corners[3], corners[1]):
+        y = min(max(0, top), max(0, rows - high))
+        place = (x, y, x + wide, y + high)
+        if not any(_overlap(place, other) for other in taken):
+            break
+    else:
+        return
+    taken.append(place)
+    cv2.rectangle(canvas, place[:2], place[2:], colour, cv2.FILLED)
+    origin = (x + pad, y + high - pad - below // 2 - 1)
     cv2.putText(canvas, plain, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), stroke, cv2.LINE_AA)
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def picture(pixels: U8, caption: str = "", *, width_px: int = PAGE_WIDTH_PX) -> Html:

@@ -41,11 +41,12 @@ p.lead { color: var(--soft); margin-bottom: 1.25rem; }
 .block { margin: 0 0 1.5rem; }
 h2 + .block { margin-top: .9rem; }
 .figures { display: grid; gap: 1px; background: var(--card); border: 1px solid var(--line);
-  border-radius: .75rem; overflow: hidden; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
+  border-radius: .75rem; overflow: hidden; grid-template-columns: repeat(auto-fit, minmax(10.25rem, 1fr)); }
 .figures > div { outline: 1px solid var(--line); padding: 1rem 1.15rem 1.1rem; }
 .figures dt { color: var(--soft); font-size: .8125rem; }
 .figures dd { margin: .1rem 0 0; font-size: 1.65rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.figures dd.long { font-size: 1.2rem; line-height: 1.72; letter-spacing: -.01em; }
 .figures dd.good, .figures dd.bad, .figures dd.warn { color: var(--tone); }
 .figures small { display: block; color: var(--soft); font-size: .8125rem; line-height: 1.4; }
 .scroll { overflow-x: auto; }

@@ -143,6 +143,8 @@ def test_numbers_are_short_and_missing_ones_a_dash() -> None:
     for shown in ("0.1235", "\u2013", "\u22122.5", "yes", "1, 2"):
         assert f">{shown}</td>" in html
     assert "nothing to show" in table([])
+    mixed = table([{"p50": "7.49", "share": "55 %", "name": "a1"}, {"p50": "", "share": "-", "name": "2"}])
+    assert mixed.count('class="number"') == 6, "text of numbers lines up like numbers"
 
 
 def test_late_frames_stand_out_even_in_a_long_run() -> None:

@@ -49,6 +49,13 @@ def test_tiny_pictures_and_names_beyond_ascii() -> None:
     assert draw_detections(grey(8, 8), seen((1, 1, 6, 6)), ["Fußgänger"]).shape == (8, 8, 3)
 
 
+def test_names_do_not_cover_better_names() -> None:
+    alone = draw_detections(grey(), seen((50, 60, 200, 180), scores=(0.9,)), ["car"])
+    crowd = seen(*[(50, 60, 200, 180)] * 6, scores=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4))
+    both = draw_detections(grey(), crowd, ["car"] * 6)
+    assert (both[40:58, 55:100] == alone[40:58, 55:100]).all()
+
+
 def test_classes_have_their_own_colours() -> None:
     boxes = [seen((50, 60, 200, 180)), Detections(*[a[1:] for a in _two()])]
     a, b = (draw_detections(grey(), d, []) for d in boxes)
