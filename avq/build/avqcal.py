@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,7 @@ class CalibrationFile:
         return hashlib.sha256(_body(self)).hexdigest()
 
 
-def set_digest(images: Sequence[str]) -> str:
+def set_digest(images: Iterable[str]) -> str:
     """SHA-256 over picture digests, in any order."""
     return hashlib.sha256("\n".join(sorted(images)).encode()).hexdigest()
 

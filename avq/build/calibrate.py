@@ -45,7 +45,7 @@ class CalibrationRun:
     Attributes:
         model: the folded float model: one uint8 (1, 3, h, w) input.
         tensors: activation tensors to count.
-        items: pictures; their order does not matter.
+        items: pictures; neither their order nor copies among them matter.
         spec: preprocessing of the pictures.
         graph_digest: digest of the float graph.
         engine: runtime to run on.
@@ -85,11 +85,13 @@ class CalibrationRun:
         """
         _check_request(self.tensors, self.items, self.part, self.workers)
         observation = observe(self.model, self.tensors, self.memory_limit_mb)
-        mine = shard(self.items, *self.part)
+        unique = {item.sha256: item for item in self.items}
+        mine = shard(tuple(unique.values()), *self.part)
         start = self._start(observation)
         total = self._resume(start, {item.sha256 for item in mine})
         self.resumed = len(total.images)
-        todo = [item for item in mine if item.sha256 not in set(total.images)]
+        done = set(total.images)
+        todo = [item for item in mine if item.sha256 not in done]
         self._report(self.resumed, len(mine))
         for batch in self._batches(todo):
             total = self._counted(total, batch, observation, len(mine))
@@ -102,7 +104,7 @@ class CalibrationRun:
         origin = origin_of(
             self.engine, self.spec, self.graph_digest, optimise=self.optimise, passes=len(observation.passes)
         )
-        whole = avqcal.set_digest([item.sha256 for item in self.items])
+        whole = avqcal.set_digest({item.sha256 for item in self.items})
         empty = {name: Histogram() for name in observation.tensors}
         return CalibrationFile(origin, (), empty, Shard(self.part[1], (), whole))
 

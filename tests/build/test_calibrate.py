@@ -65,10 +65,10 @@ def test_it_counts_what_the_model_computes(pictures: CalibrationSet, whole: Path
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_neither_order_nor_workers_change_a_byte(
+def test_neither_order_nor_copies_nor_workers_change_a_byte(
     pictures: CalibrationSet, whole: Path, tmp_path: Path, workers: int
 ) -> None:
-    items = list(pictures.items)
+    items = [*pictures.items, *pictures.items[:3]]
     random.Random(workers).shuffle(items)
     answer = run_calibrate(run_on(tuple(items), workers=workers), tmp_path / "other.avqcal")
     assert (tmp_path / "other.avqcal").read_bytes() == whole.read_bytes()
