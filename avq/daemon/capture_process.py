@@ -33,7 +33,7 @@ from avq.daemon.messages import (
 from avq.daemon.slots import Slot
 from avq.errors import AvqError
 from avq.hookspecs import FrameSource, SourceType
-from avq.types import U8
+from avq.types import U8, Frame
 
 NO_FREE_SLOT = "no_free_slot"
 _DEFAULT_FPS = 30.0
@@ -128,11 +128,12 @@ class Pump:
         if slot is None:
             self._no_free_slot += 1
             return
-        pixels, t_capture_ns = got
-        self._slots[slot].write(pixels)
         lost = self.lost()
         seq = self._settings.first_seq + read + sum(self._source_lost().values())
-        self._link.send(Captured(slot, seq, t_capture_ns, pixels.shape[1], pixels.shape[0], lost))
+        frame = Frame(self._settings.camera, seq, got[1], got[0])  # raises on what is no BGR picture
+        self._slots[slot].write(frame.pixels)
+        height_px, width_px = frame.pixels.shape[:2]
+        self._link.send(Captured(slot, seq, frame.t_capture_ns, width_px, height_px, lost))
 
     def _source_lost(self) -> Mapping[str, int]:
         lost: Mapping[str, int] = getattr(self._source, "lost", {})

@@ -76,12 +76,16 @@ class Receiver:
         self._selector.close()
 
     def _hear(self, camera: _Camera) -> None:
-        messages = camera.process.hear()
+        try:
+            messages = camera.process.hear()
+            for message in messages or ():
+                self._take(camera, message)
+        except Exception as error:  # one camera's nonsense must not deafen the others
+            camera.process.kill()
+            camera.end = _nonsense(camera.name, error)
+            messages = []
         if messages is None:
             self._finish(camera)
-            return
-        for message in messages:
-            self._take(camera, message)
 
     def _take(self, camera: _Camera, message: Message) -> None:
         if isinstance(message, Captured):
@@ -139,3 +143,13 @@ class Receiver:
         for camera in list(self._cameras):
             camera.process.ask_to_stop()
         self._thread.join()
+
+
+def _nonsense(camera: str, error: Exception) -> Failed:
+    return Failed(
+        "MachineError",
+        f"the capture process of camera '{camera}' sent what cannot be understood",
+        repr(error),
+        "its memory is damaged: suspect the decoder or the source's plugin",
+        {},
+    )

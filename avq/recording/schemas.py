@@ -37,7 +37,17 @@ COMPRESSED_IMAGE = _object(
 )
 IMAGE_ANNOTATIONS = _object(
     "foxglove.ImageAnnotations",
-    circles=_array({"type": "object"}),
+    circles=_array(
+        _object(
+            "foxglove.CircleAnnotation",
+            timestamp=_TIME,
+            position=_POINT,
+            diameter=_NUMBER,
+            thickness=_NUMBER,
+            fill_color=_COLOR,
+            outline_color=_COLOR,
+        )
+    ),
     points=_array(
         _object(
             "foxglove.PointsAnnotation",

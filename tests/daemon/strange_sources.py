@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import time
 
 import numpy as np
@@ -26,6 +28,8 @@ class _Strange:
             return (np.zeros((16, 16, 3), np.uint8), time.monotonic_ns()) if self._seq <= 150 else None
         if self._seq > 5:
             self._misbehave()
+        if self._name == "grey" and self._seq > 5:
+            return np.zeros((16, 16), np.uint8), time.monotonic_ns()
         size = 16 * self._seq if self._name == "growing" else 16
         return np.full((size, size, 3), self._seq, np.uint8), time.monotonic_ns()
 
@@ -36,6 +40,8 @@ class _Strange:
             raise KeyError("a plugin's bug")
         elif self._name == "crash":
             ctypes.string_at(0)
+        elif self._name == "babble":
+            os.write(int(sys.argv[1]), b"\x05\0\0\0babble")
         elif self._name == "noisy":
             print("x" * 200_000, flush=True)
         time.sleep(0.01)

@@ -214,6 +214,20 @@ def test_a_plugin_source_that_raises_is_named() -> None:
     assert "a plugin's bug" in error.what and "strange_sources.py" in error.seen
 
 
+def test_a_source_that_gives_no_bgr_picture_is_told_what_it_gave() -> None:
+    summary, kept = run({"front": "strange://grey"}, STRANGE)
+    error = summary.failures[0].error
+    assert len(kept) >= 1 and isinstance(error, DataError)
+    assert error.seen == "shape (16, 16), dtype uint8"
+
+
+def test_a_capture_process_that_talks_nonsense_is_ended() -> None:
+    summary, kept = run({"front": "strange://babble"}, STRANGE)
+    assert len(kept) >= 1 and summary.account.balanced
+    assert isinstance(summary.failures[0].error, MachineError)
+    assert "cannot be understood" in summary.failures[0].error.what
+
+
 def test_a_hung_source_cannot_hold_up_the_end() -> None:
     options = RunOptions(providers=STRANGE.providers, frames=1)
     started = time.monotonic()
