@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mcap.exceptions import EndOfFile, McapError
 from mcap.reader import make_reader
-from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
+from mcap.records import Channel, Chunk, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
@@ -66,9 +66,6 @@ class LogReader:
         try:
             for record in stream.records:
                 yield from self._messages(record)
-                if isinstance(record, Footer):
-                    return
-            self.damage = self.damage or "the file has no end record"
         except EndOfFile:
             self.damage = "the file is cut off: its writer was killed, or it was not copied whole"
         except _BROKEN as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
 
@@ -137,6 +137,8 @@ def whole_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=60, deadline=None)
+@example(share=1.0)
+@example(share=1 - 1e-9)
 @given(share=st.floats(0, 1))
 def test_any_cut_leaves_a_readable_prefix(
     whole_log: Path, tmp_path_factory: pytest.TempPathFactory, share: float
