@@ -135,10 +135,14 @@ class _Preprocessing:
             spec = spec_from_json(told, where=f"the model's metadata '{PREPROCESS_KEY}'", size_px=size)
             return _Chosen(spec, ("preprocessing: from the model's metadata",))
         if is_ultralytics(self.source.view) and self.decoder.family != NONE:
-            return _Chosen(
-                PRESETS["yolov8"](*size), ("preprocessing: Ultralytics', by the model's metadata",)
-            )
+            return _Chosen(self._ultralytics(size), ("preprocessing: Ultralytics', by the model's metadata",))
         return self._published(size)
+
+    def _ultralytics(self, size_px: tuple[int, int]) -> PreprocessSpec:
+        """Letterboxed RGB 0..1; heads that select in the graph say whether they are its stretched RT-DETR."""
+        family = find_decoder(self.decoder.family, self.families)
+        presets = family.presets(self.source.view, self.decoder) if family.nms_in_graph else ()
+        return presets[0] if presets else PRESETS["yolov8"](*size_px)
 
     def _size_px(self) -> tuple[int, int]:
         size = input_size_px(self.source.view)

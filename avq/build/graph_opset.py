@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, version_converter
 
-from avq.build.graph_edit import attribute, drop_attributes, fresh_name, name_nodes, set_constant
+from avq.build.graph_edit import attribute, drop_attributes, fresh_name, name_nodes, set_constant, sort_nodes
 from avq.build.graph_read import quiet
 from avq.errors import ModelError
 from avq.types import AnyArray
@@ -55,10 +55,11 @@ def _by_hand(model: onnx.ModelProto, version: int, cause: Exception) -> onnx.Mod
     kept = [entry for entry in raised.opset_import if entry.domain not in ("", "ai.onnx")]
     del raised.opset_import[:]
     raised.opset_import.extend([helper.make_opsetid("", MIN_OPSET), *kept])
-    for node in raised.graph.node:
+    for node in list(raised.graph.node):
         if node.domain in ("", "ai.onnx"):
             _raise_node(raised.graph, node, version, cause)
     name_nodes(raised.graph)
+    sort_nodes(raised.graph)
     return raised
 
 
@@ -126,9 +127,22 @@ def _pad(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _softmax(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Before 13 the default axis was 1 and trailing axes were flattened; here it is named."""
-    if attribute(node, "axis") is None:
-        node.attribute.append(helper.make_attribute("axis", 1))
+    """Before 13 the axes from ``axis`` (default 1) on were one: Flatten, softmax along the last, Reshape back."""
+    axis = attribute(node, "axis", 1)
+    drop_attributes(node, "axis")
+    node.attribute.append(helper.make_attribute("axis", -1))
+    if axis == -1:
+        return
+    source, result = node.input[0], node.output[0]
+    shape, rows, done = (fresh_name(graph, f"{result}_{role}") for role in ("shape", "rows", "softmax"))
+    node.input[0], node.output[0] = rows, done
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [source], [shape]),
+            helper.make_node("Flatten", [source], [rows], axis=axis),
+            helper.make_node("Reshape", [done, shape], [result]),
+        ]
+    )
 
 
 def _batch_norm(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:

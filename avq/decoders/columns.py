@@ -112,7 +112,8 @@ def _back(graph: GraphView, node: NodeView, place: _Place) -> list[_Place]:
 def _elementwise(graph: GraphView, node: NodeView, place: _Place) -> Iterator[_Place]:
     """Broadcast operators and everything unknown: the same position counted from the last axis."""
     rank = len(_sizes(graph, place.tensor) or ())
-    for name in node.inputs:
+    picks = node.op.startswith("Gather") or node.op == "TopK"  # what is picked does not change the numbers
+    for name in node.inputs[:1] if picks else node.inputs:
         if not name or (graph.is_constant(name) and node.op not in ("Where", "ScatterND")):
             continue
         shape = _sizes(graph, name)

@@ -21,7 +21,8 @@ from avq.decoders.columns import column
 from avq.decoders.dense import box_format, in_unit_square
 from avq.decoders.family import HeadFamily
 from avq.decoders.structure import head_region, input_size_px
-from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, RawOutputs, TensorView
+from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
+from avq.types.presets import PRESETS
 
 _SELECTING = frozenset({"NonMaxSuppression", "TopK"})
 _MOST_QUERIES = 2000
@@ -32,7 +33,10 @@ class NmsInGraphDecoder(HeadFamily):
 
     family = "nms_in_graph"
     nms_in_graph = True
-    preset_names = ("rtdetr", "yolov8", "ssd", "torchvision", "imagenet")
+
+    def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
+        size = input_size_px(graph)
+        return [] if size is None else [PRESETS[name](*size) for name in _preset_names(graph, spec)]
 
     def recognise(self, graph: GraphView) -> DecoderSpec | None:
         if input_size_px(graph) is None:
@@ -57,6 +61,20 @@ class NmsInGraphDecoder(HeadFamily):
         return finished(
             in_pixels(boxes, spec.params["normalised"], spec.params["size_px"]), scores, class_ids
         )
+
+
+def _preset_names(graph: GraphView, spec: DecoderSpec) -> tuple[str, ...]:
+    if _is_detr(graph):
+        return ("rtdetr", "imagenet")
+    if spec.params["layout"] == "table":
+        return ("yolov8", "yolox")
+    return ("ssd", "torchvision", "imagenet", "yolov8")
+
+
+def _is_detr(graph: GraphView) -> bool:
+    """Heads of matrix products on queries, not of convolutions on maps."""
+    layers, _ = head_region(graph)
+    return bool(layers) and not any("Conv" in node.op for node in layers)
 
 
 def _is_selecting(node: NodeView) -> bool:
@@ -85,7 +103,7 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
     view = graph.outputs[0]
     first = 1 if _last_size(view) == 7 else 0
     places = [4, 5] if first == 0 else [6, 5]
-    geometry = _geometry(graph, view.name, first) | {"format": "xyxy"}
+    geometry = _geometry(graph, view.name, first)
     return {"layout": "table", "output": view.name, "first": first, "places": places, **geometry}
 
 
@@ -161,8 +179,7 @@ def _triplets(graph: GraphView) -> dict[str, Any] | None:
 
 def _queries(graph: GraphView) -> dict[str, Any] | None:
     """DETR: a set of queries, boxes through a sigmoid, one score per class, no NMS needed."""
-    layers, _ = head_region(graph)
-    if not layers or any("Conv" in node.op for node in layers):
+    if not _is_detr(graph):
         return None
     views = list(graph.outputs)
     if any(len(v.shape) != 3 or not 1 < v.shape[1] <= _MOST_QUERIES for v in views):

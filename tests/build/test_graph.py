@@ -232,7 +232,7 @@ def test_what_the_converter_refuses_is_raised_by_hand(capfd: pytest.CaptureFixtu
         helper.make_node("Squeeze", ["d"], ["e"], axes=[0]),
         helper.make_node("Split", ["e"], ["f", "g"], axis=0, split=[1, 3]),
         helper.make_node("Clip", ["g"], ["y"], max=0.4),
-        helper.make_node("Softmax", ["f"], ["z"], axis=2),
+        helper.make_node("Softmax", ["f"], ["z"], axis=1),
     ]
     scales = np.array([1, 1, 2, 2], np.float32)
     proto = model_of(

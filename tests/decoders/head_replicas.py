@@ -343,6 +343,26 @@ def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int =
     ), levels
 
 
+def query_rows(seed: int, classes: int, most: int = 20):
+    """RT-DETR with its top-k in the graph: (1, K, 6) rows of cx, cy, w, h in 0..1, score, class."""
+    net = Net(seed)
+    x, h, w, _ = net.levels()[0]
+    rows = net.op("Transpose", net.reshape(x, 1, 8, h * w), perm=[0, 2, 1])
+    box, scores = (
+        net.op("Sigmoid", net.op("MatMul", rows, net.const(net.rng.normal(0, 0.5, (8, size)))))
+        for size in (4, classes)
+    )
+    top, index = net.op("TopK", net.op("Flatten", scores), net.const([most], np.int64), outputs=2, axis=1)
+    count = net.const(classes, np.int64)
+    query = net.op("Div", index, count)
+    label = net.op("Sub", index, net.op("Mul", query, count))
+    last = net.const([2], np.int64)
+    four = net.op("Expand", net.op("Unsqueeze", query, last), net.const([1, most, 4], np.int64))
+    parts = [net.op("GatherElements", box, four, axis=1), net.op("Unsqueeze", top, last)]
+    parts.append(net.op("Cast", net.op("Unsqueeze", label, last), to=TensorProto.FLOAT))
+    return load(net.model(net.op("Concat", *parts, axis=2))), [(x, h, w, 8)]
+
+
 def efficient_nms(seed: int, classes: int, most: int = 100):
     """TensorRT's plugin: num_dets (1, 1), boxes (1, K, 4), scores (1, K), classes (1, K)."""
     net = Net(seed)

@@ -19,6 +19,7 @@ from tests.decoders.head_replicas import (
     end_to_end,
     gfl,
     queries,
+    query_rows,
     retinanet,
     run,
     suppressed,
@@ -49,6 +50,7 @@ REPLICAS = {
     "boxes and scores": ("builtin", lambda seed: boxes_and_scores(seed, 5)),
     "ssd before nms": ("builtin", lambda seed: boxes_and_scores(seed, 5, softmax=True)),
     "end to end": ("nms_in_graph", lambda seed: end_to_end(seed, 3)),
+    "query rows": ("nms_in_graph", lambda seed: query_rows(seed, 3)),
     "nms triplets": ("nms_in_graph", lambda seed: suppressed(seed, 3, style="triplets")),
     "nms lists": ("nms_in_graph", lambda seed: suppressed(seed, 3, style="lists")),
     "queries joined": ("nms_in_graph", lambda seed: queries(seed, 3, joined=True, sigmoid=True)),
@@ -264,6 +266,13 @@ def test_ssd_before_nms_drops_the_background_and_scales_to_pixels() -> None:
 def test_end_to_end_rows() -> None:
     found, (out,) = decode(end_to_end(21, 3)[0])
     same(found, [(int(r[5]), float(r[4]), r[:4].tolist()) for r in out[0] if r[4] >= THRESHOLD])
+
+
+def test_detr_rows_with_their_top_k_in_the_graph() -> None:
+    found, (out,) = decode(query_rows(25, 3)[0])
+    scale = np.array([WIDTH, HEIGHT] * 2)
+    rows = [(int(r[5]), float(r[4]), corners(*(r[:4] * scale).tolist())) for r in out[0] if r[4] >= THRESHOLD]
+    same(found, rows)
 
 
 def test_nms_triplets_and_lists_agree() -> None:
