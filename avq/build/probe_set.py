@@ -29,8 +29,10 @@ from avq.types import (
     SessionOptions,
 )
 
-# Boxes below this score can neither lose a box (>= 0.5, half the score) nor matter to COCO metrics.
+# COCO metrics integrate over the score, so verification keeps nearly everything.
 SCORE_FLOOR = 0.01
+# Enough to look for firm boxes (score >= 0.5, half of it suffices), and much quicker to suppress.
+LOOK_FLOOR = 0.1
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
 MIN_FIRM_BOXES = 300
@@ -78,7 +80,7 @@ class ProbeSet:
             raw = session.infer(model_input.tensor)
             meter.add(reference, raw)
             if self.decoder is not None:
-                found.append(self.decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+                found.append(self.decoder.decode(raw, model_input, score_threshold=LOOK_FLOOR))
         return Answers(tuple(found) if self.decoder is not None else None, meter.result_db())
 
     def score(self, session: Session) -> PlanScore:
