@@ -46,6 +46,7 @@ def fix_inputs(graph: onnx.GraphProto, size_px: tuple[int, int] | None) -> list[
         raise ModelError(
             f"the input '{picture.name}' has no shape", fix="export it with a declared input shape"
         )
+    messages += _with_batch(graph, picture)
     messages += _to_channels_first(graph, picture)
     messages += _fix_batch(picture)
     messages += _fix_size(graph, picture, size_px)
@@ -82,6 +83,19 @@ def _is_pair(value: onnx.ValueInfoProto) -> bool:
 def _set_dims(value: onnx.ValueInfoProto, shape: list[int]) -> None:
     kind = value.type.tensor_type.elem_type
     value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+
+
+def _with_batch(graph: onnx.GraphProto, picture: onnx.ValueInfoProto) -> list[str]:
+    """(3, h, w) inputs, as torchvision exports them, become (1, 3, h, w) followed by a Squeeze."""
+    shape = dims(picture)
+    if len(shape) != 3 or shape[0] != 3:
+        return []
+    _set_dims(picture, [1, *shape])
+    alone = fresh_name(graph, f"{picture.name}_alone")
+    rename_reads(graph, {picture.name: alone})
+    axes = set_constant(graph, fresh_name(graph, f"{alone}_axes"), np.array([0], np.int64))
+    graph.node.insert(0, helper.make_node("Squeeze", [picture.name, axes], [alone], name=alone))
+    return ["a batch axis of 1 added to the input"]
 
 
 def _fix_batch(picture: onnx.ValueInfoProto) -> list[str]:

@@ -76,7 +76,7 @@ def normalises_inside(graph: GraphView) -> float | None:
         if len(readers) != 1:
             break
         node, index = readers[0]
-        if node.op in ("Cast", "Transpose"):
+        if node.op in ("Cast", "Transpose", "Squeeze", "Unsqueeze"):
             tensor = node.outputs[0]
             continue
         other = graph.constants.get(node.inputs[1 - index]) if len(node.inputs) == 2 else None

@@ -5,54 +5,12 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.build.graph import FloatModel, normalise, view_of
+from avq.build.graph import normalise, view_of
 from avq.errors import ModelError
-
-
-def info(name: str, shape, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def model_of(nodes, inputs, outputs, weights=None, *, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
-    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-
-
-def run(proto: onnx.ModelProto, *arrays: np.ndarray) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    return session.run(None, dict(zip(names, arrays, strict=True)))
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).random(shape, np.float32)
-
-
-def weights(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
-
-
-def conv(x: str = "x", y: str = "y", w: str = "w", *more: str, **attributes) -> onnx.NodeProto:
-    return helper.make_node(
-        "Conv", [x, w, *more], [y], **{"kernel_shape": [3, 3], "pads": [1] * 4} | attributes
-    )
-
-
-def small(**options) -> onnx.ModelProto:
-    node = conv(y="y")
-    return model_of(
-        [node], [info("x", [1, 3, 8, 8])], [info("y", None)], {"w": weights(4, 3, 3, 3)}, **options
-    )
-
-
-def ops(model: FloatModel) -> list[str]:
-    return [node.op for node in model.view.nodes]
+from tests.build.graph_case import conv, info, model_of, ops, picture, run, small, weights
 
 
 def test_weights_listed_as_inputs_are_no_inputs() -> None:
@@ -253,48 +211,6 @@ def test_what_the_converter_refuses_is_raised_by_hand(capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
 
 
-def test_dynamic_sizes_need_a_size_and_take_one() -> None:
-    proto = model_of(
-        [conv(y="y")], [info("x", ["n", 3, "h", "w"])], [info("y", None)], {"w": weights(4, 3, 3, 3)}
-    )
-    with pytest.raises(ModelError) as error:
-        normalise(proto)
-    assert "--preprocess" in error.value.fix
-    assert "width_px" in error.value.fix
-    model = normalise(proto, input_size_px=(24, 16))
-    assert model.view.inputs[0].shape == (1, 3, 16, 24)
-    assert model.view.outputs[0].shape == (1, 4, 16, 24)
-    with pytest.raises(ModelError, match="8x8 px, not 16x8"):
-        normalise(small(), input_size_px=(16, 8))
-
-
-def test_channels_last_inputs_become_channels_first() -> None:
-    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), conv("t", "y")]
-    proto = model_of(nodes, [info("x", [1, 8, 8, 3])], [info("y", None)], {"w": weights(4, 3, 3, 3)})
-    model = normalise(proto)
-    assert model.view.inputs[0].shape == (1, 3, 8, 8)
-    assert ops(model) == ["Conv"], "the exporter's own Transpose is undone"
-    x = picture(1, 3, 8, 8)
-    np.testing.assert_array_equal(run(model.proto, x)[0], run(proto, x.transpose(0, 2, 3, 1).copy())[0])
-
-
-def test_channels_last_arithmetic_before_the_transpose_stays_right() -> None:
-    nodes = [
-        helper.make_node("Mul", ["x", "k"], ["m"]),
-        helper.make_node("Transpose", ["m"], ["t"], perm=[0, 3, 1, 2]),
-        conv("t", "y"),
-    ]
-    proto = model_of(
-        nodes,
-        [info("x", [1, 8, 8, 3])],
-        [info("y", None)],
-        {"w": weights(4, 3, 3, 3), "k": np.float32([1, 2, 3])},
-    )
-    x = picture(1, 3, 8, 8)
-    got = run(normalise(proto).proto, x)[0]
-    np.testing.assert_array_equal(got, run(proto, x.transpose(0, 2, 3, 1).copy())[0])
-
-
 def test_float16_becomes_float32_and_says_so() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
@@ -306,38 +222,6 @@ def test_float16_becomes_float32_and_says_so() -> None:
     assert ops(model) == ["Conv"]
     assert "float16" in model.messages[0]
     assert model.view.constants[model.view.nodes[0].inputs[1]].dtype == np.float32
-
-
-def test_a_picture_size_input_of_detr_is_bound_to_the_network_size() -> None:
-    nodes = [
-        conv(y="a", **{"pads": [0] * 4, "strides": [8, 8]}),
-        helper.make_node("Cast", ["size"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["f"], ["r"], keepdims=0),
-        helper.make_node("Mul", ["a", "r"], ["y"]),
-    ]
-    proto = model_of(
-        nodes,
-        [info("x", [1, 3, 8, 16]), info("size", [1, 2], TensorProto.INT64)],
-        [info("y", None)],
-        {"w": weights(4, 3, 3, 3)},
-    )
-    model = normalise(proto)
-    assert [i.name for i in model.view.inputs] == ["x"]
-    assert "16x8" in model.messages[0]
-    x = picture(1, 3, 8, 16)
-    np.testing.assert_allclose(run(model.proto, x)[0], run(proto, x, np.array([[16, 8]]))[0], rtol=1e-5)
-
-
-def test_several_pictures_and_batches_are_refused_with_the_inputs_listed() -> None:
-    nodes = [helper.make_node("Add", ["left", "right"], ["y"])]
-    proto = model_of(nodes, [info("left", [1, 3, 8, 8]), info("right", [1, 3, 8, 8])], [info("y", None)])
-    with pytest.raises(ModelError) as error:
-        normalise(proto)
-    assert "left" in error.value.seen
-    assert "right" in error.value.seen
-    four = model_of([conv()], [info("x", [4, 3, 8, 8])], [info("y", None)], {"w": weights(4, 3, 3, 3)})
-    with pytest.raises(ModelError, match="4 pictures at once"):
-        normalise(four)
 
 
 @pytest.mark.parametrize("op", ["QuantizeLinear", "QLinearConv", "ConvInteger", "QLinearAdd"])
@@ -399,11 +283,3 @@ def test_the_view_knows_every_shape_and_reads_attributes_as_python_values() -> N
     assert view.tensors["x"].dtype == "float32"
     with pytest.raises(ValueError, match="read-only"):
         view.constants["w"][0] = 0
-
-
-def test_uint8_inputs_are_accepted() -> None:
-    nodes = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT), conv("f", "y")]
-    proto = model_of(
-        nodes, [info("x", [1, 3, 8, 8], TensorProto.UINT8)], [info("y", None)], {"w": weights(4, 3, 3, 3)}
-    )
-    assert normalise(proto).view.inputs[0].dtype == "uint8"
