@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from avq import __version__
-from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, key_values, model_options
+from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, model_options
 
 _PATH = click.Path(path_type=Path)
 
@@ -114,6 +114,7 @@ def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
 def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
     """Ranges of every tensor by any method, from counts alone: no inference."""
     from avq.build.calibration import thresholds_of
+    from avq.config import key_values
 
     answer = thresholds_of(file, key_values(options))
     rows = [{"tensor": name, **values} for name, values in answer["tensors"].items()]
@@ -152,7 +153,7 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 @click.option("--bundle", type=_PATH, help="the bundle to serve")
 @click.option("--source", metavar="URI", help="scene://, a file, a folder, rtsp://, v4l2://, log.mcap")
 @click.option("--log", type=_PATH, help="record an MCAP log")
-@click.option("--frames", type=click.IntRange(min=1), help="stop after so many captured frames")
+@click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")
 @click.option("--deadline-ms", type=click.FloatRange(min=0, min_open=True), help="capture to publish")
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")

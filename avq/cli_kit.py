@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from avq.errors import AvqError, RequestError, nearest
+from avq.errors import AvqError, nearest
 from avq.terminal import Terminal, as_table, console
 
 if TYPE_CHECKING:
@@ -152,16 +152,3 @@ def model_options(handler: Callable[..., int]) -> Callable[..., int]:
     ):
         handler = option(handler)
     return handler
-
-
-def key_values(entries: Sequence[str]) -> dict[str, str]:
-    """``("a=1", "b=2")`` as a mapping; RequestError on anything else."""
-    table: dict[str, str] = {}
-    for entry in entries:
-        key, equals, value = entry.partition("=")
-        if not equals or not key:
-            raise RequestError(
-                "an option must read key=value", seen=entry, fix="for example: --option calibrator=mse"
-            )
-        table[key] = value
-    return table

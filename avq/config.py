@@ -149,7 +149,7 @@ class RunConfig(Document):
     budget: Budget = Field(default=Budget(), title="Latency budget", description="how late is late")
     sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="where messages go")
     frames: Count | None = Field(
-        default=None, title="Frame limit", description="stop after so many captured frames"
+        default=None, title="Frame limit", description="stop after so many published frames"
     )
     allow_unaccepted: Switch = Field(
         default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
@@ -190,7 +190,7 @@ def recipe_from(path: Path | None, flags: Mapping[str, Any]) -> Recipe:
     given = dict(flags)
     options, maps = given.pop("options", ()), given.pop("maps", ())
     given["gate"] = False if given.pop("no_gate", False) else None
-    given["options"] = _key_values(options) if options else None
+    given["options"] = key_values(options) if options else None
     given["map"] = parse_class_map(maps) if maps else None
     if isinstance(given.get("gpu_arch"), str):
         given["gpu_arch"] = tuple(part.strip() for part in given["gpu_arch"].split(",") if part.strip())
@@ -241,7 +241,8 @@ def parse_class_map(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def _key_values(entries: Sequence[str]) -> dict[str, str]:
+def key_values(entries: Sequence[str]) -> dict[str, str]:
+    """``("a=1", "b=2")`` as a mapping; RequestError on anything else."""
     table: dict[str, str] = {}
     for entry in entries:
         key, equals, value = entry.partition("=")

@@ -80,7 +80,12 @@ def _serving(served: Served) -> Html:
         Fact("captured", str(run["captured"])),
         Fact("published", str(run["published"])),
         Fact("dropped", str(sum(run["dropped"].values())), note=_causes(run["dropped"])),
-        Fact("late", str(run["misses"]), note=f"over {served.deadline_ms:g} ms", tone="warn" if run["misses"] else "good"),
+        Fact(
+            "late",
+            str(run["misses"]),
+            note=f"over {served.deadline_ms:g} ms",
+            tone="warn" if run["misses"] else "good",
+        ),
         Fact("age p50", f"{run['p50_ms']:.1f} ms", note=f"p99 {run['p99_ms']:.1f} ms"),
     ]
     stages = [{"stage": name, **values} for name, values in run["stages"].items()]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from avq.bundle import OpenBundle, open_bundle
 from avq.config import Budget, Camera, RunConfig, load_run
-from avq.daemon import Parts, RunOptions, RunSummary, recorder, serve_bundle, sink_types
+from avq.daemon import (
+    CameraOptions,
+    Parts,
+    RunOptions,
+    RunSummary,
+    recorder,
+    serve_bundle,
+    sink_types,
+    source_providers,
+)
 from avq.engines.isa import instruction_set
 from avq.errors import DataError, RequestError
 from avq.hookspecs import Sink
@@ -52,7 +62,7 @@ def run_config(
 
 
 def _from_flags(bundle: Path | None, source: str | None) -> RunConfig:
-    if bundle is None or source is None:
+    if bundle is None or not source:
         missing = "--bundle" if bundle is None else "--source"
         raise RequestError(
             "what to serve is not complete",
@@ -87,7 +97,7 @@ def serve(
             sources={camera.id: camera.source for camera in config.cameras},
             sinks=sinks,
             budget=config.budget.latency_budget(),
-            options=_options(config),
+            options=_options(config, host),
         )
     finally:
         detector.close()
@@ -109,13 +119,19 @@ def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
     )
 
 
-def _options(config: RunConfig) -> RunOptions:
-    first = config.cameras[0]
+def _options(config: RunConfig, host: PluginHost) -> RunOptions:
+    def on_event(event: Mapping[str, Any]) -> None:
+        if event.get("kind") == "alert_raised":
+            host.budget_missed(event)
+
     return RunOptions(
         frames=config.frames,
-        policy=first.policy,
-        open_timeout_ms=first.open_timeout_ms,
-        read_timeout_ms=first.read_timeout_ms,
+        cameras={
+            camera.id: CameraOptions(camera.policy, camera.open_timeout_ms, camera.read_timeout_ms)
+            for camera in config.cameras
+        },
+        providers=source_providers(host.sources()),
+        on_event=on_event,
     )
 
 

@@ -80,7 +80,9 @@ def test_a_broken_model_file_is_named(tmp_path, content):
 def test_an_empty_folder_of_pictures_is_named(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "m.onnx").write_bytes(b"x")
-    result = avq("build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b", "--json")
+    result = avq(
+        "build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b", "--json"
+    )
     assert result.exit_code == 2 and "holds no pictures" in problem(result)["what"]
 
 

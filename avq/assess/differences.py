@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from avq.build.plan_io import diff_plans
+from avq.build.plan_diff import diff_plans
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, Manifest, OpenBundle, open_bundle
 from avq.bundle_plan import plan_from_parts
 from avq.types import QuantizationPlan

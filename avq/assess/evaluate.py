@@ -49,7 +49,7 @@ def evaluate(
             fix="add --labels coco.json, or --reference FLOAT_MODEL.onnx for fidelity",
         )
     model_flags = ModelFlags(**flags)
-    pictures = open_set(data, report)
+    pictures = open_set(data, report, copies=True)
     detector = open_subject(subject, pictures, model_flags, host, report)
     class_names = detector.class_names
     found = detections_of(detector, pictures, report, subject.name)

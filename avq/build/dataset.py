@@ -45,10 +45,11 @@ class CalibrationSet:
     messages: tuple[str, ...] = ()
 
 
-def open_set(folder: Path, report: Reporter | None = None) -> CalibrationSet:
+def open_set(folder: Path, report: Reporter | None = None, *, copies: bool = False) -> CalibrationSet:
     """Find and digest the pictures of ``folder``: those of its index.csv, or all below it.
 
-    Every file is read once and checked to be whole; nothing is decoded yet.
+    Every file is read once and checked to be whole; nothing is decoded yet. ``copies`` keeps files of equal
+    content, each of which may have labels of its own; calibration counts a content once.
 
     Raises:
         DataError: no such folder, no pictures, damaged pictures, or digests that differ from index.csv.
@@ -64,7 +65,7 @@ def open_set(folder: Path, report: Reporter | None = None) -> CalibrationSet:
     items = _digest(report.track(paths, "pictures", len(paths)))
     if wanted is not None:
         _check_digests(items, wanted, index)
-    unique = _unique(items)
+    unique = tuple(items) if copies else _unique(items)
     return CalibrationSet(folder, unique, tuple(_remarks(folder, items, unique, wanted)))
 
 

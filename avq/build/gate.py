@@ -69,10 +69,10 @@ def _by_labels(reference: Accuracy, chosen: Accuracy, limits: Limits) -> tuple[b
     limit = _default(limits.max_drop_percent, DEFAULT_MAP_DROP_PERCENT)
     if reference.map <= 0:
         return False, f"the float model finds nothing that is labelled (mAP {reference.map:.4f})"
-    drop = 100.0 * (reference.map - chosen.map) / reference.map
+    drop = round(100.0 * (reference.map - chosen.map) / reference.map, 4)
     metric = (
-        f"mAP {chosen.map:.4f} against float {reference.map:.4f} on {chosen.images} held-out pictures: "
-        f"loss {drop:.2f} % (limit {limit:g} %)"
+        f"mAP {chosen.map:.4f} against float {reference.map:.4f} on {chosen.images} pictures: "
+        f"loss {drop + 0.0:.2f} % (limit {limit:g} %)"
     )
     return drop <= limit, metric
 
@@ -115,7 +115,8 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
     if limits.budget_ms is not None:
         inside = latency.p50_ms <= limits.budget_ms
         reasons.append(
-            f"p50 {latency.p50_ms:.2f} ms, budget {limits.budget_ms:g} ms: " + ("inside" if inside else "over")
+            f"p50 {latency.p50_ms:.2f} ms, budget {limits.budget_ms:g} ms: "
+            + ("inside" if inside else "over")
         )
         if not inside:
             ok = False

@@ -30,7 +30,11 @@ def test_only_the_identity_branch_of_a_residual_is_quantized():
 def test_an_add_of_two_branches_without_identity_gets_no_quantizer():
     weights = {"wa": np.ones((8, 8, 1, 1), np.float32), "wb": np.ones((8, 8, 1, 1), np.float32)}
     graph = view(
-        [conv("a", "x", "ta", "wa"), conv("b", "x", "tb", "wb"), NodeView("s", "Add", ("ta", "tb"), ("y",), {})],
+        [
+            conv("a", "x", "ta", "wa"),
+            conv("b", "x", "tb", "wb"),
+            NodeView("s", "Add", ("ta", "tb"), ("y",), {}),
+        ],
         weights,
         ["y"],
     )

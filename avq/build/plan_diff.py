@@ -1,20 +1,14 @@
-"""Plans on disk, and what differs between two of them."""
+"""What differs between two plans, entry by entry."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from avq.bundle_plan import plan_from_parts, plan_to_parts
-from avq.errors import PlanError
 from avq.types import AnyArray, QuantizationPlan, QuantPoint
-
-PLAN_JSON, PLAN_NPZ = "plan.json", "plan.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +27,6 @@ class PlanDifference:
     field: str
     a: str
     b: str
-
-
-def save_plan(plan: QuantizationPlan, folder: Path) -> tuple[Path, Path]:
-    """Write plan.json and plan.npz into an existing ``folder``; each appears whole or not at all."""
-    paths = folder / PLAN_JSON, folder / PLAN_NPZ
-    for path, content in zip(paths, plan_to_parts(plan), strict=True):
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        aside.write_bytes(content)
-        aside.replace(path)
-    return paths
-
-
-def load_plan(folder: Path) -> QuantizationPlan:
-    """The plan of a folder, equal in digest to what was saved. Never unpickles; PlanError when damaged."""
-    try:
-        parts = [(folder / name).read_bytes() for name in (PLAN_JSON, PLAN_NPZ)]
-    except OSError as error:
-        raise PlanError(
-            f"there is no plan in {folder}", seen=f"{error.strerror}: {error.filename}", fix="check the path"
-        ) from error
-    return plan_from_parts(*parts)
 
 
 def diff_plans(a: QuantizationPlan, b: QuantizationPlan) -> list[PlanDifference]:
