@@ -104,9 +104,16 @@ def cells(levels: list[tuple[str, int, int, int]]) -> list[tuple[int, int, int]]
     return [(x, y, s) for _, h, w, s in levels for y in range(h) for x in range(w)]
 
 
-def yolox(seed: int, classes: int, *, decoded: bool = False, metadata: dict[str, str] | None = None):
+def yolox(
+    seed: int,
+    classes: int,
+    *,
+    decoded: bool = False,
+    coarse_first: bool = False,
+    metadata: dict[str, str] | None = None,
+):
     net = Net(seed)
-    levels = net.levels()
+    levels = net.levels()[::-1] if coarse_first else net.levels()
     parts = []
     for x, h, w, _ in levels:
         box, objectness, scores = net.conv(x, 8, 4), net.conv(x, 8, 1), net.conv(x, 8, classes)

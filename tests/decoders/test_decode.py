@@ -115,9 +115,9 @@ def best(scores) -> tuple[int, float]:
     return k, float(scores[k])
 
 
-@pytest.mark.parametrize("decoded", [False, True])
-def test_yolox(decoded: bool) -> None:
-    model, levels = yolox(11, 3, decoded=decoded)
+@pytest.mark.parametrize(("decoded", "coarse_first"), [(False, False), (True, False), (False, True)])
+def test_yolox(decoded: bool, coarse_first: bool) -> None:
+    model, levels = yolox(11, 3, decoded=decoded, coarse_first=coarse_first)
     found, (out,) = decode(model, 0.2)
     expected = []
     for row, (gx, gy, s) in zip(out[0], cells(levels), strict=True):
