@@ -92,7 +92,9 @@ class Calibration:
         except CalibrationError as error:
             self._report.warning(f"calibrating again: {error.what}")
             return None
-        self._report.message(f"calibration: {len(data.images)} pictures taken from the cache ({path.stem[:12]})")
+        self._report.message(
+            f"calibration: {len(data.images)} pictures taken from the cache ({path.stem[:12]})"
+        )
         return data
 
     def _cache_path(self, tensors: Sequence[str]) -> Path:

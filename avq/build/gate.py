@@ -20,10 +20,12 @@ class Limits:
     Attributes:
         max_drop_percent: None takes the default of the metric in use.
         budget_ms: wanted p50 of the engine, or None.
+        strategies: registered ones, so that a way on is only named where it exists.
     """
 
     max_drop_percent: float | None = None
     budget_ms: float | None = None
+    strategies: tuple[str, ...] = ("static", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,7 @@ def _accuracy(measured: Measured, limits: Limits) -> tuple[bool, str, tuple[str,
         ok, metric = _by_boxes(measured.fidelity, limits)
     else:
         ok, metric = _by_noise(measured.sqnr_db)
-    fix = "--strategy mixed leaves what INT8 ruins in float; --strategy float builds the float bundle"
-    return ok, metric, () if ok else (fix,)
+    return ok, metric, () if ok else _ways_on(limits, "--strategy mixed leaves what INT8 ruins in float")
 
 
 def _by_labels(reference: Accuracy, chosen: Accuracy, limits: Limits) -> tuple[bool, str]:
@@ -101,7 +102,8 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
     latency = measured.latency
     if latency is None:
         return True, ("time was not measured: the target cannot run on this machine",), ()
-    reasons, fixes, ok = [], [], True
+    ok, reasons = True, []
+    fixes: list[str] = []
     if not measured.is_float:
         slower = latency.ratio_low > MAX_SLOWDOWN
         reasons.append(
@@ -111,7 +113,7 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
         )
         if slower:
             ok = False
-            fixes.append("--strategy float serves the faster float engine; --strategy mixed searches both")
+            fixes += _ways_on(limits, "--strategy mixed searches float and INT8 together")
     if limits.budget_ms is not None:
         inside = latency.p50_ms <= limits.budget_ms
         reasons.append(
@@ -122,6 +124,11 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
             ok = False
             fixes.append("raise --budget-ms, give more --threads, or take a smaller model or input")
     return ok, tuple(reasons), tuple(fixes)
+
+
+def _ways_on(limits: Limits, mixed: str) -> tuple[str, ...]:
+    fallback = "--strategy float builds the float bundle on its fastest engine"
+    return (mixed, fallback) if "mixed" in limits.strategies else (fallback,)
 
 
 def _default(value: float | None, default: float) -> float:

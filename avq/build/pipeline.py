@@ -11,6 +11,7 @@ import msgspec
 from avq.build.bench import Bench
 from avq.build.calibration import Calibration
 from avq.build.candidates import Trial, candidates_for, fastest_first
+from avq.build.diagnose import find_cause
 from avq.build.frontend import Understood
 from avq.build.gate import Limits, judge
 from avq.build.outcome import Outcome
@@ -43,13 +44,17 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     planned = make_plan(request, understood, calibration, probe_set, host, report)
     trials = _try_engines(request, understood, planned, probe_set, report)
 
+    limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
+
     def attempt(trial: Trial) -> _Attempt:
         staged = stage(request, understood, calibration, planned, trial, probe_set)
         verified = verify(staged, request, probe_set, trial)
-        verdict = judge(verified.measured, Limits(recipe.max_drop, recipe.budget_ms))
+        verdict = judge(verified.measured, limits)
         return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
 
     final = _first_accepted(fastest_first(trials, planned.plan, request), attempt)
+    if not final.verdict.accepted:
+        final = replace(final, verdict=_with_cause(final.verdict, understood, planned))
     outcome = final.outcome(recipe, trials, seconds=time.monotonic() - started_s)
     page = report_page(outcome, understood, planned, probe_set)
     return _conclude(outcome, final.staged, page, host)
@@ -91,6 +96,14 @@ def _try_engines(
 ) -> Sequence[Trial]:
     with Bench(request, understood.model.proto, planned.plan, probe_set) as bench:
         return bench.try_all(candidates_for(request, planned.plan), report)
+
+
+def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> Verdict:
+    """The kind of operator that cost the accuracy, where there is one and a strategy was asked."""
+    if planned.error is None:
+        return verdict
+    cause = find_cause(understood.model.view, planned.plan, planned.error)
+    return verdict if cause is None else replace(verdict, reasons=(*verdict.reasons, str(cause)))
 
 
 def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from avq.build.bench import Bench
@@ -15,17 +15,22 @@ from avq.build.workbench import HostWorkbench
 from avq.errors import PluginError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
-from avq.types import Latency, QuantizationPlan
+from avq.types import Latency, PlanScore, QuantizationPlan
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The decision, and the tables the strategy showed on the way."""
+    """The decision, and the tables the strategy showed on the way.
+
+    Attributes:
+        error: the workbench's judgement of further plans, for a diagnosis.
+    """
 
     plan: QuantizationPlan
     notes: Notes
+    error: Callable[[QuantizationPlan], PlanScore] | None = None
 
 
 def make_plan(
@@ -68,4 +73,5 @@ def make_plan(
             seen=f"plan {plan.graph_digest[:12]}, graph {view.digest[:12]}",
             fix="a plan must carry graph.digest of the graph it was asked for",
         )
-    return Planned(plan, tuple((title, tuple(rows)) for title, rows in workbench.notes))
+    notes = tuple((title, tuple(rows)) for title, rows in workbench.notes)
+    return Planned(plan, notes, workbench.error)

@@ -49,9 +49,7 @@ def open_detector(
     return Detector(Preprocessor(preprocess), session, DetectionDecoder(decoder), class_names)
 
 
-def detector_of(
-    bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None
-) -> Detector:
+def detector_of(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None) -> Detector:
     """Open a bundle's model on the engine it was verified with.
 
     Args:
@@ -74,9 +72,7 @@ def detector_of(
     return open_detector(session, manifest.preprocess, manifest.decoder, manifest.class_names)
 
 
-def open_session(
-    bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None
-) -> Session:
+def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None) -> Session:
     """The bundle's model on its engine, with the precision and threads it was verified with."""
     use = bundle.manifest.engine
     if use.name not in engines:
