@@ -20,7 +20,8 @@ Infer = Callable[[FloatModel], Callable[[U8], RawOutputs]]
 MOST_PICTURES = 16
 _TOP_BOXES = 8
 _LOWEST_SCORE = 0.1
-_NEAR = 0.05
+# On 16 pictures two geometries or colour orders differ by as much from chance alone.
+_NEAR = 0.10
 _CLEARLY_WORSE = 2 / 3
 
 
@@ -131,7 +132,7 @@ def _one(
 
 
 def choice(scores: Sequence[float], published: Sequence[bool]) -> int:
-    """The index to take: the most certain published preprocessing, the first of those within 5 % of it.
+    """The index to take: the most certain published preprocessing, the first of those within 10 % of it.
 
     Another one is taken only where the published ones reach less than two thirds of its certainty: a colour
     order or a number range a network was not trained with can look a little more certain on few pictures.
@@ -175,6 +176,6 @@ def _warnings(table: Sequence[tuple[str, float]], taken: int) -> tuple[str, ...]
     if not near:
         return ()
     return (
-        f"preprocessing is not certain: {'; '.join(near)} came within 5 % of {label} ({score:.3f}) or above; "
+        f"preprocessing is not certain: {'; '.join(near)} came within {_NEAR:.0%} of {label} ({score:.3f}) or above; "
         "give it with --preprocess where you know it",
     )

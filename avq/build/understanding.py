@@ -10,7 +10,7 @@ from avq.build.frontend import Understood, understand
 from avq.build.graph import FloatModel
 from avq.build.pictures import Pictures
 from avq.build.request import FLOAT_STRATEGY, Request, check
-from avq.hookspecs import Engine
+from avq.hookspecs import Engine, Session
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import U8, RawOutputs, Recipe, SessionOptions
@@ -24,20 +24,42 @@ def understand_model(
     Raises ModelError when the file, its head or its preprocessing cannot be made out.
     """
     recipe = request.recipe
-    understood = understand(
-        recipe.model,
-        decoder=recipe.decoder,
-        preprocess=recipe.preprocess,
-        classes=recipe.classes,
-        sample_pixels=sample_pixels,
-        infer=_inference_by(request.reference, request.probe_threads),
-        extra_decoders=host.decoders(),
-    )
+    trials = _TrialSessions(request.reference, request.probe_threads)
+    try:
+        understood = understand(
+            recipe.model,
+            decoder=recipe.decoder,
+            preprocess=recipe.preprocess,
+            classes=recipe.classes,
+            sample_pixels=sample_pixels,
+            infer=trials.open,
+            extra_decoders=host.decoders(),
+        )
+    finally:
+        trials.close()
     for message in understood.messages:
         report.message(message)
     for warning in understood.warnings:
         report.warning(warning)
     return understood
+
+
+class _TrialSessions:
+    """Opens one float model at a time: each costs as much memory as the network itself."""
+
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self._engine, self._options = engine, SessionOptions(threads=threads)
+        self._session: Session | None = None
+
+    def open(self, model: FloatModel) -> Callable[[U8], RawOutputs]:
+        self.close()
+        self._session = self._engine.open(model.proto.SerializeToString(), self._options)
+        return self._session.infer
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
 
 def understand_alone(
@@ -66,11 +88,3 @@ def understand_alone(
     request = check(recipe, host)
     samples = Pictures(pictures, pictures).samples
     return request, understand_model(request, samples, host, report)
-
-
-def _inference_by(engine: Engine, threads: int) -> Callable[[FloatModel], Callable[[U8], RawOutputs]]:
-    def open_model(model: FloatModel) -> Callable[[U8], RawOutputs]:
-        session = engine.open(model.proto.SerializeToString(), SessionOptions(threads=threads))
-        return session.infer
-
-    return open_model

@@ -190,7 +190,8 @@ def _settings(ort: Any, options: SessionOptions, profile: Path | None) -> Any:
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = level.ORT_ENABLE_ALL if options.optimise else level.ORT_DISABLE_ALL
-    settings.enable_mem_pattern = True
+    # A pattern preplans one block for all activations: measured 30 MB more and no faster.
+    settings.enable_mem_pattern = False
     # The arena settles in the warm-up and is then reused: no allocator call of size on the frame path.
     # Reference sessions come and go by the dozen in a build; plain malloc gives their memory back.
     settings.enable_cpu_mem_arena = options.optimise
