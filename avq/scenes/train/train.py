@@ -22,7 +22,11 @@ from avq.scenes.train.restore import restore
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run needs; the defaults made the packaged detector."""
+    """What a run needs.
+
+    The packaged detector took about 6000 steps in two runs: 2000 from nothing at these defaults, then 3900 from
+    that file with ``start``, one thread, a rate of 7e-4 and seed 1.
+    """
 
     output: pathlib.Path
     cache: pathlib.Path
