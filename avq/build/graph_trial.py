@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +25,9 @@ _LOWEST_SCORE = 0.1
 # On 16 pictures two geometries or colour orders differ by as much from chance alone.
 _NEAR = 0.10
 _CLEARLY_WORSE = 2 / 3
+_FIRST_LOOK = 4
+_WORKERS = min(4, os.cpu_count() or 1)
+_HOPELESS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +98,18 @@ class Trial:
     infer: Infer
 
     def run(self, candidates: Sequence[Candidate], pictures: Sequence[U8]) -> Tried:
-        """Score every candidate on up to 16 pictures and choose (see ``choice``)."""
+        """Score every candidate on up to 16 pictures and choose (see ``choice``).
+
+        Those that are hopeless on the first few pictures are not run on the others.
+        """
         chosen = pictures[:MOST_PICTURES]
-        scores = [self.certainty(candidate.spec, chosen) for candidate in candidates]
+        first, rest = chosen[:_FIRST_LOOK], chosen[_FIRST_LOOK:]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            scores = list(pool.map(lambda c: self.certainty(c.spec, first), candidates))
+            hopeful = [i for i, score in enumerate(scores) if rest and score >= _HOPELESS * max(scores)]
+            further = pool.map(lambda i: self.certainty(candidates[i].spec, rest), hopeful)
+            for index, more in zip(hopeful, further, strict=True):
+                scores[index] = (scores[index] * len(first) + more * len(rest)) / len(chosen)
         taken = choice(scores, [candidate.published for candidate in candidates])
         table = tuple((c.label, s) for c, s in zip(candidates, scores, strict=True))
         return Tried(

@@ -53,19 +53,28 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
         raise RequestError(f"no model at {recipe.model}", seen="no such file", fix="check the path")
     if recipe.data is None:
         raise RequestError(
-            "no calibration pictures were given", seen="--data is missing", fix="add --data FOLDER_OF_PICTURES"
+            "no calibration pictures were given",
+            seen="--data is missing",
+            fix="add --data FOLDER_OF_PICTURES",
         )
     quantizer = None if recipe.strategy == FLOAT_STRATEGY else _quantizer(recipe, host)
     options = _options(recipe, quantizer)
     installed = {e.name: e for e in host.engines() if e.name in CPU_ENGINES and e.status().available}
     engines = _serving(recipe, installed)
-    if REFERENCE_ENGINE not in installed:
+    return Request(recipe, quantizer, options, engines, installed, reference_engine(host))
+
+
+def reference_engine(host: PluginHost) -> Engine:
+    """The engine whose unoptimised run defines what a lowered model means; MachineError without it."""
+    engine = engine_by_name(REFERENCE_ENGINE, host.engines())
+    status = engine.status()
+    if not status.available:
         raise MachineError(
-            "building needs onnxruntime, whose unoptimised run defines what a lowered model means",
-            seen=engine_by_name(REFERENCE_ENGINE, host.engines()).status().why,
+            "this needs onnxruntime, whose unoptimised run defines what a model means",
+            seen=status.why,
             fix='pip install "avq[build]"',
         )
-    return Request(recipe, quantizer, options, engines, installed, installed[REFERENCE_ENGINE])
+    return engine
 
 
 def _quantizer(recipe: Recipe, host: PluginHost) -> Quantizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from avq.build.dataset import CalibrationSet
 from avq.build.frontend import Understood, understand
 from avq.build.graph import FloatModel
 from avq.build.pictures import Pictures
-from avq.build.request import FLOAT_STRATEGY, Request, check
+from avq.build.request import FLOAT_STRATEGY, Request, reference_engine
 from avq.hookspecs import Engine, Session
 from avq.plugins import PluginHost
 from avq.progress import Reporter
@@ -24,7 +25,7 @@ def understand_model(
     Raises ModelError when the file, its head or its preprocessing cannot be made out.
     """
     recipe = request.recipe
-    trials = _TrialSessions(request.reference, request.probe_threads)
+    trials = _TrialSessions(request.reference)
     try:
         understood = understand(
             recipe.model,
@@ -45,21 +46,25 @@ def understand_model(
 
 
 class _TrialSessions:
-    """Opens one float model at a time: each costs as much memory as the network itself."""
+    """Opens float models to try them, one per thread at a time: each costs as much memory as the network."""
 
-    def __init__(self, engine: Engine, threads: int) -> None:
-        self._engine, self._options = engine, SessionOptions(threads=threads)
-        self._session: Session | None = None
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._of_thread: dict[int, Session] = {}
 
     def open(self, model: FloatModel) -> Callable[[U8], RawOutputs]:
-        self.close()
-        self._session = self._engine.open(model.proto.SerializeToString(), self._options)
-        return self._session.infer
+        thread = threading.get_ident()
+        previous = self._of_thread.pop(thread, None)
+        if previous is not None:
+            previous.close()
+        session = self._engine.open(model.proto.SerializeToString(), SessionOptions())
+        self._of_thread[thread] = session
+        return session.infer
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        for session in self._of_thread.values():
+            session.close()
+        self._of_thread.clear()
 
 
 def understand_alone(
@@ -85,6 +90,8 @@ def understand_alone(
         classes=classes,
         threads=threads,
     )
-    request = check(recipe, host)
+    reference = reference_engine(host)
+    alone = {reference.name: reference}
+    request = Request(recipe, None, None, alone, alone, reference)
     samples = Pictures(pictures, pictures).samples
     return request, understand_model(request, samples, host, report)
