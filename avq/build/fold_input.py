@@ -10,7 +10,7 @@ from avq.build.graph import FloatModel, view_of
 from avq.build.graph_edit import fresh_name, rename_reads, set_constant
 from avq.build.graph_inputs import dims
 from avq.errors import ModelError
-from avq.types import F32, F64, PreprocessSpec
+from avq.types import F32, F64, U8, PreprocessSpec
 
 
 def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
@@ -29,6 +29,12 @@ def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
     proto.CopyFrom(model.proto)
     _prepend(proto.graph, _gain_and_shift(spec))
     return FloatModel(view_of(proto), proto, model.messages)
+
+
+def numbers_of(tensor: U8, spec: PreprocessSpec) -> F32:
+    """What the folded graph computes from its picture: (1, 3, h, w) float32 for the graph before folding."""
+    gain, shift = (part.astype(np.float32).reshape(1, 3, 1, 1) for part in _gain_and_shift(spec))
+    return tensor * gain + shift
 
 
 def _picture(model: FloatModel, spec: PreprocessSpec) -> onnx.ValueInfoProto:

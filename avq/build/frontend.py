@@ -66,7 +66,8 @@ def understand(
         model_path: the ONNX file.
         decoder, preprocess, classes: as the user named them, or None to find them.
         sample_pixels: pictures (H, W, 3) uint8 BGR to try preprocessings on; None where there are none.
-        infer: opens a float model; the result maps a (1, 3, h, w) uint8 tensor to raw outputs.
+        infer: opens a model as it came; the result maps its (1, 3, h, w) input to raw outputs. Called from
+            several threads, one model each.
         extra_decoders: families of plugins, asked after the built-in ones.
 
     Raises:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from avq.build.fold_input import fold_input
+from avq.build.fold_input import numbers_of
 from avq.build.graph import FloatModel
 from avq.decoders import DetectionDecoder
 from avq.errors import DataError
 from avq.hookspecs import Decoder
 from avq.preprocess import PRESETS, Preprocessor
-from avq.types import F32, U8, AnyArray, DecoderSpec, ModelInput, PreprocessSpec, RawOutputs
+from avq.types import F32, U8, AnyArray, DecoderSpec, Detections, PreprocessSpec, RawOutputs
 
-Infer = Callable[[FloatModel], Callable[[U8], RawOutputs]]
+Run = Callable[[AnyArray], RawOutputs]
+Infer = Callable[[FloatModel], Run]
 
 MOST_PICTURES = 16
 _TOP_BOXES = 8
@@ -104,10 +106,17 @@ class Trial:
         """
         chosen = pictures[:MOST_PICTURES]
         first, rest = chosen[:_FIRST_LOOK], chosen[_FIRST_LOOK:]
+        opened = threading.local()
+
+        def score(candidate: Candidate, shown: Sequence[U8]) -> float:
+            if not hasattr(opened, "run"):
+                opened.run = self.infer(self.source)
+            return self.certainty(opened.run, candidate.spec, shown)
+
         with ThreadPoolExecutor(_WORKERS) as pool:
-            scores = list(pool.map(lambda c: self.certainty(c.spec, first), candidates))
-            hopeful = [i for i, score in enumerate(scores) if rest and score >= _HOPELESS * max(scores)]
-            further = pool.map(lambda i: self.certainty(candidates[i].spec, rest), hopeful)
+            scores = list(pool.map(lambda candidate: score(candidate, first), candidates))
+            hopeful = [i for i, value in enumerate(scores) if rest and value >= _HOPELESS * max(scores)]
+            further = pool.map(lambda i: score(candidates[i], rest), hopeful)
             for index, more in zip(hopeful, further, strict=True):
                 scores[index] = (scores[index] * len(first) + more * len(rest)) / len(chosen)
         taken = choice(scores, [candidate.published for candidate in candidates])
@@ -116,28 +125,33 @@ class Trial:
             candidates[taken].spec, table, _messages(table, taken, len(chosen)), _warnings(table, taken)
         )
 
-    def certainty(self, spec: PreprocessSpec, pictures: Sequence[U8]) -> float:
+    def certainty(self, run: Run, spec: PreprocessSpec, pictures: Sequence[U8]) -> float:
         """Mean over pictures of the sum of the 8 best scores >= 0.1, divided by 8.
 
         Each score counts as far as the same class is found at the mirrored place of the mirrored picture (IoU):
         a network fed wrongly may be certain, but not of the same boxes.
         """
-        run = self.infer(fold_input(self.source, spec))
         prepare = Preprocessor(spec)
         decode = DetectionDecoder(self.decoder, self.families)
+        bytes_in = self.source.view.inputs[0].dtype == "uint8"
+
+        def look(pixels: U8) -> Detections:
+            given = prepare.prepare(pixels)
+            values = given.tensor if bytes_in else numbers_of(given.tensor, spec)
+            return decode.decode(run(values), given, score_threshold=_LOWEST_SCORE)
+
         try:
-            return float(np.mean([_one(run, prepare, decode, pixels) for pixels in pictures]))
+            return float(np.mean([_agreed(look, pixels) for pixels in pictures]))
         except DataError:  # numbers ran over: fed quite wrongly
             return 0.0
 
 
-def _one(
-    run: Callable[[U8], RawOutputs], prepare: Preprocessor, decode: DetectionDecoder, pixels: U8
-) -> float:
-    seen, mirrored = (
-        decode.decode(run(given.tensor), given, score_threshold=_LOWEST_SCORE)
-        for given in _both(prepare, pixels)
-    )
+def _agreed(look: Callable[[U8], Detections], pixels: U8) -> float:
+    """What a picture and its mirror image agree on, in the 8 best scores."""
+    seen = look(pixels)
+    if not len(seen):
+        return 0.0
+    mirrored = look(np.ascontiguousarray(pixels[:, ::-1]))
     width = pixels.shape[1]
     back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
     same = seen.class_ids[:_TOP_BOXES, None] == mirrored.class_ids[None]
@@ -154,11 +168,6 @@ def choice(scores: Sequence[float], published: Sequence[bool]) -> int:
     known = [score if told else -1.0 for score, told in zip(scores, published, strict=True)]
     ranked = known if max(known) >= _CLEARLY_WORSE * max(scores) else list(scores)
     return next(i for i, score in enumerate(ranked) if score >= max(ranked) * (1 - _NEAR))
-
-
-def _both(prepare: Preprocessor, pixels: U8) -> Iterator[ModelInput]:
-    yield prepare.prepare(pixels)
-    yield prepare.prepare(np.ascontiguousarray(pixels[:, ::-1]))
 
 
 def _iou(a: F32, b: AnyArray) -> AnyArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from avq.build.request import FLOAT_STRATEGY, Request, reference_engine
 from avq.hookspecs import Engine, Session
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import U8, RawOutputs, Recipe, SessionOptions
+from avq.types import U8, AnyArray, RawOutputs, Recipe, SessionOptions
 
 
 def understand_model(
@@ -46,25 +45,22 @@ def understand_model(
 
 
 class _TrialSessions:
-    """Opens float models to try them, one per thread at a time: each costs as much memory as the network."""
+    """Float models opened to try preprocessings on, one thread each; closed when the trial is over."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._of_thread: dict[int, Session] = {}
+        self._sessions: list[Session] = []
 
-    def open(self, model: FloatModel) -> Callable[[U8], RawOutputs]:
-        thread = threading.get_ident()
-        previous = self._of_thread.pop(thread, None)
-        if previous is not None:
-            previous.close()
+    def open(self, model: FloatModel) -> Callable[[AnyArray], RawOutputs]:
         session = self._engine.open(model.proto.SerializeToString(), SessionOptions())
-        self._of_thread[thread] = session
-        return session.infer
+        self._sessions.append(session)
+        name = model.view.inputs[0].name
+        return lambda values: session.run({name: values})
 
     def close(self) -> None:
-        for session in self._of_thread.values():
+        for session in self._sessions:
             session.close()
-        self._of_thread.clear()
+        self._sessions.clear()
 
 
 def understand_alone(

@@ -145,6 +145,21 @@ def measured(kind: str, material: Path, pictures: Path, workers: int) -> dict[st
     return {"seconds": seconds, "cpu": cpu, **answer}
 
 
+def measured_command(material: Path, pictures: Path) -> dict[str, Any]:
+    """``avq calibrate`` as a user types it: preprocessing found on the way, counts written."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "from avq.cli import main; main()", "calibrate"]
+        command += [str(material / "models" / "yolox_nano_416.onnx"), "--data", str(pictures)]
+        command += ["-o", str(Path(folder) / "c.avqcal"), "--json"]
+        begin, cpu = time.perf_counter(), cpu_of_children()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        seconds, cpu = time.perf_counter() - begin, cpu_of_children() - cpu
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    answer = json.loads(done.stdout)
+    return {**answer, "seconds": seconds, "cpu": cpu, "peak_mb": answer["peak_rss_mb"]}
+
+
 def show(name: str, row: dict[str, Any], against: dict[str, Any] | None) -> None:
     ratios = ""
     if against is not None:
@@ -181,17 +196,23 @@ def main() -> int:
 def one_round(options: argparse.Namespace, pictures: Path, varied: Path) -> None:
     """Interleaved: avq before and after onnxruntime, so that a busy machine shows."""
     before = measured("avq", options.material, pictures, options.workers)
+    command = measured_command(options.material, pictures)
     theirs = None
     if not options.skip_onnxruntime:
         theirs = measured("onnxruntime", options.material, pictures, options.workers)
         show("onnxruntime entropy", theirs, None)
     show("avq", before, theirs)
+    show("avq calibrate", command, theirs)
+    show("avq calibrate again", measured_command(options.material, pictures), theirs)
     show("avq again", measured("avq", options.material, pictures, options.workers), theirs)
     show("avq, one worker", measured("avq", options.material, pictures, 1), theirs)
     show("avq, same tensors", measured("avq-all", options.material, pictures, options.workers), theirs)
     many = measured("avq", options.material, varied, options.workers)
     show("avq, 400 pictures", many, None)
     print(f"peak memory, 400 against 100 pictures: {many['peak_mb'] / before['peak_mb']:.3f}")
+    commanded = measured_command(options.material, varied)
+    show("avq calibrate, 400", commanded, None)
+    print(f"peak memory of the command, 400 against 100: {commanded['peak_mb'] / command['peak_mb']:.3f}")
 
 
 if __name__ == "__main__":
