@@ -1,0 +1,73 @@
+"""The README's commands, run as written on files of the names it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+
+from avq.scenes import Drive, builtin_detector_path
+from avq.scenes.dataset import write_labelled_set
+from tests.conftest import ROOT
+from tests.e2e.conftest import CALIBRATION, run_avq
+
+README = (ROOT / "README.md").read_text()
+# What no machine of the tests has: the command must say so and end, not hang.
+ABSENT = ("v4l2://", "rtsp://")
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("avq ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the files that the README's commands name."""
+    made = tmp_path_factory.mktemp("readme")
+    shutil.copy(builtin_detector_path(), made / "detector.onnx")
+    shutil.copytree(CALIBRATION, made / "pictures")
+    write_labelled_set(made / "street", seeds=range(4_100_000, 4_100_012), ignore_below_px=32)
+    labels = json.loads((made / "street" / "labels.json").read_text())
+    for category in labels["categories"]:
+        category["name"] = {"car": "vehicle", "truck": "bicycle rack"}.get(category["name"], category["name"])
+    (made / "street.json").write_text(json.dumps(labels))
+    write_drive(made / "drive.mp4")
+    return made
+
+
+def write_drive(path: Path) -> None:
+    drive = Drive(seed=9, weather="day")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (640, 360))
+    for index in range(12):
+        writer.write(drive.frame(index).pixels)
+    writer.release()
+
+
+def test_the_readme_has_commands_to_run():
+    assert {arguments[0] for arguments in commands()} >= {"build", "eval", "bench", "inspect", "run"}
+
+
+def test_every_command_runs_as_written(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for arguments in commands():
+        result = run_avq(*arguments)
+        said = f"avq {' '.join(arguments)}\n{result.stdout[-500:]}{result.stderr[-1500:]}"
+        if any(absent in argument for absent in ABSENT for argument in arguments):
+            assert result.returncode in (2, 3) and "do:" in result.stderr, said
+        else:
+            assert result.returncode == 0, said
+
+
+def test_every_command_that_the_readme_lists_exists():
+    from avq.cli import cli
+
+    listed = re.search(r"`avq (demo \|.*?)`", README, flags=re.DOTALL)
+    assert listed is not None
+    assert {name.strip() for name in listed.group(1).split("|")} == set(cli.commands)
