@@ -160,10 +160,10 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 @click.option("--allow-unaccepted", is_flag=True, help="serve a bundle that the gate refused")
 def run(call: Call, log: Path | None, **flags: Any) -> int:
     """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
-    from avq.serve import run_config, serve
+    from avq.serve import run_config, serve, summary_tables
 
     summary = serve(run_config(**flags), call.host(), call.report, log=log, json_lines=call.json)
-    code = call.answer(summary.as_json(), line=True)
+    code = call.answer(summary.as_json(), summary_tables(summary), line=True)
     return summary.exit_code or code
 
 

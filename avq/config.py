@@ -301,13 +301,24 @@ def _validated(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
+        problems = _causes_first(error.errors(include_url=False, include_context=False))
     first = problems[0]
     seen = "\n      ".join(_line(problem, file, flags) for problem in problems[:8])
     fix = _fix(first, model)
     if file is None or (first["loc"] and first["loc"][0] in flags):
         raise RequestError(f"the {kind} is not valid", seen=seen, fix=fix)
     raise ConfigError(f"{file.path} is not a valid {kind}", seen=seen, fix=fix)
+
+
+def _causes_first(problems: Sequence[Any]) -> list[Any]:
+    """A misspelled key explains the missing one; a list is only empty because its rows were refused."""
+    own = [
+        p
+        for p in problems
+        if p["type"] != "too_short"
+        or not any(q["loc"][: len(p["loc"])] == p["loc"] and q is not p for q in problems)
+    ]
+    return sorted(own, key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def _line(problem: Any, file: TomlFile | None, flags: Mapping[str, Any]) -> str:

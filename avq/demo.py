@@ -126,7 +126,7 @@ def run_demo(folder: Path, *, frames: int, report: Reporter) -> Result:
     host = PluginHost()
     report.message("1/4 build: the built-in detector, static INT8, on any CPU engine")
     calibration = _calibration_data(folder)
-    outcome = build(_recipe(calibration, folder / "bundle"), host, report)
+    outcome = build(builtin_recipe(calibration, folder / "bundle"), host, report)
     report.message(f"2/4 evaluate: float against INT8 on {len(HELD_OUT_SEEDS)} scenes neither has seen")
     held_out = folder / "held_out"
     write_labelled_set(held_out, seeds=HELD_OUT_SEEDS, ignore_below_px=IGNORE_BELOW_PX)
@@ -150,7 +150,8 @@ def run_demo(folder: Path, *, frames: int, report: Reporter) -> Result:
     return result
 
 
-def _recipe(calibration: Path, output: Path) -> Recipe:
+def builtin_recipe(calibration: Path, output: Path) -> Recipe:
+    """The built-in detector as static INT8 for any CPU engine, judged by the set's own labels."""
     return Recipe(
         model=builtin_detector_path(),
         output=output,

@@ -106,6 +106,23 @@ def serve(
     return summary
 
 
+def summary_tables(summary: RunSummary) -> list[tuple[str, list[Mapping[str, object]]]]:
+    """The books, the stages, and what went wrong: what a person reads after a run."""
+    answer = summary.as_json()
+    dropped = ", ".join(f"{cause} {count}" for cause, count in answer["dropped"].items())
+    books = {key: answer[key] for key in ("captured", "published", "in_flight", "misses")}
+    stages: list[Mapping[str, object]] = [
+        {"stage": name, **values} for name, values in answer["stages"].items()
+    ]
+    tables: list[tuple[str, list[Mapping[str, object]]]] = [
+        ("Frames", [{**books, "dropped": dropped or "none"}]),
+        ("Milliseconds per stage", stages),
+    ]
+    if answer["events"]:
+        tables.append(("Events", answer["events"]))
+    return tables
+
+
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
     """An opened bundle as the daemon takes it."""
     size_px = detector.preprocessor.spec
@@ -148,4 +165,4 @@ def _sinks(
     return sinks if log is None else [*sinks, recorder(log, labels)]
 
 
-__all__ = ["parts_of", "run_config", "serve"]
+__all__ = ["parts_of", "run_config", "serve", "summary_tables"]

@@ -18,6 +18,7 @@ from avq.build import build
 from avq.build.dataset import open_set
 from avq.build.understanding import understand_alone
 from avq.bundle import GOLDEN, open_bundle
+from avq.demo import builtin_recipe
 from avq.measure.detector import open_session
 from avq.measure.labels import load_labels
 from avq.measure.latency import paired_latency, ratio_interval
@@ -25,7 +26,7 @@ from avq.plugins import PluginHost
 from avq.scenes import CLASS_NAMES, builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
 from avq.terminal import Terminal
-from avq.types import Recipe, SessionOptions
+from avq.types import SessionOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT_SEEDS_FROM = 5_000_000
@@ -42,15 +43,7 @@ def main() -> None:
         scenes, bundle = Path(folder) / "scenes", Path(folder) / "bundle"
         seeds = range(HELD_OUT_SEEDS_FROM, HELD_OUT_SEEDS_FROM + options.scenes)
         write_labelled_set(scenes, seeds=seeds, ignore_below_px=32)
-        recipe = Recipe(
-            model=builtin_detector_path(),
-            output=bundle,
-            data=calibration,
-            labels=calibration / "labels.json",
-            strategy="static",
-            target="cpu",
-        )
-        outcome = build(recipe, host, report)
+        outcome = build(builtin_recipe(calibration, bundle), host, report)
         print("\n".join(outcome.closing()))
         accuracy = _accuracy(scenes, outcome.folder, host, report)
         ratio = _ratio(outcome.folder, host, report, calibration, options.rounds)
