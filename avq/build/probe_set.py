@@ -12,7 +12,7 @@ from avq.build.dataset import Item, read_picture
 from avq.build.frontend import Understood
 from avq.build.pictures import Pictures
 from avq.build.request import Request
-from avq.decoders import DetectionDecoder
+from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import ModelError
 from avq.hookspecs import Session
 from avq.measure.fidelity import FIRM_SCORE, fidelity
@@ -35,6 +35,7 @@ SCORE_FLOOR = 0.01
 LOOK_FLOOR = 0.1
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
+MAX_BYTES = 256_000_000
 MIN_FIRM_BOXES = 300
 
 
@@ -107,14 +108,16 @@ def prepare_probe_set(
 
     Raises ModelError when the float model answers with NaN or Inf.
     """
-    decode = DetectionDecoder(understood.decoder) if understood.decoder.family != "none" else None
+    families = (*builtin_decoders(), *request.families)
+    decode = DetectionDecoder(understood.decoder, families) if understood.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(understood.model.proto.SerializeToString(), options)
     asked = _Asked(Preprocessor(understood.spec), session, decode)
     held_out = pictures.held_out.items[:MAX_PICTURES]
     try:
         for item in report.track(held_out, "float answers", len(held_out)):
-            asked.add(item)
+            if not asked.full:
+                asked.add(item)
         if decode is not None:
             _top_up(asked, pictures, report)
     finally:
@@ -133,9 +136,15 @@ class _Asked:
         self._inputs: list[ModelInput] = []
         self._outputs: list[Mapping[str, AnyArray]] = []
         self._boxes: list[Detections] = []
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """No more pictures, or no more memory for their inputs and float outputs."""
+        return len(self._items) >= MAX_PICTURES or self._bytes >= MAX_BYTES
 
     @property
     def firm_boxes(self) -> int:
@@ -148,6 +157,7 @@ class _Asked:
         self._items.append(item)
         self._inputs.append(model_input)
         self._outputs.append(raw)
+        self._bytes += model_input.tensor.nbytes + sum(value.nbytes for value in raw.values())
         if self._decoder is not None:
             self._boxes.append(self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
 
@@ -160,7 +170,7 @@ def _top_up(asked: _Asked, pictures: Pictures, report: Reporter) -> None:
     held_out, boxes = len(asked), asked.firm_boxes
     known = {item.sha256 for item in pictures.held_out.items}
     for item in pictures.calibration.items:
-        if asked.firm_boxes >= MIN_FIRM_BOXES or len(asked) >= MAX_PICTURES:
+        if asked.firm_boxes >= MIN_FIRM_BOXES or asked.full:
             break
         if item.sha256 not in known:
             asked.add(item)
