@@ -1,7 +1,8 @@
-"""What quantization strategies share: where quantizers go, and how ranges become grids."""
+"""What quantization strategies share: where quantizers go, how ranges become grids, both together a plan."""
 
 from __future__ import annotations
 
+from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.grids import activation_point, quantize, weight_point
 from avq.toolbox.placement import (
     Placement,
@@ -13,11 +14,15 @@ from avq.toolbox.placement import (
 
 __all__ = [
     "Placement",
+    "Ranging",
+    "activation_edges",
     "activation_point",
+    "assemble",
     "calibration_tensors",
     "concat_ties",
     "place",
     "quantize",
     "residual_identity_edges",
+    "wanted_statistics",
     "weight_point",
 ]

@@ -1,22 +1,14 @@
-"""From placements and statistics to a plan."""
+"""What one choice of ``static`` means for every operator."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avq import CalibrationStats, Workbench
-from avq.toolbox import Placement, activation_point, concat_ties, residual_identity_edges, weight_point
-from avq.types import (
-    Calibrator,
-    Edge,
-    GraphView,
-    NodePrecision,
-    QuantizationPlan,
-    QuantPoint,
-    Range,
-    StatRequest,
-)
+from avq.toolbox import Placement, Ranging
+from avq.toolbox import assemble as assemble_plan
+from avq.types import Calibrator, GraphView, NodePrecision, QuantizationPlan
 
 
 @dataclass(frozen=True)
@@ -35,16 +27,6 @@ class Choice:
     float_kinds: tuple[str, ...]
 
 
-def wanted_statistics(graph: GraphView, placements: Collection[Placement]) -> list[StatRequest]:
-    """One histogram per activation tensor that some plan over ``placements`` may quantize."""
-    return [StatRequest(tensor) for tensor in dict.fromkeys(e.tensor for e in _edges(graph, placements))]
-
-
-def _edges(graph: GraphView, placements: Collection[Placement]) -> list[Edge]:
-    edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
-    return list(dict.fromkeys(edges))
-
-
 def assemble(
     graph: GraphView,
     bench: Workbench,
@@ -56,38 +38,9 @@ def assemble(
 ) -> QuantizationPlan:
     """The plan that follows from ``choice``; the same inputs give the same digest."""
     chosen = [p for p in placements if p.kind not in choice.float_kinds]
-    edges = _edges(graph, chosen)
-    ties = concat_ties(graph, {e.tensor for e in edges}) if bench.symmetric_only else ()
-    ranges = _ranges(stats, sorted({e.tensor for e in edges}), ties, choice)
-    points = [activation_point(e, ranges[e.tensor], symmetric=choice.symmetric) for e in edges]
-    points += _weights(graph, chosen)
-    return QuantizationPlan(
-        graph_digest=graph.digest,
-        points=tuple(sorted(points, key=lambda p: p.edge)),
-        ties=tuple(frozenset(e for e in edges if e.tensor in tie) for tie in ties),
-        precisions=_precisions(bench, placements, choice),
-        owner=owner[0],
-        owner_version=owner[1],
-    )
-
-
-def _ranges(
-    stats: CalibrationStats, tensors: Sequence[str], ties: Sequence[frozenset[str]], choice: Choice
-) -> dict[str, Range]:
-    method, symmetric, percentile = choice.calibrator, choice.symmetric, choice.percentile
-    ranges = {t: stats.range(t, method, symmetric=symmetric, percentile=percentile) for t in tensors}
-    for tie in ties:
-        shared = stats.merged_range(sorted(tie), method, symmetric=symmetric, percentile=percentile)
-        ranges.update(dict.fromkeys(tie, shared))
-    return ranges
-
-
-def _weights(graph: GraphView, chosen: Sequence[Placement]) -> list[QuantPoint]:
-    return [
-        weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis)
-        for p in chosen
-        if p.weight is not None
-    ]
+    ranging = Ranging(choice.calibrator, choice.percentile, choice.symmetric, tied=bench.symmetric_only)
+    precisions = _precisions(bench, placements, choice)
+    return assemble_plan(graph, chosen, stats, ranging, precisions, owner=owner)
 
 
 def _precisions(

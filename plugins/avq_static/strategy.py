@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
-from avq.toolbox import Placement, place
+from avq.toolbox import Placement, place, wanted_statistics
 from avq.types import CALIBRATORS, Calibrator, GraphView, PlanScore, QuantizationPlan
-from avq_static.assemble import Choice, assemble, wanted_statistics
+from avq_static.assemble import Choice, assemble
 
 # A kind of operator is kept float only when that wins back at least this much badness (lost share + shift).
 _WORTH_KEEPING_FLOAT = 0.005

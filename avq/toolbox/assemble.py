@@ -1,0 +1,101 @@
+"""From placements, statistics and one choice per operator to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from avq.hookspecs import CalibrationStats
+from avq.toolbox.grids import activation_point, weight_point
+from avq.toolbox.placement import Placement, concat_ties, residual_identity_edges
+from avq.types import (
+    Calibrator,
+    Edge,
+    GraphView,
+    NodePrecision,
+    QuantizationPlan,
+    QuantPoint,
+    Range,
+    StatRequest,
+)
+
+
+@dataclass(frozen=True)
+class Ranging:
+    """How activation ranges become grids.
+
+    Attributes:
+        calibrator, percentile: how ranges are chosen.
+        symmetric: signed grids around zero, or unsigned ones with a zero point.
+        tied: tensors that a Concat joins share one scale, as targets with symmetric grids only want it.
+    """
+
+    calibrator: Calibrator
+    percentile: float = 99.99
+    symmetric: bool = False
+    tied: bool = False
+
+
+def wanted_statistics(graph: GraphView, placements: Collection[Placement]) -> list[StatRequest]:
+    """One histogram per activation tensor that some plan over ``placements`` may quantize."""
+    edges = activation_edges(graph, placements)
+    return [StatRequest(tensor) for tensor in dict.fromkeys(e.tensor for e in edges)]
+
+
+def activation_edges(graph: GraphView, placements: Collection[Placement]) -> list[Edge]:
+    """Activation edges that get a quantizer when ``placements`` run in integers."""
+    edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
+    return list(dict.fromkeys(edges))
+
+
+def assemble(
+    graph: GraphView,
+    chosen: Sequence[Placement],
+    stats: CalibrationStats,
+    ranging: Ranging,
+    precisions: Mapping[str, NodePrecision],
+    *,
+    owner: tuple[str, str],
+) -> QuantizationPlan:
+    """The plan with ``chosen`` in INT8; the same inputs give the same digest.
+
+    Args:
+        graph: the float graph.
+        chosen: operators that run in integers.
+        stats: histograms of every tensor of ``wanted_statistics(graph, chosen)``.
+        ranging: how ranges become grids.
+        precisions: per node, with reasons; carried over as given.
+        owner: name and version of the strategy.
+    """
+    edges = activation_edges(graph, chosen)
+    ties = concat_ties(graph, {e.tensor for e in edges}) if ranging.tied else ()
+    ranges = _ranges(stats, sorted({e.tensor for e in edges}), ties, ranging)
+    points = [activation_point(e, ranges[e.tensor], symmetric=ranging.symmetric) for e in edges]
+    points += _weights(graph, chosen)
+    return QuantizationPlan(
+        graph_digest=graph.digest,
+        points=tuple(sorted(points, key=lambda p: p.edge)),
+        ties=tuple(frozenset(e for e in edges if e.tensor in tie) for tie in ties),
+        precisions=precisions,
+        owner=owner[0],
+        owner_version=owner[1],
+    )
+
+
+def _ranges(
+    stats: CalibrationStats, tensors: Sequence[str], ties: Sequence[frozenset[str]], ranging: Ranging
+) -> dict[str, Range]:
+    method, symmetric, percentile = ranging.calibrator, ranging.symmetric, ranging.percentile
+    ranges = {t: stats.range(t, method, symmetric=symmetric, percentile=percentile) for t in tensors}
+    for tie in ties:
+        shared = stats.merged_range(sorted(tie), method, symmetric=symmetric, percentile=percentile)
+        ranges.update(dict.fromkeys(tie, shared))
+    return ranges
+
+
+def _weights(graph: GraphView, chosen: Sequence[Placement]) -> list[QuantPoint]:
+    return [
+        weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis)
+        for p in chosen
+        if p.weight is not None
+    ]
