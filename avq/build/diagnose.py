@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from avq.toolbox import Placement, place
@@ -51,6 +52,13 @@ def find_cause(
     best = min(causes, key=lambda cause: cause.without_it.badness)
     won_back = whole.badness - best.without_it.badness
     return best if won_back >= _SHARE_WON_BACK * whole.badness else None
+
+
+def left_float(plan: QuantizationPlan, head: Collection[str]) -> dict[str, int]:
+    """Reasons for which the strategy left operators outside the ``head`` float, with how many each."""
+    return dict(
+        Counter(p.reason for name, p in plan.precisions.items() if p.precision != "int8" and name not in head)
+    )
 
 
 def without(plan: QuantizationPlan, nodes: Sequence[str]) -> QuantizationPlan:

@@ -11,7 +11,7 @@ import msgspec
 from avq.build.bench import Bench
 from avq.build.calibration import Calibration
 from avq.build.candidates import Trial, candidates_for, fastest_first
-from avq.build.diagnose import find_cause
+from avq.build.diagnose import find_cause, left_float
 from avq.build.frontend import Understood
 from avq.build.gate import Limits, judge
 from avq.build.outcome import Outcome
@@ -26,7 +26,7 @@ from avq.build.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import Recipe, Verdict
+from avq.types import Finding, Recipe, Verdict
 
 
 def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
@@ -38,7 +38,7 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     started_s = time.monotonic()
     request = check(recipe, host)
     pictures = open_pictures(recipe, report)
-    understood = understand_model(request, pictures.samples, host, report)
+    understood = understand_model(request, pictures.samples, report)
     probe_set = prepare_probe_set(request, understood, pictures, report)
     calibration = Calibration(request, understood, pictures.calibration, report)
     planned = make_plan(request, understood, calibration, probe_set, host, report)
@@ -57,7 +57,7 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
         final = replace(final, verdict=_with_cause(final.verdict, understood, planned))
     outcome = final.outcome(recipe, trials, seconds=time.monotonic() - started_s)
     page = report_page(outcome, understood, planned, probe_set)
-    return _conclude(outcome, final.staged, page, host)
+    return _conclude(outcome, final.staged, page, host, report)
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,35 @@ def _try_engines(
 
 
 def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> Verdict:
-    """The kind of operator that cost the accuracy, where there is one and a strategy was asked."""
+    """What cost the accuracy: a kind of operator in INT8, and what the strategy had to leave float already."""
     if planned.error is None:
         return verdict
     cause = find_cause(understood.model.view, planned.plan, planned.error)
-    return verdict if cause is None else replace(verdict, reasons=(*verdict.reasons, str(cause)))
+    said = [str(cause)] if cause is not None else []
+    said += [
+        f"{count} operators are float already: {reason}"
+        for reason, count in left_float(planned.plan, understood.keep_float).items()
+    ]
+    return replace(verdict, reasons=(*verdict.reasons, *said))
 
 
 def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:
-    """Plugins look at the staged bundle too; one error rejects it."""
-    errors = [f for f in host.check_bundle(staged.folder, recipe) if f.severity == "error"]
-    if not errors:
-        return verdict
+    """Plugins look at the staged bundle too: every finding is told, one error rejects it."""
+    findings = host.check_bundle(staged.folder, recipe)
     return replace(
         verdict,
-        accepted=False,
-        reasons=(*verdict.reasons, *(f"{f.code}: {f.what} ({f.seen})" for f in errors)),
-        fixes=(*verdict.fixes, *(f.fix for f in errors if f.fix)),
+        accepted=verdict.accepted and all(f.severity != "error" for f in findings),
+        reasons=(*verdict.reasons, *(_told(f) for f in findings)),
+        fixes=(*verdict.fixes, *(f.fix for f in findings if f.fix)),
     )
 
 
-def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost) -> Outcome:
+def _told(finding: Finding) -> str:
+    seen = f" ({finding.seen})" if finding.seen else ""
+    return f"{finding.severity} {finding.code}: {finding.what}{seen}"
+
+
+def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost, report: Reporter) -> Outcome:
     """Write report and verdict into the manifest; rename when accepted or when no gate was asked for."""
     summary = outcome.summary()
     manifest = msgspec.structs.replace(
@@ -133,5 +141,6 @@ def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost) -> 
         return outcome
     publish(staged.folder, outcome.recipe.output)
     done = replace(outcome, folder=outcome.recipe.output)
-    host.build_finished(outcome.recipe.output, done.summary())
+    for failure in host.build_finished(outcome.recipe.output, done.summary()):
+        report.warning(failure)
     return done
