@@ -88,7 +88,7 @@ def serve(
     """
     bundle = open_bundle(config.bundle, allow_unaccepted=config.allow_unaccepted, isa=instruction_set())
     engines = {engine.name: engine for engine in host.engines() if engine.status().can_run}
-    detector = detector_of(bundle, engines)
+    detector = detector_of(bundle, engines, families=host.decoders())
     try:
         sinks = _sinks(config, host, bundle.manifest.class_names, log=log, json_lines=json_lines)
         report.message(f"serving {config.bundle} on {detector.session.engine} ({detector.session.precision})")
@@ -97,7 +97,7 @@ def serve(
             sources={camera.id: camera.source for camera in config.cameras},
             sinks=sinks,
             budget=config.budget.latency_budget(),
-            options=_options(config, host),
+            options=_options(config, host, report),
         )
     finally:
         detector.close()
@@ -136,10 +136,11 @@ def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
     )
 
 
-def _options(config: RunConfig, host: PluginHost) -> RunOptions:
+def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOptions:
     def on_event(event: Mapping[str, Any]) -> None:
         if event.get("kind") == "alert_raised":
-            host.budget_missed(event)
+            for failure in host.budget_missed(event):
+                report.warning(failure)
 
     return RunOptions(
         frames=config.frames,

@@ -40,7 +40,7 @@ def open_subject(
     """
     if path.is_dir():
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
-        return detector_of(bundle, installed_engines(host), threads=flags.threads)
+        return detector_of(bundle, installed_engines(host), threads=flags.threads, families=host.decoders())
     from avq.build.understanding import understand_alone
 
     request, understood = understand_alone(
@@ -56,4 +56,6 @@ def open_subject(
     session = request.reference.open(
         understood.model.proto.SerializeToString(), SessionOptions(threads=flags.threads)
     )
-    return open_detector(session, understood.spec, understood.decoder, understood.class_names)
+    return open_detector(
+        session, understood.spec, understood.decoder, understood.class_names, families=request.families
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,17 @@ class ProbeSet:
     def paths(self) -> tuple[Path, ...]:
         return tuple(item.path for item in self.items)
 
+    def first(self, pictures: int) -> ProbeSet:
+        """The same with at most that many pictures."""
+        boxes = self.float_detections
+        return replace(
+            self,
+            items=self.items[:pictures],
+            inputs=self.inputs[:pictures],
+            float_outputs=self.float_outputs[:pictures],
+            float_detections=None if boxes is None else boxes[:pictures],
+        )
+
     def ask(self, session: Session) -> Answers:
         """Run every picture through ``session``; boxes, and noise against the float outputs."""
         meter, found = SqnrMeter(), []
@@ -86,7 +97,10 @@ class ProbeSet:
 
     def score(self, session: Session) -> PlanScore:
         """How far ``session`` is from the float model."""
-        answers = self.ask(session)
+        return self.judge(self.ask(session))
+
+    def judge(self, answers: Answers) -> PlanScore:
+        """How far ``answers`` are from the float model's."""
         return PlanScore(self.compare(self.float_detections, answers.detections), answers.sqnr_db)
 
     def compare(

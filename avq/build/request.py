@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
 from avq.engines import engine_by_name
 from avq.errors import MachineError, RequestError, nearest
-from avq.hookspecs import Engine, Quantizer
+from avq.hookspecs import Decoder, Engine, Quantizer
 from avq.plugins import PluginHost, validate_options
 from avq.types import TARGETS, Recipe
 
@@ -29,6 +29,7 @@ class Request:
         engines: engines the bundle may be served by, by name; installed ones only.
         float_engines: every installed CPU engine: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
+        families: head families of plugins, asked after the built-in ones.
     """
 
     recipe: Recipe
@@ -37,6 +38,7 @@ class Request:
     engines: Mapping[str, Engine]
     float_engines: Mapping[str, Engine]
     reference: Engine
+    families: Sequence[Decoder] = ()
 
     @property
     def probe_threads(self) -> int:
@@ -61,7 +63,7 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     options = _options(recipe, quantizer)
     installed = {e.name: e for e in host.engines() if e.name in CPU_ENGINES and e.status().available}
     engines = _serving(recipe, installed)
-    return Request(recipe, quantizer, options, engines, installed, reference_engine(host))
+    return Request(recipe, quantizer, options, engines, installed, reference_engine(host), host.decoders())
 
 
 def reference_engine(host: PluginHost) -> Engine:

@@ -17,7 +17,7 @@ from avq.types import U8, AnyArray, RawOutputs, Recipe, SessionOptions
 
 
 def understand_model(
-    request: Request, sample_pixels: Callable[[], Sequence[U8]], host: PluginHost, report: Reporter
+    request: Request, sample_pixels: Callable[[], Sequence[U8]], report: Reporter
 ) -> Understood:
     """Normalised graph, head, preprocessing and class names of the recipe's model, told to the user.
 
@@ -33,7 +33,7 @@ def understand_model(
             classes=recipe.classes,
             sample_pixels=sample_pixels,
             infer=trials.open,
-            extra_decoders=host.decoders(),
+            extra_decoders=request.families,
         )
     finally:
         trials.close()
@@ -88,6 +88,6 @@ def understand_alone(
     )
     reference = reference_engine(host)
     alone = {reference.name: reference}
-    request = Request(recipe, None, None, alone, alone, reference)
+    request = Request(recipe, None, None, alone, alone, reference, host.decoders())
     samples = Pictures(pictures, pictures).samples
-    return request, understand_model(request, samples, host, report)
+    return request, understand_model(request, samples, report)

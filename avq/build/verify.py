@@ -57,7 +57,7 @@ def verify(staged: Staged, request: Request, probe_set: ProbeSet, chosen: Trial)
 
 
 def _detect(bundle: OpenBundle, request: Request, probe_set: ProbeSet) -> tuple[Detections, ...]:
-    detector = detector_of(bundle, request.float_engines)
+    detector = detector_of(bundle, request.float_engines, families=request.families)
     try:
         return tuple(
             detector.detect(read_picture(item), score_threshold=SCORE_FLOOR) for item in probe_set.items

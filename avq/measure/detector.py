@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.bundle import MODEL, OpenBundle
-from avq.decoders import DetectionDecoder
+from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import BundleError, MachineError
-from avq.hookspecs import Engine, Session
+from avq.hookspecs import Decoder, Engine, Session
 from avq.preprocess import Preprocessor
 from avq.types import U8, DecoderSpec, Detections, ModelInput, PreprocessSpec, SessionOptions
 
@@ -43,19 +43,32 @@ class Detector:
 
 
 def open_detector(
-    session: Session, preprocess: PreprocessSpec, decoder: DecoderSpec, class_names: tuple[str, ...]
+    session: Session,
+    preprocess: PreprocessSpec,
+    decoder: DecoderSpec,
+    class_names: tuple[str, ...],
+    *,
+    families: Sequence[Decoder] = (),
 ) -> Detector:
-    """Put the parts of a bundle (or of a model under test) together."""
-    return Detector(Preprocessor(preprocess), session, DetectionDecoder(decoder), class_names)
+    """Put the parts of a bundle (or of a model under test) together; ``families`` are those of plugins."""
+    decode = DetectionDecoder(decoder, (*builtin_decoders(), *families))
+    return Detector(Preprocessor(preprocess), session, decode, class_names)
 
 
-def detector_of(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None) -> Detector:
+def detector_of(
+    bundle: OpenBundle,
+    engines: Mapping[str, Engine],
+    *,
+    threads: int | None = None,
+    families: Sequence[Decoder] = (),
+) -> Detector:
     """Open a bundle's model on the engine it was verified with.
 
     Args:
         bundle: an opened bundle; its model part is verified before it is loaded.
         engines: installed engines by name.
         threads: None takes the threads it was verified with.
+        families: head families of plugins, beside the built-in ones.
 
     Raises:
         BundleError: the bundle has no decoded head or a damaged part.
@@ -69,7 +82,9 @@ def detector_of(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: i
             fix="build it with --decoder NAME to serve it; avq inspect shows what it holds",
         )
     session = open_session(bundle, engines, threads=threads)
-    return open_detector(session, manifest.preprocess, manifest.decoder, manifest.class_names)
+    return open_detector(
+        session, manifest.preprocess, manifest.decoder, manifest.class_names, families=families
+    )
 
 
 def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None) -> Session:
