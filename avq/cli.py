@@ -45,11 +45,11 @@ def doctor(call: Call) -> int:
 
 @command(cli)
 def plugins(call: Call) -> int:
-    """Every installed plugin with its hooks, names and options."""
-    from avq.plugins import PluginHost
+    """Every installed plugin: version, owner, hooks, what it brings, options with types and defaults."""
+    from avq.plugins import plugin_tables
 
-    listing = PluginHost().listing()
-    return call.answer({"plugins": listing}, [("Plugins", listing)])
+    listing = call.host().listing()
+    return call.answer({"plugins": listing}, plugin_tables(listing))
 
 
 @command(cli)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 from pydantic import ValidationError
 
+import avq
 from avq import hookspecs
 from avq.errors import PluginError, RequestError, nearest
 from avq.types import Finding, GraphView, Recipe
@@ -129,7 +130,11 @@ class PluginHost:
         return self._tell("avq_budget_missed", event=event)
 
     def listing(self) -> list[dict[str, Any]]:
-        """One row per plugin: name, package, version, hooks, what it brings, and its options."""
+        """One row per plugin: name, owner (its package), version, hooks, what it brings, and its options.
+
+        Options are rows too: strategy, option, type, default (None and required: true where there is none),
+        and what it does.
+        """
         return [self._row(name, owner) for name, owner in self._owners.items()]
 
     def _row(self, name: str, owner: Owner) -> dict[str, Any]:
@@ -139,9 +144,10 @@ class PluginHost:
             for taken, (thing, who) in self._table(hook).items()
             if who == owner
         }
-        options = [line for thing in brought.values() for line in _option_lines(thing)]
+        options = [row for thing in brought.values() for row in _option_rows(thing)]
         return {
             "name": name,
+            "owner": owner.package,
             "package": owner.package,
             "version": owner.version,
             "hooks": sorted(h.name for h in self._manager.get_hookcallers(self._plugin(name)) or ()),
@@ -251,14 +257,75 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _option_lines(thing: Any) -> list[str]:
+def _option_rows(thing: Any) -> list[dict[str, Any]]:
     fields = getattr(getattr(thing, "options", None), "model_fields", {})
-    lines = []
-    for name, info in fields.items():
-        kind = getattr(info.annotation, "__name__", "") if not typing.get_args(info.annotation) else ""
-        default = "required" if info.is_required() else f"= {info.get_default(call_default_factory=True)!r}"
-        lines.append(f"{thing.name}.{name}: {kind or str(info.annotation).replace('typing.', '')} {default}")
-    return lines
+    return [
+        {
+            "strategy": thing.name,
+            "option": name,
+            "type": _type_text(info.annotation),
+            "default": None
+            if info.is_required()
+            else _json_value(info.get_default(call_default_factory=True)),
+            "required": info.is_required(),
+            "description": info.description or "",
+        }
+        for name, info in fields.items()
+    ]
+
+
+def _type_text(annotation: Any) -> str:
+    """As people write it after ``--option``: "auto | mse", "float", "list of str", "int | none"."""
+    inner = [_type_text(part) for part in typing.get_args(annotation) if part is not Ellipsis]
+    kind = typing.get_origin(annotation)
+    if kind is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(annotation))
+    if _is_union(annotation):
+        return " | ".join(inner)
+    if kind is typing.Annotated:
+        return inner[0]
+    if kind in (list, tuple, set, frozenset):
+        return f"list of {', '.join(dict.fromkeys(inner))}"
+    if annotation is type(None):
+        return "none"
+    return getattr(annotation, "__name__", "") or str(annotation).removeprefix("typing.")
+
+
+def _json_value(value: Any) -> Any:
+    """A default as JSON can say it; text where it cannot."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        listed = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+        return [_json_value(item) for item in listed]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, object]]]]:
+    """``PluginHost.listing()`` as two tables for people: the plugins, and the options of their strategies."""
+    plugins: list[dict[str, object]] = [
+        {
+            "name": row["name"],
+            "version": row["version"],
+            "owner": row["owner"],
+            "hooks": "\n".join(row["hooks"]),
+            "brings": "\n".join(row["brings"]),
+        }
+        for row in listing
+    ]
+    options = [_told_option(option) for row in listing for option in row["options"]]
+    return [("Plugins", plugins), ("Options, given as --option NAME=VALUE", options)]
+
+
+def _told_option(row: Mapping[str, Any]) -> dict[str, object]:
+    default = row["default"]
+    listed = ",".join(map(str, default)) or "(empty)" if isinstance(default, list) else default
+    told = "none" if listed is None else listed
+    return {
+        "strategy": row["strategy"],
+        "option": row["option"],
+        "type": row["type"],
+        "default": "(required)" if row["required"] else str(told),
+        "what it does": row["description"],
+    }
 
 
 def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.EntryPoint]]:
@@ -278,7 +345,7 @@ def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.
 def _owner(point: importlib.metadata.EntryPoint) -> Owner:
     package = point.dist
     if package is None:
-        return Owner(point.name, "avq", "")
+        return Owner(point.name, "avq", avq.__version__)
     return Owner(point.name, package.name, package.version)
 
 

@@ -51,6 +51,13 @@ def test_the_static_strategy_is_a_plugin_with_options_people_can_read():
     assert "static" in text and "calibrator" in text
 
 
+def test_plugins_are_a_table_with_types_and_defaults_for_people():
+    told = avq("plugins").stdout
+    assert "[" not in told and "{" not in told
+    assert "auto | entropy | mse | percentile | minmax" in told
+    assert all(word in told for word in ("version", "owner", "hooks", "avq_register_quantizers", "99.99"))
+
+
 def problem(result: Result) -> dict[str, str]:
     return json.loads(result.stdout)["error"]
 

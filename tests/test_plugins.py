@@ -102,7 +102,9 @@ def test_an_installed_package_brings_a_strategy(installed: Path):
     assert (row["package"], row["version"]) == ("outside-quantizer", "3.2.1")
     assert row["hooks"] == ["avq_register_quantizers"]
     assert row["brings"] == ["quantizer nothing"]
-    assert row["options"] == ["nothing.strength: float = 0.5", "nothing.layers: list[str] = []"]
+    assert row["owner"] == "outside-quantizer"
+    told = [(option["option"], option["type"], option["default"]) for option in row["options"]]
+    assert told == [("strength", "float", 0.5), ("layers", "list of str", [])]
     assert (strength, layers) == (0.25, ["a", "b"])
 
 
