@@ -32,6 +32,7 @@ from avq.types import (
     Range,
     RawOutputs,
     Recipe,
+    Served,
     SessionOptions,
     StatRequest,
 )
@@ -102,16 +103,52 @@ class Workbench(Protocol):
         """Float sums over the calibration pictures in digest order, by tensor."""
         ...
 
-    def error(self, plan: QuantizationPlan) -> PlanScore:
-        """``plan`` against the float model on the held-out pictures, runtime optimisations off."""
+    @property
+    def budget_ms(self) -> float | None:
+        """The wanted p50 of the engine in milliseconds; None when the user named none."""
+        ...
+
+    @property
+    def max_drop(self) -> float | None:
+        """The tolerated loss in percent; None when the user named none."""
+        ...
+
+    def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
+        """``plan`` against the float model on the held-out pictures, runtime optimisations off.
+
+        ``pictures`` looks at the first so many only: quicker, to rank many plans.
+        """
         ...
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         """Measured on the target engine, paired with the float engines; None if it cannot run here."""
         ...
 
+    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[Served | None]:
+        """Build each, take the fastest engine that agrees with its reference, time all interleaved.
+
+        A plan without points is the float model. None for a plan that no engine here runs rightly.
+        """
+        ...
+
+    def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
+        """Times only, unchecked, all on the engine that served the last quantized plan of ``serve``."""
+        ...
+
+    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
+        """Nanoseconds per node on that engine; None where it does not tell.
+
+        A fused layer's time stands at its first weighted node; what the runtime adds between layers
+        stands at the node that reads it.
+        """
+        ...
+
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Show a table to the user and keep it for the report: what was tried, and how it scored."""
+        ...
+
+    def conclude(self, reason: str) -> None:
+        """One sentence that joins the reasons of the verdict."""
         ...
 
 

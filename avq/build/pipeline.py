@@ -50,6 +50,7 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
         staged = stage(request, understood, calibration, planned, trial, probe_set)
         verified = verify(staged, request, probe_set, trial)
         verdict = judge(verified.measured, limits)
+        verdict = replace(verdict, reasons=(*verdict.reasons, *planned.conclusions))
         return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
 
     final = _first_accepted(fastest_first(trials, planned.plan, request), attempt)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from avq.build.bench import Bench
 from avq.build.calibration import Calibration
-from avq.build.candidates import candidates_for, fastest_first
 from avq.build.frontend import Understood
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.build.workbench import HostWorkbench
 from avq.errors import PluginError
 from avq.plugins import PluginHost
-from avq.progress import Reporter, Silent
-from avq.types import Latency, PlanScore, QuantizationPlan
+from avq.progress import Reporter
+from avq.types import PlanScore, QuantizationPlan
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
@@ -26,11 +24,13 @@ class Planned:
 
     Attributes:
         error: the workbench's judgement of further plans, for a diagnosis.
+        conclusions: the strategy's own sentences for the verdict.
     """
 
     plan: QuantizationPlan
     notes: Notes
     error: Callable[[QuantizationPlan], PlanScore] | None = None
+    conclusions: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -49,22 +49,14 @@ def make_plan(
     if request.quantizer is None:
         return Planned(QuantizationPlan(graph_digest=view.digest, owner="avq", owner_version="float"), ())
 
-    def time_on_target(plan: QuantizationPlan) -> Latency | None:
-        with Bench(request, understood.model.proto, plan, probe_set) as bench:
-            trials = bench.try_all(candidates_for(request, plan), Silent())
-        return fastest_first(trials, plan, request)[0].latency
-
     workbench = HostWorkbench(
+        request=request,
         understood=understood,
         probe_set=probe_set,
-        reference=request.reference,
         keep_float={**host.keep_float(view, request.recipe), **understood.keep_float},
-        symmetric_only=request.recipe.target.startswith("tensorrt"),
-        threads=request.probe_threads,
         report=report,
         _collect=calibration.collect,
         _moments=calibration.moments,
-        _time=time_on_target,
     )
     plan = request.quantizer.plan(view, workbench, request.options)
     if plan.graph_digest != view.digest:
@@ -74,4 +66,4 @@ def make_plan(
             fix="a plan must carry graph.digest of the graph it was asked for",
         )
     notes = tuple((title, tuple(rows)) for title, rows in workbench.notes)
-    return Planned(plan, notes, workbench.error)
+    return Planned(plan, notes, workbench.error, tuple(workbench.conclusions))

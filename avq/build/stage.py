@@ -14,7 +14,6 @@ from avq.build.calibration import Calibration
 from avq.build.candidates import FLOAT, Trial
 from avq.build.frontend import Understood
 from avq.build.lower import lower, saturation_probe
-from avq.build.macs import int8_mac_share
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
@@ -34,6 +33,7 @@ from avq.bundle import (
 from avq.bundle_plan import plan_to_parts
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
+from avq.toolbox.macs import int8_mac_share
 from avq.types import SessionOptions
 
 GOLDEN_FRAMES = 4

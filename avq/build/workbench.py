@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from avq.build.frontend import Understood
 from avq.build.lower import lower
-from avq.build.probe_set import ProbeSet
-from avq.hookspecs import CalibrationStats, Engine
+from avq.build.probe_set import Answers, ProbeSet
+from avq.build.request import Request
+from avq.build.serving import Serving
+from avq.hookspecs import CalibrationStats
 from avq.progress import Reporter
 from avq.types import (
     Latency,
     MomentRequest,
     PlanScore,
     QuantizationPlan,
+    Served,
     SessionOptions,
     StatRequest,
 )
@@ -22,7 +26,6 @@ from avq.types.frame import F64
 
 Collect = Callable[[Sequence[str]], CalibrationStats]
 Moments = Callable[[Sequence[str]], Mapping[str, F64]]
-Time = Callable[[QuantizationPlan], "Latency | None"]
 
 
 @dataclass
@@ -30,26 +33,35 @@ class HostWorkbench:
     """The host's side of the Workbench protocol.
 
     Attributes:
+        request: what was asked for, with the engines that may serve it.
         understood: the folded float model with its head and preprocessing.
         probe_set: held-out pictures with float answers.
-        reference: the engine whose unoptimised run defines what a lowered model means.
         keep_float: nodes that stay float, with reasons.
-        symmetric_only: the target takes signed grids with zero point 0 only.
-        threads: compute threads for probing.
+        conclusions: sentences that join the reasons of the verdict.
     """
 
+    request: Request
     understood: Understood
     probe_set: ProbeSet
-    reference: Engine
     keep_float: Mapping[str, str]
-    symmetric_only: bool
-    threads: int
     report: Reporter
     _collect: Collect
     _moments: Moments
-    _time: Time
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
-    _scores: dict[str, PlanScore] = field(default_factory=dict)
+    conclusions: list[str] = field(default_factory=list)
+    _answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
+
+    @property
+    def symmetric_only(self) -> bool:
+        return self.request.recipe.target.startswith("tensorrt")
+
+    @property
+    def budget_ms(self) -> float | None:
+        return self.request.recipe.budget_ms
+
+    @property
+    def max_drop(self) -> float | None:
+        return self.request.recipe.max_drop
 
     def collect(self, requests: Sequence[StatRequest]) -> CalibrationStats:
         return self._collect([request.tensor for request in requests])
@@ -57,22 +69,51 @@ class HostWorkbench:
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
         return self._moments([request.tensor for request in requests])
 
-    def error(self, plan: QuantizationPlan) -> PlanScore:
-        if plan.digest not in self._scores:
-            model = lower(self.understood.model.proto, plan, reference_encoding(plan))
-            session = self.reference.open(model, SessionOptions(threads=self.threads, optimise=False))
-            try:
-                self._scores[plan.digest] = self.probe_set.score(session)
-            finally:
-                session.close()
-        return self._scores[plan.digest]
+    def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
+        count = len(self.probe_set.items) if pictures is None else max(pictures, 1)
+        return self.probe_set.first(count).judge(self._reference_answers(plan, count))
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
-        return self._time(plan)
+        served = self._serving.serve([plan])[0]
+        return None if served is None else served.latency
+
+    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[Served | None]:
+        return self._serving.serve(plans)
+
+    def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
+        return self._serving.latencies(plans)
+
+    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
+        return self._serving.layer_times(plan)
 
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         self.notes.append((title, list(rows)))
         self.report.table(title, rows)
+
+    def conclude(self, reason: str) -> None:
+        self.conclusions.append(reason)
+
+    @cached_property
+    def _serving(self) -> Serving:
+        model = self.understood.model
+        everything = len(self.probe_set.items)
+
+        def meant(plan: QuantizationPlan) -> Answers:
+            return self._reference_answers(plan, everything)
+
+        return Serving(self.request, model.proto, model.view, self.probe_set, meant)
+
+    def _reference_answers(self, plan: QuantizationPlan, pictures: int) -> Answers:
+        key = (plan.digest, min(pictures, len(self.probe_set.items)))
+        if key not in self._answers:
+            model = lower(self.understood.model.proto, plan, reference_encoding(plan))
+            options = SessionOptions(threads=self.request.probe_threads, optimise=False)
+            session = self.request.reference.open(model, options)
+            try:
+                self._answers[key] = self.probe_set.first(pictures).ask(session)
+            finally:
+                session.close()
+        return self._answers[key]
 
 
 def reference_encoding(plan: QuantizationPlan) -> str:

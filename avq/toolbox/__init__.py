@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.grids import activation_point, quantize, weight_point
+from avq.toolbox.macs import int8_mac_share, macs_by_node
 from avq.toolbox.placement import (
     Placement,
     calibration_tensors,
@@ -20,6 +21,8 @@ __all__ = [
     "assemble",
     "calibration_tensors",
     "concat_ties",
+    "int8_mac_share",
+    "macs_by_node",
     "place",
     "quantize",
     "residual_identity_edges",

@@ -6,13 +6,13 @@ from avq.types.budget import LatencyBudget, Published, StageTimes
 from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range, StatRequest
 from avq.types.decoding import DecoderSpec
 from avq.types.detection import Detections
-from avq.types.engine import EnginePrecision, EngineStatus, SessionOptions
+from avq.types.engine import EnginePrecision, EngineStatus, LayerTime, SessionOptions
 from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
 from avq.types.graph import GraphView, NodeView, TensorView
 from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
 from avq.types.preprocess import PreprocessSpec
 from avq.types.recipe import TARGETS, Recipe, Target
-from avq.types.report import Accuracy, Fidelity, Finding, Latency, PlanScore, Verdict
+from avq.types.report import Accuracy, Fidelity, Finding, Latency, PlanScore, Served, Verdict
 
 __all__ = [
     "CALIBRATORS",
@@ -35,6 +35,7 @@ __all__ = [
     "GraphView",
     "Latency",
     "LatencyBudget",
+    "LayerTime",
     "ModelInput",
     "MomentRequest",
     "NodePrecision",
@@ -48,6 +49,7 @@ __all__ = [
     "Range",
     "RawOutputs",
     "Recipe",
+    "Served",
     "SessionOptions",
     "StageTimes",
     "StatRequest",

@@ -33,3 +33,18 @@ class EngineStatus:
     can_build: bool
     can_run: bool
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """One layer of a compiled network.
+
+    Attributes:
+        name: as the runtime calls it.
+        nodes: names of the model file's nodes in it; empty for what the runtime added (format changes).
+        ns: median nanoseconds of one inference.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    ns: int

@@ -66,6 +66,21 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A plan really built, checked and timed on the engine that serves it fastest.
+
+    Attributes:
+        engine: engine, encoding and precision of the float parts.
+        score: this engine's answers against the float model, on the held-out pictures.
+        latency: paired with the fastest float engine, and with every plan of the same call.
+    """
+
+    engine: str
+    score: PlanScore
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """COCO metrics against labels.
 

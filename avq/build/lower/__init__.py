@@ -8,8 +8,8 @@ from avq.build.lower.grid import ENCODINGS, Encoding
 from avq.build.lower.precision import lower_precisions
 from avq.build.lower.probe import SATURATION_PREFIX, saturation_probe
 from avq.build.lower.qdq import lower_qdq
-from avq.build.macs import int8_mac_share, macs_by_node
 from avq.errors import PlanError
+from avq.toolbox.macs import int8_mac_share, macs_by_node
 from avq.types import QuantizationPlan
 
 

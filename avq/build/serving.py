@@ -1,0 +1,183 @@
+"""Plans as they will be served: opened, checked on their own engine, timed against each other.
+
+``Bench`` tries every engine on one plan; this compares many plans, each on its fastest right engine, with the
+fastest float engine in every round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import onnx
+
+from avq.build.candidates import FLOAT, Candidate, agrees, candidates_for
+from avq.build.layer_times import by_node
+from avq.build.lower import lower
+from avq.build.probe_set import Answers, ProbeSet
+from avq.build.request import Request
+from avq.errors import AvqError
+from avq.hookspecs import Session
+from avq.measure.latency import LatencySamples, paired_latency, ratio_interval
+from avq.types import GraphView, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+
+# Open sessions hold a copy of the weights and their scratch memory each.
+_OPEN_AT_ONCE = 6
+_SORTING_ROUNDS = 12
+_SERVE_ROUNDS = 100
+_QUICK_ROUNDS = 40
+_ANCHOR = "float"
+
+
+@dataclass
+class Serving:
+    """Times and checks of plans on the engines of one request.
+
+    Attributes:
+        request: engines, threads, target.
+        proto, graph: the float model.
+        probe_set: pictures an engine is checked on.
+        reference_answers: what the plan means, from the unoptimised reference.
+    """
+
+    request: Request
+    proto: onnx.ModelProto
+    graph: GraphView
+    probe_set: ProbeSet
+    reference_answers: Callable[[QuantizationPlan], Answers]
+    _checked: dict[str, tuple[Candidate, PlanScore] | None] = field(default_factory=dict)
+    _fastest_float: Candidate | None = None
+    _favourite: Candidate | None = None
+
+    def serve(self, plans: Sequence[QuantizationPlan]) -> list[Served | None]:
+        """Each plan on its fastest right engine; None where no engine is right."""
+        found = [self._choose(plan) for plan in plans]
+        open_with = [None if entry is None else entry[0] for entry in found]
+        times = self._times(plans, open_with, _SERVE_ROUNDS)
+        return [
+            None if entry is None or time is None else Served(entry[0].label, entry[1], time)
+            for entry, time in zip(found, times, strict=True)
+        ]
+
+    def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
+        """Unchecked times on the engine that served the last quantized plan."""
+        return self._times(plans, [self._engine_for(plan) for plan in plans], _QUICK_ROUNDS)
+
+    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
+        """Nanoseconds per node of the float graph, where the engine tells them."""
+        candidate = self._engine_for(plan)
+        if candidate is None:
+            return None
+        told = getattr(self.request.float_engines[candidate.engine], "layer_times", None)
+        if told is None:
+            return None
+        picture = self.probe_set.inputs[0].tensor
+        return by_node(told(self._model(plan, candidate), self._options(candidate), picture), self.graph)
+
+    def _engine_for(self, plan: QuantizationPlan) -> Candidate | None:
+        """The favourite's engine and precision, also for the float plan that is compared with it."""
+        favourite = self._favourite
+        if favourite is None or plan.points:
+            return favourite
+        return Candidate(favourite.engine, FLOAT, favourite.precision)
+
+    def _choose(self, plan: QuantizationPlan) -> tuple[Candidate, PlanScore] | None:
+        if plan.digest not in self._checked:
+            candidates = [c for c in candidates_for(self.request, plan) if self._serves(c, plan)]
+            ranked = self._fastest_first(plan, candidates)
+            found = (self._check(plan, candidate) for candidate in ranked)
+            self._checked[plan.digest] = next((entry for entry in found if entry is not None), None)
+        entry = self._checked[plan.digest]
+        if entry is not None and plan.points:
+            self._favourite = entry[0]
+        return entry
+
+    def _serves(self, candidate: Candidate, plan: QuantizationPlan) -> bool:
+        return candidate.engine in self.request.engines and (candidate.encoding == FLOAT) == (not plan.points)
+
+    def _fastest_first(self, plan: QuantizationPlan, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that open, by their time."""
+        tensor = self.probe_set.inputs[0].tensor
+        with ExitStack() as stack:
+            opened = {c: s for c in candidates if (s := self._try_open(plan, c, stack)) is not None}
+            if not opened:
+                return []
+            runs = {c.label: _runner(s, tensor) for c, s in opened.items()}
+            samples = paired_latency(runs, rounds=_SORTING_ROUNDS)
+        return sorted(opened, key=lambda c: samples[c.label].p50_ms)
+
+    def _check(self, plan: QuantizationPlan, candidate: Candidate) -> tuple[Candidate, PlanScore] | None:
+        reference = self.reference_answers(plan)
+        with ExitStack() as stack:
+            session = self._try_open(plan, candidate, stack)
+            try:
+                answers = None if session is None else self.probe_set.ask(session)
+            except AvqError:
+                return None
+        if answers is None:
+            return None
+        deviation = self.probe_set.compare(reference.detections, answers.detections)
+        right, _ = agrees(deviation, answers.worst_sqnr_db, reference.worst_sqnr_db)
+        return (candidate, self.probe_set.judge(answers)) if right else None
+
+    def _times(
+        self, plans: Sequence[QuantizationPlan], candidates: Sequence[Candidate | None], rounds: int
+    ) -> list[Latency | None]:
+        times: list[Latency | None] = [None] * len(plans)
+        todo = [(i, plans[i], c) for i, c in enumerate(candidates) if c is not None]
+        for start in range(0, len(todo), _OPEN_AT_ONCE):
+            for index, latency in self._times_together(todo[start : start + _OPEN_AT_ONCE], rounds):
+                times[index] = latency
+        return times
+
+    def _times_together(
+        self, todo: Sequence[tuple[int, QuantizationPlan, Candidate]], rounds: int
+    ) -> list[tuple[int, Latency]]:
+        tensor, anchor = self.probe_set.inputs[0].tensor, self._anchor()
+        with ExitStack() as stack:
+            sessions = {
+                str(index): session
+                for index, plan, candidate in todo
+                if (session := self._try_open(plan, candidate, stack)) is not None
+            }
+            floats = self._open(QuantizationPlan(graph_digest=self.graph.digest), anchor, stack)
+            runs = {label: _runner(session, tensor) for label, session in sessions.items()}
+            samples = paired_latency({**runs, _ANCHOR: _runner(floats, tensor)}, rounds=rounds)
+        return [(int(label), _latency(samples, label, anchor.label)) for label in sessions]
+
+    def _anchor(self) -> Candidate:
+        if self._fastest_float is None:
+            nothing = QuantizationPlan(graph_digest=self.graph.digest)
+            self._fastest_float = self._fastest_first(nothing, candidates_for(self.request, nothing))[0]
+        return self._fastest_float
+
+    def _try_open(self, plan: QuantizationPlan, candidate: Candidate, stack: ExitStack) -> Session | None:
+        try:
+            return self._open(plan, candidate, stack)
+        except AvqError:
+            return None
+
+    def _open(self, plan: QuantizationPlan, candidate: Candidate, stack: ExitStack) -> Session:
+        engine = self.request.float_engines[candidate.engine]
+        session = engine.open(self._model(plan, candidate), self._options(candidate))
+        stack.callback(session.close)
+        return session
+
+    def _options(self, candidate: Candidate) -> SessionOptions:
+        return SessionOptions(threads=self.request.recipe.threads, precision=candidate.precision)
+
+    def _model(self, plan: QuantizationPlan, candidate: Candidate) -> bytes:
+        if candidate.encoding == FLOAT:
+            return bytes(self.proto.SerializeToString())
+        return lower(self.proto, plan, candidate.encoding)
+
+
+def _runner(session: Session, tensor: object) -> Callable[[], object]:
+    return lambda: session.infer(tensor)  # type: ignore[arg-type]
+
+
+def _latency(samples: Mapping[str, LatencySamples], label: str, float_label: str) -> Latency:
+    own = samples[label]
+    ratio, low, high = ratio_interval(own, samples[_ANCHOR])
+    return Latency(own.p50_ms, own.p99_ms, ratio, low, high, float_label)
