@@ -1,0 +1,201 @@
+"""The host's own workbench over a real detector, for testing a strategy outside of a build.
+
+from avq.contract.workbench import check_strategy
+def test_contract():
+    check_strategy(MyQuantizer(), options={"margin": "1.1"})
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from avq.build.calibration import Calibration
+from avq.build.pictures import open_pictures
+from avq.build.planning import make_plan
+from avq.build.probe_set import prepare_probe_set
+from avq.build.request import check
+from avq.build.understanding import understand_model
+from avq.contract.quantizer_suite import check_quantizer
+from avq.errors import AvqError, PluginError
+from avq.hookspecs import Quantizer, Workbench
+from avq.plugins import PluginHost
+from avq.progress import Reporter, Silent
+from avq.scenes import builtin_detector_path
+from avq.scenes.dataset import write_labelled_set
+from avq.types import GraphView, PlanScore, QuantizationPlan, Recipe, Target
+
+#: Road scenes that neither the built-in detector nor its calibration set has seen.
+_SCENES = range(7_000_000, 7_000_024)
+#: One target that takes any grid, and one that takes signed grids around zero only.
+TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A strategy that kept its contract for one target: its plan, and how far that is from the float model."""
+
+    target: Target
+    plan: QuantizationPlan
+    score: PlanScore
+
+
+def check_strategy(
+    quantizer: Quantizer,
+    *,
+    options: Mapping[str, str] | None = None,
+    model: Path | None = None,
+    data: Path | None = None,
+    targets: Sequence[Target] = TARGETS,
+    report: Reporter | None = None,
+) -> tuple[Kept, ...]:
+    """The contract suite of quantizers on a real workbench, once per target.
+
+    Args:
+        quantizer: the strategy under test; it need not be installed.
+        options: as from ``--option k=v``.
+        model: an ONNX detector; the built-in one when None.
+        data: pictures for ``model``; drawn road scenes when None.
+        targets: what the plans are for. None of them needs its hardware: nothing is served.
+
+    Raises:
+        PluginError: at the first rule the strategy breaks, and for whatever else it raises.
+        AvqError: the model or the pictures cannot be used.
+    """
+
+    def judge(target: Target) -> Callable[[GraphView, Workbench], Kept]:
+        def ask(graph: GraphView, bench: Workbench) -> Kept:
+            plan = _guarded(quantizer, lambda: check_quantizer(quantizer, graph, bench, options))
+            return Kept(target, plan, _lowered(quantizer, plan, bench))
+
+        return ask
+
+    return tuple(
+        on_workbench(
+            judge(target), strategy=quantizer.name, target=target, model=model, data=data, report=report
+        )
+        for target in targets
+    )
+
+
+def on_workbench(
+    ask: Callable[[GraphView, Workbench], T],
+    *,
+    strategy: str = "float",
+    target: Target = "cpu",
+    model: Path | None = None,
+    data: Path | None = None,
+    report: Reporter | None = None,
+) -> T:
+    """What ``ask(graph, bench)`` returns, called as a build would call a strategy's ``plan``.
+
+    ``bench`` is the build's own, over a real network and real pictures, except that it gives the answer to one
+    question once: measured times differ from run to run, and a strategy is not to blame for that. ``strategy`` is
+    the name that hooks of installed plugins see in the recipe.
+    """
+    report = report or Silent()
+    with ExitStack() as stack:
+        if data is None:
+            data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_labelled_set(data, seeds=_SCENES)
+        # Planned as for the target, measured on whatever runs here.
+        recipe = Recipe(model=model or builtin_detector_path(), output=Path(), data=data, strategy="float")
+        host = PluginHost()
+        request = check(recipe, host)
+        pictures = open_pictures(recipe, report)
+        understood = understand_model(request, pictures.samples, report)
+        probe_set = prepare_probe_set(request, understood, pictures, report)
+        probe: _Probe[T] = _Probe(ask)
+        asked = replace(recipe, strategy=strategy, target=target)
+        request = replace(request, recipe=asked, quantizer=probe, options=_NoOptions())
+        calibration = Calibration(request, understood, pictures.calibration, report)
+        make_plan(request, understood, calibration, probe_set, host, report)
+        return probe.answers[0]
+
+
+class _NoOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Probe(Generic[T]):
+    """Stands where a strategy would, and passes on what it is given."""
+
+    name = "contract"
+    version = "1"
+    options = _NoOptions
+
+    def __init__(self, ask: Callable[[GraphView, Workbench], T]) -> None:
+        self._ask = ask
+        self.answers: list[T] = []
+
+    def plan(self, graph: GraphView, bench: Workbench, options: Any) -> QuantizationPlan:
+        self.answers.append(self._ask(graph, cast(Workbench, _Remembering(bench))))
+        return QuantizationPlan(graph_digest=graph.digest, owner=self.name, owner_version=self.version)
+
+
+class _Remembering:
+    """A workbench that answers the same question the same way."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._answers: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._bench, name)
+        if not callable(value):
+            return value
+
+        def once(*given: Any, **named: Any) -> Any:
+            key = f"{name} {_key(given)} {_key(sorted(named.items()))}"
+            if key not in self._answers:
+                self._answers[key] = value(*given, **named)
+            return self._answers[key]
+
+        return once
+
+
+def _key(value: Any) -> str:
+    if isinstance(value, QuantizationPlan):
+        return value.digest
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_key, value))}]"
+    return repr(value)
+
+
+def _lowered(quantizer: Quantizer, plan: QuantizationPlan, bench: Workbench) -> PlanScore:
+    try:
+        return bench.error(plan)
+    except AvqError as error:
+        raise PluginError(
+            f"the strategy {quantizer.name!r} breaks its contract: the plan can be written as a model",
+            seen=f"{error.what} {error.seen}".strip(),
+            fix=error.fix,
+        ) from error
+
+
+def _guarded(quantizer: Quantizer, body: Callable[[], T]) -> T:
+    try:
+        return body()
+    except AvqError:
+        raise
+    except Exception as error:  # a strategy's bug, told with its place
+        raise PluginError(
+            f"the strategy {quantizer.name!r} breaks its contract: it fails with errors of avq only",
+            seen=f"{type(error).__name__}: {error}, {_where(error)}",
+            fix="raise avq.errors.PlanError for what cannot be planned",
+        ) from error
+
+
+def _where(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
