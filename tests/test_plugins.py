@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 import avq
 from avq import hookimpl
-from avq.build.graph_view import view_of
+from avq.build.graph.view import view_of
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost, validate_options

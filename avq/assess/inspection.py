@@ -57,7 +57,7 @@ def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from avq.build.graph import load_graph
+    from avq.build.graph.model import load_graph
 
     model = load_graph(path)
     view = model.view
@@ -78,7 +78,7 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def _calibration(path: Path) -> dict[str, Any]:
-    from avq.build import avqcal
+    from avq.build.calibrate import avqcal
 
     data = avqcal.read(path)
     return {

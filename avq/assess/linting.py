@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from avq.build.graph import read_model
+from avq.build.graph.model import read_model
 from avq.build.lint import lint
 
 

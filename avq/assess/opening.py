@@ -41,7 +41,7 @@ def open_subject(
     if path.is_dir():
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
         return detector_of(bundle, installed_engines(host), threads=flags.threads, families=host.decoders())
-    from avq.build.understanding import understand_alone
+    from avq.build.understand.host import understand_alone
 
     request, understood = understand_alone(
         path,

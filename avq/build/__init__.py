@@ -1,7 +1,7 @@
 """From a float ONNX model and pictures to a bundle.
 
-Read in this order: request, pictures, frontend (graph, preprocessing, head), calibrate (observe, histogram,
-thresholds), workbench, lower, bench, stage, verify, gate, report; ``pipeline.run_build`` is the diagram.
+Read in this order: request, pictures, graph, understand, calibrate, workbench, planning, lower, bench, stage,
+verify, gate, report; ``pipeline.run_build`` is the diagram.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from avq.build.bench import Bench
-from avq.build.calibration import Calibration
+from avq.build.calibrate.commands import Calibration
 from avq.build.candidates import Trial, candidates_for, fastest_first
 from avq.build.diagnose import find_cause, left_float
-from avq.build.frontend import Understood
 from avq.build.gate import Limits, judge
 from avq.build.outcome import Outcome
 from avq.build.pictures import open_pictures
@@ -21,7 +20,8 @@ from avq.build.probe_set import ProbeSet, prepare_probe_set
 from avq.build.report import report_page
 from avq.build.request import Request, check
 from avq.build.stage import Staged, stage
-from avq.build.understanding import understand_model
+from avq.build.understand.frontend import Understood
+from avq.build.understand.host import understand_model
 from avq.build.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.plugins import PluginHost

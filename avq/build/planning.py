@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from avq.build.calibration import Calibration
-from avq.build.frontend import Understood
+from avq.build.calibrate.commands import Calibration
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.understand.frontend import Understood
 from avq.build.workbench import HostWorkbench
 from avq.errors import PluginError
 from avq.plugins import PluginHost

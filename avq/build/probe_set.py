@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from avq.build.dataset import Item, read_picture
-from avq.build.frontend import Understood
 from avq.build.pictures import Pictures
 from avq.build.request import Request
+from avq.build.understand.frontend import Understood
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import ModelError
 from avq.hookspecs import Session

@@ -9,10 +9,10 @@ import msgspec
 
 from avq import __version__
 from avq.build.dataset import read_picture
-from avq.build.frontend import Understood
 from avq.build.outcome import Outcome
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
+from avq.build.understand.frontend import Understood
 from avq.engines.isa import instruction_set
 from avq.measure.fidelity import FIRM_SCORE, matched_shifts
 from avq.render import (

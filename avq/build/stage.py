@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from avq import __version__
-from avq.build.calibration import Calibration
+from avq.build.calibrate.commands import Calibration
 from avq.build.candidates import FLOAT, Trial
-from avq.build.frontend import Understood
 from avq.build.lower import lower, saturation_probe
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.understand.frontend import Understood
 from avq.bundle import (
     GOLDEN,
     MODEL,

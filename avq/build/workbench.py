@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from avq.build.frontend import Understood
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
 from avq.build.serving import Serving
+from avq.build.understand.frontend import Understood
 from avq.hookspecs import CalibrationStats
 from avq.progress import Reporter
 from avq.types import (

@@ -104,7 +104,7 @@ def _engine(host: PluginHost, name: str, model: Path | None) -> dict[str, Any]:
 
 
 def _decoder(host: PluginHost, family: str, model: Path | None) -> dict[str, Any]:
-    from avq.build.graph import load_graph
+    from avq.build.graph.model import load_graph
     from avq.contract.decoder_suite import check_decoder
     from avq.decoders import builtin_decoders, find_decoder
     from avq.scenes import builtin_detector_path

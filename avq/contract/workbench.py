@@ -16,12 +16,12 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from avq.build.calibration import Calibration
+from avq.build.calibrate.commands import Calibration
 from avq.build.pictures import open_pictures
 from avq.build.planning import make_plan
 from avq.build.probe_set import prepare_probe_set
 from avq.build.request import check
-from avq.build.understanding import understand_model
+from avq.build.understand.host import understand_model
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
 from avq.hookspecs import Quantizer, Workbench

@@ -16,7 +16,7 @@ from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, installed_engines, open_subject
 from avq.build import build
 from avq.build.dataset import open_set
-from avq.build.understanding import understand_alone
+from avq.build.understand.host import understand_alone
 from avq.bundle import GOLDEN, open_bundle
 from avq.demo import builtin_recipe
 from avq.measure.detector import open_session

@@ -29,10 +29,10 @@ SIZE_PX = 416
 
 
 def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too: bool) -> dict[str, Any]:
-    from avq.build.calibrate import CalibrationRun, run_calibrate, thresholds_table
+    from avq.build.calibrate.run import CalibrationRun, run_calibrate, thresholds_table
     from avq.build.dataset import open_set
-    from avq.build.fold_input import fold_input
-    from avq.build.graph import load_graph
+    from avq.build.graph.model import load_graph
+    from avq.build.understand.fold_input import fold_input
     from avq.engines import engine_by_name
     from avq.types import PreprocessSpec
 
@@ -56,7 +56,7 @@ def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too
     )
     with tempfile.TemporaryDirectory() as folder:
         answer = run_calibrate(run, Path(folder) / "c.avqcal")
-        from avq.build import avqcal
+        from avq.build.calibrate import avqcal
 
         table = thresholds_table(avqcal.read(Path(folder) / "c.avqcal"), calibrator="entropy")
     return {"images": answer["images"], "tensors": len(table["tensors"]), "digest": answer["digest"]}
@@ -112,7 +112,7 @@ def write_varied(source: Path, folder: Path, copies: int) -> None:
 
 
 def peak_mb() -> float:
-    from avq.build.memory import peak_rss_mb
+    from avq.build.calibrate.memory import peak_rss_mb
 
     return peak_rss_mb()
 

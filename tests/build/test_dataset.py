@@ -13,7 +13,7 @@ import pytest
 
 from avq.build.dataset import CalibrationSet, open_set, read_picture, shard, split
 from avq.errors import DataError
-from tests.build.calibration_case import write_pictures
+from tests.build.calibrate.calibration_case import write_pictures
 
 
 @pytest.fixture

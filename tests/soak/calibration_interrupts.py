@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from avq.build import avqcal
-from avq.build.calibrate import run_calibrate
+from avq.build.calibrate import avqcal
+from avq.build.calibrate.run import run_calibrate
 from avq.build.dataset import open_set
-from tests.build.calibration_case import run_on, write_pictures
+from tests.build.calibrate.calibration_case import run_on, write_pictures
 
 
 def child(pictures: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.build.graph_view import view_of
+from avq.build.graph.view import view_of
 from avq.engines import engine_by_name
 from avq.types import Edge, GraphView, QuantizationPlan, QuantPoint, SessionOptions
 

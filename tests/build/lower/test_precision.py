@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from avq.build.graph_view import view_of
+from avq.build.graph.view import view_of
 from avq.build.lower import SATURATION_PREFIX, int8_mac_share, lower, macs_by_node, saturation_probe
 from avq.errors import PlanError
 from avq.types import Edge, NodePrecision, QuantizationPlan

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from avq.build.fold_input import fold_input
-from avq.build.graph import load_graph
-from avq.build.graph_view import view_of
+from avq.build.graph.model import load_graph
+from avq.build.graph.view import view_of
 from avq.build.lower import lower, lower_qdq
+from avq.build.understand.fold_input import fold_input
 from avq.engines import builtin_engines
 from avq.errors import PlanError, RequestError
 from avq.preprocess import Preprocessor

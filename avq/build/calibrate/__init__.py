@@ -1,0 +1,1 @@
+"""Counts of activations, and the ranges they give: observe, counting, histogram, run, avqcal; thresholds, stats."""

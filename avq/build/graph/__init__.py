@@ -1,0 +1,1 @@
+"""A user's ONNX file as one normal float graph. Read: read, opset, inputs, norms, fold, view, model."""

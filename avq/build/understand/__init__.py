@@ -1,0 +1,1 @@
+"""What a model is: its head, its preprocessing, its classes. Read: told, trial, fold_input, frontend, host."""
