@@ -29,6 +29,7 @@ from avq.doctor import examine
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import builtin_detector_path
+from avq.scenes.dataset import write_labelled_set
 from avq.serve import serve
 from avq.types import Recipe, SessionOptions
 from tests.conftest import ROOT
@@ -202,6 +203,24 @@ def test_the_doctor_lists_the_registered_engine_and_it_computes(host: PluginHost
     assert np.allclose(session.infer(given)["y"], sample_answer(given), rtol=1e-5)
 
 
+def test_a_build_is_made_for_and_served_by_a_registered_engine_whose_name_is_a_target(
+    examples: dict[str, Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = examples["avq_register_engines"].module
+    monkeypatch.setattr(module.OpenCvEngine, "name", "tensorrt-rtx")
+    monkeypatch.setattr(module.OpenCvSession, "engine", "tensorrt-rtx")
+    host = PluginHost(extra={"engine": module})
+    write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_010))
+    asked = {"data": tmp_path / "pictures", "strategy": "float", "target": "tensorrt-rtx", "gate": False}
+    built = build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())
+    assert open_bundle(built.folder, allow_unaccepted=True).manifest.engine.name == "tensorrt-rtx"
+    (tmp_path / "run.toml").write_text(
+        f'bundle = "{built.folder}"\nallow_unaccepted = true\nframes = 3\n'
+        '[[cameras]]\nid = "front"\nsource = "scene://drive?seed=3&fps=30"\n'
+    )
+    assert serve(load_run(tmp_path / "run.toml"), host, Silent()).as_json()["published"] == 3
+
+
 @shows("avq_register_decoders")
 def test_a_build_and_a_run_decode_with_the_registered_family(built: Any, run: Any, called: Called) -> None:
     bundle, answer = built
@@ -249,8 +268,8 @@ def test_a_build_tells_that_it_is_finished(built: Any, called: Called, examples:
     bundle, answer = built
     (call,) = called["avq_build_finished"]
     assert call["bundle"] == bundle and call["report"] == answer
-    told = f"page.avq: {answer['engine']}, accepted {answer['accepted']}"
-    assert examples["avq_build_finished"].module.FINISHED == [told]
+    (told,) = examples["avq_build_finished"].module.FINISHED
+    assert told == f"page.avq: {answer['engine']}, accepted {answer['accepted']}"
 
 
 @shows("avq_budget_missed")

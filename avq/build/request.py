@@ -27,7 +27,7 @@ class Request:
         quantizer: None for the float strategy.
         options: the strategy's validated options; None for float.
         engines: engines the bundle may be served by, by name; installed ones only.
-        float_engines: every installed CPU engine: what the gate compares times with.
+        float_engines: every installed CPU engine and the target's: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
         families: head families of plugins, asked after the built-in ones.
     """
@@ -61,7 +61,8 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
         )
     quantizer = None if recipe.strategy == FLOAT_STRATEGY else _quantizer(recipe, host)
     options = _options(recipe, quantizer)
-    installed = {e.name: e for e in host.engines() if e.name in CPU_ENGINES and e.status().available}
+    wanted = (*CPU_ENGINES, recipe.target)
+    installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
     engines = _serving(recipe, installed)
     return Request(recipe, quantizer, options, engines, installed, reference_engine(host), host.decoders())
 
@@ -115,6 +116,6 @@ def _serving(recipe: Recipe, installed: Mapping[str, Engine]) -> dict[str, Engin
             seen=f"engines here: {', '.join(installed) or 'none'}",
             fix=f'pip install "avq[{wanted[0]}]"; avq doctor says what is missing'
             if recipe.target in ("cpu", *CPU_ENGINES)
-            else "this version builds cpu, onnxruntime and openvino; avq doctor says what is missing",
+            else "an engine for it comes as a plugin; avq doctor says what is missing",
         )
     return serving
