@@ -49,7 +49,7 @@ def _precisions(
     precisions = {node: NodePrecision("fp32", reason) for node, reason in bench.keep_float.items()}
     for placement in placements:
         if placement.kind in choice.float_kinds:
-            reason = f"{placement.kind}: one scale for channels of very different range loses detections"
+            reason = f"{placement.kind}: left float"
             precisions[placement.node] = NodePrecision("fp32", reason)
         else:
             precisions[placement.node] = NodePrecision("int8", f"{placement.kind}, weighted operator")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
 from avq.toolbox import Placement, place, wanted_statistics
-from avq.types import CALIBRATORS, Calibrator, GraphView, PlanScore, QuantizationPlan
+from avq.types import (
+    CALIBRATORS,
+    Calibrator,
+    GraphView,
+    NodePrecision,
+    PlanScore,
+    QuantizationPlan,
+)
 from avq_static.assemble import Choice, assemble
 
 # A kind of operator is kept float only when that wins back at least this much badness (lost share + shift).
@@ -41,6 +48,13 @@ class _Tried:
     choice: Choice
     plan: QuantizationPlan
     score: PlanScore
+
+    @property
+    def loss(self) -> str:
+        fidelity = self.score.fidelity
+        if fidelity is None:
+            return f"{min(self.score.sqnr_db.values(), default=0.0):.1f} dB at the worst output"
+        return f"{100 * fidelity.lost:.1f} % of the boxes are lost"
 
     def row(self) -> dict[str, object]:
         fidelity = self.score.fidelity
@@ -80,7 +94,8 @@ class StaticQuantizer:
         methods = CALIBRATORS if options.calibrator == "auto" else (options.calibrator,)
         best = min((attempt(m, float_kinds) for m in methods), key=lambda t: t.score.badness)
         bench.note("static: what was tried", [{**t.row(), "kept": t is best} for t in tried.values()])
-        return best.plan
+        kinds = [tried.get(Choice(first, options.percentile, symmetric, k)) for k in ((), float_kinds)]
+        return _explained(best.plan, placements, float_kinds, _why(*kinds))
 
     def _float_kinds(
         self,
@@ -95,3 +110,17 @@ class StaticQuantizer:
             return ("depthwise",)
         gain = attempt(()).score.badness - attempt(("depthwise",)).score.badness
         return ("depthwise",) if gain > _WORTH_KEEPING_FLOAT else ()
+
+
+def _why(int8: _Tried | None, left: _Tried | None) -> str:
+    """The measured reason for leaving a kind float; the user's wish where nothing was measured."""
+    if int8 is None or left is None:
+        return "float by option depthwise=float"
+    return f"in INT8 {int8.loss}, left float {left.loss} (calibrator {int8.choice.calibrator})"
+
+
+def _explained(
+    plan: QuantizationPlan, placements: Sequence[Placement], float_kinds: tuple[str, ...], why: str
+) -> QuantizationPlan:
+    reasons = {p.node: NodePrecision("fp32", f"{p.kind}: {why}") for p in placements if p.kind in float_kinds}
+    return replace(plan, precisions={**plan.precisions, **reasons})
