@@ -135,8 +135,8 @@ class Workbench(Protocol):
         """Times only, unchecked, all on the engine that served the last quantized plan of ``serve``."""
         ...
 
-    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
-        """Nanoseconds per node on that engine; None where it does not tell.
+    def layer_times(self, plans: Sequence[QuantizationPlan]) -> Sequence[Mapping[str, int]] | None:
+        """Nanoseconds per node of each plan on that engine, taking turns; None where it does not tell.
 
         A fused layer's time stands at its first weighted node; what the runtime adds between layers
         stands at the node that reads it.

@@ -64,16 +64,19 @@ class Serving:
         """Unchecked times on the engine that served the last quantized plan."""
         return self._times(plans, [self._engine_for(plan) for plan in plans], _QUICK_ROUNDS)
 
-    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
-        """Nanoseconds per node of the float graph, where the engine tells them."""
-        candidate = self._engine_for(plan)
-        if candidate is None:
+    def layer_times(self, plans: Sequence[QuantizationPlan]) -> list[Mapping[str, int]] | None:
+        """Nanoseconds per node of the float graph, taking turns, where the engine tells them."""
+        candidates = [self._engine_for(plan) for plan in plans]
+        known = [c for c in candidates if c is not None]
+        told = getattr(self.request.float_engines[known[0].engine], "layer_times", None) if known else None
+        if told is None or len(known) < len(plans):
             return None
-        told = getattr(self.request.float_engines[candidate.engine], "layer_times", None)
-        if told is None:
+        models = [self._model(plan, c) for plan, c in zip(plans, known, strict=True)]
+        try:
+            layers = told(models, self._options(known[0]), self.probe_set.inputs[0].tensor)
+        except AvqError:
             return None
-        picture = self.probe_set.inputs[0].tensor
-        return by_node(told(self._model(plan, candidate), self._options(candidate), picture), self.graph)
+        return [by_node(found, self.graph) for found in layers]
 
     def _engine_for(self, plan: QuantizationPlan) -> Candidate | None:
         """The favourite's engine and precision, also for the float plan that is compared with it."""

@@ -83,8 +83,8 @@ class HostWorkbench:
     def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
         return self._serving.latencies(plans)
 
-    def layer_times(self, plan: QuantizationPlan) -> Mapping[str, int] | None:
-        return self._serving.layer_times(plan)
+    def layer_times(self, plans: Sequence[QuantizationPlan]) -> Sequence[Mapping[str, int]] | None:
+        return self._serving.layer_times(plans)
 
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         self.notes.append((title, list(rows)))
