@@ -1,0 +1,130 @@
+"""Measured points, the Pareto front of them, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avq.types import AnyArray, QuantizationPlan, Served
+
+# The gate's own limits: a point outside of them is not worth choosing.
+LOST_PERCENT = 1.0
+CONFIDENCE_SHIFT = 0.02
+SLOWDOWN = 1.02
+SQNR_DB = 20.0
+# Loss is judged on a few hundred boxes: aim inside the limit.
+_MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan as it is served.
+
+    Attributes:
+        name: how it was found.
+        int8: (groups,) bool.
+        share: of the multiply-adds in INT8.
+        weight_bytes: of all weighted operators.
+        predicted: time over float, as the cost model said; nan for none.
+    """
+
+    name: str
+    int8: AnyArray
+    plan: QuantizationPlan
+    served: Served
+    share: float
+    weight_bytes: int
+    predicted: float
+
+    @property
+    def is_float(self) -> bool:
+        return not self.plan.points
+
+    @property
+    def loss(self) -> float:
+        """The float model loses nothing, whatever its engine rounds: it is what accuracy is measured by."""
+        return 0.0 if self.is_float else self.served.score.badness
+
+    def row(self) -> dict[str, object]:
+        fidelity, latency = self.served.score.fidelity, self.served.latency
+        return {
+            "plan": self.name,
+            "engine": self.served.engine,
+            "INT8 %": round(100 * self.share, 1),
+            "lost boxes %": round(100 * fidelity.lost, 2) if fidelity else "-",
+            "confidence shift": round(fidelity.confidence_shift, 4) if fidelity else "-",
+            "worst SQNR dB": round(min(self.served.score.sqnr_db.values(), default=float("nan")), 1),
+            "p50 ms": round(latency.p50_ms, 3),
+            "time / float": f"{latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]",
+            "predicted": round(self.predicted, 3),
+            "weights kB": round(self.weight_bytes / 1024),
+        }
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Points that no other beats in time, accuracy and size at once, fastest first.
+
+    Times that the measurement cannot tell apart (overlapping intervals) beat nobody.
+    """
+    kept = [p for p in points if not any(_beats(other, p) for other in points)]
+    return sorted(kept, key=lambda p: p.served.latency.ratio)
+
+
+def _beats(a: Point, b: Point) -> bool:
+    faster = a.served.latency.ratio_high < b.served.latency.ratio_low
+    return faster and a.loss <= b.loss and a.weight_bytes <= b.weight_bytes
+
+
+def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float | None) -> tuple[Point, str]:
+    """The point to serve, and why.
+
+    Under a budget the most accurate inside it; under ``max_drop`` the fastest inside it; without either
+    the knee. A point must be inside the gate's limits. Float always is, so there is always an answer.
+    """
+    limit = LOST_PERCENT if max_drop is None else max_drop
+    right = [p for p in points if p.is_float or _accurate(p, limit)]
+    worth = [p for p in right if p.is_float or p.served.latency.ratio < 1.0]
+    if budget_ms is not None:
+        inside = [p for p in right if p.served.latency.p50_ms <= budget_ms]
+        if inside:
+            best = min(inside, key=lambda p: (p.loss, p.served.latency.ratio))
+            return best, f"the most accurate within {budget_ms:g} ms"
+        best = min(right, key=lambda p: p.served.latency.ratio)
+        return best, f"nothing measured is within {budget_ms:g} ms: the fastest"
+    if max_drop is not None:
+        return min(
+            worth, key=lambda p: p.served.latency.ratio
+        ), f"the fastest that loses at most {max_drop:g} %"
+    return knee(worth), "the knee of the front"
+
+
+def _accurate(point: Point, limit_percent: float) -> bool:
+    score = point.served.score
+    if score.fidelity is None:
+        return min(score.sqnr_db.values(), default=0.0) >= SQNR_DB
+    lost = 100.0 * score.fidelity.lost
+    return (
+        lost <= _MARGIN * limit_percent and abs(score.fidelity.confidence_shift) <= _MARGIN * CONFIDENCE_SHIFT
+    )
+
+
+def knee(points: Sequence[Point]) -> Point:
+    """The point nearest to the ideal corner, loss and time each scaled to their range; the faster of two."""
+    best = [p for p in points if not any(_dominates(other, p) for other in points)]
+    losses, ratios = [p.loss for p in best], [p.served.latency.ratio for p in best]
+
+    def distance(p: Point) -> tuple[float, float]:
+        x = _scaled(p.loss, losses)
+        y = _scaled(p.served.latency.ratio, ratios)
+        return round(x * x + y * y, 9), p.served.latency.ratio
+
+    return min(best, key=distance)
+
+
+def _dominates(a: Point, b: Point) -> bool:
+    ours, theirs = (a.loss, a.served.latency.ratio), (b.loss, b.served.latency.ratio)
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+
+def _scaled(value: float, values: Sequence[float]) -> float:
+    return (value - min(values)) / max(max(values) - min(values), 1e-12)

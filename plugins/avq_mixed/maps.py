@@ -1,0 +1,60 @@
+"""From a precision map to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from avq import CalibrationStats, Workbench
+from avq.toolbox import Ranging, assemble
+from avq.types import AnyArray, GraphView, NodePrecision, PlanScore, QuantizationPlan
+from avq_mixed.groups import Group
+
+
+@dataclass
+class Maps:
+    """Plans of precision maps over one graph, with one way of choosing ranges.
+
+    Attributes:
+        owner: name and version of the strategy.
+    """
+
+    graph: GraphView
+    bench: Workbench
+    groups: Sequence[Group]
+    stats: CalibrationStats
+    ranging: Ranging
+    owner: tuple[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def plan(self, int8: AnyArray) -> QuantizationPlan:
+        """The plan with the groups of ``int8`` (groups,) bool in integers."""
+        chosen = [p for g, inside in zip(self.groups, int8, strict=True) if inside for p in g.placements]
+        return assemble(
+            self.graph, chosen, self.stats, self.ranging, self._precisions(int8), owner=self.owner
+        )
+
+    def error(self, int8: AnyArray, pictures: int | None = None) -> PlanScore:
+        return self.bench.error(self.plan(int8), pictures=pictures)
+
+    def all_int8(self) -> AnyArray:
+        return np.ones(len(self.groups), bool)
+
+    def all_float(self) -> AnyArray:
+        return np.zeros(len(self.groups), bool)
+
+    def without_kind(self, kind: str) -> AnyArray:
+        return np.array([g.kind != kind for g in self.groups], bool)
+
+    def only(self, index: int) -> AnyArray:
+        return np.array([i == index for i in range(len(self.groups))], bool)
+
+    def _precisions(self, int8: AnyArray) -> dict[str, NodePrecision]:
+        precisions = {node: NodePrecision("fp32", why) for node, why in self.bench.keep_float.items()}
+        for group, inside in zip(self.groups, int8, strict=True):
+            reason = self.reasons.get(group.name, f"{group.kind}, candidate map")
+            for placement in group.placements:
+                precisions[placement.node] = NodePrecision("int8" if inside else "fp32", reason)
+        return precisions

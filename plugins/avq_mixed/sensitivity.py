@@ -1,0 +1,45 @@
+"""How much each group alone costs in accuracy when it runs in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avq.types import F64, PlanScore
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One group in INT8, all others float, against the float model.
+
+    Attributes:
+        noise: power of the error at the worst output over the power of the signal.
+        badness: boxes lost and confidence shift.
+    """
+
+    noise: float
+    badness: float
+
+
+def sensitivity_of(score: PlanScore) -> Sensitivity:
+    worst_db = min(score.sqnr_db.values(), default=float("inf"))
+    return Sensitivity(float(10.0 ** (-worst_db / 10.0)), score.badness)
+
+
+def damages(measured: Sequence[Sensitivity]) -> F64:
+    """(groups,) one additive number per group, summing to 1.
+
+    Independent rounding errors add in power, so noise powers add. Boxes say what noise at which output
+    matters, but one group seldom loses a box, so neither alone ranks well: both have half a say.
+    """
+    noise = _share(np.array([m.noise for m in measured], np.float64))
+    boxes = _share(np.array([m.badness for m in measured], np.float64))
+    return (noise + boxes) / 2.0
+
+
+def _share(values: F64) -> F64:
+    values = np.maximum(np.nan_to_num(values, posinf=1e6), 0.0)
+    total = float(values.sum())
+    return values / total if total > 0.0 else np.full(values.shape, 1.0 / max(values.size, 1))

@@ -1,0 +1,103 @@
+"""The best precision maps of a cost model, solved exactly: a 0-1 linear programme with edge terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avq.types import F64, AnyArray
+from avq_mixed.costs import CostModel
+from avq_mixed.groups import OUTSIDE
+
+_SECONDS = 5.0
+# Damage is very uneven: each step of the front allows a third of the one before.
+_STEP = 0.35
+_NEARLY_LEAST = 1.5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to choose from.
+
+    Attributes:
+        cost: predicts time.
+        damage: (groups,) additive loss of accuracy in INT8.
+        share: (groups,) of the multiply-adds.
+    """
+
+    cost: CostModel
+    damage: F64
+    share: F64
+
+
+def fastest(problem: Problem, *, max_damage: float = np.inf, min_share: float = 0.0) -> AnyArray | None:
+    """(groups,) bool: the map of least time within both limits; None when there is none."""
+    cost = problem.cost
+    objective = np.concatenate([cost.group, cost.up, cost.down])
+    return _solve(problem, objective, max_damage, min_share)
+
+
+def gentlest(problem: Problem, *, min_share: float) -> AnyArray | None:
+    """(groups,) bool: the map of least damage with that share of the multiply-adds in INT8."""
+    objective = np.concatenate([problem.damage, np.zeros(2 * len(problem.cost.boundaries))])
+    return _solve(problem, objective, np.inf, min_share)
+
+
+def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float) -> AnyArray | None:
+    """Variables: one 0-1 per group, and one number per boundary and direction, held above the difference of
+    its ends. As crossing never pays, the optimum has them exactly there."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    groups, edges = problem.damage.size, len(problem.cost.boundaries)
+    nothing = np.zeros(2 * edges)
+    constraints = [
+        LinearConstraint(np.concatenate([problem.damage, nothing])[None], -np.inf, max_damage),
+        LinearConstraint(np.concatenate([problem.share, nothing])[None], min_share, np.inf),
+    ]
+    if edges:
+        constraints.append(LinearConstraint(_edge_rows(problem.cost, groups), -np.inf, 0.0))
+    solved = milp(
+        objective,
+        integrality=np.concatenate([np.ones(groups), nothing]),
+        bounds=Bounds(0.0, 1.0),
+        constraints=constraints,
+        options={"time_limit": _SECONDS},
+    )
+    return None if solved.x is None else np.asarray(solved.x[:groups] > 0.5)
+
+
+def _edge_rows(cost: CostModel, groups: int) -> object:
+    """reader - writer <= up and writer - reader <= down, one row each."""
+    from scipy.sparse import lil_matrix
+
+    edges = len(cost.boundaries)
+    rows = lil_matrix((2 * edges, groups + 2 * edges))
+    for i, edge in enumerate(cost.boundaries):
+        for row, sign in ((i, 1.0), (edges + i, -1.0)):
+            if edge.reader != OUTSIDE:
+                rows[row, edge.reader] = sign
+            if edge.writer != OUTSIDE:
+                rows[row, edge.writer] = -sign
+            rows[row, groups + row] = -1.0
+    return rows.tocsr()
+
+
+def candidates(problem: Problem, steps: int, shares: Sequence[float]) -> list[AnyArray]:
+    """Maps worth building: the predicted front from the fastest map towards float, then maps with much INT8."""
+    found = [fastest(problem)]
+    peak = float(problem.damage @ found[0]) if found[0] is not None else 0.0
+    found += [fastest(problem, max_damage=peak * _STEP**i) for i in range(1, steps)]
+    found += [_much_int8(problem, share) for share in shares]
+    unique = {tuple(m.tolist()): m for m in found if m is not None and m.any()}
+    return list(unique.values())
+
+
+def _much_int8(problem: Problem, share: float) -> AnyArray | None:
+    """The fastest map with that share in INT8 among those that do little more damage than they must."""
+    gentle = gentlest(problem, min_share=share)
+    if gentle is None:
+        return None
+    least = float(problem.damage @ gentle)
+    return fastest(problem, max_damage=_NEARLY_LEAST * least, min_share=share)

@@ -1,0 +1,191 @@
+"""The search of ``mixed``, top to bottom: ranges, sensitivities, costs, maps, measurements, choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from avq import Workbench
+from avq.toolbox import Placement, Ranging, macs_by_node, place, wanted_statistics
+from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, QuantizationPlan
+from avq_mixed.costs import CostModel, counted_gains, fit, random_maps
+from avq_mixed.explain import group_reasons, group_rows
+from avq_mixed.front import Point, choose, front
+from avq_mixed.groups import Group, boundaries, fusion_groups
+from avq_mixed.maps import Maps
+from avq_mixed.sensitivity import damages, sensitivity_of
+from avq_mixed.solve import Problem, candidates
+
+_SEED = 7  # any fixed number: the same maps on every machine
+# Predicted fastest maps under a floor of INT8: where memory or a later target counts more than this engine's time.
+_SHARES = (0.92,)
+
+
+class MixedOptions(BaseModel):
+    """Options of ``mixed``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    calibrator: Literal["auto", "entropy", "mse", "percentile", "minmax"] = Field(
+        "auto", description="how activation ranges are chosen; auto scores all four and keeps the best"
+    )
+    percentile: float = Field(
+        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
+    )
+    activations: Literal["auto", "symmetric", "asymmetric"] = Field(
+        "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
+    )
+    pictures: int = Field(24, ge=1, description="pictures that rank the groups; finalists see all of them")
+    maps: int = Field(14, ge=6, le=100, description="random precision maps that the cost model is fitted to")
+    steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
+
+
+class MixedQuantizer:
+    """The strategy ``mixed``."""
+
+    name = "mixed"
+    version = "1"
+    options = MixedOptions
+
+    def plan(self, graph: GraphView, bench: Workbench, options: MixedOptions) -> QuantizationPlan:
+        placements = place(graph, bench.keep_float)
+        maps = self._maps(graph, bench, placements, options)
+        anchors = _anchors(maps)
+        if not any(entry is not None for entry in bench.serve([maps.plan(m) for m in anchors.values()])):
+            bench.conclude("INT8 did not win: no engine here runs a quantized plan of this model rightly")
+            return maps.plan(maps.all_float())
+
+        measured = [
+            sensitivity_of(maps.error(maps.only(i), options.pictures)) for i in range(len(maps.groups))
+        ]
+        timed = Timed(maps)
+        cost = timed.learn([*anchors.values(), *random_maps(maps.groups, options.maps, _SEED)])
+        problem = Problem(cost, damages(measured), mac_shares(maps.groups))
+        # What is best by a model flatters the model: time those maps, correct it, and solve again.
+        problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES)))
+        points = _measure(maps, problem, {**anchors, **_solved(problem, options)})
+        point, why = choose(points, budget_ms=bench.budget_ms, max_drop=bench.max_drop)
+
+        kept = {id(p) for p in front(points)}
+        rows = [{**p.row(), "front": id(p) in kept, "chosen": p is point} for p in _by_time(points)]
+        bench.note("mixed: what was really measured", rows)
+        bench.note("mixed: every group", group_rows(maps.groups, measured, problem, point.int8))
+        bench.conclude(_conclusion(point, points, why))
+        maps.reasons.update(group_reasons(maps.groups, problem, point.int8))
+        return maps.plan(point.int8)
+
+    def _maps(
+        self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: MixedOptions
+    ) -> Maps:
+        """Groups and their ranges, by the calibrator that serves everything but depthwise best."""
+        symmetric = options.activations == "symmetric" or (
+            options.activations == "auto" and bench.symmetric_only
+        )
+        groups = fusion_groups(graph, placements)
+        stats = bench.collect(wanted_statistics(graph, placements))
+
+        def with_calibrator(calibrator: Calibrator) -> Maps:
+            ranging = Ranging(calibrator, options.percentile, symmetric, tied=bench.symmetric_only)
+            return Maps(graph, bench, groups, stats, ranging, (self.name, self.version))
+
+        if options.calibrator != "auto" or not groups:
+            return with_calibrator("mse" if options.calibrator == "auto" else options.calibrator)
+        tried = [with_calibrator(method) for method in CALIBRATORS]
+        scores = [maps.error(maps.without_kind("depthwise")).badness for maps in tried]
+        bench.note(
+            "mixed: calibrators, all but depthwise in INT8",
+            [{"calibrator": m, "badness": round(b, 5)} for m, b in zip(CALIBRATORS, scores, strict=True)],
+        )
+        return tried[int(np.argmin(scores))]
+
+
+def _anchors(maps: Maps) -> dict[str, AnyArray]:
+    """Maps that are always measured, quantized ones first."""
+    named = {"all INT8": maps.all_int8(), "all but depthwise": maps.without_kind("depthwise")}
+    return {**{name: m for name, m in _unlike(named).items() if m.any()}, "all float": maps.all_float()}
+
+
+def _unlike(named: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Without the maps that are there already under another name."""
+    first: dict[bytes, str] = {}
+    for name, int8 in named.items():
+        first.setdefault(int8.tobytes(), name)
+    return {name: named[name] for name in first.values()}
+
+
+def _solved(problem: Problem, options: MixedOptions) -> dict[str, AnyArray]:
+    return {f"solved {i + 1}": m for i, m in enumerate(candidates(problem, options.steps, _SHARES))}
+
+
+def mac_shares(groups: Sequence[Group]) -> F64:
+    """(groups,) share of the groups' multiply-adds."""
+    macs = np.array([g.macs for g in groups], np.float64)
+    shares: F64 = macs / max(float(macs.sum()), 1.0)
+    return shares
+
+
+class Timed:
+    """Whole-network times of precision maps on the serving engine, and the cost model that follows."""
+
+    def __init__(self, maps: Maps) -> None:
+        self.maps = maps
+        counted = maps.bench.layer_times([maps.plan(maps.all_float()), maps.plan(maps.all_int8())])
+        floats, int8 = counted if counted else (None, None)
+        self._gains, self._told = counted_gains(maps.groups, floats, int8, sum((floats or {}).values()))
+        self._edges = boundaries(maps.graph, [p for g in maps.groups for p in g.placements])
+        self._known: list[tuple[AnyArray, float]] = []
+
+    def learn(self, int8_maps: Sequence[AnyArray]) -> CostModel:
+        """Time these too, and fit again."""
+        times = self.maps.bench.latencies([self.maps.plan(m) for m in int8_maps])
+        self._known += [(m, t.ratio) for m, t in zip(int8_maps, times, strict=True) if t is not None]
+        known, ratios = [m for m, _ in self._known], [r for _, r in self._known]
+        return fit(self.maps.groups, self._edges, self._gains, self._told, known, ratios)
+
+
+def _measure(maps: Maps, problem: Problem, named: Mapping[str, AnyArray]) -> list[Point]:
+    """Build, check and time every map; those that no engine runs rightly are left out."""
+    unlike = _unlike(named)
+    plans = [maps.plan(m) for m in unlike.values()]
+    all_macs = macs_by_node(maps.graph)
+    points = []
+    for (name, int8), plan, served in zip(unlike.items(), plans, maps.bench.serve(plans), strict=True):
+        if served is not None:
+            inside = sum(g.macs for g, i in zip(maps.groups, int8, strict=True) if i)
+            share = inside / max(sum(all_macs.values()), 1)
+            size = weight_bytes(maps, int8)
+            points.append(Point(name, int8, plan, served, share, size, problem.cost.predict(int8)))
+    return points
+
+
+def weight_bytes(maps: Maps, int8: AnyArray) -> int:
+    """Bytes of the weights of every group: one per INT8 weight, four per float."""
+    total = 0
+    for group, inside in zip(maps.groups, int8, strict=True):
+        for placement in group.placements:
+            if placement.weight is not None:
+                total += maps.graph.constants[placement.weight.tensor].size * (1 if inside else 4)
+    return total
+
+
+def _by_time(points: Sequence[Point]) -> list[Point]:
+    return sorted(points, key=lambda p: p.served.latency.ratio)
+
+
+def _conclusion(point: Point, points: Sequence[Point], why: str) -> str:
+    if not point.is_float:
+        return f"mixed chose '{point.name}' of {len(points)} measured plans: {why}"
+    quantized = [p for p in points if not p.is_float]
+    if not quantized:
+        return "INT8 did not win: no engine here runs a quantized plan of this model rightly"
+    best = min(quantized, key=lambda p: p.served.latency.ratio)
+    fidelity, latency = best.served.score.fidelity, best.served.latency
+    lost = f", {100 * fidelity.lost:.2f} % of the boxes lost" if fidelity else ""
+    return (
+        f"INT8 did not win, so this is the float model ({why}): of {len(quantized)} measured INT8 plans the "
+        f"fastest takes {latency.ratio:.2f}x the time of float{lost}"
+    )

@@ -1,0 +1,70 @@
+"""``avq build --strategy mixed`` on the built-in detector, with real engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
+from avq.bundle_plan import plan_from_parts
+from avq.scenes import builtin_detector_path
+from tests.conftest import ROOT
+from tests.e2e.conftest import run_avq
+
+CALIBRATION = ROOT / "calibration_data" / "road_scenes"
+QUICK = ("--option", "pictures=4", "--option", "maps=6", "--option", "steps=2", "--option", "calibrator=mse")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    bundle = tmp_path_factory.mktemp("mixed") / "mixed.avq"
+    result = run_avq(
+        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed", *QUICK,
+        "-o", bundle, "--json",
+    )  # fmt: skip
+    assert result.stdout, result.stderr
+    answer = json.loads(result.stdout)
+    return Path(answer["bundle"]), answer
+
+
+def test_little_is_lost_whatever_was_chosen(built):
+    _, answer = built
+    assert answer["strategy"] == "mixed" and answer["chosen"]["lost"] <= 0.01
+
+
+def test_the_verdict_says_what_was_chosen_and_why(built):
+    _, answer = built
+    said = " ".join(answer["reasons"])
+    if answer["int8_mac_share"] == 0:
+        assert answer["accepted"] and "INT8 did not win" in said
+    else:
+        assert "measured plans" in said
+
+
+def test_the_report_shows_the_front_and_every_group(built):
+    folder, _ = built
+    page = (folder / "report.html").read_text()
+    assert "what was really measured" in page and "every group" in page
+    for anchor in ("all INT8", "all float"):
+        assert anchor in page
+
+
+def test_every_operator_of_a_quantized_plan_has_its_reason_in_numbers(built):
+    folder, answer = built
+    bundle = open_bundle(folder, allow_unaccepted=True)
+    bundle.verify()
+    if answer["int8_mac_share"] == 0:
+        assert bundle.manifest.plan_digest == ""
+        return
+    plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
+    assert all("% time" in p.reason for p in plan.precisions.values() if p.precision == "int8")
+
+
+def test_wrong_options_are_refused_by_name(tmp_path):
+    result = run_avq(
+        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed",
+        "--option", "picture=4", "-o", tmp_path / "no",
+    )  # fmt: skip
+    assert result.returncode == 2 and "pictures" in result.stderr

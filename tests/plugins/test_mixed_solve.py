@@ -1,0 +1,169 @@
+"""The solver against brute force, the groups of real activations, and the choice on the front."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from avq_mixed.costs import CostModel, crossings, fit, random_maps
+from avq_mixed.front import Point, choose, front
+from avq_mixed.groups import OUTSIDE, Boundary, Group, boundaries, fusion_groups
+from avq_mixed.solve import Problem, candidates, fastest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avq.toolbox import place
+from avq.types import (
+    Edge,
+    Fidelity,
+    GraphView,
+    Latency,
+    NodeView,
+    PlanScore,
+    QuantizationPlan,
+    QuantPoint,
+    Served,
+    TensorView,
+)
+
+
+@st.composite
+def problems(draw):
+    count = draw(st.integers(2, 7))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    ends = [(w, r) for w in range(-1, count) for r in range(-1, count) if w != r and rng.random() < 0.4]
+    edges = tuple(Boundary(w, r, 1) for w, r in ends)
+    cost = CostModel(1.0, rng.normal(size=count), rng.random(len(edges)), rng.random(len(edges)), edges)
+    # Whole hundredths, and limits between them: no solver's tolerance decides.
+    return Problem(cost, rng.integers(0, 100, count) / 100, rng.integers(0, 100, count) / 100)
+
+
+def every_map(problem):
+    return [np.array(bits, bool) for bits in itertools.product([False, True], repeat=problem.damage.size)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.integers(0, 300), st.integers(0, 100))
+def test_no_map_within_the_limits_is_faster(problem, damage_percent, share_percent):
+    max_damage, min_share = (damage_percent + 0.5) / 100, (share_percent - 0.5) / 100
+    allowed = [
+        m for m in every_map(problem) if problem.damage @ m <= max_damage and problem.share @ m >= min_share
+    ]
+    found = fastest(problem, max_damage=max_damage, min_share=min_share)
+    if found is None:
+        assert not allowed
+        return
+    assert problem.damage @ found <= max_damage + 1e-6 and problem.share @ found >= min_share - 1e-6
+    best = min(problem.cost.predict(m) for m in allowed)
+    assert problem.cost.predict(found) == pytest.approx(best, abs=1e-6)
+
+
+def test_candidates_are_unlike_and_hold_one_with_much_int8():
+    rng = np.random.default_rng(3)
+    problem = Problem(
+        CostModel(1.0, rng.normal(size=12) * 0.01, np.zeros(0), np.zeros(0), ()),
+        rng.dirichlet(np.ones(12)),
+        np.full(12, 1 / 12),
+    )
+    found = candidates(problem, 5, (0.9,))
+    assert len({m.tobytes() for m in found}) == len(found)
+    assert any(problem.share @ m >= 0.9 for m in found)
+    assert min(problem.damage @ m for m in found) < 0.05
+
+
+def test_the_fit_finds_what_boundaries_cost():
+    groups = [Group(f"g{i}", "depthwise" if i % 3 == 0 else "dense", (f"g{i}",), (), 1) for i in range(20)]
+    edges = [Boundary(i, i + 1, 100) for i in range(19)]
+    rng = np.random.default_rng(0)
+    gains = rng.normal(-0.01, 0.01, 20)
+    maps = [rng.random(20) < 0.5 for _ in range(60)]
+
+    def truth(int8):
+        up, down = crossings(edges, int8)
+        return 1.0 + gains @ int8 + 0.004 * up.sum() + 0.002 * down.sum()
+
+    model = fit(groups, edges, gains, True, maps[:30], [truth(m) for m in maps[:30]])
+    wrong = [abs(model.predict(m) - truth(m)) for m in maps[30:]]
+    constant = [abs(np.median([truth(n) for n in maps[30:]]) - truth(m)) for m in maps[30:]]
+    assert np.median(wrong) < 0.3 * np.median(constant)
+    assert (model.up >= 0).all() and (model.down >= 0).all()
+
+
+def test_random_maps_reach_from_float_to_int8():
+    groups = [Group(f"g{i}", "dense", (), (), 1) for i in range(40)]
+    shares = [m.mean() for m in random_maps(groups, 20, 1)]
+    assert min(shares) < 0.3 and max(shares) > 0.7
+    assert all(
+        (a == b).all() for a, b in zip(random_maps(groups, 5, 1), random_maps(groups, 5, 1), strict=True)
+    )
+
+
+def silu_net() -> GraphView:
+    """images -> conv a + SiLU -> conv b -> Add(a's output) -> pool -> conv c, with c's output beside pool's."""
+    shape = (1, 4, 8, 8)
+    nodes = (
+        NodeView("a", "Conv", ("images", "wa"), ("a0",), {}),
+        NodeView("a_sigmoid", "Sigmoid", ("a0",), ("a1",), {}),
+        NodeView("a_mul", "Mul", ("a0", "a1"), ("a2",), {}),
+        NodeView("b", "Conv", ("a2", "wb"), ("b0",), {}),
+        NodeView("add", "Add", ("b0", "a2"), ("b1",), {}),
+        NodeView("pool", "MaxPool", ("b1",), ("p",), {}),
+        NodeView("join", "Concat", ("p", "a2"), ("j",), {}),
+        NodeView("c", "Conv", ("j", "wc"), ("c0",), {}),
+        NodeView("head", "Conv", ("c0", "wh"), ("out",), {}),
+    )
+    names = ("images", "a0", "a1", "a2", "b0", "b1", "p", "j", "c0", "out")
+    tensors = {name: TensorView(name, "float32", shape) for name in names}
+    weights = {name: np.ones((4, 4, 1, 1), np.float32) for name in ("wa", "wb", "wc", "wh")}
+    return GraphView(nodes, (tensors["images"],), (tensors["out"],), tensors, weights, 17, "digest")
+
+
+def test_an_activation_and_a_residual_add_stay_with_their_convolution():
+    graph = silu_net()
+    placements = place(graph, {"head"})
+    groups = fusion_groups(graph, placements)
+    assert [g.nodes for g in groups] == [("a", "a_sigmoid", "a_mul"), ("b", "add"), ("c",)]
+    assert [g.macs for g in groups] == [4 * 4 * 64] * 3
+
+
+def test_boundaries_run_through_pools_and_concatenations():
+    graph = silu_net()
+    found = {(b.writer, b.reader) for b in boundaries(graph, place(graph, {"head"}))}
+    assert found == {(OUTSIDE, 0), (0, 1), (1, 2), (0, 2), (2, OUTSIDE)}
+
+
+def point(name: str, ratio: float, lost: float, *, is_float: bool = False, size: int = 100) -> Point:
+    points = () if is_float else (QuantPoint(Edge("t"), np.ones((), np.float32), np.zeros((), np.int64)),)
+    score = PlanScore(Fidelity(98, 300, lost, 0.0), {"out": 30.0})
+    latency = Latency(10 * ratio, 10 * ratio, ratio, ratio - 0.005, ratio + 0.005, "openvino float bf16")
+    served = Served("openvino", score, latency)
+    return Point(name, np.zeros(2, bool), QuantizationPlan("g", points), served, 0.5, size, 1.0)
+
+
+FLOAT = point("float", 1.0, 0.0, is_float=True, size=400)
+GOOD, BOLD, RUINED = point("good", 0.9, 0.003), point("bold", 0.88, 0.008), point("ruined", 0.6, 0.3)
+
+
+def test_the_knee_gains_most_of_the_time_for_little_loss():
+    chosen, why = choose([FLOAT, GOOD, BOLD, RUINED], budget_ms=None, max_drop=None)
+    assert chosen is GOOD and "knee" in why
+
+
+def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate():
+    points = [FLOAT, GOOD, BOLD, RUINED]
+    assert choose(points, budget_ms=None, max_drop=1.0)[0] is BOLD
+    assert choose(points, budget_ms=9.5, max_drop=None)[0] is GOOD
+    assert choose(points, budget_ms=20.0, max_drop=None)[0] is FLOAT
+    assert choose(points, budget_ms=1.0, max_drop=None)[0] is BOLD
+
+
+def test_float_is_the_answer_when_int8_is_slower_or_ruined():
+    assert choose([FLOAT, point("slow", 1.1, 0.0), RUINED], budget_ms=None, max_drop=None)[0] is FLOAT
+
+
+def test_times_that_cannot_be_told_apart_beat_nobody():
+    near = point("near", 0.903, 0.004)
+    worse = point("worse", 0.95, 0.02)
+    assert front([GOOD, near, worse]) == [GOOD, near]
