@@ -92,6 +92,11 @@ class PluginHost:
         return self._things("avq_register_engines")
 
     def decoders(self) -> tuple[hookspecs.Decoder, ...]:
+        from avq.decoders import builtin_decoders
+
+        table = self._table("avq_register_decoders")
+        for family in (decoder.family for decoder in builtin_decoders() if decoder.family in table):
+            raise PluginError(f"{table[family][1]} brings the decoder '{family}', which avq has itself")
         return self._things("avq_register_decoders")
 
     def sources(self) -> tuple[hookspecs.SourceType, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avq.bundle import OpenBundle, open_bundle
 from avq.config import Budget, Camera, RunConfig, load_run
@@ -17,16 +17,18 @@ from avq.daemon import (
     serve_bundle,
     sink_types,
     source_providers,
+    source_types,
 )
 from avq.engines.isa import instruction_set
-from avq.errors import DataError, RequestError
-from avq.hookspecs import Sink
+from avq.errors import DataError, PluginError, RequestError
+from avq.hookspecs import Sink, SinkType, SourceType
 from avq.measure.detector import Detector, detector_of
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.sinks import open_sink
 
 STANDARD_OUTPUT = "-"
+T = TypeVar("T", SourceType, SinkType)
 
 
 def run_config(
@@ -148,9 +150,23 @@ def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOption
             camera.id: CameraOptions(camera.policy, camera.open_timeout_ms, camera.read_timeout_ms)
             for camera in config.cameras
         },
-        providers=source_providers(host.sources()),
+        providers=source_providers(_distinct("source", source_types(), host.sources())),
         on_event=on_event,
     )
+
+
+def _distinct(kind: str, ours: Sequence[T], theirs: Sequence[T]) -> Sequence[T]:
+    """``theirs``, when none of them takes a scheme that avq has itself."""
+    taken = {scheme for one in ours for scheme in one.schemes}
+    for one in theirs:
+        for scheme in one.schemes:
+            if scheme in taken:
+                raise PluginError(
+                    f"a plugin brings the {kind} scheme '{scheme}', which avq has itself",
+                    seen=f"{type(one).__module__}.{type(one).__qualname__}",
+                    fix="uninstall it, or have its author choose another scheme",
+                )
+    return theirs
 
 
 def _sinks(
@@ -161,7 +177,7 @@ def _sinks(
         uris.append(STANDARD_OUTPUT)
     if log is not None and not log.parent.is_dir():
         raise DataError(f"the log {log} has no folder", seen=f"no {log.parent}", fix=f"mkdir -p {log.parent}")
-    types = (*sink_types(), *host.sinks())
+    types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
     sinks = [open_sink(uri, types, labels=labels) for uri in uris]
     return sinks if log is None else [*sinks, recorder(log, labels)]
 

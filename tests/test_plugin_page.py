@@ -26,6 +26,7 @@ from avq.config import load_run
 from avq.contract.__main__ import main as contract_command
 from avq.contract.sample import sample_answer, sample_model, sample_picture
 from avq.doctor import examine
+from avq.errors import PluginError
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import builtin_detector_path
@@ -236,6 +237,46 @@ def test_a_run_reads_the_registered_source_in_its_capture_process(run: Any, call
     summary = run[0].as_json()
     assert len(called["avq_register_sources"]) == 1
     assert (summary["captured"], summary["published"], summary["dropped"]) == (35, 35, {})
+
+
+@pytest.mark.parametrize(
+    ("hook", "scheme"), [("avq_register_sources", "rtsp"), ("avq_register_sinks", "jsonl")]
+)
+def test_a_scheme_that_avq_has_is_not_taken_over(
+    hook: str,
+    scheme: str,
+    examples: dict[str, Recorded],
+    built: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = examples[hook].module
+    brought = module.FogType if scheme == "rtsp" else module.NewestType
+    monkeypatch.setattr(brought, "schemes", (scheme,))
+    host = PluginHost(extra={name: example.module for name, example in examples.items()})
+    (tmp_path / "run.toml").write_text(
+        f'bundle = "{built[0]}"\nallow_unaccepted = true\n[[cameras]]\nid = "front"\nsource = "fog://1"\n'
+    )
+    with pytest.raises(PluginError, match=f"scheme '{scheme}', which avq has itself"):
+        serve(load_run(tmp_path / "run.toml"), host, Silent())
+
+
+def test_a_bug_in_a_strategy_is_told_with_its_place(
+    examples: dict[str, Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = examples["avq_register_quantizers"].module
+    monkeypatch.delattr(module, "place")
+    write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_003))
+    asked = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
+    with pytest.raises(PluginError) as caught:
+        build(
+            Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked),
+            PluginHost(extra={"page": module}),
+            Silent(),
+        )
+    assert "roadworks-percentile" in caught.value.what
+    assert "NameError" in caught.value.seen and "page_avq_register_quantizers.py:" in caught.value.seen
+    assert not (tmp_path / "b").exists()
 
 
 @shows("avq_register_sinks")

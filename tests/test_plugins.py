@@ -265,6 +265,14 @@ def test_an_engine_with_a_built_in_name_is_refused():
         host.engines()
 
 
+def test_a_decoder_with_a_built_in_name_is_refused():
+    from avq.decoders import find_decoder
+
+    host = PluginHost(extra={"impostor": _plugin(avq_register_decoders=lambda: [find_decoder("yolox")])})
+    with pytest.raises(PluginError, match=r"'impostor'.* brings the decoder 'yolox', which avq has itself"):
+        host.decoders()
+
+
 def test_unknown_hooks_are_refused_with_the_nearest():
     plugin = _plugin(avq_register_quantisers=lambda: [])
     with pytest.raises(PluginError, match="did you mean 'avq_register_quantizers'"):

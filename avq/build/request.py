@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
 from avq.engines import engine_by_name
-from avq.errors import MachineError, RequestError, nearest
-from avq.hookspecs import Decoder, Engine, Quantizer
+from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
+from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
 from avq.plugins import PluginHost, validate_options
-from avq.types import TARGETS, Recipe
+from avq.types import TARGETS, GraphView, QuantizationPlan, Recipe
 
 FLOAT_STRATEGY = "float"
 CPU_ENGINES = ("onnxruntime", "openvino")
@@ -46,6 +48,27 @@ class Request:
         return max(self.recipe.threads, os.cpu_count() or 1)
 
 
+class Guarded:
+    """A strategy whose bugs become words with their place, not tracebacks."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.name, self.version, self.options = quantizer.name, quantizer.version, quantizer.options
+        self._quantizer = quantizer
+
+    def plan(self, graph: GraphView, bench: Workbench, options: Any) -> QuantizationPlan:
+        try:
+            return self._quantizer.plan(graph, bench, options)
+        except AvqError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise PluginError(
+                f"strategy '{self.name}' failed while it planned",
+                seen=f"{type(error).__name__}: {error}, {place.filename}:{place.lineno}",
+                fix=f"report it to its author; python -m avq.contract --quantizer {self.name} checks it",
+            ) from error
+
+
 def check(recipe: Recipe, host: PluginHost) -> Request:
     """Resolve strategy, options, target and files.
 
@@ -59,7 +82,7 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
             seen="--data is missing",
             fix="add --data FOLDER_OF_PICTURES",
         )
-    quantizer = None if recipe.strategy == FLOAT_STRATEGY else _quantizer(recipe, host)
+    quantizer = None if recipe.strategy == FLOAT_STRATEGY else Guarded(_quantizer(recipe, host))
     options = _options(recipe, quantizer)
     wanted = (*CPU_ENGINES, recipe.target)
     installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}

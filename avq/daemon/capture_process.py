@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -154,7 +155,7 @@ def source_types(providers: tuple[str, ...]) -> list[SourceType]:
     types: list[SourceType] = []
     for provider in providers:
         module, _, name = provider.partition(":")
-        given = getattr(importlib.import_module(module), name)()
+        given = attrgetter(name)(importlib.import_module(module))()
         types.extend(given if isinstance(given, Sequence) else [given])
     return types
 
