@@ -27,16 +27,17 @@ class Site:
         self.folder = folder
         self._journal = journal
 
-    def avq(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from avq.cli import main; main()", *map(str, arguments)]
+    def avq(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return self._run("-c", "from avq.cli import main; main()", *arguments)
+
+    def contract(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return self._run("-m", "avq.contract", *arguments)
+
+    def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "OUTSIDE_JOURNAL": str(self._journal)}
         return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**environment, **variables},
-            check=False,
-            timeout=240,
+            command, capture_output=True, text=True, env=environment, check=False, timeout=240
         )
 
     def told(self, hook: str) -> list[dict]:
@@ -97,6 +98,13 @@ def test_its_strategy_builds_a_bundle(site: Site, built: tuple[Path, dict]) -> N
     assert answer["chosen"]["lost"] <= 0.05
     shown = json.loads(site.avq("inspect", bundle, "--json").stdout)
     assert shown["plan"]["precisions"]["int8"] > 10
+
+
+def test_its_strategy_keeps_the_contract_where_it_is_installed(site: Site) -> None:
+    done = site.contract("--quantizer", "outside-margin", "--option", "margin=1.05", "--json")
+    assert done.returncode == 0, done.stderr
+    plans = json.loads(done.stdout)["plans"]
+    assert set(plans) == {"cpu", "tensorrt"} and plans["tensorrt"]["int8_nodes"] > 10
 
 
 def test_a_wrong_option_is_refused_before_anything_is_read(site: Site, tmp_path: Path) -> None:
