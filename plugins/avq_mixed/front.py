@@ -95,7 +95,13 @@ def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float 
         return min(
             worth, key=lambda p: p.served.latency.ratio
         ), f"the fastest that loses at most {max_drop:g} %"
-    return knee(worth), "the knee of the front"
+    return knee(worth, _tolerated(worth, limit)), "the knee of the front"
+
+
+def _tolerated(points: Sequence[Point], limit_percent: float) -> float:
+    """The loss that makes a point as bad as being no faster than the slowest."""
+    decoded = any(p.served.score.fidelity is not None for p in points)
+    return limit_percent / 100.0 if decoded else float(10.0 ** (-SQNR_DB / 20.0))
 
 
 def _accurate(point: Point, limit_percent: float) -> bool:
@@ -108,15 +114,15 @@ def _accurate(point: Point, limit_percent: float) -> bool:
     )
 
 
-def knee(points: Sequence[Point]) -> Point:
-    """The point nearest to the ideal corner, loss and time each scaled to their range; the faster of two."""
+def knee(points: Sequence[Point], tolerated: float) -> Point:
+    """The point nearest to no loss in the least time; loss in units of ``tolerated``, time of its range."""
     best = [p for p in points if not any(_dominates(other, p) for other in points)]
-    losses, ratios = [p.loss for p in best], [p.served.latency.ratio for p in best]
+    ratios = [p.served.latency.ratio for p in best]
+    least, spread = min(ratios), max(max(ratios) - min(ratios), 1e-12)
 
     def distance(p: Point) -> tuple[float, float]:
-        x = _scaled(p.loss, losses)
-        y = _scaled(p.served.latency.ratio, ratios)
-        return round(x * x + y * y, 9), p.served.latency.ratio
+        ratio = p.served.latency.ratio
+        return round((p.loss / tolerated) ** 2 + ((ratio - least) / spread) ** 2, 9), ratio
 
     return min(best, key=distance)
 
@@ -124,7 +130,3 @@ def knee(points: Sequence[Point]) -> Point:
 def _dominates(a: Point, b: Point) -> bool:
     ours, theirs = (a.loss, a.served.latency.ratio), (b.loss, b.served.latency.ratio)
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
-
-
-def _scaled(value: float, values: Sequence[float]) -> float:
-    return (value - min(values)) / max(max(values) - min(values), 1e-12)

@@ -48,9 +48,6 @@ class Maps:
     def without_kind(self, kind: str) -> AnyArray:
         return np.array([g.kind != kind for g in self.groups], bool)
 
-    def only(self, index: int) -> AnyArray:
-        return np.array([i == index for i in range(len(self.groups))], bool)
-
     def _precisions(self, int8: AnyArray) -> dict[str, NodePrecision]:
         precisions = {node: NodePrecision("fp32", why) for node, why in self.bench.keep_float.items()}
         for group, inside in zip(self.groups, int8, strict=True):

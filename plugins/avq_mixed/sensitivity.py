@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from avq.types import F64, PlanScore
+from avq_mixed.groups import Group
+from avq_mixed.maps import Maps
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,32 @@ class Sensitivity:
 def sensitivity_of(score: PlanScore) -> Sensitivity:
     worst_db = min(score.sqnr_db.values(), default=float("inf"))
     return Sensitivity(float(10.0 ** (-worst_db / 10.0)), score.badness)
+
+
+def measure(maps: Maps, pictures: int, probes: int) -> list[Sensitivity]:
+    """One per group, from at most about ``probes`` judgements.
+
+    Networks with more groups are judged in runs of neighbours of one kind, each of which gets its share.
+    """
+    longest = -(-len(maps.groups) // probes)
+    found: list[Sensitivity] = []
+    for run in neighbours(maps.groups, longest):
+        inside = np.isin(np.arange(len(maps.groups)), run)
+        whole = sensitivity_of(maps.error(inside, pictures))
+        found += [Sensitivity(whole.noise / len(run), whole.badness / len(run))] * len(run)
+    return found
+
+
+def neighbours(groups: Sequence[Group], longest: int) -> list[list[int]]:
+    """Consecutive indices of one kind, at most ``longest`` each."""
+    runs: list[list[int]] = []
+    for index, group in enumerate(groups):
+        alike = bool(runs) and groups[runs[-1][0]].kind == group.kind
+        if alike and len(runs[-1]) < longest:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
 
 
 def damages(measured: Sequence[Sensitivity]) -> F64:

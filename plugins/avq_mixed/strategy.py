@@ -17,12 +17,12 @@ from avq_mixed.explain import group_reasons, group_rows
 from avq_mixed.front import Point, choose, front
 from avq_mixed.groups import Group, boundaries, fusion_groups
 from avq_mixed.maps import Maps
-from avq_mixed.sensitivity import damages, sensitivity_of
+from avq_mixed.sensitivity import damages, measure
 from avq_mixed.solve import Problem, candidates
 
-_SEED = 7  # any fixed number: the same maps on every machine
 # Predicted fastest maps under a floor of INT8: where memory or a later target counts more than this engine's time.
 _SHARES = (0.92,)
+_NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
 
 
 class MixedOptions(BaseModel):
@@ -40,7 +40,13 @@ class MixedOptions(BaseModel):
         "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
     )
     pictures: int = Field(24, ge=1, description="pictures that rank the groups; finalists see all of them")
+    probes: int = Field(
+        120,
+        ge=1,
+        description="judgements spent on sensitivities; larger networks are judged in runs of layers",
+    )
     maps: int = Field(14, ge=6, le=100, description="random precision maps that the cost model is fitted to")
+    seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
     steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
 
 
@@ -53,21 +59,22 @@ class MixedQuantizer:
 
     def plan(self, graph: GraphView, bench: Workbench, options: MixedOptions) -> QuantizationPlan:
         placements = place(graph, bench.keep_float)
-        maps = self._maps(graph, bench, placements, options)
-        anchors = _anchors(maps)
-        if not any(entry is not None for entry in bench.serve([maps.plan(m) for m in anchors.values()])):
-            bench.conclude("INT8 did not win: no engine here runs a quantized plan of this model rightly")
+        maps = self.maps(graph, bench, placements, options)
+        always = anchors(maps)
+        quantized = [maps.plan(m) for m in always.values() if m.any()]
+        if not any(served is not None for served in bench.serve(quantized)):
+            bench.conclude(
+                _NOTHING_RUNS if quantized else "INT8 did not win: nothing here can run in integers"
+            )
             return maps.plan(maps.all_float())
 
-        measured = [
-            sensitivity_of(maps.error(maps.only(i), options.pictures)) for i in range(len(maps.groups))
-        ]
+        measured = measure(maps, options.pictures, options.probes)
         timed = Timed(maps)
-        cost = timed.learn([*anchors.values(), *random_maps(maps.groups, options.maps, _SEED)])
+        cost = timed.learn([*always.values(), *random_maps(maps.groups, options.maps, options.seed)])
         problem = Problem(cost, damages(measured), mac_shares(maps.groups))
         # What is best by a model flatters the model: time those maps, correct it, and solve again.
         problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES)))
-        points = _measure(maps, problem, {**anchors, **_solved(problem, options)})
+        points = _measure(maps, problem, {**always, **_solved(problem, options)})
         point, why = choose(points, budget_ms=bench.budget_ms, max_drop=bench.max_drop)
 
         kept = {id(p) for p in front(points)}
@@ -78,7 +85,7 @@ class MixedQuantizer:
         maps.reasons.update(group_reasons(maps.groups, problem, point.int8))
         return maps.plan(point.int8)
 
-    def _maps(
+    def maps(
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: MixedOptions
     ) -> Maps:
         """Groups and their ranges, by the calibrator that serves everything but depthwise best."""
@@ -103,7 +110,7 @@ class MixedQuantizer:
         return tried[int(np.argmin(scores))]
 
 
-def _anchors(maps: Maps) -> dict[str, AnyArray]:
+def anchors(maps: Maps) -> dict[str, AnyArray]:
     """Maps that are always measured, quantized ones first."""
     named = {"all INT8": maps.all_int8(), "all but depthwise": maps.without_kind("depthwise")}
     return {**{name: m for name, m in _unlike(named).items() if m.any()}, "all float": maps.all_float()}
@@ -181,7 +188,7 @@ def _conclusion(point: Point, points: Sequence[Point], why: str) -> str:
         return f"mixed chose '{point.name}' of {len(points)} measured plans: {why}"
     quantized = [p for p in points if not p.is_float]
     if not quantized:
-        return "INT8 did not win: no engine here runs a quantized plan of this model rightly"
+        return _NOTHING_RUNS
     best = min(quantized, key=lambda p: p.served.latency.ratio)
     fidelity, latency = best.served.score.fidelity, best.served.latency
     lost = f", {100 * fidelity.lost:.2f} % of the boxes lost" if fidelity else ""

@@ -9,7 +9,9 @@ import pytest
 from avq_mixed.costs import CostModel, crossings, fit, random_maps
 from avq_mixed.front import Point, choose, front
 from avq_mixed.groups import OUTSIDE, Boundary, Group, boundaries, fusion_groups
+from avq_mixed.sensitivity import Sensitivity, damages, neighbours
 from avq_mixed.solve import Problem, candidates, fastest
+from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ from avq.types import (
     PlanScore,
     QuantizationPlan,
     QuantPoint,
+    Range,
     Served,
     TensorView,
 )
@@ -89,6 +92,18 @@ def test_the_fit_finds_what_boundaries_cost():
     constant = [abs(np.median([truth(n) for n in maps[30:]]) - truth(m)) for m in maps[30:]]
     assert np.median(wrong) < 0.3 * np.median(constant)
     assert (model.up >= 0).all() and (model.down >= 0).all()
+
+
+def test_large_networks_are_judged_in_runs_of_one_kind():
+    kinds = ["dense"] * 5 + ["depthwise"] + ["dense"] * 2
+    groups = [Group(f"g{i}", kind, (), (), 1) for i, kind in enumerate(kinds)]
+    assert neighbours(groups, 1) == [[i] for i in range(8)]
+    assert neighbours(groups, 3) == [[0, 1, 2], [3, 4], [5], [6, 7]]
+
+
+def test_damages_add_up_and_follow_both_noise_and_boxes():
+    found = damages([Sensitivity(1e-4, 0.0), Sensitivity(3e-4, 0.02)])
+    assert found.sum() == pytest.approx(1.0) and found[1] > found[0] > 0
 
 
 def test_random_maps_reach_from_float_to_int8():
@@ -167,3 +182,39 @@ def test_times_that_cannot_be_told_apart_beat_nobody():
     near = point("near", 0.903, 0.004)
     worse = point("worse", 0.95, 0.02)
     assert front([GOOD, near, worse]) == [GOOD, near]
+
+
+def test_a_model_with_nothing_to_quantize_stays_float_and_says_so():
+    graph, bench = silu_net(), NothingRuns()
+    plan = MixedQuantizer().plan(graph, bench, MixedOptions())
+    assert plan.points == () and bench.said == ["INT8 did not win: nothing here can run in integers"]
+
+
+def test_a_model_whose_int8_no_engine_runs_rightly_stays_float_and_says_so():
+    graph, bench = silu_net(), NothingRuns()
+    bench.keep_float = {"head": "the head"}
+    plan = MixedQuantizer().plan(graph, bench, MixedOptions(calibrator="minmax"))
+    assert plan.points == () and "no engine here runs" in bench.said[0]
+    assert {p.precision for p in plan.precisions.values()} == {"fp32"}
+
+
+class NothingRuns:
+    """A workbench on a machine where every quantized plan fails its check."""
+
+    symmetric_only = False
+
+    def __init__(self) -> None:
+        self.keep_float = dict.fromkeys(("a", "b", "c", "head"), "asked for")
+        self.said: list[str] = []
+
+    def collect(self, requests):
+        return self
+
+    def range(self, tensor, method, **_):
+        return Range(-1.0, 1.0)
+
+    def serve(self, plans):
+        return [None] * len(plans)
+
+    def conclude(self, reason):
+        self.said.append(reason)
