@@ -191,7 +191,8 @@ def test_one_killed_camera_does_not_stop_the_other(tmp_path: Path) -> None:
     def kill_rear(turn: Turn) -> None:
         seen = turn.published.detections
         if seen.camera == "rear" and seen.seq == 5:
-            psutil.Process().children()[1].kill()
+            # Started last; the other camera's process may have ended by now.
+            max(psutil.Process().children(), key=lambda child: (child.create_time(), child.pid)).kill()
 
     front, rear = picture_folder(tmp_path / "f", 80), picture_folder(tmp_path / "r", 400)
     summary, kept = run({"front": str(front), "rear": str(rear)}, RunOptions(on_turn=kill_rear), busy_ms=1)
