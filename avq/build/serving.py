@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -93,8 +93,14 @@ class Serving:
             self._checked[plan.digest] = next((entry for entry in found if entry is not None), None)
         entry = self._checked[plan.digest]
         if entry is not None and plan.points:
-            self._favourite = entry[0]
+            self._favourite = self._with_fast_floats(entry[0])
         return entry
+
+    def _with_fast_floats(self, candidate: Candidate) -> Candidate:
+        """A plan almost all in integers serves as well in any float precision; others do not."""
+        fastest = self._anchor()
+        same_engine = fastest.engine == candidate.engine
+        return replace(candidate, precision=fastest.precision) if same_engine else candidate
 
     def _serves(self, candidate: Candidate, plan: QuantizationPlan) -> bool:
         return candidate.engine in self.request.engines and (candidate.encoding == FLOAT) == (not plan.points)
