@@ -12,6 +12,9 @@ from rich.text import Text
 
 T = TypeVar("T")
 
+# A screenful; the report has every row.
+_SHOWN_ROWS = 20
+
 
 class Terminal:
     """The Reporter of the command line.
@@ -36,7 +39,9 @@ class Terminal:
 
     def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows and not self._quiet:
-            self._console.print(as_table(title, rows))
+            self._console.print(as_table(title, rows[:_SHOWN_ROWS]))
+        if len(rows) > _SHOWN_ROWS:
+            self.message(f"and {len(rows) - _SHOWN_ROWS} more rows, in the report")
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         with self._progress() as progress:
