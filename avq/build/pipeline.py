@@ -113,8 +113,8 @@ def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> V
 
 
 def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:
-    """Plugins look at the staged bundle too: every finding is told, one error rejects it."""
-    findings = host.check_bundle(staged.folder, recipe)
+    """Lint and plugins look at the staged bundle too: every finding is told, one error rejects it."""
+    findings = [*staged.lint, *host.check_bundle(staged.folder, recipe)]
     return replace(
         verdict,
         accepted=verdict.accepted and all(f.severity != "error" for f in findings),

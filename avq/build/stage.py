@@ -8,10 +8,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from avq import __version__
 from avq.build.calibrate.commands import Calibration
 from avq.build.candidates import FLOAT, Trial
+from avq.build.lint import lint
 from avq.build.lower import lower, saturation_probe
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
@@ -34,7 +36,7 @@ from avq.bundle_plan import plan_to_parts
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
 from avq.toolbox.macs import int8_mac_share
-from avq.types import SessionOptions
+from avq.types import Finding, SessionOptions
 
 GOLDEN_FRAMES = 4
 
@@ -47,11 +49,13 @@ class Staged:
         folder: the staging folder.
         manifest: sealed, accepted False until the gate has spoken.
         int8_mac_share: share of multiply-adds with eight-bit data and weights.
+        lint: what its engine would reject or misread; errors only.
     """
 
     folder: Path
     manifest: Manifest
     int8_mac_share: float
+    lint: tuple[Finding, ...] = ()
 
 
 def stage(
@@ -73,7 +77,13 @@ def stage(
         parts[PROBE] = saturation_probe(proto, plan).SerializeToString()
     folder = staging_folder(request.recipe.output)
     manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
-    return Staged(folder, manifest, int8_mac_share(understood.model.view, plan))
+    share = int8_mac_share(understood.model.view, plan)
+    return Staged(folder, manifest, share, _lint_errors(model, request.recipe.target))
+
+
+def _lint_errors(model: bytes, target: str) -> tuple[Finding, ...]:
+    found = lint(onnx.load_model_from_string(model), target)
+    return tuple(finding.as_finding() for finding in found if finding.severity == "error")
 
 
 def _manifest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.bundle import MODEL, OpenBundle
@@ -98,11 +98,3 @@ def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: 
         )
     options = SessionOptions(threads=threads or use.threads, precision=use.float_precision)
     return engines[use.name].open(bundle.read(MODEL), options)
-
-
-def detect_all(
-    detector: Detector, pictures: Iterable[U8], *, score_threshold: float | None = None
-) -> Iterator[Detections]:
-    """Detections of each picture, in order; only one picture is held at a time."""
-    for pixels in pictures:
-        yield detector.detect(pixels, score_threshold=score_threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.grids import activation_point, quantize, weight_point
 from avq.toolbox.macs import int8_mac_share, macs_by_node
+from avq.toolbox.options import RangingOptions
 from avq.toolbox.placement import (
     Placement,
     calibration_tensors,
@@ -16,6 +17,7 @@ from avq.toolbox.placement import (
 __all__ = [
     "Placement",
     "Ranging",
+    "RangingOptions",
     "activation_edges",
     "activation_point",
     "assemble",

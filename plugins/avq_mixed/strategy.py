@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from avq import Workbench
-from avq.toolbox import Placement, Ranging, macs_by_node, place, wanted_statistics
+from avq.toolbox import Placement, Ranging, RangingOptions, macs_by_node, place, wanted_statistics
 from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, QuantizationPlan
 from avq_mixed.costs import CostModel, counted_gains, fit, random_maps
 from avq_mixed.explain import group_reasons, group_rows
@@ -25,20 +24,9 @@ _SHARES = (0.92,)
 _NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
 
 
-class MixedOptions(BaseModel):
+class MixedOptions(RangingOptions):
     """Options of ``mixed``."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    calibrator: Literal["auto", "entropy", "mse", "percentile", "minmax"] = Field(
-        "auto", description="how activation ranges are chosen; auto scores all four and keeps the best"
-    )
-    percentile: float = Field(
-        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
-    )
-    activations: Literal["auto", "symmetric", "asymmetric"] = Field(
-        "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
-    )
     pictures: int = Field(24, ge=1, description="pictures that rank the groups; finalists see all of them")
     probes: int = Field(
         120,
@@ -89,9 +77,7 @@ class MixedQuantizer:
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: MixedOptions
     ) -> Maps:
         """Groups and their ranges, by the calibrator that serves everything but depthwise best."""
-        symmetric = options.activations == "symmetric" or (
-            options.activations == "auto" and bench.symmetric_only
-        )
+        symmetric = options.symmetric(symmetric_only=bench.symmetric_only)
         groups = fusion_groups(graph, placements)
         stats = bench.collect(wanted_statistics(graph, placements))
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from avq import Workbench
-from avq.toolbox import Placement, place, wanted_statistics
+from avq.toolbox import Placement, RangingOptions, place, wanted_statistics
 from avq.types import (
     CALIBRATORS,
     Calibrator,
@@ -24,20 +24,9 @@ from avq_static.assemble import Choice, assemble
 _WORTH_KEEPING_FLOAT = 0.005
 
 
-class StaticOptions(BaseModel):
+class StaticOptions(RangingOptions):
     """Options of ``static``."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    calibrator: Literal["auto", "entropy", "mse", "percentile", "minmax"] = Field(
-        "auto", description="how activation ranges are chosen; auto scores all four and keeps the best"
-    )
-    percentile: float = Field(
-        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
-    )
-    activations: Literal["auto", "symmetric", "asymmetric"] = Field(
-        "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
-    )
     depthwise: Literal["auto", "int8", "float"] = Field(
         "auto", description="depthwise convolutions in INT8, float, or whichever the measurement prefers"
     )
@@ -77,9 +66,7 @@ class StaticQuantizer:
     def plan(self, graph: GraphView, bench: Workbench, options: StaticOptions) -> QuantizationPlan:
         placements = place(graph, bench.keep_float)
         stats = bench.collect(wanted_statistics(graph, placements))
-        symmetric = options.activations == "symmetric" or (
-            options.activations == "auto" and bench.symmetric_only
-        )
+        symmetric = options.symmetric(symmetric_only=bench.symmetric_only)
         tried: dict[Choice, _Tried] = {}
 
         def attempt(calibrator: Calibrator, float_kinds: tuple[str, ...]) -> _Tried:
