@@ -25,7 +25,7 @@ from tests.build.calibrate.calibration_case import run_on, write_pictures
 
 
 def child(pictures: Path, output: Path) -> None:
-    run_calibrate(run_on(open_set(pictures).items, checkpoint_every=2), output)
+    run_calibrate(run_on(open_set(pictures).items, checkpoint_every=2, checkpoint_seconds=0.0), output)
 
 
 def killed_until_done(pictures: Path, output: Path, rng: random.Random) -> int:

@@ -34,6 +34,8 @@ Progress = Callable[[int, int], None]
 
 #: Pictures between two checkpoints.
 CHECKPOINT_EVERY = 32
+#: Less than this is quicker to count again than to write.
+CHECKPOINT_SECONDS = 3.0
 #: With several passes per picture, pictures per opened session.
 _PICTURES_PER_PASS = 8
 
@@ -51,7 +53,8 @@ class CalibrationRun:
         engine: runtime to run on.
         workers: threads, each with its own session of one thread.
         progress: called as (pictures done, pictures in all) from the calling thread.
-        checkpoint: file to resume from, rewritten every ``checkpoint_every`` pictures; None for none.
+        checkpoint: file to resume from, rewritten after ``checkpoint_every`` pictures when
+            ``checkpoint_seconds`` have passed since the last time; None for none.
         memory_limit_mb: of the outputs of one run; more are fetched in several passes.
         part: (index, of): count only that shard of ``items``.
         optimise: the runtime's graph rewrites.
@@ -69,6 +72,7 @@ class CalibrationRun:
     progress: Progress | None = None
     checkpoint: Path | None = None
     checkpoint_every: int = CHECKPOINT_EVERY
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     memory_limit_mb: int = 200
     part: tuple[int, int] = (0, 1)
     optimise: bool = True
@@ -93,10 +97,13 @@ class CalibrationRun:
         done = set(total.images)
         todo = [item for item in mine if item.sha256 not in done]
         self._report(self.resumed, len(mine))
+        written_s = time.monotonic()
         for batch in self._batches(todo):
             total = self._counted(total, batch, observation, len(mine))
-            if self.checkpoint is not None and len(total.images) < len(mine):
+            due = time.monotonic() - written_s >= self.checkpoint_seconds
+            if self.checkpoint is not None and due and len(total.images) < len(mine):
                 avqcal.write(self.checkpoint, total)
+                written_s = time.monotonic()
         return avqcal.merge([_completed(total, self.part[0])])
 
     def _start(self, observation: Observation) -> CalibrationFile:

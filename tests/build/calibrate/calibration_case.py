@@ -77,7 +77,13 @@ def die_in_the_middle(folder: Path, checkpoint: Path, pictures: int) -> None:
         if done >= pictures:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run_on(open_set(folder).items, checkpoint=checkpoint, checkpoint_every=4, progress=kill).run()
+    run_on(
+        open_set(folder).items,
+        checkpoint=checkpoint,
+        checkpoint_every=4,
+        checkpoint_seconds=0.0,
+        progress=kill,
+    ).run()
 
 
 if __name__ == "__main__":
