@@ -130,7 +130,8 @@ def iou_matrix(a_xyxy: F32, b_xyxy: F32) -> F64:
 def assign(a: Detections, b: Detections, min_iou: float) -> list[tuple[int, int]]:
     """Pairs (index in a, index in b), each index at most once: same class first, best overlap first.
 
-    Ties go to the nearer score. Boxes with exactly equal corners pair even without area.
+    Ties go to the nearer score. Boxes with exactly equal corners pair even without area, and before those
+    whose overlap only rounds to 1.
     """
     iou = iou_matrix(a.boxes_xyxy_px, b.boxes_xyxy_px)
     equal = (a.boxes_xyxy_px[:, None, :] == b.boxes_xyxy_px[None, :, :]).all(axis=-1)
@@ -140,7 +141,8 @@ def assign(a: Detections, b: Detections, min_iou: float) -> list[tuple[int, int]
     apart = np.nan_to_num(np.abs(a.scores[rows] - b.scores[columns]), nan=np.inf)
     pairs: list[tuple[int, int]] = []
     taken_a, taken_b = np.zeros(len(a), bool), np.zeros(len(b), bool)
-    for n in np.lexsort((apart, -iou[rows, columns], other_class)):
+    unequal = ~equal[rows, columns]
+    for n in np.lexsort((apart, -iou[rows, columns], unequal, other_class)):
         row, column = int(rows[n]), int(columns[n])
         if not taken_a[row] and not taken_b[column]:
             taken_a[row] = taken_b[column] = True

@@ -39,6 +39,11 @@ CAR: Box = (100, 50, 80, 40, 0.9, 2)
 VAN: Box = (300, 50, 80, 40, 0.6, 2)
 
 
+def test_boxes_closer_than_their_overlap_can_tell_pair_with_their_own() -> None:
+    near = [(0.0, 0.0, 1.0, 3.0, 0.0, 0), (0.0, 2.0**-52, 1.0, 3.0, 0.0, 0)]
+    assert compare_detections([seen(near)], [seen(near[::-1])]).identical
+
+
 @given(boxes_of_a_frame, st.randoms(use_true_random=False))
 def test_permuting_boxes_is_no_difference(boxes: list[Box], rng: random.Random) -> None:
     shuffled = list(boxes)
