@@ -194,7 +194,7 @@ def _boxes(path: Path, pictures: CalibrationSet, host: PluginHost, report: Repor
 def _serve(bundle_path: Path, folder: Path, frames: int, host: PluginHost, report: Reporter) -> Served:
     """Run the daemon on the built-in camera; keep messages, and pictures for the clip."""
     bundle = open_bundle(bundle_path, allow_unaccepted=True, isa=instruction_set())
-    engines = {engine.name: engine for engine in host.engines() if engine.status().can_run}
+    engines = host.running_engines()
     detector = detector_of(bundle, engines)
     kept: list[tuple[Frame, Detections]] = []
     ages_ms: list[float] = []

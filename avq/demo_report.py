@@ -7,21 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.build.dataset import CalibrationSet, read_picture
+from avq.build.dataset import CalibrationSet
+from avq.build.disagreement import worst_pairs
 from avq.build.outcome import Outcome
 from avq.daemon import RunSummary
-from avq.measure.fidelity import FIRM_SCORE, matched_shifts
 from avq.render import (
     Fact,
     Html,
     Mark,
     code,
-    draw_detections,
     headline_of,
     histogram,
     key_figures,
     page,
-    picture_pair,
     section,
     strip,
     table,
@@ -30,7 +28,6 @@ from avq.render import (
 from avq.types import Detections, Frame
 
 _SHOWN_PAIRS = 3
-_SHOWN_SCORE = 0.3
 
 
 @dataclass(frozen=True)
@@ -107,19 +104,7 @@ def _pairs(
     pictures: CalibrationSet, floats: Sequence[Detections], found: Sequence[Detections], labels: Sequence[str]
 ) -> Html:
     """The pictures on which the two disagree most."""
-
-    def disagreement(index: int) -> float:
-        firm = floats[index].above(FIRM_SCORE)
-        shifts = matched_shifts(firm, found[index])
-        return len(firm) - len(shifts) + float(abs(shifts).sum())
-
-    worst = sorted(range(len(found)), key=disagreement, reverse=True)[:_SHOWN_PAIRS]
-    blocks = []
-    for index in worst:
-        pixels, name = read_picture(pictures.items[index]), pictures.items[index].path.name
-        left = draw_detections(pixels, floats[index], labels, min_score=_SHOWN_SCORE)
-        right = draw_detections(pixels, found[index], labels, min_score=_SHOWN_SCORE)
-        blocks.append(picture_pair(left, right, (f"{name}: float", f"{name}: INT8")))
+    blocks = worst_pairs(pictures.items, floats, found, labels, named="INT8", count=_SHOWN_PAIRS)
     return section("Where they disagree most", *blocks, lead="Held-out scenes, worst first.")
 
 

@@ -91,6 +91,10 @@ class PluginHost:
     def engines(self) -> tuple[hookspecs.Engine, ...]:
         return self._things("avq_register_engines")
 
+    def running_engines(self) -> dict[str, hookspecs.Engine]:
+        """The engines that can run on this machine, by name."""
+        return {engine.name: engine for engine in self.engines() if engine.status().can_run}
+
     def decoders(self) -> tuple[hookspecs.Decoder, ...]:
         from avq.decoders import builtin_decoders
 

@@ -89,7 +89,7 @@ def serve(
         json_lines: one line per published frame on standard output.
     """
     bundle = open_bundle(config.bundle, allow_unaccepted=config.allow_unaccepted, isa=instruction_set())
-    engines = {engine.name: engine for engine in host.engines() if engine.status().can_run}
+    engines = host.running_engines()
     detector = detector_of(bundle, engines, families=host.decoders())
     try:
         sinks = _sinks(config, host, bundle.manifest.class_names, log=log, json_lines=json_lines)

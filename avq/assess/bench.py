@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from avq.assess.opening import installed_engines
 from avq.bundle import GOLDEN, OpenBundle, open_bundle
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
@@ -18,7 +17,7 @@ from avq.types import AnyArray
 
 def bench(bundles: Sequence[Path], *, rounds: int, host: PluginHost) -> dict[str, Any]:
     """The keys of ``avq bench --json``: one entry per bundle, one ratio per pair, time(a) / time(b)."""
-    engines = installed_engines(host)
+    engines = host.running_engines()
     opened = [open_bundle(path, allow_unaccepted=True, isa=instruction_set()) for path in bundles]
     sessions = [open_session(bundle, engines) for bundle in opened]
     labels = _labels(bundles)

@@ -11,11 +11,12 @@ import numpy as np
 
 from avq.assess.opening import ModelFlags, open_subject
 from avq.build.dataset import CalibrationSet, open_set, read_picture
+from avq.config import parse_class_map
 from avq.errors import RequestError
 from avq.measure.accuracy import evaluate as accuracy_of
 from avq.measure.detector import Detector
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
-from avq.measure.labels import Labels, load_labels, parse_class_map
+from avq.measure.labels import Labels, load_labels
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import Accuracy, Detections

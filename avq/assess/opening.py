@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from avq.build.dataset import CalibrationSet
 from avq.bundle import open_bundle
 from avq.engines.isa import instruction_set
-from avq.hookspecs import Engine
 from avq.measure.detector import Detector, detector_of, open_detector
 from avq.plugins import PluginHost
 from avq.progress import Reporter
@@ -26,11 +24,6 @@ class ModelFlags:
     threads: int = 1
 
 
-def installed_engines(host: PluginHost) -> Mapping[str, Engine]:
-    """Engines that can run here, by name."""
-    return {engine.name: engine for engine in host.engines() if engine.status().can_run}
-
-
 def open_subject(
     path: Path, pictures: CalibrationSet, flags: ModelFlags, host: PluginHost, report: Reporter
 ) -> Detector:
@@ -40,7 +33,7 @@ def open_subject(
     """
     if path.is_dir():
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
-        return detector_of(bundle, installed_engines(host), threads=flags.threads, families=host.decoders())
+        return detector_of(bundle, host.running_engines(), threads=flags.threads, families=host.decoders())
     from avq.build.understand.host import understand_alone
 
     request, understood = understand_alone(

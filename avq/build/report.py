@@ -8,13 +8,13 @@ from dataclasses import replace
 import msgspec
 
 from avq import __version__
-from avq.build.dataset import read_picture
+from avq.build.disagreement import SHOWN_SCORE, worst_pairs
 from avq.build.outcome import Outcome
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
 from avq.build.understand.frontend import Understood
 from avq.engines.isa import instruction_set
-from avq.measure.fidelity import FIRM_SCORE, matched_shifts
+from avq.measure.fidelity import FIRM_SCORE
 from avq.render import (
     Bar,
     Fact,
@@ -22,19 +22,15 @@ from avq.render import (
     Mark,
     bar_chart,
     code,
-    draw_detections,
     headline_of,
     key_figures,
     page,
-    picture_pair,
     prose,
     section,
     table,
 )
-from avq.types import Detections
 
 _SHOWN_FRAMES = 4
-_SHOWN_SCORE = 0.3
 
 
 def report_page(outcome: Outcome, understood: Understood, planned: Planned, probe_set: ProbeSet) -> str:
@@ -105,23 +101,10 @@ def _disagreements(outcome: Outcome, understood: Understood, probe_set: ProbeSet
     found, expected = outcome.verified.detections, probe_set.float_detections
     if found is None or expected is None:
         return []
-    ranked = sorted(range(len(found)), key=lambda i: -_disagreement(expected[i], found[i]))
     names = understood.class_names
-    pairs = []
-    for index in ranked[:_SHOWN_FRAMES]:
-        pixels, name = read_picture(probe_set.items[index]), probe_set.items[index].path.name
-        left = draw_detections(pixels, expected[index], names, min_score=_SHOWN_SCORE)
-        right = draw_detections(pixels, found[index], names, min_score=_SHOWN_SCORE)
-        pairs.append(picture_pair(left, right, (f"{name}: float", f"{name}: this bundle")))
-    lead = f"Held-out pictures, worst first; boxes with score >= {_SHOWN_SCORE:g}."
+    pairs = worst_pairs(probe_set.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES)
+    lead = f"Of the pictures judged on, worst first; boxes with score >= {SHOWN_SCORE:g}."
     return [section("Where float and this bundle disagree most", *pairs, lead=lead)]
-
-
-def _disagreement(expected: Detections, found: Detections) -> float:
-    """Firm boxes lost, then how far the scores of the others moved."""
-    firm = expected.above(FIRM_SCORE)
-    shifts = matched_shifts(firm, found)
-    return len(firm) - len(shifts) + float(abs(shifts).sum())
 
 
 def _layers(planned: Planned) -> list[Html]:

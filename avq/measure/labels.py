@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from avq.config import parse_class_map
 from avq.errors import DataError, RequestError, nearest
 from avq.types import F32, I64
 
@@ -229,8 +228,6 @@ def _known(name: str, table: Mapping[str, int], valid: Iterable[str], kind: str)
         raise RequestError(f"--map names an unknown {kind}", seen=name, fix=nearest(name, valid))
     return found
 
-
-__all__ = ["LabelledImage", "Labels", "load_labels", "parse_class_map"]
 
 _Truth = dict[int, list[tuple[list[float], int, bool]]]
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, installed_engines, open_subject
+from avq.assess.opening import ModelFlags, open_subject
 from avq.build import build
 from avq.build.dataset import open_set
 from avq.build.understand.host import understand_alone
@@ -75,7 +75,7 @@ def _ratio(bundle_path: Path, host: PluginHost, report: Terminal, pictures: Path
     request, understood = understand_alone(builtin_detector_path(), open_set(pictures), host, report)
     sessions = {
         "float": request.reference.open(understood.model.proto.SerializeToString(), SessionOptions()),
-        "bundle": open_session(bundle, installed_engines(host), threads=1),
+        "bundle": open_session(bundle, host.running_engines(), threads=1),
     }
     tensor = bundle.arrays(GOLDEN)["input_0"]
     runs = {name: (lambda session=session: session.infer(tensor)) for name, session in sessions.items()}

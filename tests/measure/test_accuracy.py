@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from avq.config import parse_class_map
 from avq.errors import DataError, RequestError
 from avq.measure.accuracy import evaluate
-from avq.measure.labels import Labels, load_labels, parse_class_map
+from avq.measure.labels import Labels, load_labels
 from avq.types import Detections
 
 NAMES = ["person", "car", "traffic light"]

@@ -12,11 +12,12 @@ import numpy as np
 
 from avq.build.graph.model import FloatModel
 from avq.build.understand.fold_input import numbers_of
+from avq.compare import iou_matrix
 from avq.decoders import DetectionDecoder
 from avq.errors import DataError
 from avq.hookspecs import Decoder
 from avq.preprocess import PRESETS, Preprocessor
-from avq.types import F32, U8, AnyArray, DecoderSpec, Detections, PreprocessSpec, RawOutputs
+from avq.types import U8, AnyArray, DecoderSpec, Detections, PreprocessSpec, RawOutputs
 
 Run = Callable[[AnyArray], RawOutputs]
 Infer = Callable[[FloatModel], Run]
@@ -155,7 +156,9 @@ def _agreed(look: Callable[[U8], Detections], pixels: U8) -> float:
     width = pixels.shape[1]
     back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
     same = seen.class_ids[:_TOP_BOXES, None] == mirrored.class_ids[None]
-    agreement = np.where(same, _iou(seen.boxes_xyxy_px[:_TOP_BOXES], back), 0.0).max(axis=1, initial=0.0)
+    agreement = np.where(same, iou_matrix(seen.boxes_xyxy_px[:_TOP_BOXES], back), 0.0).max(
+        axis=1, initial=0.0
+    )
     return float(np.sum(seen.scores[:_TOP_BOXES] * agreement)) / _TOP_BOXES
 
 
@@ -168,15 +171,6 @@ def choice(scores: Sequence[float], published: Sequence[bool]) -> int:
     known = [score if told else -1.0 for score, told in zip(scores, published, strict=True)]
     ranked = known if max(known) >= _CLEARLY_WORSE * max(scores) else list(scores)
     return next(i for i, score in enumerate(ranked) if score >= max(ranked) * (1 - _NEAR))
-
-
-def _iou(a: F32, b: AnyArray) -> AnyArray:
-    """Intersection over union of (N, 4) with (M, 4) boxes: (N, M)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (a, b)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9))
 
 
 def _messages(table: Sequence[tuple[str, float]], taken: int, pictures: int) -> tuple[str, ...]:
