@@ -20,6 +20,7 @@ from avq.types import (
     DecoderSpec,
     EnginePrecision,
     EngineStatus,
+    Figure,
     Finding,
     Frame,
     GraphView,
@@ -145,6 +146,10 @@ class Workbench(Protocol):
 
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Show a table to the user and keep it for the report: what was tried, and how it scored."""
+        ...
+
+    def plot(self, figure: Figure) -> None:
+        """Draw a chart in the report: a Pareto front, accuracy against bits."""
         ...
 
     def conclude(self, reason: str) -> None:

@@ -13,7 +13,7 @@ from avq.build.workbench import HostWorkbench
 from avq.errors import PluginError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import PlanScore, QuantizationPlan
+from avq.types import Figure, PlanScore, QuantizationPlan
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
@@ -23,12 +23,14 @@ class Planned:
     """The decision, and the tables the strategy showed on the way.
 
     Attributes:
+        figures: charts the strategy wants in the report.
         error: the workbench's judgement of further plans, for a diagnosis.
         conclusions: the strategy's own sentences for the verdict.
     """
 
     plan: QuantizationPlan
     notes: Notes
+    figures: tuple[Figure, ...] = ()
     error: Callable[[QuantizationPlan], PlanScore] | None = None
     conclusions: tuple[str, ...] = ()
 
@@ -66,4 +68,4 @@ def make_plan(
             fix="a plan must carry graph.digest of the graph it was asked for",
         )
     notes = tuple((title, tuple(rows)) for title, rows in workbench.notes)
-    return Planned(plan, notes, workbench.error, tuple(workbench.conclusions))
+    return Planned(plan, notes, tuple(workbench.figures), workbench.error, tuple(workbench.conclusions))

@@ -14,6 +14,7 @@ from avq.build.understand.frontend import Understood
 from avq.hookspecs import CalibrationStats
 from avq.progress import Reporter
 from avq.types import (
+    Figure,
     Latency,
     MomentRequest,
     PlanScore,
@@ -48,6 +49,7 @@ class HostWorkbench:
     _collect: Collect
     _moments: Moments
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
     _answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
 
@@ -89,6 +91,9 @@ class HostWorkbench:
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         self.notes.append((title, list(rows)))
         self.report.table(title, rows)
+
+    def plot(self, figure: Figure) -> None:
+        self.figures.append(figure)
 
     def conclude(self, reason: str) -> None:
         self.conclusions.append(reason)

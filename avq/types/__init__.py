@@ -7,6 +7,7 @@ from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range,
 from avq.types.decoding import DecoderSpec
 from avq.types.detection import Detections
 from avq.types.engine import EnginePrecision, EngineStatus, LayerTime, SessionOptions
+from avq.types.figure import Figure, FigurePoint, Series
 from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
 from avq.types.graph import GraphView, NodeView, TensorView
 from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
@@ -30,6 +31,8 @@ __all__ = [
     "EnginePrecision",
     "EngineStatus",
     "Fidelity",
+    "Figure",
+    "FigurePoint",
     "Finding",
     "Frame",
     "GraphView",
@@ -49,6 +52,7 @@ __all__ = [
     "Range",
     "RawOutputs",
     "Recipe",
+    "Series",
     "Served",
     "SessionOptions",
     "StageTimes",
