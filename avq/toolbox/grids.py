@@ -52,12 +52,17 @@ def weight_point(edge: Edge, weight: AnyArray, axis: int | None, *, bits: int = 
         others = tuple(i for i in range(weight.ndim) if i != axis)
         peak = magnitude.max(axis=others, initial=0.0)
     floor = max(float(peak.max(initial=0.0)) * 1e-6, _SMALLEST_SCALE * 127)
-    scale = (np.maximum(peak, floor) / ((1 << (bits - 1)) - 1)).astype(np.float32)
+    scale = (np.maximum(peak, floor) / max((1 << (bits - 1)) - 1, 1)).astype(np.float32)
     return QuantPoint(edge, scale, np.zeros(scale.shape, np.int64), axis=axis, bits=bits)
 
 
 def quantize(values: AnyArray, point: QuantPoint) -> AnyArray:
-    """The integers (int64) that ``point`` turns ``values`` into; round half to even, saturating."""
+    """The integers (int64) that ``point`` turns ``values`` into; round half to even, saturating.
+
+    One bit keeps the sign, +1 for zero.
+    """
+    if point.bits == 1:
+        return np.where(values >= 0, 1, -1).astype(np.int64)
     shape = [1] * values.ndim
     if point.axis is not None:
         shape[point.axis] = -1

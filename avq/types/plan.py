@@ -51,9 +51,11 @@ class QuantPoint:
         zero_point: same shape, int64. 0 for symmetric points.
         axis: channel axis for per-channel points, else None.
         block_size: elements per scale along ``axis`` for block-wise weights, else None.
-        bits: 2..16; the integer grid is ``signed`` or not, ``narrow`` drops its lowest level.
+        bits: 1..16; the integer grid is ``signed`` or not, ``narrow`` drops its lowest level. One bit is the
+            signed grid of two levels, -1 and +1: constants only.
         rounding: how x / scale becomes an integer.
         mode: static scales; dynamic (scale at run time, scale/zero_point unused); weight-only.
+        packed: constants only: ``bits`` bits each in the file, unpacked when an engine loads it.
     """
 
     edge: Edge
@@ -66,8 +68,16 @@ class QuantPoint:
     narrow: bool = False
     rounding: Rounding = "half_even"
     mode: Mode = "static"
+    packed: bool = False
 
     def __post_init__(self) -> None:
+        two_levels = self.signed and not np.any(self.zero_point)
+        if not (1 <= self.bits <= 16 and (self.bits > 1 or two_levels)):
+            raise PlanError(
+                f"{self.edge} has no grid of {self.bits} bits",
+                seen=f"signed {self.signed}, zero point {np.ravel(self.zero_point)[:4]}",
+                fix="bits are 1 to 16; one bit means -1 and +1, signed and without a zero point",
+            )
         if not (np.all(np.isfinite(self.scale)) and np.all(self.scale > 0)):
             raise PlanError(
                 f"the scale of {self.edge} is not a positive finite number",
@@ -83,11 +93,15 @@ class QuantPoint:
 
     @property
     def qmin(self) -> int:
+        if self.bits == 1:
+            return -1
         low = -(1 << (self.bits - 1)) if self.signed else 0
         return low + 1 if self.narrow else low
 
     @property
     def qmax(self) -> int:
+        if self.bits == 1:
+            return 1
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
@@ -96,7 +110,7 @@ class QuantPoint:
         return self.signed and not np.any(self.zero_point)
 
     def settings(self) -> dict[str, object]:
-        """Everything but the arrays, as JSON values."""
+        """Everything but the arrays, as JSON values; ``packed`` only where it holds, as older plans lack it."""
         return {
             "tensor": self.edge.tensor,
             "node": self.edge.node,
@@ -108,6 +122,7 @@ class QuantPoint:
             "narrow": self.narrow,
             "rounding": self.rounding,
             "mode": self.mode,
+            **({"packed": True} if self.packed else {}),
         }
 
 

@@ -65,6 +65,8 @@ def _check_reader(model: Model, edge: Edge) -> None:
 def _check_activation(model: Model, point: QuantPoint) -> None:
     if point.mode == "weight-only":
         _refuse(point, "mode weight-only", "weight-only points belong on constants")
+    if point.bits == 1 or point.packed:
+        _refuse(point, "packed or of one bit", "only constants are packed, and only they have two levels")
     if point.mode == "dynamic" and (clipped(point) or point.bits != 8 or point.scale.ndim):
         _refuse(
             point, "a dynamic grid of its own", "DynamicQuantizeLinear has 8 bits and one scale per tensor"
@@ -92,6 +94,7 @@ def needed_opset(points: Iterable[QuantPoint], model_has_halves: bool) -> int:
     """The oldest operator set that can say all ``points``."""
     opset = 19 if model_has_halves else 13
     for point in points:
-        if point.block_size or point.bits > 8 or (point.bits == 4 and point.mode == "weight-only"):
+        native_int4 = point.bits == 4 and point.mode == "weight-only" and not point.packed
+        if point.block_size or point.bits > 8 or native_int4:
             opset = 21  # blocks, 16-bit and 4-bit integers
     return opset

@@ -65,17 +65,24 @@ def activation_grid(point: QuantPoint, encoding: Encoding) -> Grid:
 
 
 def constant_grid(point: QuantPoint) -> Grid:
-    """Storage of a constant: as planned; four-bit weight-only points are packed, others use 8 or 16 bits."""
-    width = 4 if point.bits == 4 and point.mode == "weight-only" else 8 if point.bits <= 8 else 16
+    """Storage of a constant: as planned; four-bit weight-only points are INT4, others use 8 or 16 bits.
+
+    ``packed`` points come as 8 or 16 bits out of the unpacking.
+    """
+    native = point.bits == 4 and point.mode == "weight-only" and not point.packed
+    width = 4 if native else 8 if point.bits <= 8 else 16
     return Grid(f"int{width}" if point.signed else f"uint{width}", 0)
 
 
 def quantize_constant(array: AnyArray, point: QuantPoint) -> AnyArray:
     """Planned integers of a constant, int32, in the array's shape.
 
-    Division in float32, as QuantizeLinear does it; then the point's rounding, zero point and clipping.
+    Division in float32, as QuantizeLinear does it; then the point's rounding, zero point and clipping. One bit
+    keeps the sign, +1 for zero.
     """
     scale = spread(point.scale, array.shape, point)
+    if point.bits == 1:
+        return np.where(array >= 0, 1, -1).astype(np.int32)
     zero_point = spread(point.zero_point, array.shape, point)
     steps = _ROUND[point.rounding](array.astype(np.float32) / scale) + zero_point
     integers: AnyArray = np.clip(steps, point.qmin, point.qmax).astype(np.int32)

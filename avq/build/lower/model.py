@@ -28,6 +28,7 @@ class Model:
         self.graph = self.proto.graph
         self.names = Names(self.graph)
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.shared: dict[str, str] = {}  # initialisers that many constants unpack themselves with
         self.nodes = {node.name: node for node in self.graph.node}
         self.outputs = {value.name for value in self.graph.output}
         self.inputs = {value.name for value in self.graph.input}

@@ -29,12 +29,15 @@ from avq.build.lower.grid import (
     constant_grid,
     quantize_constant,
     real_range,
+    spread,
 )
 from avq.build.lower.model import Model
+from avq.build.lower.pack import WIDEST, write_unpacking
 from avq.errors import PlanError
 from avq.types import AnyArray, Edge, QuantizationPlan, QuantPoint
 
 _PACKED = {"int4": onnx.TensorProto.INT4, "uint4": onnx.TensorProto.UINT4}
+_STORED = {"int8": onnx.TensorProto.INT8, "uint8": onnx.TensorProto.UINT8}
 
 
 def lower_qdq(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> onnx.ModelProto:
@@ -109,6 +112,8 @@ class _Writer:
         """Write one pair (or one constant) and return the name of its dequantized value."""
         if constant is None and point.mode == "dynamic":
             return self._write_dynamic(tensor, source, result)
+        if constant is not None and point.packed:
+            return self._write_packed(tensor, constant, point, result)
         if constant is not None:
             grid = constant_grid(point)
             stored = self._stored(tensor, constant, point, grid)
@@ -124,6 +129,43 @@ class _Writer:
         nodes.append(self._node("DequantizeLinear", tensor, [stored, scale, zero_point], point, result))
         self._place(tensor, nodes)
         return str(nodes[-1].output[0])
+
+    def _write_packed(self, tensor: str, constant: AnyArray, point: QuantPoint, result: str) -> str:
+        """Integers of the planned width in the file.
+
+        Weight-only ones are multiplied by their scale with plain operators: runtimes fold those at load and then
+        run a float layer at full speed, while onnxruntime keeps a DequantizeLinear in every inference.
+        """
+        integers, grid = quantize_constant(constant, point), constant_grid(point)
+        if point.bits <= WIDEST:
+            nodes, stored = write_unpacking(self._model, tensor, integers, point.bits, signed=point.signed)
+        else:
+            nodes, stored = [], self._integers(f"{tensor}/quantized", integers, grid)
+        if point.mode == "weight-only" and not point.block_size:
+            nodes += self._scaled(tensor, stored, constant, point, result)
+        else:
+            if nodes:
+                nodes.append(self._node("Cast", tensor, [stored], None))
+                nodes[-1].attribute.append(helper.make_attribute("to", _STORED[grid.dtype]))
+                stored = nodes[-1].output[0]
+            inputs = [stored, *self._parameters(tensor, point, grid)]
+            nodes.append(self._node("DequantizeLinear", tensor, inputs, point, result))
+        self._place(tensor, nodes)
+        return str(nodes[-1].output[0])
+
+    def _scaled(
+        self, tensor: str, stored: str, constant: AnyArray, point: QuantPoint, result: str
+    ) -> list[onnx.NodeProto]:
+        """scale * (q - zero_point) in the constant's float type."""
+        cast = self._node("Cast", tensor, [stored], None)
+        cast.attribute.append(helper.make_attribute("to", self._model.element_type(tensor)))
+        nodes, scale = [cast], spread(self._float(tensor, point.scale), constant.shape, point)
+        if np.any(point.zero_point):
+            zero_point = spread(point.zero_point, constant.shape, point).astype(constant.dtype)
+            shift = self._array(f"{tensor}/zero_point", zero_point)
+            nodes.append(self._node("Sub", tensor, [cast.output[0], shift], None))
+        factors = [nodes[-1].output[0], self._array(f"{tensor}/scale", scale)]
+        return [*nodes, self._node("Mul", tensor, factors, None, result)]
 
     def _write_dynamic(self, tensor: str, source: str, result: str) -> str:
         quantize = self._node("DynamicQuantizeLinear", tensor, [source], None)

@@ -1,0 +1,156 @@
+"""Packed weights: every width and shape comes back as it went in, and runtimes unpack it once, at load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from avq.build.lower import lower
+from avq.build.lower.grid import quantize_constant, spread
+from avq.build.lower.model import Model
+from avq.build.lower.pack import pack, packed_bytes, write_unpacking
+from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.engines import builtin_engines, engine_by_name
+from avq.errors import PlanError
+from avq.types import Edge, QuantizationPlan, QuantPoint, SessionOptions
+from tests.build.lower.lowering_nets import answers, picture, simple_plan, small_net, view_of
+
+BITS = (1, 2, 3, 4, 5, 6, 7)
+
+
+def unpacked(integers: np.ndarray, bits: int, *, signed: bool) -> tuple[np.ndarray, int]:
+    """What onnxruntime, rewriting nothing, makes of the packed file; and the bytes of its packed parts."""
+    graph = helper.make_graph(
+        [], "g", [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, integers.shape)]
+    )
+    model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+    nodes, result = write_unpacking(model, "w", integers, bits, signed=signed)
+    model.replace_nodes([*nodes, helper.make_node("Identity", [result], ["out"], name="end")])
+    stored = sum(len(t.raw_data) for t in model.graph.initializer if t.name.startswith("w/packed"))
+    session = engine_by_name("onnxruntime").open(
+        model.proto.SerializeToString(), SessionOptions(optimise=False)
+    )
+    return np.array(session.run({})["out"]), stored
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.sampled_from(BITS),
+    signed=st.booleans(),
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_unpacking_returns_what_was_packed(bits, signed, shape, seed):
+    rng = np.random.default_rng(seed)
+    if bits == 1:
+        integers = rng.choice(np.array([-1, 1]), shape)
+    else:
+        low = -(1 << (bits - 1)) if signed else 0
+        integers = rng.integers(low, low + (1 << bits), shape)
+    got, stored = unpacked(integers, bits, signed=signed)
+    assert got.dtype == np.float32 and np.array_equal(got, integers)
+    assert stored == packed_bytes(integers.size, bits) <= -(-integers.size * bits // 8) + 2
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_packing_wastes_nothing(bits):
+    levels = np.random.default_rng(bits).integers(0, 1 << bits, 640)
+    assert sum(plane.data.nbytes for plane in pack(levels, bits)) == 80 * bits
+
+
+def packed_plan(net: onnx.ModelProto, bits: int, *, data: bool) -> QuantizationPlan:
+    """Every weight in ``bits`` bits; with or without INT8 data."""
+    plan, constants = simple_plan(net), view_of(net).constants
+    mode = "static" if data else "weight-only"
+    points = []
+    for point in plan.points:
+        if point.edge.tensor not in constants:
+            points += [point] if data else []
+            continue
+        peak = point.scale * 127
+        scale = (peak / max((1 << (bits - 1)) - 1, 1)).astype(np.float32)
+        points.append(replace(point, scale=scale, bits=bits, mode=mode, packed=True))
+    return replace(plan, points=tuple(points))
+
+
+def with_planned_weights(net: onnx.ModelProto, plan: QuantizationPlan) -> dict[str, np.ndarray]:
+    """The numbers the plan means, in numpy, as overrides of a float model."""
+    constants, numbers = view_of(net).constants, {}
+    for point in plan.points:
+        if point.edge.tensor in constants:
+            weight = constants[point.edge.tensor]
+            levels = quantize_constant(weight, point).astype(np.float32)
+            numbers[point.edge.tensor] = levels * spread(point.scale, weight.shape, point)
+    return numbers
+
+
+@pytest.mark.parametrize("bits", [*BITS, 8])
+@pytest.mark.parametrize("data", [False, True])
+def test_the_reference_computes_the_planned_numbers(bits, data):
+    net = small_net()
+    plan = packed_plan(net, bits, data=data)
+    numbers = with_planned_weights(net, plan)
+    floats = tuple(p for p in plan.points if p.edge.tensor not in numbers)
+    meant = lower(net, replace(plan, points=floats, overrides=numbers), "u8")
+    for encoding in ("s8", "u8", "asymmetric"):
+        model = lower(net, plan, encoding)
+        for got, wanted in zip(answers(model, [picture(0)]), answers(meant, [picture(0)]), strict=True):
+            for name, value in wanted.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [*BITS, 8])
+def test_every_runtime_opens_packed_weights(bits):
+    net = small_net()
+    model = lower(net, packed_plan(net, bits, data=False), "u8")
+    wanted = answers(model, [picture(0)])[0]
+    for engine in builtin_engines():
+        if engine.status().available:
+            got = engine.open(model, SessionOptions()).infer(picture(0))
+            for name, value in wanted.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_asymmetric_weights_keep_their_zero_point():
+    net = small_net()
+    point = QuantPoint(
+        Edge("fc.w"),
+        np.full(5, 0.3, np.float32),
+        np.arange(5),
+        axis=0,
+        bits=3,
+        signed=False,
+        mode="weight-only",
+        packed=True,
+    )
+    weight = view_of(net).constants["fc.w"]
+    numbers = (quantize_constant(weight, point) - np.arange(5)[:, None]) * np.float32(0.3)
+    got = answers(lower(net, QuantizationPlan("", (point,)), "asymmetric"), [picture(0)])[0]
+    meant = QuantizationPlan("", overrides={"fc.w": numbers.astype(np.float32)})
+    np.testing.assert_allclose(
+        got["scores"], answers(lower(net, meant, "u8"), [picture(0)])[0]["scores"], atol=1e-5
+    )
+
+
+def test_one_bit_and_packed_belong_on_constants():
+    scale, zero = np.float32(0.1).reshape(()), np.zeros((), np.int64)
+    for point in (
+        QuantPoint(Edge("x2"), scale, zero, bits=1),
+        QuantPoint(Edge("x2"), scale, zero, packed=True),
+    ):
+        with pytest.raises(PlanError, match="only constants are packed"):
+            lower(small_net(), QuantizationPlan("", (point,)), "u8")
+    with pytest.raises(PlanError, match="no grid of 1 bits"):
+        QuantPoint(Edge("x2"), scale, zero, bits=1, signed=False)
+
+
+def test_a_packed_plan_survives_the_bundle_and_older_plans_keep_their_digest():
+    plan = packed_plan(small_net(), 3, data=True)
+    assert plan_from_parts(*plan_to_parts(plan)).digest == plan.digest
+    assert all("packed" not in p.settings() for p in simple_plan(small_net()).points)
