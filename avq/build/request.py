@@ -111,7 +111,21 @@ def _quantizer(recipe: Recipe, host: PluginHost) -> Quantizer:
             seen=f"registered: {', '.join(sorted(known))}",
             fix=nearest(recipe.strategy, [*known, FLOAT_STRATEGY]),
         )
-    return known[recipe.strategy]
+    quantizer = known[recipe.strategy]
+    refused = refused_targets(quantizer)
+    if recipe.target in refused:
+        raise RequestError(
+            f"strategy '{recipe.strategy}' cannot serve target {recipe.target}",
+            seen=refused[recipe.target],
+            fix=f"another --strategy, or a --target other than {', '.join(refused)}",
+        )
+    return quantizer
+
+
+def refused_targets(quantizer: Quantizer) -> Mapping[str, str]:
+    """Targets the strategy can never serve, with the reason: its optional ``refused_targets``."""
+    refused: Mapping[str, str] = getattr(quantizer, "refused_targets", {})
+    return refused
 
 
 def _options(recipe: Recipe, quantizer: Quantizer | None) -> BaseModel | None:

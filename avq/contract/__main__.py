@@ -72,6 +72,7 @@ def _check(
 def _quantizer(
     host: PluginHost, name: str, options: Mapping[str, str], model: Path | None, data: Path | None
 ) -> dict[str, Any]:
+    from avq.build.request import refused_targets
     from avq.contract.workbench import check_strategy
     from avq.plugins import validate_options
 
@@ -90,7 +91,8 @@ def _quantizer(
         }
         for one in kept
     }
-    return {"quantizer": name, "keeps_its_contract": True, "plans": plans}
+    refused = dict(refused_targets(strategy))
+    return {"quantizer": name, "keeps_its_contract": True, "plans": plans, "refused_targets": refused}
 
 
 def _engine(host: PluginHost, name: str, model: Path | None) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def _sentence(answer: Mapping[str, Any]) -> str:
     for target, plan in answer.get("plans", {}).items():
         lost = "" if plan["lost"] is None else f", {100 * plan['lost']:.2f} % of the boxes lost"
         lines.append(f"  {target}: {plan['points']} points, {plan['int8_nodes']} nodes in INT8{lost}")
+    lines += [f"  {target}: refused, {why}" for target, why in answer.get("refused_targets", {}).items()]
     lines += [f"  {check}" for check in answer.get("checks", ())]
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from avq.build.calibrate.commands import Calibration
 from avq.build.pictures import open_pictures
 from avq.build.planning import make_plan
 from avq.build.probe_set import prepare_probe_set
-from avq.build.request import check
+from avq.build.request import check, refused_targets
 from avq.build.understand.host import understand_model
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
@@ -64,7 +64,8 @@ def check_strategy(
         options: as from ``--option k=v``.
         model: an ONNX detector; the built-in one when None.
         data: pictures for ``model``; drawn road scenes when None.
-        targets: what the plans are for. None of them needs its hardware: nothing is served.
+        targets: what the plans are for, but those it says it refuses. None of them needs its hardware:
+            nothing is served.
 
     Raises:
         PluginError: at the first rule the strategy breaks, and for whatever else it raises.
@@ -83,6 +84,7 @@ def check_strategy(
             judge(target), strategy=quantizer.name, target=target, model=model, data=data, report=report
         )
         for target in targets
+        if target not in refused_targets(quantizer)
     )
 
 

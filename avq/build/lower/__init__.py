@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from avq.build.lower.grid import ENCODINGS, Encoding
+from avq.build.lower.integer_products import write_integer_products
 from avq.build.lower.precision import lower_precisions
 from avq.build.lower.probe import SATURATION_PREFIX, saturation_probe
 from avq.build.lower.qdq import lower_qdq
@@ -14,11 +15,11 @@ from avq.types import QuantizationPlan
 
 
 def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> bytes:
-    """The file of a plan: Q/DQ pairs, FP16 islands, checked, serialised the same way every time.
+    """The file of a plan: Q/DQ pairs, dynamic products in integers, FP16 islands, checked, always the same bytes.
 
     Raises PlanError when the plan does not fit the model or the encoding cannot express it.
     """
-    model = lower_precisions(lower_qdq(proto, plan, encoding), plan)
+    model = lower_precisions(write_integer_products(lower_qdq(proto, plan, encoding)), plan)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
