@@ -1,4 +1,4 @@
-"""Products of run-time quantized activations: integers in the file, the numbers of the Q/DQ form, one fused kernel."""
+"""Products of run-time quantized activations: integers in the file, the numbers of the pairs, one fused kernel."""
 
 from __future__ import annotations
 
