@@ -16,6 +16,7 @@ from avq.types import (
     F32,
     I64,
     U8,
+    AnyArray,
     Calibrator,
     DecoderSpec,
     EnginePrecision,
@@ -101,7 +102,15 @@ class Workbench(Protocol):
         ...
 
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
-        """Float sums over the calibration pictures in digest order, by tensor."""
+        """Float sums over the calibration pictures in digest order, by the requests' keys."""
+        ...
+
+    def adjusted(self, overrides: Mapping[str, AnyArray]) -> Workbench:
+        """The same workbench with counts and sums of the float network with these constants replaced.
+
+        For plans whose overrides change what float tensors hold, as equalised channels do; their errors are
+        still told against the model as it was given.
+        """
         ...
 
     @property

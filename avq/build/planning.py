@@ -59,6 +59,7 @@ def make_plan(
         report=report,
         _collect=calibration.collect,
         _moments=calibration.moments,
+        _adjusted=calibration.adjusted,
     )
     plan = request.quantizer.plan(view, workbench, request.options)
     if plan.graph_digest != view.digest:

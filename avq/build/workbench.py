@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from avq.build.calibrate.commands import Calibration
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
@@ -14,6 +15,7 @@ from avq.build.understand.frontend import Understood
 from avq.hookspecs import CalibrationStats
 from avq.progress import Reporter
 from avq.types import (
+    AnyArray,
     Figure,
     Latency,
     MomentRequest,
@@ -26,7 +28,7 @@ from avq.types import (
 from avq.types.frame import F64
 
 Collect = Callable[[Sequence[str]], CalibrationStats]
-Moments = Callable[[Sequence[str]], Mapping[str, F64]]
+Moments = Callable[[Sequence[MomentRequest]], Mapping[str, F64]]
 
 
 @dataclass
@@ -48,6 +50,7 @@ class HostWorkbench:
     report: Reporter
     _collect: Collect
     _moments: Moments
+    _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
@@ -69,7 +72,11 @@ class HostWorkbench:
         return self._collect([request.tensor for request in requests])
 
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
-        return self._moments([request.tensor for request in requests])
+        return self._moments(requests)
+
+    def adjusted(self, overrides: Mapping[str, AnyArray]) -> HostWorkbench:
+        other = self._adjusted(overrides)
+        return replace(self, _collect=other.collect, _moments=other.moments, _adjusted=other.adjusted)
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
         count = len(self.probe_set.items) if pictures is None else max(pictures, 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
-from avq.toolbox.grids import activation_point, quantize, weight_point
+from avq.toolbox.bias_correction import BiasCorrection, correct_biases, corrected_biases
+from avq.toolbox.equalize import Equalization, Pair, equalize, equalized
+from avq.toolbox.grids import WeightMethod, activation_point, dequantize, quantize, weight_point
 from avq.toolbox.macs import int8_mac_share, macs_by_node
 from avq.toolbox.options import RangingOptions
 from avq.toolbox.placement import (
@@ -13,8 +15,21 @@ from avq.toolbox.placement import (
     place,
     residual_identity_edges,
 )
+from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, round_weights
 
 __all__ = [
+    "BiasCorrection",
+    "Equalization",
+    "Pair",
+    "RoundedWeights",
+    "WeightMethod",
+    "correct_biases",
+    "corrected_biases",
+    "dequantize",
+    "equalize",
+    "equalized",
+    "gram_rounded_weights",
+    "round_weights",
     "Placement",
     "Ranging",
     "RangingOptions",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from avq.types import AnyArray, Edge, QuantPoint, Range
+from avq.types import F32, F64, AnyArray, Edge, QuantPoint, Range
 
 # Smallest scale written: 1 / (127 * scale) must still be a normal float32 in every runtime.
 _SMALLEST_SCALE = 1e-12
+# Clipping weights wins accuracy up to this many bits.
+_FEW_BITS = 6
+# Scales tried, as shares of the one that clips nothing.
+_SHARES = np.linspace(1.0, 0.2, 81)
+
+WeightMethod = Literal["auto", "minmax", "mse"]
 
 
 def activation_point(edge: Edge, clip: Range, *, bits: int = 8, symmetric: bool = True) -> QuantPoint:
@@ -39,21 +47,52 @@ def _point(edge: Edge, scale: float, zero_point: int, *, bits: int, signed: bool
     )
 
 
-def weight_point(edge: Edge, weight: AnyArray, axis: int | None, *, bits: int = 8) -> QuantPoint:
-    """A symmetric point for a constant: one scale per channel of ``axis``, from the largest magnitude.
+def weight_point(
+    edge: Edge, weight: AnyArray, axis: int | None, *, bits: int = 8, method: WeightMethod = "auto"
+) -> QuantPoint:
+    """A symmetric point for a constant: one scale per channel of ``axis``.
 
     A channel of zeros gets the scale of a channel a million times smaller than the largest: any positive
     scale is right for it, but runtimes refuse zero.
+
+    Args:
+        edge, weight, axis: the constant; None for one scale in all.
+        bits: 1..16; one bit means the levels -1 and +1.
+        method: "minmax" takes the largest magnitude; "mse" the scale with the least squared error of those
+            tried; "auto" is minmax from 7 bits, where clipping has nothing to win, and mse below.
     """
-    magnitude = np.abs(weight.astype(np.float64))
-    if axis is None:
-        peak = np.asarray(magnitude.max(initial=0.0))
-    else:
-        others = tuple(i for i in range(weight.ndim) if i != axis)
-        peak = magnitude.max(axis=others, initial=0.0)
+    rows = _rows(weight, axis)
+    peak = np.abs(rows).max(axis=1, initial=0.0)
     floor = max(float(peak.max(initial=0.0)) * 1e-6, _SMALLEST_SCALE * 127)
-    scale = (np.maximum(peak, floor) / max((1 << (bits - 1)) - 1, 1)).astype(np.float32)
-    return QuantPoint(edge, scale, np.zeros(scale.shape, np.int64), axis=axis, bits=bits)
+    few = method == "mse" or (method == "auto" and bits <= _FEW_BITS)
+    scale = np.maximum(peak, floor) / max((1 << (bits - 1)) - 1, 1)
+    if few and rows.size:
+        scale = np.maximum(_least_squares(rows, scale, bits), floor / 127)
+    scales = (scale if axis is not None else scale[0]).astype(np.float32)
+    return QuantPoint(edge, np.asarray(scales), np.zeros(scales.shape, np.int64), axis=axis, bits=bits)
+
+
+def _rows(weight: AnyArray, axis: int | None) -> F64:
+    """(channels, values of one channel) float64; one row in all without an axis."""
+    if axis is None:
+        return weight.astype(np.float64).reshape(1, -1)
+    return np.moveaxis(weight, axis, 0).astype(np.float64).reshape(weight.shape[axis], -1)
+
+
+def _least_squares(rows: F64, largest: F64, bits: int) -> F64:
+    """Per row the scale whose grid is nearest to its values; ``largest`` clips none."""
+    if bits == 1:
+        magnitudes: F64 = np.abs(rows).mean(axis=1)
+        return magnitudes
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    best, best_error = largest, np.full(largest.shape, np.inf)
+    for share in _SHARES:  # from no clipping down, so that a tie keeps the wider grid
+        scale = largest * share
+        grid = np.clip(np.rint(rows / scale[:, None]), low, high)
+        error = np.square(grid * scale[:, None] - rows).sum(axis=1)
+        best = np.where(error < best_error, scale, best)
+        best_error = np.minimum(error, best_error)
+    return best
 
 
 def quantize(values: AnyArray, point: QuantPoint) -> AnyArray:
@@ -63,11 +102,24 @@ def quantize(values: AnyArray, point: QuantPoint) -> AnyArray:
     """
     if point.bits == 1:
         return np.where(values >= 0, 1, -1).astype(np.int64)
-    shape = [1] * values.ndim
-    if point.axis is not None:
-        shape[point.axis] = -1
-    scale = point.scale.reshape(shape) if point.axis is not None else point.scale
-    zero = point.zero_point.reshape(shape) if point.axis is not None else point.zero_point
-    grid = np.rint(values.astype(np.float32) / scale) + zero
-    integers: AnyArray = np.clip(grid, point.qmin, point.qmax).astype(np.int64)
+    grid = np.rint(values.astype(np.float32) / spread(point.scale, values.shape, point))
+    shifted = grid + spread(point.zero_point, values.shape, point)
+    integers: AnyArray = np.clip(shifted, point.qmin, point.qmax).astype(np.int64)
     return integers
+
+
+def dequantize(integers: AnyArray, point: QuantPoint) -> F32:
+    """The real numbers (float32) of ``integers``; quantizing them again gives the same integers."""
+    zero_point = spread(point.zero_point, integers.shape, point)
+    real: F32 = ((integers - zero_point) * spread(point.scale, integers.shape, point)).astype(np.float32)
+    return real
+
+
+def spread(parameters: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> AnyArray:
+    """Scales or zero points of ``point``, so that they broadcast against an array of ``shape``."""
+    if point.axis is None or parameters.ndim == 0:
+        return parameters
+    axis = point.axis % len(shape)
+    if point.block_size:
+        return np.repeat(parameters, point.block_size, axis).take(range(shape[axis]), axis)
+    return parameters.reshape([-1 if i == axis else 1 for i in range(len(shape))])

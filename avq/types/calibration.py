@@ -7,6 +7,7 @@ from typing import Literal
 
 Calibrator = Literal["entropy", "mse", "percentile", "minmax"]
 CALIBRATORS: tuple[Calibrator, ...] = ("entropy", "mse", "percentile", "minmax")
+Moment = Literal["mean", "peak", "gram"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,20 @@ class MomentRequest:
 
     Attributes:
         tensor: activation tensor of the float graph, (1, C, ...) .
-        kind: "mean" gives the per-channel mean, (C,) float64.
+        kind: "mean" gives the per-channel mean, "peak" the per-channel largest magnitude, both (C,) float64.
+            "gram" gives E[x x^T] of the rows x that ``reader`` multiplies with its weights, per group:
+            (G, K, K) float64, K = inputs of one output element (channels per group times kernel).
+        reader: for "gram", the Conv, Gemm or MatMul whose second input is constant.
     """
 
     tensor: str
-    kind: Literal["mean"] = "mean"
+    kind: Moment = "mean"
+    reader: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the answer: the tensor for means, else with what was asked for."""
+        return self.tensor if self.kind == "mean" else f"{self.kind}({self.reader or self.tensor})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avq.build.calibrate import avqcal
 from avq.build.calibrate.avqcal import CalibrationFile
-from avq.build.calibrate.moments import channel_means
+from avq.build.calibrate.moments import moments
 from avq.build.calibrate.run import (
     CalibrationRun,
     check_belongs,
@@ -20,6 +23,8 @@ from avq.build.calibrate.run import (
 )
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.dataset import CalibrationSet, open_set
+from avq.build.graph.view import view_of
+from avq.build.lower.model import Model
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_alone
@@ -27,8 +32,7 @@ from avq.errors import CalibrationError, RequestError, nearest
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors
-from avq.types import CALIBRATORS
-from avq.types.frame import F64
+from avq.types import CALIBRATORS, F64, AnyArray, MomentRequest
 
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -46,6 +50,7 @@ class Calibration:
         self._request, self._understood, self._pictures = request, understood, pictures
         self._report = report
         self.used: CalibrationFile | None = None
+        self._sums: dict[str, F64] = {}
 
     def collect(self, tensors: Sequence[str]) -> HistogramStats:
         """Statistics of ``tensors``; one pass serves every strategy and every option on the same data."""
@@ -54,14 +59,33 @@ class Calibration:
         self.used = self._from_file(given, tensors) if given is not None else self._cached(wanted)
         return HistogramStats(self.used.histograms)
 
-    def moments(self, tensors: Sequence[str]) -> Mapping[str, F64]:
-        return channel_means(
-            self._understood.model.proto,
-            tensors,
+    def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
+        """Answers by key; per-channel ones are asked of the pictures once, Gram matrices are too large to keep."""
+        missing = [request for request in requests if request.key not in self._sums]
+        model = self._understood.model
+        found = moments(
+            model.proto,
+            model.view,
+            missing,
             self._pictures.items,
             self._understood.spec,
             engine=self._request.reference,
         )
+        self._sums.update({r.key: found[r.key] for r in missing if r.kind != "gram"})
+        return {r.key: found[r.key] if r.key in found else self._sums[r.key] for r in requests}
+
+    def adjusted(self, overrides: Mapping[str, AnyArray]) -> Calibration:
+        """The same pictures through the float network with these constants replaced."""
+        model = self._understood.model
+        changed = Model(model.proto)
+        for name in sorted(overrides):
+            changed.replace_constant(name, np.asarray(overrides[name]))
+        understood = replace(
+            self._understood, model=replace(model, view=view_of(changed.proto), proto=changed.proto)
+        )
+        # Counts that were given are of the network as it was.
+        request = replace(self._request, recipe=replace(self._request.recipe, calibration=None))
+        return Calibration(request, understood, self._pictures, self._report)
 
     def _from_file(self, path: Path, tensors: Sequence[str]) -> CalibrationFile:
         data = avqcal.read(path)
