@@ -23,6 +23,7 @@ from avq.types import (
     EngineStatus,
     Figure,
     Finding,
+    Foreign,
     Frame,
     GraphView,
     Latency,
@@ -95,6 +96,11 @@ class Workbench(Protocol):
     @property
     def keep_float(self) -> Mapping[str, str]:
         """Nodes that must stay float, with reasons: the decoded head, and what plugins and user asked."""
+        ...
+
+    @property
+    def foreign(self) -> Foreign | None:
+        """Quantization that came with the model, on edges of this float graph; None for a float model."""
         ...
 
     def collect(self, requests: Sequence[StatRequest]) -> CalibrationStats:

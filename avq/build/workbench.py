@@ -17,6 +17,7 @@ from avq.progress import Reporter
 from avq.types import (
     AnyArray,
     Figure,
+    Foreign,
     Latency,
     MomentRequest,
     PlanScore,
@@ -40,6 +41,7 @@ class HostWorkbench:
         understood: the folded float model with its head and preprocessing.
         probe_set: held-out pictures with float answers.
         keep_float: nodes that stay float, with reasons.
+        foreign: quantization that came with the model.
         conclusions: sentences that join the reasons of the verdict.
     """
 
@@ -50,6 +52,7 @@ class HostWorkbench:
     report: Reporter
     _collect: Collect
     _moments: Moments
+    foreign: Foreign | None = None
     _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)

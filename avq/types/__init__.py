@@ -8,6 +8,7 @@ from avq.types.decoding import DecoderSpec
 from avq.types.detection import Detections
 from avq.types.engine import EnginePrecision, EngineStatus, LayerTime, SessionOptions
 from avq.types.figure import Figure, FigurePoint, Series
+from avq.types.foreign import Foreign
 from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
 from avq.types.graph import GraphView, NodeView, TensorView
 from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
@@ -34,6 +35,7 @@ __all__ = [
     "Figure",
     "FigurePoint",
     "Finding",
+    "Foreign",
     "Frame",
     "GraphView",
     "Latency",
