@@ -1,7 +1,8 @@
-"""``avq inspect``: what a bundle, model or calibration file holds."""
+"""``avq inspect``: what a bundle, model, calibration file or side file holds."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from avq.errors import RequestError
 def inspect(path: Path) -> dict[str, Any]:
     """The keys of ``avq inspect --json``.
 
-    Raises RequestError for something that is none of them; the errors of bundles, models and calibration files.
+    Raises RequestError for something that is none of them; the errors of bundles, models, calibration files and
+    side files.
     """
     if is_bundle(path):
         return _bundle(path)
@@ -24,10 +26,12 @@ def inspect(path: Path) -> dict[str, Any]:
         return _model(path)
     if path.suffix == ".avqcal":
         return _calibration(path)
+    if path.is_file():
+        return _side_file(path)
     raise RequestError(
         f"{path} is nothing avq knows",
-        seen="a folder without manifest.json" if path.is_dir() else path.suffix or "no such file",
-        fix="name a bundle folder, an .onnx model or an .avqcal file",
+        seen="a folder without manifest.json" if path.is_dir() else "no such file",
+        fix="name a bundle folder, an .onnx model, an .avqcal file, a calibration cache or AIMET encodings",
     )
 
 
@@ -93,4 +97,26 @@ def _calibration(path: Path) -> dict[str, Any]:
         "images": len(data.images),
         "origin": data.origin.to_json(),
         "complete": data.shard is None,
+    }
+
+
+def _side_file(path: Path) -> dict[str, Any]:
+    """A TensorRT calibration cache or AIMET encodings: what it names, without a graph to match."""
+    from avq.build.sidefiles.listing import listing
+    from avq.build.sidefiles.read import dialect, parse_side_file, producer
+
+    file = parse_side_file(path)
+    entries = listing(file)
+    return {
+        "kind": dialect(file),
+        "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "accepted": None,
+        "inputs": [],
+        "outputs": [],
+        "preprocess": {},
+        "plan": {},
+        "parts": {},
+        "producer": producer(file),
+        "grids": dict(Counter(str(entry["grid"]) for entry in entries)),
+        "entries": entries,
     }
