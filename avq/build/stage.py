@@ -74,7 +74,9 @@ def stage(
     parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: _golden(model, chosen, request, probe_set)}
     if plan.points:
         parts[PLAN_JSON], parts[PLAN_ARRAYS] = plan_to_parts(plan)
-        parts[PROBE] = saturation_probe(proto, plan).SerializeToString()
+        probe = saturation_probe(proto, plan)
+        if probe.graph.output:  # with float data there is no range to leave
+            parts[PROBE] = probe.SerializeToString()
     folder = staging_folder(request.recipe.output)
     manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
     share = int8_mac_share(understood.model.view, plan)

@@ -5,6 +5,8 @@ The daemon runs it now and then on a live frame; rising ratios mean the scene ha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -12,6 +14,7 @@ from onnx import helper, numpy_helper
 from avq.build.lower.checks import check_plan
 from avq.build.lower.grid import real_range
 from avq.build.lower.model import Model
+from avq.build.lower.qdq import lower_qdq
 from avq.types import QuantizationPlan, QuantPoint
 
 #: Outputs are named prefix + tensor (+ "@node:input" for a single reader's edge).
@@ -19,14 +22,18 @@ SATURATION_PREFIX = "saturation/"
 
 
 def saturation_probe(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.ModelProto:
-    """A float model whose outputs are one saturation ratio per static activation point.
+    """A model whose outputs are one saturation ratio per static activation point; none without such a point.
 
     Each output is a float32 scalar in 0..1: the share of elements that clipping moves by more than half a
-    step. Only what the ratios need is kept of the network. Raises PlanError when the plan does not fit.
+    step. Data are float; weights are the planned ones in the planned bytes, so that a small bundle does not
+    carry the float network along. Only what the ratios need is kept. Raises PlanError when the plan does not fit.
     """
-    model = Model(proto)
-    check_plan(model, plan)
-    watched = [p for p in plan.points if p.mode == "static" and model.constant(p.edge.tensor) is None]
+    original = Model(proto)
+    check_plan(original, plan)
+    constants = {p.edge for p in plan.points if original.constant(p.edge.tensor) is not None}
+    watched = [p for p in plan.points if p.mode == "static" and p.edge not in constants]
+    stored = [replace(p, mode="weight-only", packed=True) for p in plan.points if p.edge in constants]
+    model = Model(lower_qdq(proto, replace(plan, points=tuple(stored), ties=()), "asymmetric"))
     nodes, outputs = list(model.graph.node), []
     for point in sorted(watched, key=lambda p: p.edge):
         nodes.extend(_ratio(model, point))

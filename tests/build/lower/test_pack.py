@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from avq.build.lower import lower
+from avq.build.lower import lower, saturation_probe
 from avq.build.lower.grid import quantize_constant, spread
 from avq.build.lower.model import Model
 from avq.build.lower.pack import pack, packed_bytes, write_unpacking
@@ -154,3 +154,37 @@ def test_a_packed_plan_survives_the_bundle_and_older_plans_keep_their_digest():
     plan = packed_plan(small_net(), 3, data=True)
     assert plan_from_parts(*plan_to_parts(plan)).digest == plan.digest
     assert all("packed" not in p.settings() for p in simple_plan(small_net()).points)
+
+
+def test_the_probe_does_not_carry_the_float_weights_along():
+    net = small_net()
+    plan = packed_plan(net, 2, data=True)
+    probe, floats = saturation_probe(net, plan), saturation_probe(net, without_weights(plan, net))
+    packed = weight_bytes(net, probe)
+    assert packed < weight_bytes(net, floats) / 8
+    # The weights are those that serve: the same ratios as of a float network with them.
+    meant = replace(without_weights(plan, net), overrides=with_planned_weights(net, plan))
+    got, wanted = (answers(model, [picture(0)])[0] for model in (probe, saturation_probe(net, meant)))
+    assert got.keys() == wanted.keys() and len(got) == 6
+    for name, value in wanted.items():
+        assert got[name] == pytest.approx(value, abs=2e-3)
+
+
+def test_a_plan_with_float_data_has_nothing_to_probe():
+    net = small_net()
+    assert not saturation_probe(net, packed_plan(net, 4, data=False)).graph.output
+
+
+def without_weights(plan: QuantizationPlan, net: onnx.ModelProto) -> QuantizationPlan:
+    constants = view_of(net).constants
+    return replace(plan, points=tuple(p for p in plan.points if p.edge.tensor not in constants))
+
+
+def weight_bytes(net: onnx.ModelProto, model: onnx.ModelProto) -> int:
+    """Bytes of the weights of ``net`` in ``model``, whatever form they have there."""
+    names = {name for name in view_of(net).constants if name.endswith(".w")}
+    return sum(
+        len(t.raw_data)
+        for t in model.graph.initializer
+        if t.name in names or (t.name.split("/")[0] in names and "packed" in t.name)
+    )

@@ -1,0 +1,102 @@
+"""The walk as tables, a chart and sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from avq.types import Figure, FigurePoint, Series, Served
+from avq_lowbit.groups import Group
+from avq_lowbit.limits import Limits, loss
+from avq_lowbit.plans import Bits, Plans
+from avq_lowbit.search import Step
+
+
+def step_rows(steps: Sequence[Step], chosen: Step, limits: Limits) -> list[dict[str, object]]:
+    """One row per judged point of the walk, widest weights first."""
+    return [
+        {
+            "reductions": step.index,
+            "weights MB": round(step.size / 1e6, 4),
+            "layers by bits": _counted(step.bits),
+            "lost boxes %": round(loss(step.score), 2) if step.score.fidelity else "-",
+            "confidence shift": round(step.score.fidelity.confidence_shift, 4)
+            if step.score.fidelity
+            else "-",
+            "worst SQNR dB": round(min(step.score.sqnr_db.values(), default=float("nan")), 1),
+            "inside the limit": limits.accurate(step.score),
+            "chosen": step is chosen,
+        }
+        for step in steps
+    ]
+
+
+def group_rows(plans: Plans, step: Step) -> list[dict[str, object]]:
+    """One row per weight tensor, in graph order."""
+    return [
+        {
+            "group": group.name,
+            "kind": group.kind,
+            "weights": group.count,
+            "bits": bits,
+            "in the file": storage(bits),
+            "float bytes": group.bytes_at(32),
+            "8-bit bytes": group.bytes_at(8),
+            "bytes": group.bytes_at(bits),
+        }
+        for group, bits in zip(plans.groups, step.bits, strict=True)
+    ]
+
+
+def group_reasons(plans: Plans, step: Step) -> dict[str, str]:
+    return {g.name: _reason(g, b) for g, b in zip(plans.groups, step.bits, strict=True)}
+
+
+def _reason(group: Group, bits: int) -> str:
+    return f"{group.kind}: weights in {bits} bits ({storage(bits)}), {group.bytes_at(bits)} bytes"
+
+
+def storage(bits: int) -> str:
+    """How weights of that width lie in the file."""
+    return "native INT8" if bits == 8 else "packed, unpacked at load"
+
+
+def curve(steps: Sequence[Step], chosen: Step, limits: Limits) -> Figure:
+    """Accuracy against bytes."""
+    decoded = chosen.score.fidelity is not None
+    points = tuple(
+        FigurePoint(s.size / 1e6, loss(s.score), _counted(s.bits), chosen=s is chosen) for s in steps
+    )
+    return Figure(
+        title="Accuracy against bits",
+        x_label="weights, MB",
+        y_label="lost boxes, %" if decoded else "noise of the worst output, % of its signal",
+        series=(Series("walk from 8 bits to 1", points, line=True),),
+        lead="Each point is a corrected plan that was really judged; further left is smaller.",
+        y_limit=limits.line(chosen.score),
+    )
+
+
+def conclusion(plans: Plans, step: Step, served: Served | None, target_mb: float | None) -> str:
+    """One sentence for the verdict."""
+    eight, whole = plans.bytes_at((8,) * len(step.bits)), plans.bytes_at((32,) * len(step.bits))
+    data = "INT8" if plans.data.int8 else "float"
+    said = (
+        f"lowbit stores the weights in {step.size / 1e6:.3f} MB, {100 * step.size / eight:.0f} % of their INT8 "
+        f"size and {100 * step.size / whole:.0f} % of float, on average {mean_bits(plans, step.bits):.2f} bits "
+        f"({_counted(step.bits)}), data in {data}"
+    )
+    if target_mb is not None and step.size > target_mb * 1e6:
+        said += f"; {target_mb:g} MB cannot be reached"
+    return said if served is not None else said + "; no engine here serves it rightly"
+
+
+def mean_bits(plans: Plans, bits: Bits) -> float:
+    """Bits per quantized weight, scales not counted."""
+    weights = [g.count for g in plans.groups]
+    return sum(n * b for n, b in zip(weights, bits, strict=True)) / max(sum(weights), 1)
+
+
+def _counted(bits: Bits) -> str:
+    counted = Counter(bits)
+    return ", ".join(f"{counted[b]}x{b}" for b in sorted(counted, reverse=True))

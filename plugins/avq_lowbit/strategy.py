@@ -1,0 +1,137 @@
+"""The decisions of ``lowbit``, top to bottom: data, order of reductions, how far, and what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from avq import Workbench
+from avq.toolbox import Placement, Ranging, place, wanted_statistics
+from avq.types import GraphView, QuantizationPlan, Served
+from avq_lowbit.explain import conclusion, curve, group_reasons, group_rows, step_rows
+from avq_lowbit.groups import WIDTHS, Group, weight_groups
+from avq_lowbit.limits import Limits
+from avq_lowbit.plans import Data, Plans
+from avq_lowbit.search import Search, Step
+from avq_lowbit.sensitivity import damages
+from avq_lowbit.walk import walk
+
+_MEGABYTE = 1e6
+# Served one after the other until one is right and not slower than the gate allows.
+_FINALISTS = 4
+
+
+class LowbitOptions(BaseModel):
+    """Options of ``lowbit``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target_mb: float | None = Field(
+        None,
+        gt=0,
+        description="megabytes (10^6 bytes) of weights to reach; without it, the limit of loss decides",
+    )
+    activations: Literal["auto", "int8", "float"] = Field(
+        "auto", description="data in INT8, float, or INT8 where that was measured right and faster"
+    )
+    calibrator: Literal["entropy", "mse", "percentile", "minmax"] = Field(
+        "mse", description="how ranges of INT8 data are chosen"
+    )
+    percentile: float = Field(
+        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
+    )
+    pictures: int = Field(24, ge=1, description="pictures that rank the groups; the walk is judged on all")
+    probes: int = Field(
+        120, ge=1, description="judgements spent on ranking; larger networks in runs of layers"
+    )
+    points: int = Field(12, ge=2, le=60, description="points of the walk that are judged to draw its curve")
+    rounds: int = Field(5, ge=0, le=20, description="further points that close in on the limit")
+
+
+class LowbitQuantizer:
+    """The strategy ``lowbit``."""
+
+    name = "lowbit"
+    version = "1"
+    options = LowbitOptions
+
+    def plan(self, graph: GraphView, bench: Workbench, options: LowbitOptions) -> QuantizationPlan:
+        placements = place(graph, bench.keep_float)
+        groups = weight_groups(graph, placements)
+        if not groups:
+            bench.conclude("lowbit left the model float: no operator here has weights that may be quantized")
+            return QuantizationPlan(graph.digest, owner=self.name, owner_version=self.version)
+        limits = Limits.of(bench)
+        plans = self._plans(graph, bench, placements, groups, options, limits)
+        search = self._search(plans, options, limits)
+        step, served = _chosen(search, bench, options, limits)
+
+        reasons = group_reasons(plans, step)
+        bench.note("lowbit: the walk", step_rows(search.steps, step, limits))
+        bench.note("lowbit: every group", group_rows(plans, step))
+        bench.plot(curve(search.steps, step, limits))
+        bench.conclude(conclusion(plans, step, served, options.target_mb))
+        return plans.plan(step.bits, reasons)
+
+    def _plans(
+        self,
+        graph: GraphView,
+        bench: Workbench,
+        placements: Sequence[Placement],
+        groups: Sequence[Group],
+        options: LowbitOptions,
+        limits: Limits,
+    ) -> Plans:
+        """Plans with the data as asked for, or as measured."""
+        owner = (self.name, self.version)
+        floats = Plans(graph, bench, groups, Data(int8=False), packed=True, owner=owner)
+        if options.activations == "float":
+            return floats
+        stats = bench.collect(wanted_statistics(graph, placements))
+        ranging = Ranging(
+            options.calibrator, options.percentile, bench.symmetric_only, tied=bench.symmetric_only
+        )
+        integers = Plans(graph, bench, groups, Data(True, stats, ranging), packed=True, owner=owner)
+        if options.activations == "int8":
+            return integers
+        return integers if _int8_is_better(integers, floats, limits) else floats
+
+    def _search(self, plans: Plans, options: LowbitOptions, limits: Limits) -> Search:
+        """The walk with its points judged."""
+        damage = damages(plans, options.pictures, options.probes)
+        size = np.array([[g.bytes_at(b) for b in WIDTHS] for g in plans.groups], np.float64)
+        path = [tuple(WIDTHS[i] for i in state) for state in walk(damage, size)]
+        sizes = [plans.bytes_at(bits) for bits in path]
+        search = Search(path, sizes, lambda bits: (plans.plan(bits), plans.error(bits)), limits)
+        search.sketch(options.points)
+        if options.target_mb is None:
+            search.narrow(options.rounds)
+        return search
+
+
+def _int8_is_better(integers: Plans, floats: Plans, limits: Limits) -> bool:
+    """Whether 8-bit data leave half of the limit to the weights, and are faster on the engine that serves."""
+    wide = tuple(8 for _ in integers.groups)
+    ours, theirs = integers.bench.serve([integers.plan(wide), floats.plan(wide)])
+    half = Limits(limits.lost_percent / 2)
+    if ours is None or not half.accurate(ours.score):
+        return False
+    return theirs is None or ours.latency.ratio_high < theirs.latency.ratio
+
+
+def _chosen(
+    search: Search, bench: Workbench, options: LowbitOptions, limits: Limits
+) -> tuple[Step, Served | None]:
+    """The step to build, and how it serves; None when no engine here serves it."""
+    if options.target_mb is not None:
+        step = search.within(int(options.target_mb * _MEGABYTE))
+        return step, bench.serve([step.plan])[0]
+    finalists = search.accurate() or [search.at(0)]
+    for step in finalists[:_FINALISTS]:
+        served = bench.serve([step.plan])[0]
+        if served is not None and limits.accurate(served.score) and limits.fast(served.latency):
+            return step, served
+    return finalists[0], bench.serve([finalists[0].plan])[0]
