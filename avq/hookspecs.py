@@ -26,6 +26,7 @@ from avq.types import (
     Foreign,
     Frame,
     GraphView,
+    GroupRow,
     Latency,
     MomentRequest,
     PlanScore,
@@ -165,6 +166,10 @@ class Workbench(Protocol):
 
     def plot(self, figure: Figure) -> None:
         """Draw a chart in the report: a Pareto front, accuracy against bits."""
+        ...
+
+    def groups(self, rows: Sequence[GroupRow]) -> None:
+        """What was decided and measured for every group of operators, in graph order: bars and a table."""
         ...
 
     def conclude(self, reason: str) -> None:

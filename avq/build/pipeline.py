@@ -10,14 +10,16 @@ import msgspec
 
 from avq.build.bench import Bench
 from avq.build.calibrate.commands import Calibration
+from avq.build.calibrate.stats import HistogramStats
 from avq.build.candidates import Trial, candidates_for, fastest_first
 from avq.build.diagnose import find_cause, left_float
 from avq.build.gate import Limits, judge
+from avq.build.layer_costs import layer_costs
 from avq.build.outcome import Outcome
 from avq.build.pictures import open_pictures
 from avq.build.planning import Planned, make_plan
 from avq.build.probe_set import ProbeSet, prepare_probe_set
-from avq.build.report import report_page
+from avq.build.report import Story, report_page
 from avq.build.request import Request, check
 from avq.build.stage import Staged, stage
 from avq.build.understand.frontend import Understood
@@ -57,7 +59,7 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     if not final.verdict.accepted:
         final = replace(final, verdict=_with_cause(final.verdict, understood, planned))
     outcome = final.outcome(recipe, trials, seconds=time.monotonic() - started_s)
-    page = report_page(outcome, understood, planned, probe_set)
+    page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
     return _conclude(outcome, final.staged, page, host, report)
 
 
@@ -90,6 +92,21 @@ def _first_accepted(trials: Sequence[Trial], attempt: Callable[[Trial], _Attempt
         if tried.verdict.accepted:
             return tried
     return tried if len(trials) == 1 else attempt(trials[0])
+
+
+def _story(
+    outcome: Outcome,
+    request: Request,
+    understood: Understood,
+    planned: Planned,
+    probe_set: ProbeSet,
+    calibration: Calibration,
+) -> Story:
+    """With what only the report asks for: the counts behind the ranges, and the time of every layer."""
+    stats = HistogramStats(calibration.used.histograms) if calibration.used is not None else None
+    model, candidate = understood.model, outcome.chosen.candidate
+    costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, probe_set)
+    return Story(outcome, request, understood, planned, probe_set, stats, costs)
 
 
 def _try_engines(

@@ -13,7 +13,7 @@ from avq.build.workbench import HostWorkbench
 from avq.errors import PluginError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import Figure, PlanScore, QuantizationPlan
+from avq.types import Figure, GroupRow, PlanScore, QuantizationPlan
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
@@ -24,6 +24,7 @@ class Planned:
 
     Attributes:
         figures: charts the strategy wants in the report.
+        groups: what it knows of every group of operators; empty when it does not tell.
         error: the workbench's judgement of further plans, for a diagnosis.
         conclusions: the strategy's own sentences for the verdict.
     """
@@ -33,6 +34,7 @@ class Planned:
     figures: tuple[Figure, ...] = ()
     error: Callable[[QuantizationPlan], PlanScore] | None = None
     conclusions: tuple[str, ...] = ()
+    groups: tuple[GroupRow, ...] = ()
 
 
 def make_plan(
@@ -69,4 +71,11 @@ def make_plan(
             fix="a plan must carry graph.digest of the graph it was asked for",
         )
     notes = tuple((title, tuple(rows)) for title, rows in workbench.notes)
-    return Planned(plan, notes, tuple(workbench.figures), workbench.error, tuple(workbench.conclusions))
+    return Planned(
+        plan,
+        notes,
+        tuple(workbench.figures),
+        workbench.error,
+        tuple(workbench.conclusions),
+        tuple(workbench.group_rows),
+    )

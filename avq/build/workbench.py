@@ -18,6 +18,7 @@ from avq.types import (
     AnyArray,
     Figure,
     Foreign,
+    GroupRow,
     Latency,
     MomentRequest,
     PlanScore,
@@ -52,10 +53,11 @@ class HostWorkbench:
     report: Reporter
     _collect: Collect
     _moments: Moments
-    foreign: Foreign | None = None
     _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
+    foreign: Foreign | None = None
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    group_rows: list[GroupRow] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
     _answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
 
@@ -104,6 +106,10 @@ class HostWorkbench:
 
     def plot(self, figure: Figure) -> None:
         self.figures.append(figure)
+
+    def groups(self, rows: Sequence[GroupRow]) -> None:
+        self.group_rows = list(rows)
+        self.report.table("Every group", [row.row() for row in rows])
 
     def conclude(self, reason: str) -> None:
         self.conclusions.append(reason)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from avq.render.charts import Bar, Mark, bar_chart, histogram, strip
 from avq.render.clip import write_clip
+from avq.render.network import PairRow, log_histogram, pair_bars, profile
 from avq.render.page import (
+    Cause,
     Fact,
     Headline,
     Html,
+    Tone,
+    causes,
     code,
     columns,
+    folded,
     headline_of,
     key_figures,
     page,
@@ -22,23 +27,33 @@ from avq.render.page import (
     table,
 )
 from avq.render.pictures import draw_detections, picture, picture_pair, video
+from avq.render.scatter import figure_chart
 
 __all__ = [
     "Bar",
+    "Cause",
     "Fact",
     "Headline",
     "Html",
     "Mark",
+    "PairRow",
+    "Tone",
     "bar_chart",
+    "causes",
     "code",
     "columns",
     "draw_detections",
+    "figure_chart",
+    "folded",
     "headline_of",
     "histogram",
     "key_figures",
+    "log_histogram",
     "page",
+    "pair_bars",
     "picture",
     "picture_pair",
+    "profile",
     "prose",
     "section",
     "strip",

@@ -93,6 +93,21 @@ def strip(
     return _figure(_plot(columns, line) + _axis(first, last), title, _legend([limit] if limit else [], unit))
 
 
+def columns_chart(
+    columns: Sequence[tuple[float, str]],
+    *,
+    title: str = "",
+    ends: tuple[str, str],
+    lines: Sequence[tuple[float, Mark]] = (),
+    legend: str = "",
+) -> Html:
+    """Columns of (share of the height, tone) with lines at shares of the width; ``legend`` is markup."""
+    rules = "".join(_vertical(mark, share) for share, mark in lines)
+    marks = _legend([mark for _, mark in lines], "")
+    extra = f'<div class="legend">{legend}</div>' if legend else ""
+    return _figure(_plot(columns, rules) + _axis(*ends), title, marks + extra)
+
+
 def _limit(marks: Sequence[Mark]) -> float | None:
     return min((m.value for m in marks if m.tone == "bad"), default=None)
 

@@ -18,6 +18,8 @@ Tone = Literal["good", "bad", "warn", "plain"]
 _NUMBER_TEXT = re.compile(r"[-+\u2212]?\d[\d,]*(\.\d+)?( ?%)?|[-\u2013]")
 #: Longer values of key figures are set smaller, so that a word is not broken.
 _LONG_VALUE = 9
+#: Key figures in one row; more make rows of equal length.
+_WIDEST = 5
 
 #: Nothing is fetched: pictures are inline, a clip lies beside the page, scripts do not exist.
 _POLICY = "default-src 'none'; img-src data:; media-src 'self' file: data:; style-src 'unsafe-inline'"
@@ -82,6 +84,33 @@ def columns(*blocks: Html) -> Html:
     return Html('<div class="columns">' + "".join(f"<div>{block}</div>" for block in blocks) + "</div>")
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Something that costs: what it is, the way out, and its measured price where there is one."""
+
+    what: str
+    fix: str
+    cost: str = ""
+    tone: Tone = "plain"
+
+
+def causes(found: Sequence[Cause]) -> Html:
+    """Causes with their fixes, in the order given."""
+    if not found:
+        return Html('<p class="lead">No known cause of lost time was found.</p>')
+    cells = "".join(
+        f'<div><h3>{escape(c.what)}</h3><span class="cost {c.tone}">{escape(c.cost)}</span>'
+        f"<p><b>Fix:</b> {escape(c.fix)}</p></div>"
+        for c in found
+    )
+    return Html(f'<div class="causes">{cells}</div>')
+
+
+def folded(title: str, block: Html) -> Html:
+    """A long block behind its title; printing and searching browsers open it."""
+    return Html(f"<details><summary>{escape(title)}</summary>{block}</details>")
+
+
 def prose(text: str) -> Html:
     """Paragraphs; an empty line parts them."""
     parts = [part for part in text.split("\n\n") if part.strip()]
@@ -102,7 +131,8 @@ def key_figures(facts: Sequence[Fact]) -> Html:
         + "</div>"
         for fact in facts
     )
-    return Html(f'<dl class="figures">{cells}</dl>')
+    wide = max(1, math.ceil(len(facts) / math.ceil(len(facts) / _WIDEST))) if facts else 1
+    return Html(f'<dl class="figures" style="--columns:{wide}">{cells}</dl>')
 
 
 def _dd_class(fact: Fact) -> str:

@@ -41,7 +41,8 @@ p.lead { color: var(--soft); margin-bottom: 1.25rem; }
 .block { margin: 0 0 1.5rem; }
 h2 + .block { margin-top: .9rem; }
 .figures { display: grid; gap: 1px; background: var(--card); border: 1px solid var(--line);
-  border-radius: .75rem; overflow: hidden; grid-template-columns: repeat(auto-fit, minmax(10.25rem, 1fr)); }
+  border-radius: .75rem; overflow: hidden;
+  grid-template-columns: repeat(auto-fit, minmax(max(9.5rem, calc(100% / var(--columns, 5) - 2px)), 1fr)); }
 .figures > div { outline: 1px solid var(--line); padding: 1rem 1.15rem 1.1rem; }
 .figures dt { color: var(--soft); font-size: .8125rem; }
 .figures dd { margin: .1rem 0 0; font-size: 1.65rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
@@ -82,6 +83,40 @@ svg { display: block; width: 100%; overflow: visible; }
 .track { fill: var(--wash); } .rule { stroke: var(--soft); } .whisker { stroke: var(--ink); }
 .rule.good, .rule.bad, .rule.warn { stroke: var(--tone); } .rule.plain { stroke: var(--ink); }
 .base { stroke: var(--line); }
+.scatter { position: relative; height: 19rem; margin: 0 .5rem 1.9rem 2.9rem; border-left: 1px solid var(--line);
+  border-bottom: 1px solid var(--line); font-size: .8125rem; color: var(--soft);
+  font-variant-numeric: tabular-nums; }
+.scatter svg { position: absolute; inset: 0; height: 100%; }
+.scatter span { position: absolute; white-space: nowrap; line-height: 1.2; }
+.scatter .xt { top: 100%; padding-top: .4rem; transform: translateX(-50%); }
+.scatter .yt { right: 100%; padding-right: .5rem; transform: translateY(50%); }
+.scatter .name { padding: .35rem .6rem; pointer-events: none; }
+.scatter .name.chosen { color: var(--ink); font-weight: 600; }
+.axis-name { margin: 0 0 .6rem; font-size: .8125rem; color: var(--soft); }
+.axis-name.right { text-align: right; margin: 0; max-width: none; }
+.s0 { --tone: var(--accent); } .s1 { --tone: var(--soft); } .s2 { --tone: var(--warn); } .s3 { --tone: var(--good); }
+.scatter path { fill: none; stroke: var(--tone); }
+.scatter .dot { stroke-width: 9; stroke-linecap: round; } .scatter .dot.chosen { stroke-width: 13; }
+.scatter .ring { stroke-width: 23; stroke-linecap: round; stroke: var(--accent-soft); }
+.scatter .join { stroke-width: 1.5; opacity: .55; } .scatter .interval { stroke-width: 2; opacity: .5; }
+.scatter .grid { stroke: var(--line); stroke-width: 1; }
+.scatter .limit { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 6 4; }
+.legend b { display: inline-block; width: .62rem; height: .62rem; border-radius: 50%; background: var(--tone);
+  margin-right: .45rem; }
+.legend .swatch.plain { --tone: var(--accent); } .legend .swatch b { border-radius: .15rem; }
+.legend .ringed b { background: var(--accent); box-shadow: 0 0 0 .22rem var(--accent-soft); margin: 0 .6rem 0 .2rem; }
+.first { --tone: var(--accent-soft); }
+.bar.twice { display: grid; gap: 2px; }
+.bar.twice .one { display: block; height: .55rem; border-radius: .15rem; background: var(--tone); min-width: 1px; }
+details > summary { cursor: pointer; color: var(--accent); font-size: .9375rem; margin-bottom: .75rem; }
+.causes { display: grid; gap: 1px; background: var(--line); border: 1px solid var(--line); border-radius: .75rem;
+  overflow: hidden; }
+.causes > div { background: var(--card); padding: .95rem 1.15rem; display: grid; gap: .1rem 1.5rem;
+  grid-template-columns: 1fr max-content; }
+.causes h3 { margin: 0; font-size: 1rem; font-weight: 600; }
+.causes .cost { font-variant-numeric: tabular-nums; font-weight: 600; color: var(--tone); white-space: nowrap; }
+.causes p { grid-column: 1 / -1; margin: 0; color: var(--soft); font-size: .9375rem; max-width: none; }
+.causes p b { color: var(--ink); font-weight: 500; }
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .columns { display: grid; gap: 1.5rem 2.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }

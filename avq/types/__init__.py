@@ -11,6 +11,7 @@ from avq.types.figure import Figure, FigurePoint, Series
 from avq.types.foreign import Foreign
 from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
 from avq.types.graph import GraphView, NodeView, TensorView
+from avq.types.group import GroupRow
 from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
 from avq.types.preprocess import PreprocessSpec
 from avq.types.recipe import TARGETS, Recipe, Target
@@ -38,6 +39,7 @@ __all__ = [
     "Foreign",
     "Frame",
     "GraphView",
+    "GroupRow",
     "Latency",
     "LatencyBudget",
     "LayerTime",

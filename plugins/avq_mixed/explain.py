@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from avq.types import AnyArray
+from avq.types import AnyArray, GroupRow
 from avq_mixed.costs import crossings
 from avq_mixed.groups import Group
 from avq_mixed.sensitivity import Sensitivity
@@ -12,26 +12,34 @@ from avq_mixed.solve import Problem
 
 
 def group_rows(
-    groups: Sequence[Group], measured: Sequence[Sensitivity], problem: Problem, int8: AnyArray
-) -> list[dict[str, object]]:
-    """One row per group, in graph order."""
+    groups: Sequence[Group],
+    measured: Sequence[Sensitivity],
+    problem: Problem,
+    int8: AnyArray,
+    counted: tuple[Mapping[str, int], Mapping[str, int]] | None,
+) -> list[GroupRow]:
+    """One row per group, in graph order; ``counted`` are ns per node, everything float and everything INT8."""
     reasons = group_reasons(groups, problem, int8)
+    crossing = _crossing_costs(problem, int8)
     return [
-        {
-            "group": group.name,
-            "kind": group.kind,
-            "nodes": len(group.nodes),
-            "precision": "int8" if inside else "float",
-            "alone: badness": round(sensitivity.badness, 5),
-            "alone: noise": f"{sensitivity.noise:.1e}",
-            "time in INT8 %": round(100 * float(gain), 2),
-            "boundaries %": round(100 * crossing, 2),
-            "reason": reasons[group.name],
-        }
-        for group, sensitivity, inside, gain, crossing in zip(
-            groups, measured, int8, problem.cost.group, _crossing_costs(problem, int8), strict=True
+        GroupRow(
+            name=group.name,
+            kind=group.kind,
+            precision="int8" if int8[index] else "fp32",
+            reason=reasons[group.name],
+            nodes=len(group.nodes),
+            sensitivity=measured[index].badness,
+            float_ns=_together(group, counted[0]) if counted else None,
+            int8_ns=_together(group, counted[1]) if counted else None,
+            int8_gain=float(problem.cost.group[index]),
+            boundary=crossing[index],
         )
+        for index, group in enumerate(groups)
     ]
+
+
+def _together(group: Group, times_ns: Mapping[str, int]) -> int:
+    return sum(times_ns.get(node, 0) for node in group.nodes)
 
 
 def group_reasons(groups: Sequence[Group], problem: Problem, int8: AnyArray) -> dict[str, str]:

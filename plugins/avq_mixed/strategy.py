@@ -14,6 +14,7 @@ from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, Quantiz
 from avq_mixed.costs import CostModel, counted_gains, fit, random_maps
 from avq_mixed.explain import group_reasons, group_rows
 from avq_mixed.front import Point, choose, front
+from avq_mixed.front_figure import front_figure
 from avq_mixed.groups import Group, boundaries, fusion_groups
 from avq_mixed.maps import Maps
 from avq_mixed.sensitivity import damages, measure
@@ -68,7 +69,8 @@ class MixedQuantizer:
         kept = {id(p) for p in front(points)}
         rows = [{**p.row(), "front": id(p) in kept, "chosen": p is point} for p in _by_time(points)]
         bench.note("mixed: what was really measured", rows)
-        bench.note("mixed: every group", group_rows(maps.groups, measured, problem, point.int8))
+        bench.plot(front_figure(points, point, bench.max_drop))
+        bench.groups(group_rows(maps.groups, measured, problem, point.int8, timed.counted))
         bench.conclude(_conclusion(point, points, why))
         maps.reasons.update(group_reasons(maps.groups, problem, point.int8))
         return maps.plan(point.int8)
@@ -127,7 +129,8 @@ class Timed:
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
         counted = maps.bench.layer_times([maps.plan(maps.all_float()), maps.plan(maps.all_int8())])
-        floats, int8 = counted if counted else (None, None)
+        self.counted = (counted[0], counted[1]) if counted else None
+        floats, int8 = self.counted or (None, None)
         self._gains, self._told = counted_gains(maps.groups, floats, int8, sum((floats or {}).values()))
         self._edges = boundaries(maps.graph, [p for g in maps.groups for p in g.placements])
         self._known: list[tuple[AnyArray, float]] = []
