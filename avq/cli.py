@@ -170,10 +170,26 @@ def run(call: Call, log: Path | None, **flags: Any) -> int:
 @command(cli)
 @click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=_PATH)
 def inspect(call: Call, subject: Path) -> int:
-    """What a bundle, model, plan or calibration file holds."""
+    """What a bundle, model, calibration file, calibration cache or AIMET encodings file holds."""
     from avq.assess.inspection import inspect as inspect_subject
+    from avq.assess.inspection import tables
 
-    return call.answer(inspect_subject(subject))
+    answer = inspect_subject(subject)
+    return call.answer(answer, tables(answer))
+
+
+@command(cli)
+@click.argument("bundle", type=_PATH)
+@click.option("--format", "kind", required=True, help="trt-cache, or aimet")
+@click.option("--version", help="aimet: 0.6.1, 1.0.0, 2.0.0; trt-cache: 8501 for TensorRT 8.5.1")
+@click.option("-o", "--output", type=_PATH, required=True, help="the file to write")
+def export(call: Call, bundle: Path, kind: str, version: str | None, output: Path) -> int:
+    """A bundle's scales as a TensorRT calibration cache or AIMET encodings; what they cannot say is listed."""
+    from avq.assess.export import export as export_bundle
+
+    answer = export_bundle(bundle, kind, output, version)
+    unsaid = [{"why": why, "tensors": len(names)} for why, names in answer["unsaid"].items()]
+    return call.answer(answer, [("Not in the file", unsaid)], [f"{answer['entries']} grids: {output}"])
 
 
 @command(cli)

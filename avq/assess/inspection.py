@@ -35,6 +35,15 @@ def inspect(path: Path) -> dict[str, Any]:
     )
 
 
+def tables(facts: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """For people: the entries of a side file; everything else is shown as it is."""
+    if "entries" not in facts:
+        return []
+    summary = {key: facts[key] for key in ("kind", "producer", "grids", "digest")}
+    grids = ", ".join(f"{count} {grid}" for grid, count in summary.pop("grids").items())
+    return [("", [{**summary, "grids": grids}]), ("Entries", facts["entries"])]
+
+
 def _bundle(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path, allow_unaccepted=True)
     bundle.verify()
