@@ -1,8 +1,9 @@
-"""Generalised focal loss heads: NanoDet, NanoDet-Plus, PicoDet. A side is an expectation over distance bins.
+"""Generalised focal loss heads: NanoDet, NanoDet-Plus, PicoDet, raw YOLOv8. A side is an expectation over bins.
 
 After Li et al., Generalized Focal Loss (2020): distance = sum(softmax(bins) * k) * stride. Where the graph does not
 add the cell's point, these are used: three feature maps, as NanoDet has them, gx * s + (s - 1) / 2; four or more in
 one output, as NanoDet-Plus has them, gx * s; four or more in pairs of outputs, as PicoDet has them, (gx + 1/2) * s.
+Sixteen bins are YOLOv8's (and YOLO11's) whose decoding was cut off: (gx + 1/2) * s.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from avq.types.presets import PRESETS
 
 _FEWEST_BINS, _MOST_BINS = 5, 33
 _USUAL_BINS = (8, 17, 16)
+_YOLOV8_BINS = 16
 _COCO_CLASSES = 80
 _ANCHORS_OF_RETINANET = 9
 
@@ -40,7 +42,10 @@ _POINTS: Mapping[str, tuple[float, float]] = {
     "nanodet": (0.5, -0.5),
     "nanodet-plus": (0.0, 0.0),
     "picodet": (0.5, 0.0),
+    "yolov8": (0.5, 0.0),
 }
+
+_PRESET_NAMES = {"picodet": ("picodet", "nanodet"), "yolov8": ("yolov8", "nanodet")}
 
 
 class GflDecoder(HeadFamily):
@@ -57,13 +62,14 @@ class GflDecoder(HeadFamily):
         count = sum(len(part["levels"]) for part in parts["parts"])
         if count > 3:
             member = "nanodet-plus" if len(graph.outputs) == 1 else "picodet"
+        member = "yolov8" if parts["bins"] == _YOLOV8_BINS else member
         notes = [f"cells are placed as {member} places them: the graph does not say"]
         params = {**parts, "member": member, "point": list(_POINTS[member]), "notes": notes + parts["notes"]}
         return DecoderSpec(self.family, params, num_classes=parts["classes"])
 
     def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
         member = spec.params["member"]
-        names = ("picodet", "nanodet") if member == "picodet" else ("nanodet", "nanodet-stretch", "picodet")
+        names = _PRESET_NAMES.get(member, ("nanodet", "nanodet-stretch", "picodet"))
         height, width = graph.inputs[0].shape[2:]
         return [PRESETS[name](width, height) for name in names]
 
@@ -134,15 +140,16 @@ def _combined_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
     if cut is None or len({one.features for one in outputs}) != 1:
         return None
     classes, bins, notes = cut
+    scores_at, box_at = _starts(outputs[0], classes, bins)
     parts = [
         {
-            "scores": one.params() | {"first": 0},
-            "box": one.params() | {"first": classes},
+            "scores": one.params() | {"first": scores_at},
+            "box": one.params() | {"first": box_at},
             "levels": level_params([one.level]),
         }
         for one in outputs
     ]
-    return _described(parts, classes, bins, "Sigmoid" in outputs[0].column(0).ops, notes)
+    return _described(parts, classes, bins, "Sigmoid" in outputs[0].column(scores_at).ops, notes)
 
 
 def _joined_rows(graph: GraphView) -> dict[str, Any] | None:
@@ -153,38 +160,42 @@ def _joined_rows(graph: GraphView) -> dict[str, Any] | None:
         return None
     if len(dense) == 1:
         cut = _class_cut(dense[0])
-        return None if cut is None else _joined(graph, dense[0], dense[0], cut[0], cut)
+        if cut is None:
+            return None
+        return _joined(graph, dense[0], dense[0], _starts(dense[0], *cut[:2]), cut)
     scores, box = dense
     if "Sigmoid" in box.column(0).ops or not _bins_of(box.features):
         scores, box = box, scores
     bins = _bins_of(box.features)
     if bins is None or not box.column(0).raw or not _scored(scores.column(0)):
         return None
-    return _joined(graph, scores, box, 0, (scores.features, bins, []))
+    return _joined(graph, scores, box, (0, 0), (scores.features, bins, []))
 
 
 def _joined(
-    graph: GraphView, scores: DenseOutput, box: DenseOutput, first: int, cut: tuple[int, int, list[str]]
+    graph: GraphView,
+    scores: DenseOutput,
+    box: DenseOutput,
+    starts: tuple[int, int],
+    cut: tuple[int, int, list[str]],
 ) -> dict[str, Any]:
     classes, bins, notes = cut
     ordered = ordered_levels(graph, scores.name, 3 - scores.feature_axis, scores.levels)
     part = {
-        "scores": {"output": scores.name, "axis": scores.feature_axis, "first": 0},
-        "box": {"output": box.name, "axis": box.feature_axis, "first": first},
+        "scores": {"output": scores.name, "axis": scores.feature_axis, "first": starts[0]},
+        "box": {"output": box.name, "axis": box.feature_axis, "first": starts[1]},
         "levels": level_params(ordered),
     }
-    return _described([part], classes, bins, "Sigmoid" in scores.column(0).ops, notes)
+    return _described([part], classes, bins, "Sigmoid" in scores.column(starts[0]).ops, notes)
 
 
 def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | None:
     """Where classes end and distances begin: at the last sigmoid, at a change of layer, or by the names."""
     first, last = rows.column(0), rows.column(rows.features - 1)
-    if not last.raw or not _scored(first):
+    if not (last.raw and _scored(first)) and not (first.raw and _scored(last)):
         return None
     if first.ops != last.ops or first.layers != last.layers:
-        classes = _first_unlike(rows, first)
-        bins = _bins_of(rows.features - classes)
-        return (classes, bins, []) if bins else None
+        return _at_the_change(rows, _first_unlike(rows, first))
     for classes in (class_name_count(rows.graph), _COCO_CLASSES):
         bins = _bins_of(rows.features - classes) if classes else None
         if bins in _USUAL_BINS:
@@ -194,6 +205,30 @@ def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | No
                 [f"classes and distances are not told apart by the graph: {classes} classes assumed"],
             )
     return None
+
+
+def _at_the_change(rows: DenseOutput | MapOutput, cut: int) -> tuple[int, int, list[str]] | None:
+    """Classes lie before the change, or after it as in YOLOv8: a sigmoid, the names or usual bins tell."""
+    named = class_name_count(rows.graph)
+    readings = [(cut, _bins_of(rows.features - cut)), (rows.features - cut, _bins_of(cut))]
+    if "Sigmoid" in rows.column(0).ops:
+        readings = readings[:1]
+    elif "Sigmoid" in rows.column(rows.features - 1).ops:
+        readings = readings[1:]
+    found = [(classes, bins, bins in _USUAL_BINS) for classes, bins in readings if bins]
+    found.sort(key=lambda reading: (reading[0] != named, not reading[2]))
+    return (found[0][0], found[0][1], []) if found else None
+
+
+def _starts(rows: DenseOutput | MapOutput, classes: int, bins: int) -> tuple[int, int]:
+    """(first class column, first box column): boxes lead where the change of layer says so."""
+    first = rows.column(0)
+    leading = rows.column(4 * bins - 1)
+    trailing = rows.column(4 * bins)
+    boxes_lead = first.layers == leading.layers != trailing.layers and first.raw and classes != 4 * bins
+    if classes == 4 * bins:
+        boxes_lead = "Sigmoid" in trailing.ops and first.raw
+    return (4 * bins, 0) if boxes_lead else (0, classes)
 
 
 def _first_unlike(rows: DenseOutput | MapOutput, first: Column) -> int:
@@ -217,7 +252,8 @@ def _decode(
     raw: RawOutputs, part: Mapping[str, Any], params: Mapping[str, Any], threshold: float
 ) -> tuple[F32, F32, I64]:
     classes, bins = params["classes"], params["bins"]
-    rows = rows_of(output(raw, part["scores"]["output"]), part["scores"])[:, :classes]
+    start = part["scores"]["first"]
+    rows = rows_of(output(raw, part["scores"]["output"]), part["scores"])[:, start : start + classes]
     top = rows.max(axis=1)
     picked = np.flatnonzero(top >= (threshold if params["sigmoid"] else logit(threshold)))
     scores = top[picked] if params["sigmoid"] else sigmoid(top[picked])

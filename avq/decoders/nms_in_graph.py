@@ -20,7 +20,7 @@ from avq.decoders.boxes import (
 from avq.decoders.columns import column
 from avq.decoders.dense import box_format, in_unit_square
 from avq.decoders.family import HeadFamily
-from avq.decoders.structure import head_region, input_size_px
+from avq.decoders.structure import head_region, input_size_px, nodes_after
 from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
 from avq.types.presets import PRESETS
 
@@ -33,6 +33,19 @@ class NmsInGraphDecoder(HeadFamily):
 
     family = "nms_in_graph"
     nms_in_graph = True
+
+    def head_nodes(self, graph: GraphView, spec: DecoderSpec) -> Mapping[str, str]:
+        """For DETR also the decoder: what is computed of the queries once they are selected.
+
+        Which queries exist hangs on scores that differ little, and each box is refined from its query alone, so
+        noise there moves boxes whole; published INT8 decoders lose most of their accuracy. It is a small share of
+        the work: hundreds of queries against thousands of cells.
+        """
+        reasons = dict(super().head_nodes(graph, spec))
+        selecting = tuple(n for n in graph.nodes if n.op == "TopK") if _is_detr(graph) else ()
+        for node in nodes_after(graph, selecting):
+            reasons.setdefault(node.name, "refines queries after their selection: the decoder of the head")
+        return reasons
 
     def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
         size = input_size_px(graph)

@@ -95,6 +95,17 @@ def head_reasons(graph: GraphView, family: str) -> Mapping[str, str]:
     return reasons | {node.name: f"decodes boxes and scores of the {family} head" for node in after}
 
 
+def nodes_after(graph: GraphView, started: tuple[NodeView, ...]) -> tuple[NodeView, ...]:
+    """``started`` and every node that reads, however indirectly, what they give; in topological order."""
+    reached = {node.name for node in started}
+    written = {name for node in started for name in node.outputs}
+    for node in graph.nodes:
+        if node.name in reached or written.intersection(node.inputs):
+            reached.add(node.name)
+            written.update(node.outputs)
+    return tuple(node for node in graph.nodes if node.name in reached)
+
+
 def levels(graph: GraphView, tensors: tuple[str, ...] | None = None) -> tuple[Level, ...]:
     """The head's feature maps, finest first, from the spatial sizes of its bare convolutions."""
     size = input_size_px(graph)

@@ -115,6 +115,8 @@ def _raw_head(graph: GraphView, name: str) -> dict[str, Any] | None:
             return None
     level = next((lv for lv in levels(graph, (name,)) if (lv.height, lv.width) == (height, width)), None)
     first, objectness = column(graph, name, axis, 0), column(graph, name, axis, 4)
+    if first.layers != column(graph, name, axis, shape[axis] - 1).layers:
+        return None  # box and scores of two convolutions joined: no anchor head
     sigmoid_done = "Sigmoid" in first.ops
     moved_only = first.raw or (
         sigmoid_done and "Sigmoid" in objectness.ops and not first.ops & {"Add", "Mul"}

@@ -237,6 +237,17 @@ def gfl(seed: int, classes: int, style: str, bins: int = 8):
     return load(net.model(*first, *second)), levels
 
 
+def yolov8_raw(seed: int, classes: int, *, joined: bool):
+    """YOLOv8 cut before its decoding: one map of 64 + C channels per level, or distances and scores apart."""
+    net = Net(seed)
+    levels = net.levels()
+    outputs: list[str] = []
+    for x, _, _, _ in levels:
+        box, scores = net.conv(x, 8, 64), net.conv(x, 8, classes)
+        outputs += [net.op("Concat", box, scores, axis=1)] if joined else [box, net.op("Sigmoid", scores)]
+    return load(net.model(*outputs)), levels
+
+
 def retinanet(seed: int, classes: int, *, joined: bool):
     net = Net(seed)
     levels = net.levels()

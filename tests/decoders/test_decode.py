@@ -27,6 +27,7 @@ from tests.decoders.head_replicas import (
     yolov5_raw,
     yolov6,
     yolov8,
+    yolov8_raw,
     yolox,
 )
 
@@ -45,6 +46,9 @@ REPLICAS = {
     "nanodet": ("gfl", lambda seed: gfl(seed, 3, "nanodet")),
     "nanodet-plus": ("gfl", lambda seed: gfl(seed, 3, "plus")),
     "picodet": ("gfl", lambda seed: gfl(seed, 3, "picodet")),
+    "yolov8 maps, joined": ("gfl", lambda seed: yolov8_raw(seed, 3, joined=True)),
+    "yolov8 maps, apart": ("gfl", lambda seed: yolov8_raw(seed, 3, joined=False)),
+    "yolov8 maps, 80 classes": ("gfl", lambda seed: yolov8_raw(seed, 80, joined=True)),
     "retinanet joined": ("retinanet", lambda seed: retinanet(seed, 3, joined=True)),
     "retinanet per map": ("retinanet", lambda seed: retinanet(seed, 3, joined=False)),
     "boxes and scores": ("builtin", lambda seed: boxes_and_scores(seed, 5)),
@@ -208,6 +212,26 @@ def test_gfl(style: str, a: float, b: float) -> None:
                 sides.append(sum(i * weight for i, weight in enumerate(weights)) * s)
             x, y = gx * s + a * s + b, gy * s + a * s + b
             expected.append((k, top, [x - sides[0], y - sides[1], x + sides[2], y + sides[3]]))
+    same(found, expected)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_yolov8_cut_before_its_decoding(joined: bool) -> None:
+    model, levels = yolov8_raw(19, 3, joined=joined)
+    found, outputs = decode(model)
+    rows = [out.reshape(out.shape[1], -1).T.astype(float) for out in outputs]
+    table = np.concatenate(
+        rows if joined else [np.hstack(p) for p in zip(rows[::2], rows[1::2], strict=True)]
+    )
+    expected = []
+    for row, (gx, gy, s) in zip(table, cells(levels), strict=True):
+        k, top = best(row[64:])
+        score = sig(top) if joined else top
+        if score >= THRESHOLD:
+            weights = np.exp(row[:64].reshape(4, 16))
+            left, up, right, down = weights @ np.arange(16) / weights.sum(1) * s
+            x, y = (gx + 0.5) * s, (gy + 0.5) * s
+            expected.append((k, score, [x - left, y - up, x + right, y + down]))
     same(found, expected)
 
 
