@@ -27,7 +27,23 @@ from avq.bundle_manifest import (
     render,
     sealed,
 )
-from avq.bundle_write import publish, require_replaceable, staging_folder, write_bundle, write_staged
+from avq.bundle_signature import (
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE,
+    PublicKey,
+    Trust,
+    generate_key,
+    read_trust,
+    sign_manifest,
+)
+from avq.bundle_write import (
+    publish,
+    put_signature,
+    require_replaceable,
+    staging_folder,
+    write_bundle,
+    write_staged,
+)
 from avq.errors import BundleError, RefusedError, nearest
 from avq.types import AnyArray
 
@@ -47,11 +63,13 @@ class OpenBundle:
         manifest: what it says of itself.
         path: the folder.
         digest: SHA-256 of the canonical manifest; names the bundle in messages and logs.
+        signed_by: the trusted key whose signature was checked; None where none was asked for.
     """
 
     manifest: Manifest
     path: Path
     digest: str
+    signed_by: PublicKey | None = None
 
     def has(self, part: str) -> bool:
         """Whether the manifest lists ``part``."""
@@ -92,16 +110,19 @@ class OpenBundle:
             self.read(part)
 
 
-def open_bundle(path: Path, *, allow_unaccepted: bool = False, isa: str | None = None) -> OpenBundle:
+def open_bundle(
+    path: Path, *, allow_unaccepted: bool = False, isa: str | None = None, trust: Trust | None = None
+) -> OpenBundle:
     """Open the bundle folder at ``path`` and check its manifest.
 
     Args:
         allow_unaccepted: also open bundles a gate refused or no vehicle has confirmed yet; for inspecting,
             comparing and compiling them, and for --allow-unaccepted.
         isa: this machine's instruction set; when given, a bundle accepted with others is refused.
+        trust: when given, the signature is checked first: nothing of an unsigned bundle is parsed.
 
     Raises:
-        BundleError: not a bundle, damaged, of an unknown format, or for another machine.
+        BundleError: not a bundle, damaged, unsigned, of an unknown format, or for another machine.
         RefusedError: not accepted, and ``allow_unaccepted`` is False.
     """
     folder = Path(path)
@@ -111,17 +132,39 @@ def open_bundle(path: Path, *, allow_unaccepted: bool = False, isa: str | None =
             seen="a file" if folder.exists() else "nothing there",
             fix="a bundle is a folder: avq build MODEL.onnx --data DIR -o BUNDLE",
         )
-    manifest = parse(_read_plain_file(folder / MANIFEST, MAX_MANIFEST_BYTES), str(folder))
+    raw = _read_plain_file(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    signed_by = None if trust is None else trust.check(raw, _signature_of(folder), str(folder))
+    manifest = parse(raw, str(folder))
+    if trust is not None:
+        trust.check_age(manifest.created, str(folder))
     if not allow_unaccepted:
         _require_accepted(manifest, folder)
     if isa is not None:
         check_machine(manifest, isa)
-    return OpenBundle(manifest=manifest, path=folder, digest=manifest.digest)
+    return OpenBundle(manifest=manifest, path=folder, digest=manifest.digest, signed_by=signed_by)
+
+
+def sign_bundle(path: Path, key_path: Path) -> OpenBundle:
+    """Check every part, then sign the manifest that was read; a signature that was there is replaced.
+
+    Raises BundleError for a damaged bundle, RequestError for a key that cannot be used.
+    """
+    bundle = open_bundle(path, allow_unaccepted=True)
+    bundle.verify()
+    put_signature(path, sign_manifest(render(bundle.manifest), key_path))
+    return bundle
 
 
 def is_bundle(path: Path) -> bool:
     """Whether ``path`` is a folder with a manifest; says nothing about its health."""
     return (Path(path) / MANIFEST).is_file()
+
+
+def _signature_of(folder: Path) -> bytes | None:
+    """The bytes of the file ``signature``; None when there is none."""
+    if not os.path.lexists(folder / SIGNATURE):
+        return None
+    return _read_plain_file(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
 
 
 def _require_accepted(manifest: Manifest, folder: Path) -> None:
@@ -189,19 +232,25 @@ __all__ = [
     "PLAN_JSON",
     "PROBE",
     "REPORT",
+    "SIGNATURE",
     "CalibrationUse",
     "EngineUse",
     "Manifest",
     "OpenBundle",
     "Part",
+    "PublicKey",
     "StrategyUse",
+    "Trust",
     "check_machine",
+    "generate_key",
     "is_bundle",
     "open_bundle",
     "publish",
+    "read_trust",
     "render",
     "require_replaceable",
     "sealed",
+    "sign_bundle",
     "staging_folder",
     "write_bundle",
     "write_staged",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from avq.bundle_manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
+from avq.bundle_signature import SIGNATURE
 from avq.errors import BundleError
 
 _AT_FDCWD = -100
@@ -74,6 +75,15 @@ def write_bundle(
     complete = write_staged(staging_dir, manifest, parts)
     publish(staging_dir, final_dir)
     return complete
+
+
+def put_signature(bundle_dir: Path, content: bytes) -> None:
+    """Write the file ``signature`` of a bundle in its place, whole or not at all."""
+    try:
+        _put(bundle_dir / SIGNATURE, content)
+        _sync_folder(bundle_dir)
+    except OSError as error:
+        raise _cannot_write(bundle_dir, error) from None
 
 
 def require_replaceable(final_dir: Path) -> None:

@@ -141,6 +141,30 @@ class SinkConfig(Document):
     )
 
 
+class Security(Document):
+    """Whose bundles are served."""
+
+    require_signature: Switch = Field(
+        default=False,
+        title="Require a signature",
+        description="refuse every bundle that no trusted key signed",
+    )
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(), title="Trusted keys", description="public keys (.pub files of avq bundle keygen)"
+    )
+    not_before: Annotated[str, Field(pattern=r"^(\d{4}-\d{2}-\d{2}(T.*)?)?$")] = Field(
+        default="", title="Not before", description="refuse bundles created earlier, ISO 8601 UTC"
+    )
+
+    @model_validator(mode="after")
+    def _keys_and_demand_go_together(self) -> Security:
+        if self.require_signature and not self.trusted_keys:
+            raise ValueError("require_signature needs trusted_keys; make a pair with avq bundle keygen")
+        if not self.require_signature and (self.trusted_keys or self.not_before):
+            raise ValueError("trusted_keys and not_before do nothing without require_signature = true")
+        return self
+
+
 class RunConfig(Document):
     """What ``avq run`` serves."""
 
@@ -154,6 +178,7 @@ class RunConfig(Document):
     allow_unaccepted: Switch = Field(
         default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
     )
+    security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", title="Log level", description="how much is said on standard error"
     )
@@ -280,6 +305,10 @@ def _run_beside(file: TomlFile) -> dict[str, Any]:
     for table, key in (("cameras", "source"), ("sinks", "uri")):
         if isinstance(data.get(table), list):
             data[table] = [_with_local_uri(row, key, file.path.parent) for row in data[table]]
+    security = data.get("security")
+    if isinstance(security, dict) and isinstance(security.get("trusted_keys"), list):
+        keys = [str(file.path.parent / key) if isinstance(key, str) else key for key in security["trusted_keys"]]
+        data["security"] = {**security, "trusted_keys": keys}
     return data
 
 

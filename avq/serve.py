@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avq.bundle import OpenBundle, open_bundle
-from avq.config import Budget, Camera, RunConfig, load_run
+from avq.bundle import OpenBundle, Trust, open_bundle, read_trust
+from avq.config import Budget, Camera, RunConfig, Security, load_run
 from avq.daemon import (
     CameraOptions,
     Parts,
@@ -88,7 +88,13 @@ def serve(
         log: record an MCAP log there.
         json_lines: one line per published frame on standard output.
     """
-    bundle = open_bundle(config.bundle, allow_unaccepted=config.allow_unaccepted, isa=instruction_set())
+    bundle = open_bundle(
+        config.bundle,
+        allow_unaccepted=config.allow_unaccepted,
+        isa=instruction_set(),
+        trust=_trust(config.security),
+    )
+    bundle.verify()  # every part, also those that are read later or by people
     engines = host.running_engines()
     detector = detector_of(bundle, engines, families=host.decoders())
     try:
@@ -123,6 +129,12 @@ def summary_tables(summary: RunSummary) -> list[tuple[str, list[Mapping[str, obj
     if answer["events"]:
         tables.append(("Events", answer["events"]))
     return tables
+
+
+def _trust(security: Security) -> Trust | None:
+    if not security.require_signature:
+        return None
+    return read_trust(security.trusted_keys, not_before=security.not_before)
 
 
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:

@@ -1,0 +1,186 @@
+"""Signed bundles: who vouches for the manifest, and through its digests for every part.
+
+The bytes of manifest.json are signed as they lie on disk, so a signature is checked before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from avq import ed25519
+from avq.errors import BundleError, RequestError
+
+SIGNATURE = "signature"
+MAX_SIGNATURE_BYTES = 4096
+#: Stands before what is signed, so that a signature made for something else never fits a bundle.
+_DOMAIN = b"avq bundle manifest 1\n"
+_ALGORITHM = "ed25519"
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The file ``signature``: SHA-256 of the raw public key, and the signature, both hex."""
+
+    algorithm: str
+    key: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """An Ed25519 public key; ``raw`` is its 32 bytes."""
+
+    raw: bytes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.raw).hexdigest()
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose bundles are served.
+
+    Attributes:
+        keys: public keys; one of them must have signed the bundle.
+        not_before: bundles created earlier are refused, ISO 8601 UTC; '' allows any age. Raised with a release,
+            it keeps an old, properly signed bundle from being put back.
+    """
+
+    keys: tuple[PublicKey, ...]
+    not_before: str = ""
+
+    def check(self, manifest: bytes, signature: bytes | None, where: str) -> PublicKey:
+        """The key that signed ``manifest``. Raises BundleError: unsigned, unknown key, not its signature."""
+        if signature is None:
+            raise BundleError(
+                f"the bundle {where} is not signed",
+                seen="no file 'signature', and a signature is required",
+                fix=f"avq bundle sign {where} --key KEY",
+            )
+        said = _parse(signature, where)
+        key = next((k for k in self.keys if k.fingerprint == said.key), None)
+        if key is None:
+            trusted = ", ".join(k.fingerprint[:16] for k in self.keys) or "none"
+            raise BundleError(
+                f"the bundle {where} is signed by a key that is not trusted here",
+                seen=f"key {said.key[:16]}; trusted: {trusted}",
+                fix="have it signed by a trusted key, or add the key to trusted_keys",
+            )
+        if not ed25519.signed(key.raw, _DOMAIN + manifest, bytes.fromhex(said.signature)):
+            raise BundleError(
+                f"the signature of {where} does not fit its manifest",
+                seen=f"key {said.key[:16]}",
+                fix="the bundle was changed after it was signed, or the signature is another bundle's",
+            )
+        return key
+
+    def check_age(self, created: str, where: str) -> None:
+        """Raise BundleError for a bundle older than ``not_before``."""
+        if created < self.not_before:
+            raise BundleError(
+                f"the bundle {where} is older than what is accepted here",
+                seen=f"created {created}, not_before {self.not_before}",
+                fix="install the current bundle, or lower not_before knowingly",
+            )
+
+
+def generate_key(path: Path) -> PublicKey:
+    """Write a new private key to ``path`` (PEM, mode 0600) and the public one to ``path``.pub.
+
+    Raises RequestError when either file is there already, MachineError without the cryptography package.
+    """
+    public_path = path.with_name(path.name + ".pub")
+    for taken in (path, public_path):
+        if taken.exists():
+            raise RequestError(
+                f"{taken} exists; a key is never overwritten", seen=str(taken), fix="name another file"
+            )
+    private_pem, public_pem = ed25519.new_pair()
+    _write_new(path, private_pem, mode=0o600)
+    _write_new(public_path, public_pem, mode=0o644)
+    return PublicKey(ed25519.raw_public(public_pem))
+
+
+def read_trust(keys: Sequence[Path], *, not_before: str = "") -> Trust:
+    """Trust in the public keys of these PEM files. Raises RequestError for one that holds none."""
+    return Trust(tuple(PublicKey(ed25519.raw_public(_key_bytes(path))) for path in keys), not_before)
+
+
+def sign_manifest(manifest: bytes, key_path: Path) -> bytes:
+    """The content of the file ``signature`` for these bytes of manifest.json.
+
+    Raises RequestError when ``key_path`` holds no Ed25519 private key, or others may read it.
+    """
+    private_pem = _key_bytes(key_path)
+    mode = key_path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise RequestError(
+            f"the private key {key_path} can be read by others",
+            seen=f"mode {mode:o}",
+            fix=f"chmod 600 {key_path}, and make a new key if others may have read it",
+        )
+    raw, signature = ed25519.sign(private_pem, _DOMAIN + manifest)
+    return _render(Signature(algorithm=_ALGORITHM, key=PublicKey(raw).fingerprint, signature=signature.hex()))
+
+
+def _render(said: Signature) -> bytes:
+    return msgspec.json.encode(said, order="sorted") + b"\n"
+
+
+def _parse(raw: bytes, where: str) -> Signature:
+    try:
+        said = msgspec.json.decode(raw, type=Signature)
+        bytes.fromhex(said.signature)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise BundleError(
+            f"the signature of {where} cannot be read", seen=str(error), fix="sign the bundle again"
+        ) from None
+    if said.algorithm != _ALGORITHM:
+        raise BundleError(
+            f"the signature of {where} is of an unknown kind",
+            seen=said.algorithm,
+            fix=f"only {_ALGORITHM} is accepted: sign the bundle again",
+        )
+    if _render(said) != raw:
+        raise BundleError(
+            f"the signature of {where} was edited", seen=f"{len(raw)} bytes", fix="sign the bundle again"
+        )
+    return said
+
+
+def _key_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"cannot read the key {path}", seen=error.strerror or str(error), fix="avq bundle keygen -o KEY"
+        ) from None
+
+
+def _write_new(path: Path, content: bytes, *, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+            file.write(content)
+    except OSError as error:
+        raise RequestError(
+            f"cannot write the key {path}", seen=error.strerror or str(error), fix="check the folder"
+        ) from None
+
+
+__all__ = [
+    "MAX_SIGNATURE_BYTES",
+    "SIGNATURE",
+    "PublicKey",
+    "Trust",
+    "generate_key",
+    "read_trust",
+    "sign_manifest",
+]
