@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from avq.build.dataset import CalibrationSet, open_set, read_picture, split
-from avq.errors import DataError
 from avq.progress import Reporter
 from avq.types import U8, Recipe
 
@@ -34,9 +34,13 @@ class Pictures:
 
 
 def open_pictures(recipe: Recipe, report: Reporter) -> Pictures:
-    """Digest and split the pictures of ``recipe.data``; DataError when there are none or some are damaged."""
-    if recipe.data is None:
-        raise DataError("no calibration pictures were given", fix="add --data FOLDER_OF_PICTURES")
+    """Digest and split the pictures of ``recipe.data``; DataError when there are none or some are damaged.
+
+    Without ``recipe.data`` both sets are empty.
+    """
+    if recipe.data is None:  # strategies that import need none
+        nothing = CalibrationSet(Path(), ())
+        return Pictures(nothing, nothing)
     calibration, held_out = split(open_set(recipe.data, report))
     for message in calibration.messages:
         report.message(message)

@@ -61,6 +61,7 @@ def make_plan(
         report=report,
         _collect=calibration.collect,
         _moments=calibration.moments,
+        foreign=understood.foreign,
         _adjusted=calibration.adjusted,
     )
     plan = request.quantizer.plan(view, workbench, request.options)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from avq.build.dataset import Item, read_picture
+from avq.build.drawn import drawn_inputs
 from avq.build.pictures import Pictures
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
@@ -37,6 +38,7 @@ LOOK_FLOOR = 0.1
 MAX_PICTURES = 100
 MAX_BYTES = 256_000_000
 MIN_FIRM_BOXES = 300
+_DRAWN = 4
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def prepare_probe_set(
 
     Raises ModelError when the float model answers with NaN or Inf.
     """
+    if not pictures.held_out.items:
+        return _drawn(request, understood)
     families = (*builtin_decoders(), *request.families)
     decode = DetectionDecoder(understood.decoder, families) if understood.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
@@ -137,6 +141,19 @@ def prepare_probe_set(
     finally:
         session.close()
     return asked.probe_set()
+
+
+def _drawn(request: Request, understood: Understood) -> ProbeSet:
+    """Drawn pictures: engines are compared and timed on them, nothing is judged by them."""
+    options = SessionOptions(threads=request.probe_threads, optimise=False)
+    session = request.reference.open(understood.model.proto.SerializeToString(), options)
+    inputs = drawn_inputs(understood.spec, _DRAWN)
+    try:
+        answers = [session.infer(one.tensor) for one in inputs]
+        copies = tuple({name: np.array(value) for name, value in raw.items()} for raw in answers)
+    finally:
+        session.close()
+    return ProbeSet((), inputs, None, copies, None)
 
 
 class _Asked:

@@ -22,7 +22,7 @@ __all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model
 
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
-    | {"ConvInteger", "MatMulInteger", "Quant", "BipolarQuant", "Trunc", "FixedPoint"}
+    | {"ConvInteger", "MatMulInteger", "Quant", "BipolarQuant", "Trunc", "FixedPoint", "FakeQuantize"}
 )
 
 
@@ -62,15 +62,21 @@ def quantized_ops(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def normalise(
-    model: onnx.ModelProto, *, where: str = "model", input_size_px: tuple[int, int] | None = None
+    model: onnx.ModelProto,
+    *,
+    where: str = "model",
+    input_size_px: tuple[int, int] | None = None,
+    marked: bool = False,
 ) -> FloatModel:
     """The normalised form of a parsed model, which is left as it is.
+
+    ``marked`` says that an import put its marks where quantizers stood; without it they are refused.
 
     One picture input of static shape, opset >= 17, constants and shapes folded, batch normalisation in its
     convolution, unique node names, topological order, shapes inferred.
     """
     try:
-        return _checked(model, where, input_size_px)
+        return _checked(model, input_size_px, marked=marked)
     except ModelError as error:
         raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
     except Exception as error:  # a damaged file can break any assumption; people get words, not a traceback
@@ -79,8 +85,8 @@ def normalise(
         raise ModelError(f"{where}: the graph is damaged or not valid", seen=seen, fix=fix) from error
 
 
-def _checked(model: onnx.ModelProto, where: str, input_size_px: tuple[int, int] | None) -> FloatModel:
-    found = quantized_ops(model)
+def _checked(model: onnx.ModelProto, input_size_px: tuple[int, int] | None, *, marked: bool) -> FloatModel:
+    found = () if marked else quantized_ops(model)
     if found:
         raise ModelError(
             "the model is quantized already",

@@ -224,7 +224,7 @@ class _Writer:
 
     def _array(self, wanted: str, values: AnyArray) -> str:
         name = self._model.names.fresh(wanted)
-        return self._model.add_initializer(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return self._model.add_initializer(numpy_helper.from_array(np.asarray(values, order="C"), name))
 
     def _integers(self, wanted: str, values: AnyArray, grid: Grid) -> str:
         if grid.dtype not in _PACKED:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avq import decoders
 from avq.build.graph.model import FloatModel, normalise, read_model
+from avq.build.lift import Imported, import_model, is_quantized, on_folded_input
 from avq.build.understand.class_names import class_names
 from avq.build.understand.fold_input import fold_input
 from avq.build.understand.told import (
@@ -23,7 +24,7 @@ from avq.decoders.structure import input_size_px
 from avq.errors import ModelError
 from avq.hookspecs import Decoder
 from avq.preprocess import PRESETS, spec_from_json, spec_named
-from avq.types import U8, DecoderSpec, GraphView, PreprocessSpec
+from avq.types import U8, DecoderSpec, Foreign, GraphView, PreprocessSpec
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Understood:
         class_names: index by index; empty for "none".
         keep_float: head nodes that stay float, with reasons.
         messages, warnings: what was found and what to look at, for people.
+        foreign: quantization the file came with, on edges of ``model``; None for a float file.
+        imported: the same before its input was folded, and the file it is proven against.
     """
 
     model: FloatModel
@@ -48,6 +51,8 @@ class Understood:
     keep_float: Mapping[str, str]
     messages: tuple[str, ...]
     warnings: tuple[str, ...]
+    foreign: Foreign | None = None
+    imported: Imported | None = None
 
 
 def understand(
@@ -59,6 +64,7 @@ def understand(
     sample_pixels: Callable[[], Sequence[U8]] | None,
     infer: Infer,
     extra_decoders: Sequence[Decoder] = (),
+    imports: bool = False,
 ) -> Understood:
     """Read, normalise and understand a model.
 
@@ -69,12 +75,13 @@ def understand(
         infer: opens a model as it came; the result maps its (1, 3, h, w) input to raw outputs. Called from
             several threads, one model each.
         extra_decoders: families of plugins, asked after the built-in ones.
+        imports: quantized files are read too, for strategies that take their quantization over.
 
     Raises:
         ModelError, RequestError, ConfigError: see the parts.
     """
     families = (*decoders.builtin_decoders(), *extra_decoders)
-    source = _source(Path(model_path), preprocess)
+    source, imported = _source(Path(model_path), preprocess, imports=imports)
     graph = source.view
     spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
     messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
@@ -92,13 +99,18 @@ def understand(
         decoders.head_nodes(folded.view, spec, families),
         (*messages, *chosen.messages),
         chosen.warnings,
+        on_folded_input(imported.foreign, source, folded) if imported is not None else None,
+        imported,
     )
 
 
-def _source(path: Path, preprocess: str | None) -> FloatModel:
+def _source(path: Path, preprocess: str | None, *, imports: bool) -> tuple[FloatModel, Imported | None]:
     proto = read_model(path)
     size = told_size_px(proto, preprocess) if wants_size(proto) else None
-    return normalise(proto, where=path.name, input_size_px=size)
+    if imports and is_quantized(proto):
+        imported = import_model(proto, where=path.name, input_size_px=size)
+        return imported.model, imported
+    return normalise(proto, where=path.name, input_size_px=size), None
 
 
 def _head_messages(graph: GraphView, spec: DecoderSpec, *, named: bool) -> list[str]:

@@ -34,6 +34,7 @@ def understand_model(
             sample_pixels=sample_pixels,
             infer=trials.open,
             extra_decoders=request.families,
+            imports=request.imports,
         )
     finally:
         trials.close()

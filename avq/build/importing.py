@@ -1,0 +1,82 @@
+"""Is an import the file it came from? Asked of the reference engine before anything is staged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from avq.build.drawn import drawn_inputs
+from avq.build.lift import Parity, prove
+from avq.build.lower import lower
+from avq.build.probe_set import ProbeSet
+from avq.build.request import Request
+from avq.build.understand.fold_input import numbers_of
+from avq.build.understand.frontend import Understood
+from avq.build.verify import Verified
+from avq.build.workbench import reference_encoding
+from avq.types import U8, AnyArray, Edge, Foreign, QuantizationPlan, Verdict
+
+_DRAWN = 2
+_REAL = 4
+
+
+def prove_import(request: Request, understood: Understood, probe_set: ProbeSet) -> Parity | None:
+    """The file against its import as it was read, on drawn and real pictures; None where nothing was imported.
+
+    Options of a strategy come after: they may change the plan, and their cost is measured, not proven. A file
+    with faults that no plan can say has no import to prove.
+    """
+    imported, foreign = understood.imported, understood.foreign
+    if imported is None or foreign is None or foreign.errors:
+        return None
+    plan = as_read(understood, foreign)
+    lowered = lower(understood.model.proto, plan, reference_encoding(plan))
+    tensors = [i.tensor for i in drawn_inputs(understood.spec, _DRAWN)]
+    tensors += [i.tensor for i in probe_set.inputs[:_REAL]] if probe_set.items else []
+    name = understood.model.view.inputs[0].name
+    feeds = [({name: _source_numbers(understood, tensor)}, {name: tensor}) for tensor in tensors]
+    return prove(
+        imported.source,
+        lowered,
+        request.reference,
+        feeds,
+        last_step=_last_steps(understood, plan),
+        threads=request.probe_threads,
+    )
+
+
+def as_read(understood: Understood, foreign: Foreign) -> QuantizationPlan:
+    """The plan that says what the file says, and nothing else."""
+    return QuantizationPlan(
+        graph_digest=understood.model.view.digest, points=foreign.points, overrides=foreign.overrides
+    )
+
+
+def judged_by_parity(verified: Verified, parity: Parity | None, *, with_data: bool) -> Verified:
+    """What the gate looks at: whether the import is proven, and no noise figure that was measured on nothing."""
+    if parity is None:
+        return verified
+    measured = replace(verified.measured, proven=parity.equal)
+    return replace(verified, measured=measured if with_data else replace(measured, sqnr_db=None))
+
+
+def with_parity(verdict: Verdict, parity: Parity | None) -> Verdict:
+    """An import that is not what it came from is never accepted."""
+    if parity is None:
+        return verdict
+    return replace(
+        verdict, accepted=verdict.accepted and parity.equal, reasons=(*verdict.reasons, parity.said)
+    )
+
+
+def _source_numbers(understood: Understood, tensor: U8) -> AnyArray:
+    dtype = understood.source.view.inputs[0].dtype
+    if dtype == "uint8":
+        return tensor
+    return numbers_of(tensor, understood.spec).astype(dtype)
+
+
+def _last_steps(understood: Understood, plan: QuantizationPlan) -> dict[str, float]:
+    points = {name: plan.by_edge.get(Edge(name)) for name in understood.model.view.output_names}
+    return {name: float(np.max(point.scale)) for name, point in points.items() if point is not None}

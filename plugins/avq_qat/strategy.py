@@ -1,0 +1,173 @@
+"""The decisions of ``qat``: take it as it is, refuse with the reason, or mend it as asked and say what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from avq import Workbench
+from avq.errors import PlanError
+from avq.types import Finding, Foreign, GraphView, NodePrecision, PlanScore, QuantizationPlan, QuantPoint
+from avq_qat import fixes
+
+#: Pitfalls that targets with signed grids around zero cannot live with, and the option that mends each.
+_SYMMETRIC_ONLY = {"AVQ-Q02": "resymmetrize", "AVQ-Q03": "resymmetrize", "AVQ-Q06": "per_tensor"}
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+Fix = tuple[str, Callable[[Sequence[QuantPoint]], list[QuantPoint]]]
+
+
+class QatOptions(BaseModel):
+    """Options of ``qat``: each mends one kind of pitfall; without any the import equals its source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    resymmetrize: bool = Field(False, description="make every grid signed around zero, as TensorRT wants")
+    per_tensor: bool = Field(False, description="merge activation scales per channel into one")
+    raise_scales: bool = Field(False, description="raise denormal scales to the smallest normal float32")
+    float_depthwise: bool = Field(False, description="leave depthwise convolutions float")
+    float_heads: bool = Field(False, description="leave the head and operators that decode float")
+    drop: bool = Field(False, description="leave tensors float whose quantization cannot be taken over")
+
+
+class QatQuantizer:
+    """The strategy ``qat``."""
+
+    name = "qat"
+    version = "1"
+    options = QatOptions
+    imports = True
+
+    def plan(self, graph: GraphView, bench: Workbench, options: QatOptions) -> QuantizationPlan:
+        foreign = _required(bench.foreign)
+        _show(bench, foreign)
+        _refuse(foreign, bench, options)
+        plan = self._plan(graph, foreign)
+        for name, mend in _asked(graph, bench, options):
+            plan = _mended(bench, plan, name, mend)
+        return plan
+
+    def _plan(self, graph: GraphView, foreign: Foreign) -> QuantizationPlan:
+        plan = QuantizationPlan(
+            graph_digest=graph.digest,
+            points=foreign.points,
+            overrides=foreign.overrides,
+            owner=self.name,
+            owner_version=self.version,
+        )
+        return replace(plan, precisions=_precisions(graph, plan, foreign.dialect))
+
+
+def _required(foreign: Foreign | None) -> Foreign:
+    if foreign is None or not foreign.points:
+        seen = "; ".join(f.what for f in foreign.findings) if foreign else ""
+        raise PlanError(
+            "AVQ-Q01: the model carries no quantization that could be taken over",
+            seen=seen or "no QuantizeLinear, Quant or FakeQuantize in the graph",
+            fix="--strategy static quantizes a float model",
+        )
+    return foreign
+
+
+def _show(bench: Workbench, foreign: Foreign) -> None:
+    rows = [_row(finding) for finding in foreign.findings]
+    if rows:
+        bench.note(f"qat: what this {foreign.dialect} file brings along", rows)
+
+
+def _row(finding: Finding) -> dict[str, object]:
+    return {
+        "id": finding.code,
+        "severity": finding.severity,
+        "what": finding.what,
+        "seen": finding.seen,
+        "do": finding.fix,
+    }
+
+
+def _refuse(foreign: Foreign, bench: Workbench, options: QatOptions) -> None:
+    """PlanError for what no plan can say, and for what the target cannot run, unless an option mends it."""
+    if foreign.errors and not options.drop:
+        raise _refusal("the quantization of this file cannot be taken over", foreign.errors)
+    if not bench.symmetric_only:
+        return
+    unmended = tuple(
+        finding
+        for finding in foreign.findings
+        if finding.code in _SYMMETRIC_ONLY and not getattr(options, _SYMMETRIC_ONLY[finding.code])
+    )
+    if unmended:
+        raise _refusal(
+            "the target takes signed grids around zero only, and one scale per activation", unmended
+        )
+
+
+def _refusal(what: str, findings: Sequence[Finding]) -> PlanError:
+    first = findings[0]
+    return PlanError(
+        f"{first.code}: {what}: {first.what}",
+        seen="; ".join(f"{f.code} {f.seen}" for f in findings),
+        fix="; ".join(dict.fromkeys(f.fix for f in findings)),
+    )
+
+
+def _asked(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]:
+    """The mendings that were asked for, in the order in which they work on each other's result."""
+    heads = {*bench.keep_float, *fixes.decoding_nodes(graph)}
+    depthwise = fixes.depthwise_nodes(graph)
+    every: tuple[Fix, ...] = (
+        ("raise_scales", fixes.with_raised_scales),
+        ("float_heads", lambda points: fixes.left_float(graph, points, heads)),
+        ("float_depthwise", lambda points: fixes.left_float(graph, points, depthwise)),
+        ("per_tensor", lambda points: fixes.per_tensor(graph, points)),
+        ("resymmetrize", fixes.resymmetrized),
+    )
+    return [fix for fix in every if getattr(options, fix[0])]
+
+
+def _mended(
+    bench: Workbench,
+    plan: QuantizationPlan,
+    name: str,
+    mend: Callable[[Sequence[QuantPoint]], list[QuantPoint]],
+) -> QuantizationPlan:
+    """The plan after one mending; what it cost is measured and told."""
+    points = tuple(mend(plan.points))
+    if len(points) == len(plan.points) and all(a is b for a, b in zip(points, plan.points, strict=True)):
+        bench.conclude(f"{name}=true changed nothing")
+        return plan
+    mended = replace(plan, points=points)
+    before, after = bench.error(plan), bench.error(mended)
+    bench.note(f"qat: the cost of {name}=true", [_score("as imported", before), _score(name, after)])
+    bench.conclude(f"{name}=true changed the import: {_loss(before)} before, {_loss(after)} after")
+    return mended
+
+
+def _score(what: str, score: PlanScore) -> dict[str, object]:
+    fidelity = score.fidelity
+    return {
+        "plan": what,
+        "lost boxes %": round(100 * fidelity.lost, 2) if fidelity else "-",
+        "confidence shift": round(fidelity.confidence_shift, 4) if fidelity else "-",
+        "worst SQNR dB": round(min(score.sqnr_db.values(), default=float("nan")), 1),
+    }
+
+
+def _loss(score: PlanScore) -> str:
+    if score.fidelity is not None:
+        return f"{100 * score.fidelity.lost:.2f} % of the boxes lost"
+    return f"{min(score.sqnr_db.values(), default=0.0):.1f} dB at the worst output"
+
+
+def _precisions(graph: GraphView, plan: QuantizationPlan, dialect: str) -> dict[str, NodePrecision]:
+    chosen = {}
+    for node in graph.nodes:
+        if node.op not in _WEIGHTED:
+            continue
+        seen = [plan.point_for(node.inputs[i], node.name, i) for i in (0, 1)]
+        whole = all(point is not None for point in seen)
+        reason = f"quantized in the file ({dialect})" if whole else f"not quantized in the file ({dialect})"
+        chosen[node.name] = NodePrecision("int8" if whole else "fp32", reason)
+    return chosen
