@@ -43,6 +43,11 @@ class Request:
     families: Sequence[Decoder] = ()
 
     @property
+    def imports(self) -> bool:
+        """The strategy takes over what a file or a file beside it says; it needs no pictures for that."""
+        return bool(getattr(self.quantizer, "imports", False))
+
+    @property
     def probe_threads(self) -> int:
         """Threads for work whose time is not measured."""
         return max(self.recipe.threads, os.cpu_count() or 1)
@@ -53,6 +58,7 @@ class Guarded:
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.name, self.version, self.options = quantizer.name, quantizer.version, quantizer.options
+        self.imports = bool(getattr(quantizer, "imports", False))
         self._quantizer = quantizer
 
     def plan(self, graph: GraphView, bench: Workbench, options: Any) -> QuantizationPlan:
@@ -76,13 +82,13 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     """
     if not recipe.model.exists():
         raise RequestError(f"no model at {recipe.model}", seen="no such file", fix="check the path")
-    if recipe.data is None:
+    quantizer = None if recipe.strategy == FLOAT_STRATEGY else Guarded(_quantizer(recipe, host))
+    if recipe.data is None and (quantizer is None or not quantizer.imports):
         raise RequestError(
             "no calibration pictures were given",
             seen="--data is missing",
             fix="add --data FOLDER_OF_PICTURES",
         )
-    quantizer = None if recipe.strategy == FLOAT_STRATEGY else Guarded(_quantizer(recipe, host))
     options = _options(recipe, quantizer)
     wanted = (*CPU_ENGINES, recipe.target)
     installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
