@@ -14,7 +14,7 @@ import numpy as np
 
 from avq.hookspecs import Workbench
 from avq.toolbox.grids import dequantize, quantize, spread
-from avq.toolbox.rounding_solver import output_error, solve
+from avq.toolbox.rounding_solver import one_blas_thread, output_error, solve
 from avq.types import F64, I64, AnyArray, GraphView, MomentRequest, NodeView, QuantizationPlan, QuantPoint
 
 #: Gram matrices larger than this are not asked for: K = 2896 inputs of one output.
@@ -100,7 +100,8 @@ def round_weights(graph: GraphView, plan: QuantizationPlan, bench: Workbench) ->
         grams = bench.moments([request for layer in batch for request in layer.requests])
         for layer in batch:
             gram = np.sum([grams[request.key] for request in layer.requests], axis=0)
-            chosen, errors[layer.weight] = _round(layer, gram)
+            with one_blas_thread():
+                chosen, errors[layer.weight] = _round(layer, gram)
             if np.any(chosen != quantize(layer.values, layer.point)):
                 weights[layer.weight] = dequantize(chosen, layer.point).astype(layer.values.dtype)
     return RoundedWeights(weights, errors, skipped)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from avq.build.calibrate.counting import opencv_on_one_thread
 from avq.build.calibrate.observe import Observer, observe
 from avq.build.calibrate.unfold import Unfold, unfold_of
 from avq.build.dataset import Item
 from avq.errors import CalibrationError
 from avq.hookspecs import Engine
+from avq.toolbox.rounding_solver import one_blas_thread
 from avq.types import F64, AnyArray, GraphView, MomentRequest, PreprocessSpec
 
 
@@ -37,7 +39,7 @@ class _Sum:
             return
         if self.unfold is not None:
             rows = self.unfold.rows(values)
-            part, counted = rows.transpose(0, 2, 1) @ rows, rows.shape[1]
+            part, counted = (rows.transpose(0, 2, 1) @ rows).astype(np.float64), rows.shape[1]
         else:
             part = _per_channel(np.add.reduce, values)
             counted = values.size // max(part.size, 1)
@@ -111,8 +113,9 @@ def moments(
         return {}
     observer = Observer(observe(model, list(wanted), memory_limit_mb), engine, spec, optimise=optimise)
     try:
-        for item, name, values in observer.values(sorted(items, key=lambda item: item.sha256)):
-            wanted[name].add(values, item)
+        with opencv_on_one_thread(), one_blas_thread():
+            for item, name, values in observer.values(sorted(items, key=lambda item: item.sha256)):
+                wanted[name].add(values, item)
     finally:
         observer.close()
     return {one.request.key: one.result() for sums in wanted.values() for one in sums.sums}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avq.errors import CalibrationError
-from avq.types import F64, I64, AnyArray, GraphView, NodeView
+from avq.types import F32, I64, AnyArray, GraphView, NodeView
 
 #: Rows taken of one picture, spread evenly over the output; neighbouring pixels tell nearly the same.
 ROWS_PER_PICTURE = 256
@@ -31,11 +31,11 @@ class Unfold:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
 
-    def rows(self, values: AnyArray, limit: int = ROWS_PER_PICTURE) -> F64:
-        """At most ``limit`` rows of one picture's tensor, (G, rows, K) float64, evenly spread."""
+    def rows(self, values: AnyArray, limit: int = ROWS_PER_PICTURE) -> F32:
+        """At most ``limit`` rows of one picture's tensor, (G, rows, K) float32, evenly spread."""
         if not self.kernel:
             flat = values.reshape(-1, values.shape[-1])
-            return flat[_spread(flat.shape[0], limit)].astype(np.float64)[None]
+            return flat[_spread(flat.shape[0], limit)].astype(np.float32)[None]
         top, left, bottom, right = self.pads
         padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
         height, width = (self._outputs(axis, padded.shape[axis + 1]) for axis in (0, 1))
@@ -43,7 +43,7 @@ class Unfold:
         y, x = self._taps(0, at // width), self._taps(1, at % width)
         patches = padded[:, y[:, :, None], x[:, None, :]]  # (C, rows, kh, kw)
         grouped = patches.reshape(self.group, -1, at.size, y.shape[1] * x.shape[1])
-        rows: F64 = grouped.transpose(0, 2, 1, 3).reshape(self.group, at.size, -1).astype(np.float64)
+        rows: F32 = grouped.transpose(0, 2, 1, 3).reshape(self.group, at.size, -1).astype(np.float32)
         return rows
 
     def _outputs(self, axis: int, size: int) -> int:
