@@ -52,6 +52,7 @@ PLAN_JSON = "plan.json"
 PLAN_ARRAYS = "plan.npz"
 GOLDEN = "golden.npz"
 PROBE = "probe.onnx"
+DRIFT = "drift.json"
 REPORT = "report.html"
 
 
@@ -224,6 +225,7 @@ def _difference(content: bytes, listed: Part) -> str:
 
 
 __all__ = [
+    "DRIFT",
     "FORMAT",
     "GOLDEN",
     "MANIFEST",

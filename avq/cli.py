@@ -127,10 +127,16 @@ def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
 @click.option("--labels", type=_PATH, help="COCO json")
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--reference", type=_PATH, help="a bundle or model whose boxes are the truth")
+@click.option("--drift", "drifted", is_flag=True, help="do these pictures look like the calibrated ones?")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @model_options
-def evaluate(call: Call, **arguments: Any) -> int:
-    """Accuracy against labels, or fidelity to the float model."""
+def evaluate(call: Call, drifted: bool, **arguments: Any) -> int:
+    """Accuracy against labels, fidelity to the float model, or (--drift) whether the pictures are still usual."""
+    if drifted:
+        from avq.assess.drift import closing, drift, tables
+
+        moved = drift(**arguments, host=call.host(), report=call.report)
+        return call.answer(moved, tables(moved), closing(moved), yes=not moved["drift"])
     from avq.assess.evaluate import evaluate as evaluate_subject
 
     answer = evaluate_subject(**arguments, host=call.host(), report=call.report)

@@ -7,7 +7,7 @@ import onnx
 from avq.build.lower.grid import ENCODINGS, Encoding
 from avq.build.lower.integer_products import write_integer_products
 from avq.build.lower.precision import lower_precisions
-from avq.build.lower.probe import SATURATION_PREFIX, saturation_probe
+from avq.build.lower.probe import OCCUPANCY_PREFIX, SATURATION_PREFIX, saturation_probe
 from avq.build.lower.qdq import lower_qdq
 from avq.errors import PlanError
 from avq.toolbox.macs import int8_mac_share, macs_by_node
@@ -31,6 +31,7 @@ def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> byte
 
 __all__ = [
     "ENCODINGS",
+    "OCCUPANCY_PREFIX",
     "SATURATION_PREFIX",
     "Encoding",
     "int8_mac_share",

@@ -9,7 +9,14 @@ import onnx
 import pytest
 
 from avq.build.graph.view import view_of
-from avq.build.lower import SATURATION_PREFIX, int8_mac_share, lower, macs_by_node, saturation_probe
+from avq.build.lower import (
+    OCCUPANCY_PREFIX,
+    SATURATION_PREFIX,
+    int8_mac_share,
+    lower,
+    macs_by_node,
+    saturation_probe,
+)
 from avq.errors import PlanError
 from avq.types import Edge, NodePrecision, QuantizationPlan
 from tests.build.lower.lowering_nets import (
@@ -72,7 +79,8 @@ def test_the_probe_tells_the_share_outside_the_range():
     probe = saturation_probe(net, QuantizationPlan("", (wide, tight)))
     onnx.checker.check_model(probe)
     got = answers(probe, [picture(0)])[0]
-    assert set(got) == {f"{SATURATION_PREFIX}{p.edge}" for p in (wide, tight)}
+    both = (SATURATION_PREFIX, OCCUPANCY_PREFIX)
+    assert set(got) == {f"{prefix}{p.edge}" for p in (wide, tight) for prefix in both}
     floats = onnx.ModelProto()
     floats.CopyFrom(net)
     floats.graph.output.append(onnx.helper.make_tensor_value_info("x2", onnx.TensorProto.FLOAT, None))
@@ -81,6 +89,8 @@ def test_the_probe_tells_the_share_outside_the_range():
     assert got[f"{SATURATION_PREFIX}x2"] == 0
     assert got[f"{SATURATION_PREFIX}x2@cat:1"] == pytest.approx(wanted, abs=1e-6)
     assert wanted > 0
+    inner = float((x2 > 127 * wide.scale / 8).mean())
+    assert got[f"{OCCUPANCY_PREFIX}x2"] == pytest.approx(inner, abs=1e-6) and 0 < inner < 1
     assert not ops(probe, "Gemm")  # the probe stops at the last tensor it watches
 
 
