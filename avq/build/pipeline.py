@@ -13,6 +13,7 @@ from avq.build.calibrate.commands import Calibration
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.candidates import Trial, candidates_for, fastest_first
 from avq.build.diagnose import find_cause, left_float
+from avq.build.drift_parts import drift_parts
 from avq.build.gate import Limits, judge
 from avq.build.importing import judged_by_parity, prove_import, with_parity
 from avq.build.layer_costs import layer_costs
@@ -48,10 +49,11 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     parity = prove_import(request, understood, probe_set)
     trials = _try_engines(request, understood, planned, probe_set, report)
 
+    watch = drift_parts(request, understood, planned.plan, pictures, report)
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(request, understood, calibration, planned, trial, probe_set)
+        staged = stage(request, understood, calibration, planned, trial, probe_set, watch)
         verified = verify(staged, request, probe_set, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +15,7 @@ from avq import __version__
 from avq.build.calibrate.commands import Calibration
 from avq.build.candidates import FLOAT, Trial
 from avq.build.lint import lint
-from avq.build.lower import lower, saturation_probe
+from avq.build.lower import lower
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
@@ -24,7 +25,6 @@ from avq.bundle import (
     MODEL,
     PLAN_ARRAYS,
     PLAN_JSON,
-    PROBE,
     CalibrationUse,
     EngineUse,
     Manifest,
@@ -65,18 +65,17 @@ def stage(
     planned: Planned,
     chosen: Trial,
     probe_set: ProbeSet,
+    extra: Mapping[str, bytes],
 ) -> Staged:
-    """Write every part but the report; the manifest says accepted: false."""
+    """Write every part but the report, ``extra`` ones (the drift probe) too; accepted: false."""
     plan, candidate = planned.plan, chosen.candidate
     proto = understood.model.proto
     float_model = proto.SerializeToString()
     model = float_model if candidate.encoding == FLOAT else lower(proto, plan, candidate.encoding)
     parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: _golden(model, chosen, request, probe_set)}
+    parts |= extra
     if plan.points:
         parts[PLAN_JSON], parts[PLAN_ARRAYS] = plan_to_parts(plan)
-        probe = saturation_probe(proto, plan)
-        if probe.graph.output:  # with float data there is no range to leave
-            parts[PROBE] = probe.SerializeToString()
     folder = staging_folder(request.recipe.output)
     manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
     share = int8_mac_share(understood.model.view, plan)
