@@ -39,7 +39,7 @@ def group_rows(plans: Plans, step: Step) -> list[dict[str, object]]:
             "kind": group.kind,
             "weights": group.count,
             "bits": bits,
-            "in the file": storage(bits),
+            "in the file": storage(bits, native=plans.native),
             "float bytes": group.bytes_at(32),
             "8-bit bytes": group.bytes_at(8),
             "bytes": group.bytes_at(bits),
@@ -49,16 +49,23 @@ def group_rows(plans: Plans, step: Step) -> list[dict[str, object]]:
 
 
 def group_reasons(plans: Plans, step: Step) -> dict[str, str]:
-    return {g.name: _reason(g, b) for g, b in zip(plans.groups, step.bits, strict=True)}
+    """group -> what became of its weights; where the target forbids fewer bits, that."""
+    return {g.name: _reason(plans, g, b) for g, b in zip(plans.groups, step.bits, strict=True)}
 
 
-def _reason(group: Group, bits: int) -> str:
-    return f"{group.kind}: weights in {bits} bits ({storage(bits)}), {group.bytes_at(bits)} bytes"
+def _reason(plans: Plans, group: Group, bits: int) -> str:
+    stored = storage(bits, native=plans.native)
+    said = f"{group.kind}: weights in {bits} bits ({stored}), {group.bytes_at(bits)} bytes"
+    if not plans.allowed(group, plans.widths[-1]):
+        said += "; fewer bits refused: the target has INT4 weights for matrix products only"
+    return said
 
 
-def storage(bits: int) -> str:
+def storage(bits: int, *, native: bool) -> str:
     """How weights of that width lie in the file."""
-    return "native INT8" if bits == 8 else "packed, unpacked at load"
+    if bits == 8:
+        return "native INT8"
+    return "native INT4" if native else "packed, unpacked at load"
 
 
 def curve(steps: Sequence[Step], chosen: Step, limits: Limits) -> Figure:

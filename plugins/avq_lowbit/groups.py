@@ -10,6 +10,8 @@ from avq.types import GraphView
 
 #: Widths of the walk, first to last.
 WIDTHS = (8, 6, 4, 3, 2, 1)
+#: Of a target that unpacks nothing.
+NATIVE_WIDTHS = (8, 4)
 _SCALE_BYTES = 4
 
 

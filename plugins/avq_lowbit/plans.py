@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from avq import CalibrationStats, Workbench
-from avq.toolbox import Placement, Ranging, assemble
-from avq.types import AnyArray, GraphView, NodePrecision, PlanScore, QuantizationPlan, QuantPoint
-from avq_lowbit.grids import fitted_point
-from avq_lowbit.groups import Group, other_bytes
+from avq.toolbox import Placement, Ranging, assemble, dequantize, quantize, weight_point
+from avq.types import GraphView, NodePrecision, QuantizationPlan, QuantPoint
+from avq_lowbit.corrections import Corrections
+from avq_lowbit.groups import NATIVE_WIDTHS, WIDTHS, Group, other_bytes
 
 #: Weights left as they are.
 FLOAT = 32
@@ -36,7 +36,9 @@ class Plans:
     """Plans over one graph that differ in the widths of weights only.
 
     Attributes:
-        packed: widths below 8 bits are packed in the file; otherwise stored as the target's own integers.
+        native: the target unpacks nothing: INT8 anywhere, INT4 as weights of matrix products with float data.
+            Otherwise any width goes anywhere, packed in the file.
+        corrections: applied to every plan; None for none.
         owner: name and version of the strategy.
     """
 
@@ -44,37 +46,40 @@ class Plans:
     bench: Workbench
     groups: Sequence[Group]
     data: Data
-    packed: bool
+    native: bool
+    corrections: Corrections | None
     owner: tuple[str, str]
     _points: dict[tuple[str, int], QuantPoint] = field(default_factory=dict)
 
-    def plan(self, bits: Bits, reasons: Mapping[str, str] | None = None) -> QuantizationPlan:
-        """The plan with the groups' weights in ``bits``; FLOAT leaves a group float, its data too."""
-        wide = {g.name: b for g, b in zip(self.groups, bits, strict=True)}
-        inside = [p for g in self.groups if wide[g.name] != FLOAT for p in g.placements]
-        weights = [
-            self._weight(p, wide[g.name]) for g in self.groups if wide[g.name] != FLOAT for p in g.placements
-        ]
-        base = self._activations([p for p in inside if self.integer_data(p)])
-        points = sorted([*base.points, *weights], key=lambda point: point.edge)
-        return replace(base, points=tuple(points), precisions=self._precisions(wide, reasons or {}))
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the walk, first to last."""
+        return NATIVE_WIDTHS if self.native else WIDTHS
 
-    def error(self, bits: Bits, pictures: int | None = None) -> PlanScore:
-        return self.bench.error(self.plan(bits), pictures=pictures)
+    def allowed(self, group: Group, bits: int) -> bool:
+        return not self.native or bits == 8 or group.kind == "matmul"
+
+    def plan(self, bits: Bits, reasons: Mapping[str, str] | None = None) -> QuantizationPlan:
+        """The corrected plan with the groups' weights in ``bits``; FLOAT leaves a group float, its data too."""
+        chosen = [(p, b) for g, b in zip(self.groups, bits, strict=True) if b != FLOAT for p in g.placements]
+        base = self._activations([p for p, b in chosen if self.integer_data(p, b)])
+        points = sorted([*base.points, *(self._weight(p, b) for p, b in chosen)], key=lambda p: p.edge)
+        plan = replace(base, points=tuple(points), precisions=self._precisions(bits, reasons or {}))
+        return plan if self.corrections is None else self.corrections.corrected(plan)
 
     def bytes_at(self, bits: Bits) -> int:
         """All constants of the file: weights, their scales, and what stays float."""
         weights = sum(g.bytes_at(b) for g, b in zip(self.groups, bits, strict=True))
         return weights + other_bytes(self.graph, self.groups)
 
-    def integer_data(self, placement: Placement) -> bool:
-        return self.data.int8 and placement.kind != "depthwise"
+    def integer_data(self, placement: Placement, bits: int) -> bool:
+        """Whether a group's data are INT8, with weights of ``bits`` bits."""
+        return self.data.int8 and placement.kind != "depthwise" and not (self.native and bits < 8)
 
-    def weight_point(self, group: Group, bits: int) -> QuantPoint:
-        return self._weight(group.placements[0], bits)
-
-    def array(self, group: Group) -> AnyArray:
-        return self.graph.constants[group.tensor]
+    def squared_error(self, group: Group, bits: int) -> float:
+        """Of the group's weights, rounded to nearest."""
+        weight, point = self.graph.constants[group.tensor], self._weight(group.placements[0], bits)
+        return float(((dequantize(quantize(weight, point), point) - weight).astype("f8") ** 2).sum())
 
     def _weight(self, placement: Placement, bits: int) -> QuantPoint:
         assert placement.weight is not None
@@ -82,9 +87,9 @@ class Plans:
         key = (str(edge), bits)
         if key not in self._points:
             array = self.graph.constants[edge.tensor]
-            self._points[key] = fitted_point(edge, array, placement.weight_axis, bits)
-        point = replace(self._points[key], packed=self.packed)
-        return point if self.integer_data(placement) else replace(point, mode="weight-only")
+            self._points[key] = weight_point(edge, array, placement.weight_axis, bits=bits)
+        point = replace(self._points[key], packed=not self.native)
+        return point if self.integer_data(placement, bits) else replace(point, mode="weight-only")
 
     def _activations(self, chosen: Sequence[Placement]) -> QuantizationPlan:
         """The plan's activation points, without any of weights."""
@@ -94,11 +99,11 @@ class Plans:
         weights = {p.weight for p in chosen}
         return replace(plan, points=tuple(p for p in plan.points if p.edge not in weights))
 
-    def _precisions(self, wide: Mapping[str, int], reasons: Mapping[str, str]) -> dict[str, NodePrecision]:
+    def _precisions(self, bits: Bits, reasons: Mapping[str, str]) -> dict[str, NodePrecision]:
         precisions = {node: NodePrecision("fp32", why) for node, why in self.bench.keep_float.items()}
-        for group in self.groups:
+        for group, width in zip(self.groups, bits, strict=True):
             for placement in group.placements:
-                integers = self.integer_data(placement) and wide[group.name] != FLOAT
-                reason = reasons.get(group.name, f"{group.kind}: weights in {wide[group.name]} bits")
+                integers = width != FLOAT and self.integer_data(placement, width)
+                reason = reasons.get(group.name, f"{group.kind}: weights in {width} bits")
                 precisions[placement.node] = NodePrecision("int8" if integers else "fp32", reason)
         return precisions

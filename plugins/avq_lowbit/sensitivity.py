@@ -10,51 +10,61 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avq.types import F64, PlanScore
-from avq_lowbit.grids import squared_error
-from avq_lowbit.groups import WIDTHS
-from avq_lowbit.plans import FLOAT, Bits, Plans
+from avq.types import F64, PlanScore, QuantizationPlan
+from avq_lowbit.plans import FLOAT, Plans
 
 # Wide enough that errors still add, narrow enough to be seen over the runtime's own rounding.
 PROBE_BITS = 3
+_NATIVE_PROBE_BITS = 4
 
 
 def damages(plans: Plans, pictures: int, probes: int) -> F64:
-    """(groups, widths) predicted noise power over signal power at the worst output, each group alone."""
+    """(groups, widths) predicted noise power over signal power at the worst output, each group alone.
+
+    inf where the target does not take that width.
+    """
     probed = probe_noise(plans, pictures, probes)
-    errors = np.array([_errors(plans, i) for i in range(len(plans.groups))])
-    at_probe = errors[:, WIDTHS.index(PROBE_BITS)]
-    scaled: F64 = errors * (probed / np.maximum(at_probe, 1e-30))[:, None]
-    return scaled
+    at_probe = np.array([plans.squared_error(g, _probe_bits(plans)) for g in plans.groups])
+    errors = np.array(
+        [
+            [plans.squared_error(g, b) if plans.allowed(g, b) else np.inf for b in plans.widths]
+            for g in plans.groups
+        ]
+    )
+    noise: F64 = (probed / np.maximum(at_probe, 1e-30))[:, None] * np.where(np.isfinite(errors), errors, 0.0)
+    return np.where(np.isfinite(errors), noise, np.inf)
 
 
-def _errors(plans: Plans, index: int) -> list[float]:
-    group = plans.groups[index]
-    return [squared_error(plans.array(group), plans.weight_point(group, bits)) for bits in WIDTHS]
+def _probe_bits(plans: Plans) -> int:
+    return _NATIVE_PROBE_BITS if plans.native else PROBE_BITS
 
 
 def probe_noise(plans: Plans, pictures: int, probes: int) -> F64:
-    """(groups,) noise power with one group alone in PROBE_BITS, all else float.
+    """(groups,) noise power with one group alone at few bits, corrected, all else float; 0 where not allowed.
 
     Networks with more groups than ``probes`` are judged in runs of neighbours, each of which gets its share
     by squared weight error.
     """
-    count = len(plans.groups)
-    longest = -(-count // probes)
+    few, count = _probe_bits(plans), len(plans.groups)
+    open_to = [i for i, group in enumerate(plans.groups) if plans.allowed(group, few)]
+    _at(plans, open_to)  # solves every layer's rounding in as few passes over the pictures as memory allows
+    longest = max(-(-len(open_to) // probes), 1)
     found = np.zeros(count)
-    for start in range(0, count, longest):
-        run = range(start, min(start + longest, count))
-        errors = np.array([_errors(plans, i)[WIDTHS.index(PROBE_BITS)] for i in run])
-        noise = noise_of(plans.error(_only(count, run), pictures))
-        found[run.start : run.stop] = noise * errors / max(float(errors.sum()), 1e-30)
+    for start in range(0, len(open_to), longest):
+        run = open_to[start : start + longest]
+        errors = np.array([plans.squared_error(plans.groups[i], few) for i in run])
+        noise = noise_of(plans.bench.error(_at(plans, run), pictures=pictures))
+        found[run] = noise * errors / max(float(errors.sum()), 1e-30)
     return found
+
+
+def _at(plans: Plans, groups: Sequence[int]) -> QuantizationPlan:
+    """These groups at few bits, all else float."""
+    few = _probe_bits(plans)
+    return plans.plan(tuple(few if i in groups else FLOAT for i in range(len(plans.groups))))
 
 
 def noise_of(score: PlanScore) -> float:
     """Noise power over signal power at the worst output."""
     worst_db = min(score.sqnr_db.values(), default=float("inf"))
     return float(10.0 ** (-worst_db / 10.0))
-
-
-def _only(count: int, inside: Sequence[int]) -> Bits:
-    return tuple(PROBE_BITS if i in inside else FLOAT for i in range(count))

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
 from avq.toolbox import Placement, Ranging, place, wanted_statistics
-from avq.types import GraphView, QuantizationPlan, Served
+from avq.types import GraphView, PlanScore, QuantizationPlan, Served
+from avq_lowbit.corrections import Corrections
 from avq_lowbit.explain import conclusion, curve, group_reasons, group_rows, step_rows
-from avq_lowbit.groups import WIDTHS, Group, weight_groups
+from avq_lowbit.groups import Group, weight_groups
 from avq_lowbit.limits import Limits
-from avq_lowbit.plans import Data, Plans
+from avq_lowbit.plans import Bits, Data, Plans
 from avq_lowbit.search import Search, Step
 from avq_lowbit.sensitivity import damages
 from avq_lowbit.walk import walk
@@ -43,6 +44,7 @@ class LowbitOptions(BaseModel):
     percentile: float = Field(
         99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
     )
+    correction: bool = Field(True, description="round weights for their layer's output, and correct biases")
     pictures: int = Field(24, ge=1, description="pictures that rank the groups; the walk is judged on all")
     probes: int = Field(
         120, ge=1, description="judgements spent on ranking; larger networks in runs of layers"
@@ -86,15 +88,20 @@ class LowbitQuantizer:
         limits: Limits,
     ) -> Plans:
         """Plans with the data as asked for, or as measured."""
-        owner = (self.name, self.version)
-        floats = Plans(graph, bench, groups, Data(int8=False), packed=True, owner=owner)
+        corrections = Corrections(graph, bench) if options.correction else None
+
+        def with_data(data: Data) -> Plans:
+            owner = (self.name, self.version)
+            return Plans(graph, bench, groups, data, bench.symmetric_only, corrections, owner)
+
+        floats = with_data(Data(int8=False))
         if options.activations == "float":
             return floats
         stats = bench.collect(wanted_statistics(graph, placements))
         ranging = Ranging(
             options.calibrator, options.percentile, bench.symmetric_only, tied=bench.symmetric_only
         )
-        integers = Plans(graph, bench, groups, Data(True, stats, ranging), packed=True, owner=owner)
+        integers = with_data(Data(True, stats, ranging))
         if options.activations == "int8":
             return integers
         return integers if _int8_is_better(integers, floats, limits) else floats
@@ -102,10 +109,15 @@ class LowbitQuantizer:
     def _search(self, plans: Plans, options: LowbitOptions, limits: Limits) -> Search:
         """The walk with its points judged."""
         damage = damages(plans, options.pictures, options.probes)
-        size = np.array([[g.bytes_at(b) for b in WIDTHS] for g in plans.groups], np.float64)
-        path = [tuple(WIDTHS[i] for i in state) for state in walk(damage, size)]
+        size = np.array([[g.bytes_at(b) for b in plans.widths] for g in plans.groups], np.float64)
+        path = [tuple(plans.widths[i] for i in state) for state in walk(damage, size)]
         sizes = [plans.bytes_at(bits) for bits in path]
-        search = Search(path, sizes, lambda bits: (plans.plan(bits), plans.error(bits)), limits)
+
+        def judge(bits: Bits) -> tuple[QuantizationPlan, PlanScore]:
+            plan = plans.plan(bits)
+            return plan, plans.bench.error(plan)
+
+        search = Search(path, sizes, judge, limits)
         search.sketch(options.points)
         if options.target_mb is None:
             search.narrow(options.rounds)
