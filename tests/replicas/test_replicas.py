@@ -1,0 +1,154 @@
+"""Heads of several families, trained on drawn scenes: default options must keep them whole, whatever the names.
+
+Judged are accuracy and structure, never wall time; ``tests/bench/bench_replicas.py`` prints the whole verdict.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import onnx
+import pytest
+
+from avq.build import build
+from avq.build.gate import DEFAULT_LOST_PERCENT, MAX_CONFIDENCE_SHIFT
+from avq.build.graph.model import normalise
+from avq.bundle import MODEL, open_bundle
+from avq.decoders import builtin_decoders
+from avq.plugins import PluginHost
+from avq.progress import Silent
+from avq.types import Recipe
+from tests.conftest import ROOT
+from tests.replicas.names import randomised
+from tests.replicas.structure import QDQ, downstream, last_layers, quantized_at_or_after
+
+HERE = Path(__file__).parent
+PICTURES = ROOT / "calibration_data" / "road_scenes"
+FAMILIES = {
+    "yolov8": "yolov8",
+    "yolov6": "yolov6",
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(replica, what the build said, the model that is served), under names that were never seen before."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = folder / "m.onnx"
+    model.write_bytes(randomised(_replica(request.param), seed=20261123).SerializeToString())
+    recipe = Recipe(model=model, output=folder / "b", data=PICTURES, target="onnxruntime", gate=False)
+    outcome = build(recipe, PluginHost(), Silent())
+    lowered = open_bundle(folder / "b", allow_unaccepted=True).read(MODEL)
+    return request.param, outcome, onnx.load_from_string(lowered)
+
+
+def _replica(name: str) -> onnx.ModelProto:
+    return onnx.load(HERE / f"{name}.onnx")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exactly_its_own_family_recognises_a_replica(name: str) -> None:
+    for seed in (1, 2):
+        graph = normalise(randomised(_replica(name), seed)).view
+        assert [d.family for d in builtin_decoders() if d.recognise(graph)] == [FAMILIES[name]]
+
+
+def test_default_options_keep_the_boxes(built) -> None:
+    _, outcome, _ = built
+    fidelity = outcome.verified.measured.fidelity
+    assert fidelity.boxes >= 300, "too few firm boxes to judge one in a hundred"
+    assert 100 * fidelity.lost <= DEFAULT_LOST_PERCENT
+    assert abs(fidelity.confidence_shift) <= MAX_CONFIDENCE_SHIFT
+
+
+def test_nothing_is_quantized_at_or_after_the_last_layers(built) -> None:
+    _, outcome, lowered = built
+    assert outcome.int8_mac_share > 0.5 and any(n.op_type in QDQ for n in lowered.graph.node)
+    ends = last_layers(lowered)
+    assert len(ends) >= 2
+    assert quantized_at_or_after(lowered, ends) == []
+
+
+def test_what_follows_the_selection_of_queries_is_float(built) -> None:
+    _, _, lowered = built
+    selections = [node for node in lowered.graph.node if node.op_type == "TopK"]
+    assert not [n for n in downstream(lowered, selections) if n.op_type in QDQ]
+
+
+def test_replicas_are_small() -> None:
+    assert all((HERE / f"{name}.onnx").stat().st_size <= 1_000_000 for name in FAMILIES)
+
+
+_DECIDING = (
+    "avq/decoders",
+    "avq/toolbox",
+    "avq/build/graph",
+    "avq/build/lower",
+    "avq/build/understand",
+    "plugins",
+)
+_TEXT_METHODS = {"startswith", "endswith", "find", "index", "lower", "upper", "split", "partition", "count"}
+
+
+def _asks_a_name(node: ast.AST) -> bool:
+    """``x.name.startswith(...)``, ``"head" in x.name``, ``x.name == "conv"``, or a pattern on a name."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if node.func.attr in _TEXT_METHODS and _is_graph_name(node.func.value):
+            return True
+        patterns = node.func.attr in ("match", "search", "fullmatch", "fnmatch", "fnmatchcase")
+        return patterns and any(_is_graph_name(argument) for argument in node.args)
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        texts = any(
+            isinstance(side, ast.Constant) and isinstance(side.value, str) and side.value for side in sides
+        )
+        return texts and any(_is_graph_name(side) for side in sides)
+    return False
+
+
+def _is_graph_name(node: ast.AST) -> bool:
+    """``node.name``, ``tensor.name``, ``edge.tensor``, ``node.inputs[0]``: names of a graph's things."""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr in (
+            "inputs",
+            "outputs",
+            "input",
+            "output",
+        )
+    if not isinstance(node, ast.Attribute) or node.attr not in ("name", "tensor", "node"):
+        return False
+    owner = node.value
+    return node.attr != "name" or (isinstance(owner, ast.Name) and owner.id in _GRAPH_THINGS)
+
+
+_GRAPH_THINGS = {
+    "node",
+    "n",
+    "view",
+    "tensor",
+    "output",
+    "layer",
+    "producer",
+    "consumer",
+    "value",
+    "edge",
+    "init",
+}
+
+
+@pytest.mark.parametrize(
+    "source", ['"head" in node.name', 'n.name.endswith("cv3")', 're.search("detect", node.name)']
+)
+def test_the_search_for_name_patterns_finds_them(source: str) -> None:
+    assert any(_asks_a_name(node) for node in ast.walk(ast.parse(source)))
+
+
+def test_no_decision_hangs_on_a_name() -> None:
+    """What a graph's nodes and tensors are called decides nothing where heads, precisions and graphs are handled."""
+    found = []
+    for folder in _DECIDING:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found += [f"{path.relative_to(ROOT)}:{n.lineno}" for n in ast.walk(tree) if _asks_a_name(n)]
+    assert found == []
