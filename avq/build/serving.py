@@ -6,9 +6,10 @@ fastest float engine in every round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import onnx
 
@@ -17,16 +18,19 @@ from avq.build.layer_times import by_node
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
+from avq.clock import Clock
 from avq.errors import AvqError
 from avq.hookspecs import Session
-from avq.measure.latency import LatencySamples, paired_latency, ratio_interval
+from avq.measure.latency import LatencySamples, ProcessorClock, paired_latency, ratio_interval
 from avq.types import GraphView, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
 
+T = TypeVar("T")
 # Open sessions hold a copy of the weights and their scratch memory each.
 _OPEN_AT_ONCE = 6
 _SORTING_ROUNDS = 12
 _SERVE_ROUNDS = 100
-_QUICK_ROUNDS = 40
+# Opening costs more than running, and one session's luck with its memory is not mended by more rounds.
+_QUICK_ROUNDS, _COUNTED_ROUNDS = 30, 12
 _ANCHOR = "float"
 
 
@@ -60,9 +64,17 @@ class Serving:
             for entry, time in zip(found, times, strict=True)
         ]
 
-    def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
-        """Unchecked times on the engine that served the last quantized plan."""
-        return self._times(plans, [self._engine_for(plan) for plan in plans], _QUICK_ROUNDS)
+    def latencies(
+        self, plans: Sequence[QuantizationPlan], clock: Clock | None = None
+    ) -> list[Latency | None]:
+        """Unchecked times on the engine that served the last quantized plan.
+
+        Without ``clock``, of one thread on the processor: what else runs on the machine is no part of a
+        plan's price. Several threads wait for each other, so theirs are by the wall.
+        """
+        if clock is None and self.request.recipe.threads == 1:
+            clock = ProcessorClock()
+        return self._times(plans, [self._engine_for(plan) for plan in plans], _QUICK_ROUNDS, clock)
 
     def layer_times(self, plans: Sequence[QuantizationPlan]) -> list[Mapping[str, int]] | None:
         """Nanoseconds per node of the float graph, taking turns, where the engine tells them."""
@@ -71,11 +83,14 @@ class Serving:
         told = getattr(self.request.float_engines[known[0].engine], "layer_times", None) if known else None
         if told is None or len(known) < len(plans):
             return None
-        models = [self._model(plan, c) for plan, c in zip(plans, known, strict=True)]
-        try:
-            layers = told(models, self._options(known[0]), self.probe_set.inputs[0].tensor)
-        except AvqError:
-            return None
+        tensor, options = self.probe_set.inputs[0].tensor, self._options(known[0])
+        layers = []
+        for some in _chunks(list(zip(plans, known, strict=True))):
+            models = [self._model(plan, candidate) for plan, candidate in some]
+            try:
+                layers += told(models, options, tensor, rounds=_COUNTED_ROUNDS)
+            except AvqError:
+                return None
         return [by_node(found, self.graph) for found in layers]
 
     def _engine_for(self, plan: QuantizationPlan) -> Candidate | None:
@@ -131,29 +146,42 @@ class Serving:
         return (candidate, self.probe_set.judge(answers)) if right else None
 
     def _times(
-        self, plans: Sequence[QuantizationPlan], candidates: Sequence[Candidate | None], rounds: int
+        self,
+        plans: Sequence[QuantizationPlan],
+        candidates: Sequence[Candidate | None],
+        rounds: int,
+        clock: Clock | None = None,
     ) -> list[Latency | None]:
+        """Some at a time, all against one and the same float session."""
         times: list[Latency | None] = [None] * len(plans)
         todo = [(i, plans[i], c) for i, c in enumerate(candidates) if c is not None]
-        for start in range(0, len(todo), _OPEN_AT_ONCE):
-            for index, latency in self._times_together(todo[start : start + _OPEN_AT_ONCE], rounds):
-                times[index] = latency
+        if not todo:
+            return times
+        with ExitStack() as stack:
+            floats = self._open(QuantizationPlan(graph_digest=self.graph.digest), self._anchor(), stack)
+            for some in _chunks(todo):
+                for index, latency in self._times_together(some, floats, rounds, clock):
+                    times[index] = latency
         return times
 
     def _times_together(
-        self, todo: Sequence[tuple[int, QuantizationPlan, Candidate]], rounds: int
+        self,
+        todo: Sequence[tuple[int, QuantizationPlan, Candidate]],
+        floats: Session,
+        rounds: int,
+        clock: Clock | None,
     ) -> list[tuple[int, Latency]]:
-        tensor, anchor = self.probe_set.inputs[0].tensor, self._anchor()
+        tensor = self.probe_set.inputs[0].tensor
         with ExitStack() as stack:
             sessions = {
                 str(index): session
                 for index, plan, candidate in todo
                 if (session := self._try_open(plan, candidate, stack)) is not None
             }
-            floats = self._open(QuantizationPlan(graph_digest=self.graph.digest), anchor, stack)
             runs = {label: _runner(session, tensor) for label, session in sessions.items()}
-            samples = paired_latency({**runs, _ANCHOR: _runner(floats, tensor)}, rounds=rounds)
-        return [(int(label), _latency(samples, label, anchor.label)) for label in sessions]
+            together = {**runs, _ANCHOR: _runner(floats, tensor)}
+            samples = paired_latency(together, rounds=rounds, clock=clock)
+        return [(int(label), _latency(samples, label, self._anchor().label)) for label in sessions]
 
     def _anchor(self) -> Candidate:
         if self._fastest_float is None:
@@ -180,6 +208,11 @@ class Serving:
         if candidate.encoding == FLOAT:
             return bytes(self.proto.SerializeToString())
         return lower(self.proto, plan, candidate.encoding)
+
+
+def _chunks(todo: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(todo), _OPEN_AT_ONCE):
+        yield todo[start : start + _OPEN_AT_ONCE]
 
 
 def _runner(session: Session, tensor: object) -> Callable[[], object]:

@@ -9,6 +9,7 @@ observations", Annals of Statistics 17, 1989).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,13 @@ class LatencySamples:
     def percentile_ms(self, percent: float) -> float:
         """Percentile of single runs in milliseconds."""
         return float(np.percentile(self.ns, percent)) / 1e6
+
+
+class ProcessorClock:
+    """Time this process spent on processors, all threads together: what others do on the machine is not in it."""
+
+    def now_ns(self) -> int:
+        return time.process_time_ns()
 
 
 def paired_latency(
@@ -142,4 +150,4 @@ def summary(samples: Mapping[str, LatencySamples], reference: str) -> list[dict[
     return rows
 
 
-__all__ = ["LatencySamples", "paired_latency", "ratio_interval", "summary"]
+__all__ = ["LatencySamples", "ProcessorClock", "paired_latency", "ratio_interval", "summary"]

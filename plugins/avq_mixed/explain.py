@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from avq.types import AnyArray, GroupRow
 from avq_mixed.costs import crossings
+from avq_mixed.fit import Counted
 from avq_mixed.groups import Group
 from avq_mixed.sensitivity import Sensitivity
 from avq_mixed.solve import Problem
@@ -16,9 +17,9 @@ def group_rows(
     measured: Sequence[Sensitivity],
     problem: Problem,
     int8: AnyArray,
-    counted: tuple[Mapping[str, int], Mapping[str, int]] | None,
+    counted: Counted | None,
 ) -> list[GroupRow]:
-    """One row per group, in graph order; ``counted`` are ns per node, everything float and everything INT8."""
+    """One row per group, in graph order; ``counted`` is each group's time in context."""
     reasons = group_reasons(groups, problem, int8)
     crossing = _crossing_costs(problem, int8)
     return [
@@ -29,17 +30,13 @@ def group_rows(
             reason=reasons[group.name],
             nodes=len(group.nodes),
             sensitivity=measured[index].badness,
-            float_ns=_together(group, counted[0]) if counted else None,
-            int8_ns=_together(group, counted[1]) if counted else None,
+            float_ns=int(counted.float_ns[index]) if counted else None,
+            int8_ns=int(counted.int8_ns[index]) if counted else None,
             int8_gain=float(problem.cost.group[index]),
             boundary=crossing[index],
         )
         for index, group in enumerate(groups)
     ]
-
-
-def _together(group: Group, times_ns: Mapping[str, int]) -> int:
-    return sum(times_ns.get(node, 0) for node in group.nodes)
 
 
 def group_reasons(groups: Sequence[Group], problem: Problem, int8: AnyArray) -> dict[str, str]:

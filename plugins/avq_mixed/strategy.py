@@ -11,17 +11,21 @@ from pydantic import Field
 from avq import Workbench
 from avq.toolbox import Placement, Ranging, RangingOptions, macs_by_node, place, wanted_statistics
 from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, QuantizationPlan
-from avq_mixed.costs import CostModel, counted_gains, fit, random_maps
+from avq_mixed.costs import CostModel
 from avq_mixed.explain import group_reasons, group_rows
+from avq_mixed.fit import Counted, Timing, count, fit
 from avq_mixed.front import Point, choose, front
 from avq_mixed.front_figure import front_figure
 from avq_mixed.groups import Group, boundaries, fusion_groups
 from avq_mixed.maps import Maps
+from avq_mixed.random_maps import random_maps
 from avq_mixed.sensitivity import damages, measure
 from avq_mixed.solve import Problem, candidates
 
 # Predicted fastest maps under a floor of INT8: where memory or a later target counts more than this engine's time.
 _SHARES = (0.92,)
+# Enough that every group is seen in both precisions beside neighbours of both.
+_COUNTED_MAPS = 20
 _NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
 
 
@@ -34,7 +38,7 @@ class MixedOptions(RangingOptions):
         ge=1,
         description="judgements spent on sensitivities; larger networks are judged in runs of layers",
     )
-    maps: int = Field(14, ge=6, le=100, description="random precision maps that the cost model is fitted to")
+    maps: int = Field(42, ge=6, le=200, description="random precision maps that the cost model is fitted to")
     seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
     steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
 
@@ -58,8 +62,10 @@ class MixedQuantizer:
             return maps.plan(maps.all_float())
 
         measured = measure(maps, options.pictures, options.probes)
-        timed = Timed(maps)
-        cost = timed.learn([*always.values(), *random_maps(maps.groups, options.maps, options.seed)])
+        timed = self.timed(maps)
+        drawn = random_maps(maps.groups, options.maps, options.seed)
+        timed.count(drawn)
+        cost = timed.learn([*always.values(), *drawn])
         problem = Problem(cost, damages(measured), mac_shares(maps.groups))
         # What is best by a model flatters the model: time those maps, correct it, and solve again.
         problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES)))
@@ -74,6 +80,10 @@ class MixedQuantizer:
         bench.conclude(_conclusion(point, points, why))
         maps.reasons.update(group_reasons(maps.groups, problem, point.int8))
         return maps.plan(point.int8)
+
+    def timed(self, maps: Maps) -> Timed:
+        """What times this search's maps; benchmarks override it to look inside."""
+        return Timed(maps)
 
     def maps(
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: MixedOptions
@@ -124,23 +134,39 @@ def mac_shares(groups: Sequence[Group]) -> F64:
 
 
 class Timed:
-    """Whole-network times of precision maps on the serving engine, and the cost model that follows."""
+    """Whole-network times of precision maps on the serving engine, and the cost model that follows.
+
+    Attributes:
+        counted: each group's time in context, where the engine tells its layers' times.
+        known: what the cost model is fitted to.
+        cost: the latest one.
+    """
+
+    cost: CostModel
 
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
-        counted = maps.bench.layer_times([maps.plan(maps.all_float()), maps.plan(maps.all_int8())])
-        self.counted = (counted[0], counted[1]) if counted else None
-        floats, int8 = self.counted or (None, None)
-        self._gains, self._told = counted_gains(maps.groups, floats, int8, sum((floats or {}).values()))
+        self.counted: Counted | None = None
         self._edges = boundaries(maps.graph, [p for g in maps.groups for p in g.placements])
-        self._known: list[tuple[AnyArray, float]] = []
+        self.known: list[Timing] = []
+        self._calls = 0
+
+    def count(self, int8_maps: Sequence[AnyArray]) -> None:
+        """Let the engine count its layers in all-float, all-INT8 and some of these."""
+        some = int8_maps[:: max(1, len(int8_maps) // _COUNTED_MAPS)]
+        counted = [self.maps.all_float(), self.maps.all_int8(), *some]
+        times = self.maps.bench.layer_times([self.maps.plan(m) for m in counted])
+        self.counted = count(self.maps.groups, counted, times)
 
     def learn(self, int8_maps: Sequence[AnyArray]) -> CostModel:
         """Time these too, and fit again."""
         times = self.maps.bench.latencies([self.maps.plan(m) for m in int8_maps])
-        self._known += [(m, t.ratio) for m, t in zip(int8_maps, times, strict=True) if t is not None]
-        known, ratios = [m for m, _ in self._known], [r for _, r in self._known]
-        return fit(self.maps.groups, self._edges, self._gains, self._told, known, ratios)
+        self.known += [
+            Timing(m, t.ratio, self._calls) for m, t in zip(int8_maps, times, strict=True) if t is not None
+        ]
+        self._calls += 1
+        self.cost = fit(self.maps.groups, self._edges, self.counted, self.known)
+        return self.cost
 
 
 def _measure(maps: Maps, problem: Problem, named: Mapping[str, AnyArray]) -> list[Point]:

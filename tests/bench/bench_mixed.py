@@ -1,24 +1,33 @@
 """Does the cost model of ``mixed`` predict times? Against random precision maps that it was not fitted to.
 
-    python tests/bench/bench_mixed.py [--material DIR] [--maps 30]
+    python tests/bench/bench_mixed.py [MODEL ...] [--maps 30] [--sessions 5] [--clock processor] [--quick]
 
-Per model: rank correlation (Spearman) of predicted and measured times, and the median error against that of the
-best constant. Times are of one thread, interleaved with the fastest float engine.
+The search runs first as ``avq build --strategy mixed`` would, whole: its seconds and peak memory are told. Then
+come maps that it never saw: for half of them every group is in INT8 by itself, with one probability per map
+drawn evenly from 0 to 1; the other half are contiguous segments between random cuts, each in INT8 or float
+with such a probability. Every map is built ``--sessions`` times, in a new order each time, interleaved with the
+fastest float engine; its measured time is the median over its sessions. Building the same map again gives
+another time (where its memory happens to lie), and that noise is told beside.
+
+Per model: rank correlation (Spearman) of predicted and measured times, and the median error over that of the
+best constant (the median of the measured), both with 95 % intervals (bootstrap over maps).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from avq_mixed.costs import random_maps
-from avq_mixed.sensitivity import damages, measure
-from avq_mixed.solve import Problem, candidates
-from avq_mixed.strategy import MixedOptions, MixedQuantizer, Timed, anchors, mac_shares
+from avq_mixed.maps import Maps
+from avq_mixed.strategy import MixedOptions, MixedQuantizer, Timed
 from scipy.stats import spearmanr
 
 from avq import Workbench
@@ -28,73 +37,169 @@ from avq.build.planning import make_plan
 from avq.build.probe_set import prepare_probe_set
 from avq.build.request import check
 from avq.build.understand.host import understand_model
+from avq.clock import SystemClock
+from avq.measure.latency import ProcessorClock
 from avq.plugins import PluginHost
 from avq.terminal import Terminal
-from avq.toolbox import place
-from avq.types import GraphView, QuantizationPlan, Recipe
+from avq.types import AnyArray, GraphView, QuantizationPlan, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MATERIAL = Path(os.environ.get("AVQ_MATERIAL", ROOT.parent / "shared" / "material"))
 MODELS = ("yolox_nano_416", "nanodet_m_320")
-UNSEEN_SEED = 2024
+UNSEEN_SEED, SHUFFLE_SEED, BOOTSTRAP_SEED = 2024, 1, 2
+RESAMPLES = 2000
+CLOCKS = {"wall": SystemClock, "processor": ProcessorClock}
+
+
+def unseen_maps(groups: int, count: int, seed: int) -> list[AnyArray]:
+    """(groups,) bool each: every second one group by group, the others in contiguous segments."""
+    rng = np.random.default_rng(seed)
+    maps: list[AnyArray] = []
+    while len(maps) < count:
+        probability = rng.random()
+        cuts = np.sort(rng.choice(np.arange(1, groups), size=int(rng.integers(1, 12)), replace=False))
+        segment_of = np.searchsorted(cuts, np.arange(groups), side="right")
+        drawn = (
+            rng.random(groups) < probability
+            if len(maps) % 2 == 0
+            else (rng.random(cuts.size + 1) < probability)[segment_of]
+        )
+        if drawn.any():  # all float is no plan
+            maps.append(drawn)
+    return maps
 
 
 class Predictions(MixedQuantizer):
-    """Fits the cost model as ``mixed`` does, then times maps it has not seen."""
+    """Searches as ``mixed`` does, then times maps that the search has not seen."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, sessions: int, clock: str) -> None:
+        self.count, self.sessions, self.clock = count, sessions, clock
+        self.began_s = time.monotonic()
         self.row: dict[str, object] = {}
+        self._timed: Timed | None = None
+
+    def timed(self, maps: Maps) -> Timed:
+        self._timed = super().timed(maps)
+        return self._timed
 
     def plan(self, graph: GraphView, bench: Workbench, options: MixedOptions) -> QuantizationPlan:
-        maps = self.maps(graph, bench, place(graph, bench.keep_float), options)
-        always = anchors(maps)
-        bench.serve([maps.plan(m) for m in always.values()])
-        timed = Timed(maps)
-        cost = timed.learn([*always.values(), *random_maps(maps.groups, options.maps, options.seed)])
-        damage = damages(measure(maps, 4, 30))
-        cost = timed.learn(candidates(Problem(cost, damage, mac_shares(maps.groups)), options.steps, (0.9,)))
+        chosen = super().plan(graph, bench, options)
+        searched_s = time.monotonic() - self.began_s
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        timed = self._timed
+        if timed is None:
+            raise SystemExit("no quantized plan of this model runs here: nothing to predict")
+        fitted = {t.int8.tobytes() for t in timed.known}
+        drawn = unseen_maps(len(timed.maps.groups), 2 * self.count, UNSEEN_SEED)
+        unseen = [m for m in drawn if m.tobytes() not in fitted][: self.count]
+        ratios = measured(bench, [timed.maps.plan(m) for m in unseen], self.sessions, self.clock)
+        predicted = np.array([timed.cost.predict(m) for m in unseen])
+        self.row = {
+            "search s": round(searched_s),
+            "peak MB": peak_mb,
+            "fitted to": len(timed.known),
+            **summary(predicted, ratios),
+        }
+        return chosen
 
-        unseen = random_maps(maps.groups, self.count, UNSEEN_SEED)
-        times = bench.latencies([maps.plan(m) for m in unseen])
-        measured = np.array([t.ratio for t in times if t is not None])
-        predicted = np.array([cost.predict(m) for m, t in zip(unseen, times, strict=True) if t is not None])
-        self.row = _summary(predicted, measured)
-        return maps.plan(maps.all_float())
+
+def measured(bench: Any, plans: Sequence[QuantizationPlan], sessions: int, clock: str) -> np.ndarray:
+    """(sessions, plans) time over float; every row builds all of them anew, in an order of its own.
+
+    The float session of one row is as lucky or unlucky as any: rows are brought to their common level.
+    """
+    rng = np.random.default_rng(SHUFFLE_SEED)
+    ratios = np.empty((sessions, len(plans)))
+    for row in ratios:
+        order = rng.permutation(len(plans))
+        times = bench._serving.latencies([plans[i] for i in order], CLOCKS[clock]())
+        row[order] = [t.ratio for t in times]
+    level = np.median(ratios, axis=1, keepdims=True)
+    return np.asarray(ratios * (np.exp(np.mean(np.log(level))) / level))
 
 
-def _summary(predicted: np.ndarray, measured: np.ndarray) -> dict[str, object]:
-    error = float(np.median(np.abs(predicted - measured)))
-    constant = float(np.median(np.abs(measured - np.median(measured))))
+def summary(predicted: np.ndarray, ratios: np.ndarray) -> dict[str, object]:
+    """Every figure of the table; ``ratios`` is (sessions, maps)."""
+    times = np.median(ratios, axis=0)
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    picks = rng.integers(0, times.size, (RESAMPLES, times.size))
+    rank = spearman(predicted, times)
+    ranks = [spearman(predicted[p], times[p]) for p in picks]
+    errors = [error_ratio(predicted[p], times[p]) for p in picks]
+    one_session = np.median(np.abs(ratios - times), axis=None)
     return {
-        "maps": measured.size,
-        "time / float": f"{measured.min():.3f} to {measured.max():.3f}",
-        "Spearman": round(float(spearmanr(predicted, measured).statistic), 3),
-        "median error": round(error, 4),
-        "of the best constant": round(constant, 4),
-        "ratio": round(error / max(constant, 1e-12), 2),
+        "maps": times.size,
+        "time / float": f"{times.min():.3f} to {times.max():.3f}",
+        "Spearman": f"{rank:.3f} {interval(ranks)}",
+        "median error": round(float(np.median(np.abs(predicted - times))), 4),
+        "over best constant": f"{error_ratio(predicted, times):.2f} {interval(errors)}",
+        "noise of one session": round(float(one_session), 4),
+        "of the median": round(noise_of_median(ratios), 4),
     }
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+def error_ratio(predicted: np.ndarray, times: np.ndarray) -> float:
+    """Median error of the prediction over that of the constant that minimises it."""
+    constant = float(np.median(np.abs(times - best_constant(times))))
+    return float(np.median(np.abs(predicted - times))) / max(constant, 1e-12)
+
+
+def best_constant(times: np.ndarray) -> float:
+    """The middle of the shortest interval that holds half of the times: no constant has a smaller median error."""
+    ordered = np.sort(times)
+    half = ordered.size // 2 + 1
+    widths = ordered[half - 1 :] - ordered[: ordered.size - half + 1]
+    first = int(np.argmin(widths))
+    return float(ordered[first] + ordered[first + half - 1]) / 2.0
+
+
+def noise_of_median(ratios: np.ndarray) -> float:
+    """Typical standard error of a map's median over its sessions (as of a normal sample)."""
+    if len(ratios) < 2:
+        return float("nan")
+    return float(np.sqrt(np.mean(ratios.var(axis=0, ddof=1)) * np.pi / (2 * len(ratios))))
+
+
+def interval(values: Sequence[float]) -> str:
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return f"[{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, help=f"of {', '.join(MODELS)}")
     parser.add_argument("--material", type=Path, default=MATERIAL)
     parser.add_argument("--maps", type=int, default=30)
+    parser.add_argument("--sessions", type=int, default=5)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument(
+        "--quick", action="store_true", help="hardly judge accuracy: only times are looked at"
+    )
     given: Any = parser.parse_args()
-    rows = [{"model": name, **predictions(name, given.material, given.maps)} for name in MODELS]
-    Terminal().table("predicted against measured time of unseen precision maps", rows)
+    rows = []
+    for name in given.models:
+        # Its own process each: peak memory is of this search alone.
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            rows.append({"model": name, **alone.apply(predictions, (name, given))})
+        Terminal().table(f"predicted against measured time of unseen maps, {given.clock} time", rows[-1:])
+    if len(rows) > 1:
+        Terminal().table(f"predicted against measured time of unseen maps, {given.clock} time", rows)
 
 
-def predictions(name: str, material: Path, count: int) -> dict[str, object]:
+def predictions(name: str, given: argparse.Namespace) -> dict[str, object]:
     host, report = PluginHost(), Terminal(quiet=True)
     recipe = Recipe(
-        model=material / "models" / f"{name}.onnx",
+        model=given.material / "models" / f"{name}.onnx",
         output=Path("unused"),
-        data=material / "calibration" / "coco100",
+        data=given.material / "calibration" / "coco100",
         strategy="mixed",
-        options={"calibrator": "mse"},
+        options={"calibrator": "mse", "pictures": 1, "probes": 8} if given.quick else {},
     )
-    strategy = Predictions(count)
+    strategy = Predictions(given.maps, given.sessions, given.clock)
     request = replace(check(recipe, host), quantizer=strategy)
     pictures = open_pictures(recipe, report)
     understood = understand_model(request, pictures.samples, report)

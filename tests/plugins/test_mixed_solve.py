@@ -6,9 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from avq_mixed.costs import CostModel, crossings, fit, random_maps
+from avq_mixed.costs import CostModel, crossings
+from avq_mixed.fit import Counted, Timing, count, fit
 from avq_mixed.front import Point, choose, front
 from avq_mixed.groups import OUTSIDE, Boundary, Group, boundaries, fusion_groups
+from avq_mixed.random_maps import random_maps
 from avq_mixed.sensitivity import Sensitivity, damages, neighbours
 from avq_mixed.solve import Problem, candidates, fastest
 from avq_mixed.strategy import MixedOptions, MixedQuantizer
@@ -87,11 +89,36 @@ def test_the_fit_finds_what_boundaries_cost():
         up, down = crossings(edges, int8)
         return 1.0 + gains @ int8 + 0.004 * up.sum() + 0.002 * down.sum()
 
-    model = fit(groups, edges, gains, True, maps[:30], [truth(m) for m in maps[:30]])
+    counted = Counted(np.full(20, 5e4), 5e4 + 1e6 * gains)
+    model = fit(groups, edges, counted, [Timing(m, truth(m), 0) for m in maps[:30]])
     wrong = [abs(model.predict(m) - truth(m)) for m in maps[30:]]
     constant = [abs(np.median([truth(n) for n in maps[30:]]) - truth(m)) for m in maps[30:]]
     assert np.median(wrong) < 0.3 * np.median(constant)
     assert (model.up >= 0).all() and (model.down >= 0).all()
+
+
+def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit():
+    groups = [Group(f"g{i}", "dense", (f"g{i}",), (), 1) for i in range(12)]
+    rng = np.random.default_rng(1)
+    maps = [rng.random(12) < 0.5 for _ in range(40)]
+
+    def timings(*, bad: float, shift: float) -> list[Timing]:
+        told = [Timing(m, 1.0 - 0.01 * m.sum() + (bad if i == 5 else 0.0), 0) for i, m in enumerate(maps)]
+        return [*told[:30], *(Timing(t.int8, t.ratio + shift, 1) for t in told[30:])]
+
+    clean = fit(groups, [], None, timings(bad=0.0, shift=0.0))
+    disturbed = fit(groups, [], None, timings(bad=0.3, shift=0.015))
+    assert max(abs(clean.predict(m) - disturbed.predict(m)) for m in maps) < 0.012
+
+
+def test_a_group_is_counted_beside_many_neighbours():
+    groups = [Group("a", "dense", ("a", "a_relu"), (), 1), Group("b", "dense", ("b",), (), 1)]
+    maps = [np.array(m, bool) for m in ([0, 0], [1, 1], [0, 1], [1, 0], [0, 1])]
+    times = [{"a": 8 + 2 * i, "a_relu": 1, "b": 10 - 4 * int(m[1])} for i, m in enumerate(maps)]
+    found = count(groups, maps, times)
+    assert found is not None
+    assert found.float_ns.tolist() == [13.0, 10.0] and found.int8_ns.tolist() == [13.0, 6.0]
+    assert count(groups, maps, None) is None
 
 
 def test_large_networks_are_judged_in_runs_of_one_kind():

@@ -1,0 +1,187 @@
+"""The cost model that explains measured times best: counters in context first, whole networks to correct them.
+
+One layer's time depends on what stands beside it (who quantizes, who adds, which layout), so a group is
+counted in many precision maps and its INT8 gain is the difference of medians. Whole networks, timed end to end,
+then say what those gains, the multiply-adds and the boundaries are really worth: a bounded ridge regression
+(A. Hoerl, R. Kennard, "Ridge Regression", Technometrics 12, 1970) with Huber's weights (P. Huber, "Robust Estimation
+of a Location Parameter", 1964), because a session whose memory lies badly is a few percent slower for life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avq.types import F64, AnyArray
+from avq_mixed.costs import CostModel, crossings
+from avq_mixed.groups import Boundary, Group
+
+# All as ratios to the float time: of one timing, and how far each number may well be from its prior.
+_NOISE = 0.01
+_BASE_DEVIATION, _SESSION_DEVIATION = 0.1, 0.01
+_COUNTED_PRIOR, _COUNTED_DEVIATION = 0.8, 0.4
+_MACS_DEVIATION, _UNTOLD_MACS_PRIOR, _UNTOLD_MACS_DEVIATION = 1.0, -0.5, 2.0
+_GROUP_FLOOR, _GROUP_DEVIATION = 0.001, 0.1
+_BOUNDARY_PRIOR, _BOUNDARY_DEVIATION, _EDGE_DEVIATION = 0.00015, 0.0005, 0.0005
+_HUBER, _REWEIGHTINGS = 2.0, 3
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Nanoseconds of each group in context, (groups,): the median over the counted maps of one precision."""
+
+    float_ns: F64
+    int8_ns: F64
+
+    @property
+    def gain(self) -> F64:
+        """What INT8 adds, over the whole float time."""
+        return (self.int8_ns - self.float_ns) / max(float(self.float_ns.sum()), 1.0)
+
+
+def count(
+    groups: Sequence[Group], maps: Sequence[AnyArray], times_ns: Sequence[Mapping[str, int]] | None
+) -> Counted | None:
+    """Per-node times of several maps as times of groups; None when no engine told.
+
+    Every group must be float in one of ``maps`` and INT8 in another.
+    """
+    if not times_ns:
+        return None
+    spent = np.array([[sum(t.get(n, 0) for n in g.nodes) for g in groups] for t in times_ns], np.float64)
+    inside = np.array(maps, bool)
+    medians = [[np.median(spent[inside[:, i] == on, i]) for i in range(len(groups))] for on in (False, True)]
+    return Counted(np.array(medians[0]), np.array(medians[1]))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A map's measured time over float; timings of one ``call`` share the float session they stand against."""
+
+    int8: AnyArray
+    ratio: float
+    call: int
+
+
+def fit(
+    groups: Sequence[Group],
+    boundaries: Sequence[Boundary],
+    counted: Counted | None,
+    timings: Sequence[Timing],
+) -> CostModel:
+    """The cost model nearest to ``timings`` and to its priors. Boundaries never pay."""
+    layout = _Layout.of(groups, boundaries, counted)
+    rows = np.array([layout.row(t.int8) for t in timings])
+    calls = sorted({t.call for t in timings})
+    # One session's luck is common to a call; the first call stands for all.
+    shifts = np.array([[t.call == c for c in calls[1:]] for t in timings], np.float64)
+    found = _robust(
+        np.hstack([rows, shifts]),
+        np.array([t.ratio for t in timings]),
+        np.append(layout.prior, np.zeros(shifts.shape[1])),
+        np.append(layout.deviation, np.full(shifts.shape[1], _SESSION_DEVIATION)),
+        np.append(layout.low, np.full(shifts.shape[1], -np.inf)),
+    )
+    return layout.model(found[: layout.prior.size])
+
+
+def _robust(rows: F64, ratios: F64, prior: F64, deviation: F64, low: F64) -> F64:
+    """Bounded ridge regression, again and again with less weight on what it cannot explain."""
+    from scipy.optimize import lsq_linear
+
+    stiff = np.diag(_NOISE / deviation)
+    weights = np.ones(len(ratios))
+    for _ in range(_REWEIGHTINGS):
+        found = lsq_linear(
+            np.vstack([rows * weights[:, None], stiff]),
+            np.concatenate([ratios * weights, stiff @ prior]),
+            bounds=(low, np.full(prior.size, np.inf)),
+        ).x
+        far = np.abs(ratios - rows @ found)
+        limit = _HUBER * max(1.4826 * float(np.median(far)), _NOISE / 2.0)
+        weights = np.sqrt(np.minimum(1.0, limit / np.maximum(far, 1e-12)))
+    result: F64 = found
+    return result
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which column of the regression means what.
+
+    Columns: base; four prices that all boundaries share (up and down, each per boundary and per value); per kind of
+    group a factor on its multiply-adds, and one on its counted gain; every group's own rest; every boundary's own
+    price up, and down.
+
+    Attributes:
+        shares: (groups, factors) what the factors multiply.
+        unit: (boundaries,) values that cross, over their mean.
+    """
+
+    boundaries: tuple[Boundary, ...]
+    shares: F64
+    unit: F64
+    prior: F64
+    deviation: F64
+    low: F64
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], boundaries: Sequence[Boundary], counted: Counted | None) -> _Layout:
+        macs = np.array([g.macs for g in groups], np.float64)
+        macs /= max(float(macs.sum()), 1.0)
+        elements = np.array([b.elements for b in boundaries], np.float64)
+        unit = elements / max(float(elements.mean()) if elements.size else 0.0, 1.0)
+        kinds = sorted({g.kind for g in groups})
+        of_kind = np.array([[g.kind == kind for kind in kinds] for g in groups], np.float64)
+        many = len(kinds)
+        if counted is None:
+            shares, prior, deviation = macs[:, None] * of_kind, [_UNTOLD_MACS_PRIOR], [_UNTOLD_MACS_DEVIATION]
+            own = macs
+        else:
+            shares = np.hstack([macs[:, None] * of_kind, counted.gain[:, None] * of_kind])
+            prior, deviation = [0.0, _COUNTED_PRIOR], [_MACS_DEVIATION, _COUNTED_DEVIATION]
+            own = counted.float_ns / max(float(counted.float_ns.sum()), 1.0)
+        edges = _EDGE_DEVIATION * (1.0 + np.tile(unit, 2))
+        factors = shares.shape[1]
+        return cls(
+            boundaries=tuple(boundaries),
+            shares=shares,
+            unit=unit,
+            prior=np.concatenate(
+                [[1.0], [_BOUNDARY_PRIOR] * 4, np.repeat(prior, many), np.zeros(len(groups) + edges.size)]
+            ),
+            deviation=np.concatenate(
+                [
+                    [_BASE_DEVIATION],
+                    [_BOUNDARY_DEVIATION] * 4,
+                    np.repeat(deviation, many),
+                    _GROUP_FLOOR + _GROUP_DEVIATION * own,
+                    edges,
+                ]
+            ),
+            low=np.concatenate(
+                [[0.0], np.zeros(4), np.full(factors + len(groups), -np.inf), np.zeros(edges.size)]
+            ),
+        )
+
+    def row(self, int8: AnyArray) -> F64:
+        up, down = crossings(self.boundaries, int8)
+        inside = np.asarray(int8, np.float64)
+        shared = [1.0, up.sum(), up @ self.unit, down.sum(), down @ self.unit]
+        return np.concatenate([shared, inside @ self.shares, inside, up, down])
+
+    def model(self, found: F64) -> CostModel:
+        base, up, up_value, down, down_value = found[:5]
+        factors, rest = np.split(found[5:], [self.shares.shape[1]])
+        own, own_up, own_down = np.split(rest, [len(self.shares), len(self.shares) + self.unit.size])
+        return CostModel(
+            base=float(base),
+            group=self.shares @ factors + own,
+            up=up + up_value * self.unit + own_up,
+            down=down + down_value * self.unit + own_down,
+            boundaries=self.boundaries,
+        )
+
+
+__all__ = ["Counted", "Timing", "count", "fit"]
