@@ -82,7 +82,7 @@ def log_histogram(
     step = max(1, math.ceil(len(counts) / _COLUMNS))
     joined = [sum(counts[n : n + step]) for n in range(0, len(counts), step)]
     top = math.log10(max([*joined, 1])) + _FLOOR
-    columns = [((math.log10(n) + _FLOOR) / top if n else 0.0, "plain") for n in joined]
+    columns = [((math.log10(n) + _FLOOR) / top if n else 0.0, "faint") for n in joined]
     span = (high - low) or 1.0
     shown = [m for m in marks if math.isfinite(m.value)]
     lines = [(min(1.0, max(0.0, (m.value - low) / span)), m) for m in shown]

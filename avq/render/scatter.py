@@ -18,6 +18,8 @@ _SIZE = 1000.0
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 #: Beyond this many times the limit, the far end of an axis is drawn together.
 _FAR = 8.0
+#: Points at zero stand a little above the axis.
+_ROOM_BELOW = 0.06
 #: Names nearer to each other than this, in percent of the chart, would overlap.
 _CLEAR_X, _CLEAR_Y = 17.0, 7.0
 
@@ -37,7 +39,9 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round values inside the axis, far enough apart to be read."""
         if self.bend is None:
-            return _round_values(self.low, self.high)
+            return [
+                v for v in _round_values(self.low, self.high) if v >= 0 or self.low < -_ROOM_BELOW * self.high
+            ]
         decades = [m * 10.0**e for e in range(-9, 10) for m in (1.0, 2.0, 5.0)]
         found: list[float] = [0.0]
         for value in decades:
@@ -88,7 +92,8 @@ def _y_axis(values: Sequence[float], limit: float | None) -> Axis:
         return Axis(low - room, high + room)
     usual = limit or sorted(values)[len(values) // 2]
     bent = usual > 0 and high > _FAR * usual
-    return Axis(0.0, (high * (1.5 if bent else 1.12)) or 1.0, usual if bent else None)
+    top = (high * (1.5 if bent else 1.12)) or 1.0
+    return Axis(-_ROOM_BELOW * (usual if bent else top), top, usual if bent else None)
 
 
 def _round_values(low: float, high: float) -> list[float]:

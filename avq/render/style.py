@@ -80,6 +80,7 @@ svg { display: block; width: 100%; overflow: visible; }
 .legend i { display: inline-block; width: 1rem; height: 0; border-top: .16rem solid var(--tone, var(--accent));
   vertical-align: .25em; margin-right: .4rem; }
 .fill { fill: var(--accent); } .fill.good, .fill.bad, .fill.warn { fill: var(--tone); }
+.fill.faint { fill: var(--accent-soft); }
 .track { fill: var(--wash); } .rule { stroke: var(--soft); } .whisker { stroke: var(--ink); }
 .rule.good, .rule.bad, .rule.warn { stroke: var(--tone); } .rule.plain { stroke: var(--ink); }
 .base { stroke: var(--line); }
@@ -104,6 +105,7 @@ svg { display: block; width: 100%; overflow: visible; }
 .legend b { display: inline-block; width: .62rem; height: .62rem; border-radius: 50%; background: var(--tone);
   margin-right: .45rem; }
 .legend .swatch.plain { --tone: var(--accent); } .legend .swatch b { border-radius: .15rem; }
+.legend .first b, .legend .first + .s0 b { border-radius: .15rem; }
 .legend .ringed b { background: var(--accent); box-shadow: 0 0 0 .22rem var(--accent-soft); margin: 0 .6rem 0 .2rem; }
 .first { --tone: var(--accent-soft); }
 .bar.twice { display: grid; gap: 2px; }
