@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from avq.build.calibrate.commands import Calibration
 from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.sidefiles.complete import side_file_for_plan
 from avq.build.understand.frontend import Understood
 from avq.build.workbench import HostWorkbench
-from avq.errors import PluginError
+from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import Figure, GroupRow, PlanScore, QuantizationPlan
+from avq.types import Figure, Foreign, GroupRow, PlanScore, QuantizationPlan
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
@@ -53,15 +54,16 @@ def make_plan(
     if request.quantizer is None:
         return Planned(QuantizationPlan(graph_digest=view.digest, owner="avq", owner_version="float"), ())
 
+    keep_float = {**host.keep_float(view, request.recipe), **understood.keep_float}
     workbench = HostWorkbench(
         request=request,
         understood=understood,
         probe_set=probe_set,
-        keep_float={**host.keep_float(view, request.recipe), **understood.keep_float},
+        keep_float=keep_float,
         report=report,
         _collect=calibration.collect,
         _moments=calibration.moments,
-        foreign=understood.foreign,
+        foreign=_foreign(request, understood, calibration, keep_float),
         _adjusted=calibration.adjusted,
     )
     plan = request.quantizer.plan(view, workbench, request.options)
@@ -79,4 +81,27 @@ def make_plan(
         workbench.error,
         tuple(workbench.conclusions),
         tuple(workbench.group_rows),
+    )
+
+
+def _foreign(
+    request: Request, understood: Understood, calibration: Calibration, keep_float: Mapping[str, str]
+) -> Foreign | None:
+    """Quantization in the model's file, or in the file beside it that the option ``encodings`` names."""
+    path = getattr(request.options, "encodings", None)
+    if path is None:
+        return understood.foreign
+    if understood.foreign is not None:
+        raise RequestError(
+            "the model is quantized already, and --option encodings= names a second quantization",
+            seen=f"{request.recipe.model} ({understood.foreign.dialect}) and {path}",
+            fix="drop the option, or give the float model",
+        )
+    counted = request.recipe.data is not None or request.recipe.calibration is not None
+    return side_file_for_plan(
+        path,
+        understood.model.view,
+        keep_float,
+        calibration.collect if counted else None,
+        symmetric_only=request.recipe.target.startswith("tensorrt"),
     )

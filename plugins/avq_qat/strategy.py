@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +30,9 @@ class QatOptions(BaseModel):
     raise_scales: bool = Field(False, description="raise denormal scales to the smallest normal float32")
     float_depthwise: bool = Field(False, description="leave depthwise convolutions float")
     float_heads: bool = Field(False, description="leave the head and operators that decode float")
+    encodings: Path | None = Field(
+        None, description="file beside a float model: TensorRT calibration cache or AIMET encodings"
+    )
     drop: bool = Field(False, description="leave tensors float whose quantization cannot be taken over")
 
 

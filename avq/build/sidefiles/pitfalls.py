@@ -32,7 +32,7 @@ _ROWS = (
         "error",
         "scale, offset and range do not agree",
         "min and max tell another grid than scale and offset, and nothing says which one is meant",
-        "correct the entry, or delete it and let the tensor be calibrated",
+        "correct the entry, or --option drop=true takes it as not written",
     ),
     Pitfall(
         "AVQ-Q52",
@@ -60,14 +60,14 @@ _ROWS = (
         "error",
         "grids that no plan can say",
         "scales of scales, grids shifted by half a step, one-bit grids, offsets outside of the grid",
-        "export plain INT8 encodings, per tensor or per channel",
+        "export plain INT8 encodings, per tensor or per channel, or --option drop=true takes it as not written",
     ),
     Pitfall(
         "AVQ-Q56",
         "error",
         "scales that do not fit their tensor",
         "their number is not that of the channels along the axis that the operator quantizes",
-        "take the file that was written beside this very model",
+        "take the file that was written beside this very model, or --option drop=true",
     ),
     Pitfall(
         "AVQ-Q57",
@@ -80,8 +80,8 @@ _ROWS = (
         "AVQ-Q58",
         "info",
         "weighted operators that the file leaves open",
-        "it does not name everything they read; what is missing is calibrated",
-        "nothing to do, or name their inputs and weights",
+        "it does not name everything they read",
+        "they stay float: add --data to calibrate what is missing, or name their inputs and weights",
     ),
     Pitfall(
         "AVQ-Q59",
@@ -90,6 +90,13 @@ _ROWS = (
         "values reach more than twice as far as the grid, so they would be clipped: was a batch normalisation "
         "folded after the file was written?",
         "write the encodings after folding",
+    ),
+    Pitfall(
+        "AVQ-Q60",
+        "info",
+        "operators of the head",
+        "a calibration cache says how to quantize, not where, so avq's own rule holds: they stay float",
+        "nothing to do",
     ),
 )
 

@@ -14,6 +14,7 @@ from avq.build.sidefiles.trt_cache import TrtCache, looks_like_cache, parse_cach
 from avq.errors import CalibrationError
 from avq.types import Foreign, GraphView
 
+CACHE_DIALECT = "trt-cache"
 _LARGEST_BYTES = 1 << 30
 
 
@@ -60,7 +61,7 @@ def parse_side_file(path: Path) -> TrtCache | AimetFile:
 def dialect(file: TrtCache | AimetFile) -> str:
     """Such as "trt-cache" or "aimet-0.6.1"."""
     if isinstance(file, TrtCache):
-        return "trt-cache"
+        return CACHE_DIALECT
     return f"aimet-{file.version or '0.x'}"
 
 
