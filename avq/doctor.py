@@ -26,7 +26,6 @@ from avq.types import EngineStatus
 #: Runtimes avq knows of and brings no engine for: import name, and how to get the runtime.
 _OTHERS = {
     "tensorrt": ("tensorrt", "comes with JetPack and DRIVE OS; elsewhere pip install tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "pip install tensorrt-rtx, on a machine with an RTX GPU"),
 }
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
@@ -60,7 +59,8 @@ def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
     """The same as one table: kind, name, state, version, why."""
     table: list[dict[str, object]] = [_row("processor", findings["isa"], "ok")]
     for engine in findings["engines"]:
-        state = "runs" if engine["can_run"] else "installed" if engine["available"] else "missing"
+        state = "runs" if engine["can_run"] else "builds" if engine["can_build"] else ""
+        state = state or ("installed" if engine["available"] else "missing")
         table.append(_row("engine", engine["name"], state, engine["version"], engine["why"]))
     for gpu in findings["gpus"]:
         table.append(_row("gpu", gpu["name"], "ok", f"driver {gpu['driver_version']}"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avq.build.candidates import Trial
+from avq.build.compile_target import Compiled
 from avq.build.verify import Verified
 from avq.types import Recipe, Verdict
 
@@ -24,6 +25,7 @@ class Outcome:
         verdict: the gate's answer.
         int8_mac_share: share of multiply-adds with eight-bit data and weights.
         seconds: wall time of the build.
+        compiled: engines built ahead for a target that cannot run here.
     """
 
     recipe: Recipe
@@ -34,6 +36,12 @@ class Outcome:
     verdict: Verdict
     int8_mac_share: float
     seconds: float
+    compiled: Compiled = field(default_factory=Compiled)
+
+    @property
+    def accepted(self) -> bool | Literal["pending-target"]:
+        """The manifest's word: what was never timed on its target only waits for it."""
+        return "pending-target" if self.verdict.accepted and self.compiled.parts else self.verdict.accepted
 
     @property
     def answer_is_yes(self) -> bool:
@@ -50,9 +58,9 @@ class Outcome:
             "target": self.recipe.target,
             "engine": self.chosen.candidate.label,
             "runs_in": self.chosen.runs_in,
-            "accepted": self.verdict.accepted,
+            "accepted": self.accepted,
             "metric": self.verdict.metric,
-            "reasons": [*self.verdict.reasons, *self._exclusions()],
+            "reasons": [*self.verdict.reasons, *self.compiled.remarks, *self._exclusions()],
             "next": list(self.verdict.fixes),
             "float": {
                 "map": measured.float_accuracy.map if measured.float_accuracy else None,
@@ -69,22 +77,28 @@ class Outcome:
                 "sqnr_db": measured.sqnr_db,
             },
             "int8_mac_share": self.int8_mac_share,
+            "engines": [dict(row) for row in self.compiled.rows],
             "seconds": round(self.seconds, 2),
         }
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
+        if self.compiled.parts:
+            return [("Engines built for cards that are not here", self.compiled.rows)]
         return [("Engines tried, timed interleaved", [trial.row() for trial in self.trials])]
 
     def closing(self) -> list[str]:
         """What a person reads last: the verdict, its reasons, and what to type next."""
         verdict = self.verdict
         head = "accepted" if verdict.accepted else "REFUSED by the gate"
+        if self.accepted == "pending-target":
+            head = "right, and waiting to be timed on its target (pending-target)"
         if not verdict.accepted and not self.recipe.gate:
             head = "written with accepted:false (--no-gate)"
         lines = [f"{head}: {self.chosen.candidate.label}", *(f"  {r}" for r in verdict.reasons)]
+        lines += [f"  {remark}" for remark in self.compiled.remarks]
         lines += [f"  next: {fix}" for fix in verdict.fixes]
         lines.append(f"bundle: {self.folder}   report: {self.folder / 'report.html'}")
-        if verdict.accepted:
+        if self.accepted is True:
             lines.append(f"serve:  avq run --bundle {self.folder} --source scene://drive")
         return lines
 

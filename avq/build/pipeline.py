@@ -12,6 +12,7 @@ from avq.build.bench import Bench
 from avq.build.calibrate.commands import Calibration
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.candidates import Trial, candidates_for, fastest_first
+from avq.build.compile_target import Compiled, pending_target
 from avq.build.diagnose import find_cause, left_float
 from avq.build.drift_parts import drift_parts
 from avq.build.gate import Limits, judge
@@ -47,23 +48,33 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
     calibration = Calibration(request, understood, pictures.calibration, report)
     planned = make_plan(request, understood, calibration, probe_set, host, report)
     parity = prove_import(request, understood, probe_set)
-    trials = _try_engines(request, understood, planned, probe_set, report)
+    pending, compiled = pending_target(request, understood, probe_set), Compiled()
+    if pending is not None:
+        planned = replace(planned, plan=pending.finished(planned.plan))
+        compiled = pending.compile(planned.plan, report)
+        trials: Sequence[Trial] = [pending.trial(planned.plan)]
+        ranked = trials
+    else:
+        trials = _try_engines(request, understood, planned, probe_set, report)
+        ranked = fastest_first(trials, planned.plan, request)
 
     watch = drift_parts(request, understood, planned.plan, pictures, report)
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(request, understood, calibration, planned, trial, probe_set, watch)
+        staged = stage(
+            request, understood, calibration, planned, trial, probe_set, {**compiled.parts, **watch}
+        )
         verified = verify(staged, request, probe_set, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)
         verdict = replace(verdict, reasons=(*verdict.reasons, *planned.conclusions))
         return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
 
-    final = _first_accepted(fastest_first(trials, planned.plan, request), attempt)
+    final = _first_accepted(ranked, attempt)
     if not final.verdict.accepted:
         final = replace(final, verdict=_with_cause(final.verdict, understood, planned))
-    outcome = final.outcome(recipe, trials, seconds=time.monotonic() - started_s)
+    outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
     page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
     return _conclude(outcome, final.staged, page, host, report)
 
@@ -77,7 +88,9 @@ class _Attempt:
     verified: Verified
     verdict: Verdict
 
-    def outcome(self, recipe: Recipe, trials: Sequence[Trial], *, seconds: float) -> Outcome:
+    def outcome(
+        self, recipe: Recipe, trials: Sequence[Trial], compiled: Compiled, *, seconds: float
+    ) -> Outcome:
         return Outcome(
             recipe=recipe,
             folder=self.staged.folder,
@@ -87,6 +100,7 @@ class _Attempt:
             verdict=self.verdict,
             int8_mac_share=self.staged.int8_mac_share,
             seconds=seconds,
+            compiled=compiled,
         )
 
 
@@ -155,7 +169,7 @@ def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost, rep
     summary = outcome.summary()
     manifest = msgspec.structs.replace(
         staged.manifest,
-        accepted=outcome.verdict.accepted,
+        accepted=outcome.accepted,
         reasons=tuple(summary["reasons"]),
         metrics=msgspec.to_builtins({k: summary[k] for k in ("metric", "float", "chosen", "int8_mac_share")}),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from avq.build.stand_in import Compiler, StandIn, pending_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
@@ -32,6 +33,8 @@ class Request:
         float_engines: every installed CPU engine and the target's: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
         families: head families of plugins, asked after the built-in ones.
+        compiler: builds for a target that cannot run here, where there is one; a StandIn then stands among the
+            engines in its place, and no time is measured.
     """
 
     recipe: Recipe
@@ -41,6 +44,7 @@ class Request:
     float_engines: Mapping[str, Engine]
     reference: Engine
     families: Sequence[Decoder] = ()
+    compiler: Compiler | None = None
 
     @property
     def imports(self) -> bool:
@@ -92,8 +96,24 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     options = _options(recipe, quantizer)
     wanted = (*CPU_ENGINES, recipe.target)
     installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
+    reference = reference_engine(host)
+    compiler = None if recipe.target in installed else pending_compiler(recipe.target, host.engines())
+    if compiler is not None:
+        _require_pending(recipe, compiler)
+        installed[recipe.target] = StandIn(compiler, reference)
     engines = _serving(recipe, installed)
-    return Request(recipe, quantizer, options, engines, installed, reference_engine(host), host.decoders())
+    return Request(recipe, quantizer, options, engines, installed, reference, host.decoders(), compiler)
+
+
+def _require_pending(recipe: Recipe, compiler: Compiler) -> None:
+    """RequestError for architectures nobody builds for, and for what only the GPU could answer."""
+    compiler.chosen_architectures(recipe.gpu_arch)
+    if recipe.budget_ms is not None:
+        raise RequestError(
+            "a latency budget cannot be judged without the GPU",
+            seen=f"--budget-ms {recipe.budget_ms:g}, and no card for {recipe.target} here",
+            fix="build without it; the bundle waits for its target and is timed there",
+        )
 
 
 def reference_engine(host: PluginHost) -> Engine:

@@ -67,7 +67,7 @@ def stage(
     probe_set: ProbeSet,
     extra: Mapping[str, bytes],
 ) -> Staged:
-    """Write every part but the report, ``extra`` ones (the drift probe) too; accepted: false."""
+    """Write every part but the report, ``extra`` ones (engines, the drift probe) too; accepted: false."""
     plan, candidate = planned.plan, chosen.candidate
     proto = understood.model.proto
     float_model = proto.SerializeToString()
@@ -105,9 +105,9 @@ def _manifest(
             precision=chosen.runs_in,
             float_precision=chosen.candidate.precision,
             threads=request.recipe.threads,
-            encoding="" if chosen.candidate.encoding == FLOAT else chosen.candidate.encoding,
+            encoding=chosen.candidate.encoding if plan.points else "",
         ),
-        isa=instruction_set(),
+        isa="" if request.compiler is not None else instruction_set(),
         input=view.inputs[0],
         outputs=view.outputs,
         preprocess=understood.spec,

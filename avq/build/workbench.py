@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from avq.build.calibrate.commands import Calibration
+from avq.build.compile_target import PendingTarget, pending_target
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
@@ -115,7 +116,10 @@ class HostWorkbench:
         self.conclusions.append(reason)
 
     @cached_property
-    def _serving(self) -> Serving:
+    def _serving(self) -> Serving | PendingTarget:
+        pending = pending_target(self.request, self.understood, self.probe_set)
+        if pending is not None:
+            return pending
         model = self.understood.model
         everything = len(self.probe_set.items)
 

@@ -6,7 +6,7 @@ from avq.types.budget import LatencyBudget, Published, StageTimes
 from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range, StatRequest
 from avq.types.decoding import DecoderSpec
 from avq.types.detection import Detections
-from avq.types.engine import EnginePrecision, EngineStatus, LayerTime, SessionOptions
+from avq.types.engine import CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 from avq.types.figure import Figure, FigurePoint, Series
 from avq.types.foreign import Foreign
 from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
@@ -30,6 +30,7 @@ __all__ = [
     "DecoderSpec",
     "Detections",
     "Edge",
+    "CompiledEngine",
     "EnginePrecision",
     "EngineStatus",
     "Fidelity",

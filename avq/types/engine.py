@@ -48,3 +48,22 @@ class LayerTime:
     name: str
     nodes: tuple[str, ...]
     ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledEngine:
+    """What a builder made of a model for one GPU architecture.
+
+    Attributes:
+        architecture: compute capability, such as "sm89".
+        data: the engine file.
+        seconds: it took to build.
+        layers: of the parsed network.
+        warnings: what the builder remarked.
+    """
+
+    architecture: str
+    data: bytes
+    seconds: float
+    layers: int
+    warnings: tuple[str, ...] = ()

@@ -128,10 +128,15 @@ class QuantPoint:
 
 @dataclass(frozen=True, slots=True)
 class NodePrecision:
-    """A node's precision and why; the reason is printed in the report."""
+    """A node's precision and why; the reason is printed in the report.
+
+    Attributes:
+        float_side: of an INT8 node, what its bias and its results are: "fp16" only where the target says so.
+    """
 
     precision: Precision
     reason: str
+    float_side: Literal["fp32", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,10 @@ class QuantizationPlan:
         for tie in sorted(sorted(str(e) for e in tie) for tie in self.ties):
             yield repr(tie).encode()
         for name in sorted(self.precisions):
-            yield f"{name} {self.precisions[name].precision} {self.precisions[name].reason}".encode()
+            chosen = self.precisions[name]
+            yield f"{name} {chosen.precision} {chosen.reason}".encode()
+            if chosen.float_side != "fp32":
+                yield f"{name} {chosen.float_side}".encode()
         for name in sorted(self.overrides):
             array = np.ascontiguousarray(self.overrides[name])
             yield f"{name} {array.dtype} {array.shape}".encode() + array.tobytes()

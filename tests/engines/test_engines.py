@@ -22,7 +22,7 @@ from avq.errors import MachineError, ModelError, PluginError, RequestError
 from avq.types import EngineStatus, SessionOptions
 from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
 
-ENGINES = [engine for engine in builtin_engines() if engine.status().available]
+ENGINES = [engine for engine in builtin_engines() if engine.status().can_run]
 EACH = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
@@ -204,8 +204,8 @@ def test_vendor_libraries_are_imported_late():
 
 
 def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
-    """A fresh interpreter in which both vendor packages cannot be imported."""
-    for name in ("onnxruntime", "openvino"):
+    """A fresh interpreter in which no vendor package can be imported."""
+    for name in ("onnxruntime", "openvino", "tensorrt_rtx"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n")
     script = (
         "from avq.engines import builtin_engines\n"
@@ -220,7 +220,8 @@ def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout.splitlines() == ['pip install "avq[onnxruntime]"', 'pip install "avq[openvino]"']
+    extras = ("onnxruntime", "openvino", "rtx")
+    assert done.stdout.splitlines() == [f'pip install "avq[{extra}]"' for extra in extras]
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest():

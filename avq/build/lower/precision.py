@@ -1,5 +1,9 @@
 """FP16 islands: nodes the plan runs in FP16, between casts. BF16 is the runtime's business (its precision
-hint), because no CPU runtime takes BF16 graphs and the only ones that run it convert by themselves."""
+hint), because no CPU runtime takes BF16 graphs and the only ones that run it convert by themselves.
+
+Where INT8 nodes have an FP16 side, the pairs around them change type as well: Q reads FP16, DQ writes it, and the
+scales stay FP32 (opset 23), since FP16 would round them and lose the small ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from avq.errors import PlanError
 from avq.types import AnyArray, QuantizationPlan
 
 _HALF, _SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-_LARGEST_HALF = 65504.0
+LARGEST_HALF = 65504.0
+#: The first operator set whose Q and DQ take FP16 data with FP32 scales.
+SIDED_OPSET = 23
 
 
 def lower_precisions(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.ModelProto:
@@ -21,26 +27,58 @@ def lower_precisions(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.Mod
     Neighbouring FP16 nodes hand their tensors on in FP16. Raises PlanError for operators without an FP16
     form and for constants outside +-65504.
     """
-    chosen = {name for name, choice in plan.precisions.items() if choice.precision == "fp16"}
+    sided = {name for name, choice in plan.precisions.items() if choice.float_side == "fp16"}
+    chosen = sided | {name for name, choice in plan.precisions.items() if choice.precision == "fp16"}
     if not chosen:
         return proto
-    island = _Island(Model(proto))
+    island = _Island(Model(proto, opset=SIDED_OPSET if sided else 0), chosen, pairs_too=bool(sided))
     nodes: list[onnx.NodeProto] = []
     for node in island.model.graph.node:
-        nodes.extend(island.convert(node) if node.name in chosen else [node])
+        nodes.extend(island.lowered(node))
     island.model.replace_nodes(_without_unread_casts(nodes, island))
     island.model.drop_unused_initializers()
     return island.model.proto
 
 
+def has_half_form(op: str, domain: str, opset: int) -> bool:
+    """Whether the operator's main output may be FP16; False for operators nobody knows."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.outputs) and "tensor(float16)" in _allowed(schema, schema.outputs[0].type_str)
+
+
+def _allowed(schema: onnx.defs.OpSchema, type_param: str) -> list[str]:
+    known = {c.type_param_str: list(c.allowed_type_strs) for c in schema.type_constraints}
+    return known.get(type_param, [])
+
+
 class _Island:
     """Remembers the FP16 twin of every tensor that has one."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, chosen: set[str], *, pairs_too: bool) -> None:
         self.model = model
         self.opset = opset_of(model.proto)
         self.back_casts: set[str] = set()  # names of casts to float32, dropped when nobody reads them
+        self._chosen, self._pairs_too = chosen, pairs_too
         self._halves: dict[str, str] = {}
+
+    def lowered(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """What stands where ``node`` stood."""
+        if node.name in self._chosen:
+            return self.convert(node)
+        if self._pairs_too and node.op_type == "QuantizeLinear" and node.input[0] in self._halves:
+            node.input[0] = self._halves[node.input[0]]
+        elif self._pairs_too and node.op_type == "DequantizeLinear" and self._only_halves_read(node):
+            node.attribute.append(helper.make_attribute("output_dtype", _HALF))
+            return [node, self._write(node, 0)]
+        return [node]
+
+    def _only_halves_read(self, node: onnx.NodeProto) -> bool:
+        readers = self.model.readers.get(node.output[0], [])
+        inside = bool(readers) and node.output[0] not in self.model.outputs
+        return inside and all(reader.name in self._chosen for reader, _ in readers)
 
     def convert(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Casts in, the node in FP16, casts out."""
@@ -53,8 +91,7 @@ class _Island:
         """Inputs and outputs of the operator's main type, as its schema says."""
         schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
         main = schema.outputs[0].type_str
-        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}.get(main, [])
-        if "tensor(float16)" not in allowed:
+        if "tensor(float16)" not in _allowed(schema, main):
             raise PlanError(
                 f"node '{node.name}' ({node.op_type}) has no FP16 form",
                 seen=f"its output type is {main}",
@@ -86,10 +123,10 @@ class _Island:
 
     def _add_constant(self, tensor: str, half: str, value: AnyArray) -> None:
         peak = float(np.abs(value).max(initial=0.0))
-        if not peak <= _LARGEST_HALF:  # also refuses NaN
+        if not peak <= LARGEST_HALF:  # also refuses NaN
             raise PlanError(
                 f"the constant '{tensor}' does not fit FP16",
-                seen=f"largest magnitude {peak:g}, FP16 ends at {_LARGEST_HALF:g}",
+                seen=f"largest magnitude {peak:g}, FP16 ends at {LARGEST_HALF:g}",
                 fix="leave its node in fp32",
             )
         self.model.add_initializer(numpy_helper.from_array(value.astype(np.float16), half))

@@ -1,0 +1,170 @@
+"""Builds for a GPU that this machine lacks: engines are compiled, times come later, on the vehicle.
+
+What is judged here is accuracy, on the exact bytes the target's parser is given, run by the unoptimised reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from avq.build.candidates import Candidate, Trial
+from avq.build.half import activation_peaks, in_half
+from avq.build.lower import lower
+from avq.build.probe_set import Answers, ProbeSet
+from avq.build.request import Request
+from avq.build.stand_in import Compiler, StandIn
+from avq.build.target_cost import NAME as COST_MODEL
+from avq.build.target_cost import target_cost
+from avq.build.understand.frontend import Understood
+from avq.progress import Reporter
+from avq.types import CompiledEngine, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+
+ENCODING = "s8"
+_UNKNOWN_MS = float("nan")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Engines of one model, one per architecture.
+
+    Attributes:
+        parts: file name in the bundle -> engine.
+        rows: size and build time of each beside the FP16 engine of the same model.
+        remarks: why an engine is larger than its FP16 twin, and what the builder warned of.
+    """
+
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+    rows: tuple[Mapping[str, object], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass
+class PendingTarget:
+    """Everything a build asks of a target that cannot run here; stands where measured serving stands."""
+
+    request: Request
+    compiler: Compiler
+    understood: Understood
+    probe_set: ProbeSet
+    _answers: dict[str, Answers] = field(default_factory=dict)
+
+    def finished(self, plan: QuantizationPlan) -> QuantizationPlan:
+        """``plan`` with the FP16 that the target runs around INT8."""
+        return in_half(self.understood.model.view, plan, self._peaks)
+
+    def model(self, plan: QuantizationPlan) -> bytes:
+        """The bytes for the target's parser; ``plan`` as `finished` leaves it."""
+        return lower(self.understood.model.proto, plan, ENCODING)
+
+    def trial(self, plan: QuantizationPlan) -> Trial:
+        """What became of the finished plan: numbers of the rehearsal, no time."""
+        answers = self._answer(plan)
+        return Trial(
+            Candidate(self.compiler.name, ENCODING, "f16"),
+            runs_in="int8+f16" if plan.points else "f16",
+            deviation=None,
+            sqnr_db=answers.worst_sqnr_db,
+            right=True,
+            why="not run here: judged on the bytes its parser gets, in the unoptimised reference",
+        )
+
+    def compile(self, plan: QuantizationPlan, report: Reporter) -> Compiled:
+        """Engines of the finished plan for every architecture asked for, and their FP16 twins."""
+        architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
+        model, twin = self.model(plan), self.model(self.finished(self._nothing))
+        built = []
+        for name in report.track(architectures, "engines", len(architectures)):
+            ours = self.compiler.compile(model, name)
+            built.append((ours, self.compiler.compile(twin, name) if plan.points else ours))
+        weights = self._weight_bytes(plan)
+        return Compiled(
+            {f"engine.{ours.architecture}": ours.data for ours, _ in built},
+            tuple(_row(ours, half, plan) for ours, half in built),
+            tuple(dict.fromkeys(remark for pair in built for remark in _remarks(*pair, *weights))),
+        )
+
+    # What a workbench asks of whatever serves plans
+
+    def serve(self, plans: Sequence[QuantizationPlan]) -> list[Served | None]:
+        """Scores of the rehearsal, with the cost model's ratio to FP16 where a measured one would stand."""
+        times = self.latencies(plans)
+        scores = [self._score(self.finished(plan)) for plan in plans]
+        label = f"{self.compiler.name}, {COST_MODEL}"
+        return [
+            Served(label, score, time)
+            for score, time in zip(scores, times, strict=True)
+            if time is not None
+        ]  # fmt: skip
+
+    def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
+        view = self.understood.model.view
+        base = target_cost(view, self.finished(self._nothing))
+        ratios = [target_cost(view, self.finished(plan)) / base for plan in plans]
+        label = f"FP16, {COST_MODEL}"
+        return [Latency(_UNKNOWN_MS, _UNKNOWN_MS, r, r, r, label) for r in ratios]
+
+    def layer_times(self, plans: Sequence[QuantizationPlan]) -> None:
+        """Nothing tells them without the GPU."""
+
+    @cached_property
+    def _nothing(self) -> QuantizationPlan:
+        return QuantizationPlan(graph_digest=self.understood.model.view.digest)
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        model = self.understood.model
+        tensors = [prepared.tensor for prepared in self.probe_set.inputs]
+        return activation_peaks(model.proto, model.view, tensors, self.request.reference)
+
+    def _score(self, plan: QuantizationPlan) -> PlanScore:
+        return self.probe_set.judge(self._answer(plan))
+
+    def _answer(self, plan: QuantizationPlan) -> Answers:
+        if plan.digest not in self._answers:
+            rehearsal = StandIn(self.compiler, self.request.reference)
+            session = rehearsal.open(self.model(plan), SessionOptions(threads=self.request.probe_threads))
+            try:
+                self._answers[plan.digest] = self.probe_set.ask(session)
+            finally:
+                session.close()
+        return self._answers[plan.digest]
+
+    def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
+        """Bytes of the constants in the plan's model, and in FP16."""
+        view = self.understood.model.view
+        integers = {p.edge.tensor for p in plan.points if view.is_constant(p.edge.tensor)}
+        sizes = {name: array.size for name, array in view.constants.items() if array.dtype.kind == "f"}
+        return sum(n * (1 if name in integers else 2) for name, n in sizes.items()), 2 * sum(sizes.values())
+
+
+def _row(ours: CompiledEngine, half: CompiledEngine, plan: QuantizationPlan) -> dict[str, object]:
+    row: dict[str, object] = {
+        "architecture": ours.architecture,
+        "engine kB": round(len(ours.data) / 1024),
+        "build s": round(ours.seconds, 1),
+    }
+    if plan.points:
+        row |= {"FP16 engine kB": round(len(half.data) / 1024), "FP16 build s": round(half.seconds, 1)}
+    return {**row, "layers parsed": ours.layers}
+
+
+def _remarks(ours: CompiledEngine, half: CompiledEngine, weights: int, half_weights: int) -> list[str]:
+    remarks = [f"{ours.architecture}: {text.strip()}" for text in dict.fromkeys(ours.warnings)]
+    if len(ours.data) > len(half.data):
+        rest, half_rest = len(ours.data) - weights, len(half.data) - half_weights
+        remarks.append(
+            f"{ours.architecture}: larger than the FP16 engine although its weights take {weights // 1024} kB "
+            f"instead of {half_weights // 1024}: {rest // 1024} kB are kernels and tables instead of "
+            f"{half_rest // 1024}, since an INT8 operator of every new shape brings a compiled kernel of its own; "
+            "networks of more than a few million weights come out smaller"
+        )
+    return remarks
+
+
+def pending_target(request: Request, understood: Understood, probe_set: ProbeSet) -> PendingTarget | None:
+    """None where the target runs on this machine."""
+    if request.compiler is None:
+        return None
+    return PendingTarget(request, request.compiler, understood, probe_set)

@@ -1,0 +1,202 @@
+"""TensorRT for RTX: engines for RTX cards, built on any machine, even one without a GPU.
+
+Strongly typed: precisions are those of the file, so the file says FP16 and Q/DQ. The timing cache is left alone: it
+has no effect here and asks for a GPU. An engine fits this version of the library and the architecture it was built
+for, nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+from avq.engines import common
+from avq.engines.tensorrt_rtx_session import RtxSession, open_engine, why_not_running
+from avq.errors import MachineError, ModelError, RequestError, nearest
+from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
+
+NAME = "tensorrt-rtx"
+_MODULE = "tensorrt_rtx"
+_PACKAGE = "tensorrt-rtx-cu12"
+#: What is built when nobody says for which cards: GeForce and RTX of the last three generations.
+DEFAULT_ARCHITECTURES = ("sm86", "sm89", "sm120")
+_ELSEWHERE = {
+    "sm72": "Xavier takes TensorRT 8 of JetPack 5",
+    "sm87": "Orin takes the TensorRT of JetPack or DRIVE OS: --target tensorrt",
+    "sm90": "Hopper takes full TensorRT: --target tensorrt",
+    "sm100": "Blackwell data-centre cards take full TensorRT: --target tensorrt",
+    "sm101": "Thor takes the TensorRT of JetPack 7 or DRIVE OS 7: --target tensorrt",
+    "sm110": "Thor takes the TensorRT of JetPack 7 or DRIVE OS 7: --target tensorrt",
+}
+
+
+class TensorRtRtxEngine:
+    """Parses, builds for named architectures, and, where there is a card, runs."""
+
+    name = NAME
+
+    @property
+    def float_precisions(self) -> tuple[EnginePrecision, ...]:
+        """What the file's own types say; nothing is converted behind its back."""
+        return ("f32",) if self.status().available else ()
+
+    def status(self) -> EngineStatus:
+        if importlib.util.find_spec(_MODULE) is None:
+            return EngineStatus(NAME, False, "", False, False, f"not installed; pip install {_PACKAGE}")
+        try:
+            listed = ", ".join(self.architectures())
+        except Exception as error:  # a library that does not load raises anything
+            why = " ".join(f"installed, but it does not load: {error}".split())
+            return EngineStatus(NAME, False, "", False, False, why)
+        why = why_not_running()
+        said = f"builds for {listed}" + (f"; cannot run here: {why}" if why else "")
+        return EngineStatus(NAME, True, _version(), True, not why, said)
+
+    def encodings(self) -> tuple[str, ...]:
+        """Signed grids around zero only."""
+        return ("s8",)
+
+    def architectures(self) -> tuple[str, ...]:
+        """Compute capabilities that the installed library builds for, such as "sm89"."""
+        members = _load().ComputeCapability.__members__
+        return tuple(name.lower() for name in members if name.startswith("SM"))
+
+    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """``asked`` in the library's spelling, the usual cards when empty; RequestError for others."""
+        known = self.architectures()
+        if not asked:
+            return tuple(name for name in DEFAULT_ARCHITECTURES if name in known)
+        wanted = tuple(dict.fromkeys(_spelled(name) for name in asked))
+        for name in wanted:
+            if name not in known:
+                raise RequestError(
+                    f"TensorRT for RTX builds no engine for '{name}'",
+                    seen=_ELSEWHERE.get(name, f"it builds for {', '.join(known)}"),
+                    fix=nearest(name, known),
+                )
+        return wanted
+
+    def compile(self, model: bytes, architecture: str) -> CompiledEngine:
+        """The engine of one architecture. Needs no GPU, takes seconds to minutes.
+
+        Raises ModelError: the parser refuses a node (named), or the builder finds no implementation.
+        """
+        trt = _load()
+        log = _log(trt)
+        builder = trt.Builder(log)
+        network = builder.create_network(_strongly_typed(trt))
+        _parse(trt, network, model, log)
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, architecture.upper()), 0)
+        started_s = time.monotonic()
+        built = builder.build_serialized_network(network, config)
+        if built is None:
+            raise ModelError(
+                f"TensorRT for RTX cannot build the model for {architecture}",
+                seen=_last(log.errors) or "no reason given",
+                fix="avq lint MODEL --target tensorrt-rtx; leave the named layer float: avq_keep_float",
+            )
+        seconds = time.monotonic() - started_s
+        return CompiledEngine(
+            architecture, bytes(memoryview(built)), seconds, network.num_layers, tuple(log.warnings)
+        )
+
+    def open(self, model: bytes | Path, options: SessionOptions) -> RtxSession:
+        """Compile for this machine's card and open; MachineError where there is none."""
+        del options  # precisions are the file's, threads are the card's
+        _load()
+        source = common.model_bytes(model)
+        why = why_not_running()
+        if why:
+            raise MachineError(
+                "TensorRT for RTX can build here but not run",
+                seen=why,
+                fix="run it on a machine with an RTX card; avq build compiles for it with --gpu-arch",
+            )
+        quantized = b"QuantizeLinear" in source
+        return self.open_engine(self.compile(source, "current").data, "int8+f16" if quantized else "f16")
+
+    def open_engine(self, engine: bytes, precision: str) -> RtxSession:
+        """A session of an engine that was compiled before, such as a bundle's part engine.sm89.
+
+        Raises MachineError where there is no card, BundleError for an engine of another machine.
+        """
+        trt = _load()
+        return open_engine(trt, _log(trt), engine, precision=precision)
+
+
+def _spelled(name: str) -> str:
+    """ "8.9", "89" and "SM89" are "sm89"."""
+    bare = name.strip().lower().removeprefix("sm").replace(".", "").removeprefix("_")
+    return f"sm{bare}" if bare.isdigit() else name.strip().lower()
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag where the library still has it; newer ones know nothing else."""
+    flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
+    member = getattr(flags, "STRONGLY_TYPED", None)
+    return 0 if member is None else 1 << int(member)
+
+
+def _parse(trt: Any, network: Any, model: bytes, log: Any) -> None:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(model):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    first = errors[0] if errors else None
+    node = _asked(first, "node_name")
+    operator = _asked(first, "node_operator")
+    where = f"node '{node}' ({operator})" if node or operator else "the model"
+    raise ModelError(
+        f"TensorRT for RTX cannot read {where}",
+        seen=_asked(first, "desc")[:400] or _last(log.errors),
+        fix="avq lint MODEL --target tensorrt-rtx says what to change",
+    )
+
+
+def _asked(error: Any, name: str) -> str:
+    ask = getattr(error, name, None)
+    return str(ask()) if callable(ask) else ""
+
+
+def _last(lines: list[str]) -> str:
+    return " ".join(lines[-1].split())[:400] if lines else ""
+
+
+def _log(trt: Any) -> Any:
+    """A logger that keeps what the library says; it prints to standard error otherwise."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+
+    return Log()
+
+
+def _load() -> Any:
+    try:
+        import tensorrt_rtx
+    except Exception as error:  # a half-installed library raises anything
+        raise MachineError(
+            "the runtime tensorrt-rtx is not installed here", seen=str(error), fix='pip install "avq[rtx]"'
+        ) from error
+    return tensorrt_rtx
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(_load(), "__version__", ""))
