@@ -31,7 +31,7 @@ def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
         "owner_version": plan.owner_version,
         "points": [point.settings() for point in points],
         "ties": sorted([_edge_to_json(e) for e in sorted(tie)] for tie in plan.ties),
-        "precisions": {n: [p.precision, p.reason] for n, p in sorted(plan.precisions.items())},
+        "precisions": {n: _precision_to_json(p) for n, p in sorted(plan.precisions.items())},
         "overrides": overrides,
         "ranges": {name: list(bounds) for name, bounds in sorted(plan.ranges.items())},
     }
@@ -104,6 +104,11 @@ def _point(settings: Mapping[str, Any], scale: AnyArray, zero_point: AnyArray) -
     rest = dict(settings)
     edge = Edge(rest.pop("tensor"), rest.pop("node"), rest.pop("input_index"))
     return QuantPoint(edge=edge, scale=scale, zero_point=zero_point, **rest)
+
+
+def _precision_to_json(chosen: NodePrecision) -> list[str]:
+    side = [] if chosen.float_side == "fp32" else [chosen.float_side]
+    return [chosen.precision, chosen.reason, *side]
 
 
 def _edge_to_json(edge: Edge) -> list[str | int]:
