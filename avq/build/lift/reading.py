@@ -53,6 +53,7 @@ class Reading:
     computed: frozenset[str]
     integer_clips: dict[str, tuple[str, str, str]]
     faults: dict[str, list[str]] = field(default_factory=dict)
+    _ranks: dict[str, int] | None = None
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Reading:
@@ -94,6 +95,18 @@ class Reading:
         """A constant's value; None for what depends on the picture."""
         tensor = self.constants.get(name)
         return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+    def rank(self, name: str) -> int:
+        """Number of axes of a tensor, as far as shapes can be inferred; 4 where they cannot."""
+        if name in self.constants:
+            return len(self.constants[name].dims)
+        if self._ranks is None:
+            self._ranks = {
+                value.name: len(value.type.tensor_type.shape.dim)
+                for value in onnx.shape_inference.infer_shapes(self.proto).graph.value_info
+                if value.type.tensor_type.HasField("shape")
+            }
+        return self._ranks.get(name, 4)
 
     def add_constant(self, wish: str, value: AnyArray) -> str:
         """A new float initialiser; its name."""

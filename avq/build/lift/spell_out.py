@@ -11,16 +11,17 @@ from onnx import helper, numpy_helper
 
 from avq.build.graph.edit import attribute, fresh_name
 from avq.build.lift.fakequant import is_fake_quantize
-from avq.build.lift.qonnx import is_qonnx
+from avq.build.lift.linear import DEQUANTIZE, QUANTIZE
 from avq.build.lift.reading import Reading, number, text
+from avq.build.lift.refuse import is_quantizer
 
 
 def spell_out(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with every Quant, BipolarQuant and FakeQuantize in operators of the standard domain."""
+    """``model`` with every quantizer in float operators of the standard domain; integers become whole floats."""
     reading = Reading.of(model)
     nodes: list[onnx.NodeProto] = []
     for node in reading.nodes:
-        if is_qonnx(node) or is_fake_quantize(node):
+        if is_quantizer(node) or node.output[0] in reading.integer_clips:
             nodes.extend(_Speller(reading, node).spell())
         else:
             nodes.append(node)
@@ -47,9 +48,52 @@ class _Speller:
             self._fake_quantize()
         elif self._node.op_type == "BipolarQuant":
             self._bipolar()
+        elif self._node.op_type in QUANTIZE:
+            self._quantize_linear()
+        elif self._node.op_type in DEQUANTIZE:
+            self._dequantize_linear()
+        elif self._node.op_type == "Clip":
+            self._clip()
         else:
             self._quant()
         return self._nodes
+
+    def _quantize_linear(self) -> None:
+        x, scale = self._node.input[:2]
+        rank = self._reading.rank(x)
+        steps = self._op("Round", self._op("Div", x, self._spread(scale, rank)))
+        zero_point = self._node.input[2] if len(self._node.input) > 2 else ""
+        kind = np.uint8 if not zero_point else self._value(zero_point).dtype
+        if zero_point:
+            steps = self._op("Add", steps, self._spread(zero_point, rank))
+        ends = np.iinfo(kind)
+        self._between(steps, float(ends.min), float(ends.max))
+
+    def _dequantize_linear(self) -> None:
+        stored, scale = self._node.input[:2]
+        rank = self._reading.rank(stored)
+        if stored in self._reading.constants:
+            stored = self._op("Cast", stored)
+            self._nodes[-1].attribute.append(helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        if len(self._node.input) > 2 and self._node.input[2]:
+            stored = self._op("Sub", stored, self._spread(self._node.input[2], rank))
+        self._op("Mul", stored, self._spread(scale, rank), result=self._node.output[0])
+
+    def _clip(self) -> None:
+        low, high = (float(np.ravel(self._value(end))[0]) for end in self._node.input[1:3])
+        self._between(self._node.input[0], low, high)
+
+    def _between(self, steps: str, low: float, high: float) -> None:
+        above = self._op("Max", steps, self._number(low))
+        self._op("Min", above, self._number(high), result=self._node.output[0])
+
+    def _spread(self, name: str, rank: int) -> str:
+        """A scale or zero point in float, broadcasting along the node's axis."""
+        values = self._value(name).astype(np.float32)
+        if values.size > 1:
+            axis = number(self._node, "axis", 1) % rank
+            values = values.reshape([-1 if i == axis else 1 for i in range(rank)])
+        return self._reading.add_constant(f"{self._node.output[0]}/{name}", values)
 
     def _quant(self) -> None:
         x, scale, zero_point, bits = self._node.input
@@ -87,8 +131,9 @@ class _Speller:
         self._op("Add", self._op("Mul", level, span), out_low, result=self._node.output[0])
 
     def _op(self, op: str, *inputs: str, result: str = "") -> str:
-        output = result or f"{self._node.output[0]}/spelled{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, list(inputs), [output], name=output))
+        name = f"{self._node.output[0]}/spelled{len(self._nodes)}"
+        output = result or name
+        self._nodes.append(helper.make_node(op, list(inputs), [output], name=name))
         return output
 
     def _value(self, name: str) -> np.ndarray:
