@@ -38,9 +38,10 @@ def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
     arrays: dict[str, AnyArray] = {}
     for n, point in enumerate(points):
         arrays[f"scale_{n}"], arrays[f"zero_point_{n}"] = point.scale, point.zero_point
-    arrays.update({f"override_{n}": np.asarray(plan.overrides[name]) for n, name in enumerate(overrides)})
+    for n, name in enumerate(overrides):
+        arrays.update(_override_to_arrays(n, np.asarray(plan.overrides[name])))
     packed = io.BytesIO()
-    np.savez(packed, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     return msgspec.json.format(_encoded(body), indent=1) + b"\n", packed.getvalue()
 
 
@@ -61,6 +62,7 @@ def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
         KeyError,
         TypeError,
         ValueError,
+        IndexError,
         OSError,
         EOFError,
         zipfile.BadZipFile,
@@ -93,11 +95,36 @@ def _plan(body: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> Quantizati
         ),
         ties=tuple(frozenset(Edge(*edge) for edge in tie) for tie in body["ties"]),
         precisions={name: NodePrecision(*pair) for name, pair in body["precisions"].items()},
-        overrides={name: arrays[f"override_{n}"] for n, name in enumerate(body["overrides"])},
+        overrides={name: _override(n, arrays) for n, name in enumerate(body["overrides"])},
         ranges={name: (low, high) for name, (low, high) in body["ranges"].items()},
         owner=body["owner"],
         owner_version=body["owner_version"],
     )
+
+
+def _override_to_arrays(n: int, array: AnyArray) -> dict[str, AnyArray]:
+    """The array; weights that were rounded to few levels per channel as those levels and bytes that choose."""
+    bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")  # so that -0.0 stays -0.0
+    if array.ndim < 2 or array.size == 0 or array.dtype.kind != "f":
+        return {f"override_{n}": array}
+    rows = [np.unique(row, return_inverse=True) for row in bits.reshape(len(bits), -1)]
+    levels = max(len(values) for values, _ in rows)
+    if levels > 256 or levels * array.dtype.itemsize * len(rows) >= array.nbytes // 2:
+        return {f"override_{n}": array}
+    palette = np.stack([np.pad(values, (0, levels - len(values))) for values, _ in rows])
+    chosen = np.stack([index.reshape(-1) for _, index in rows]).astype(np.uint8)
+    return {
+        f"override_{n}_levels": palette.view(array.dtype),
+        f"override_{n}_chosen": chosen.reshape(array.shape),
+    }
+
+
+def _override(n: int, arrays: Mapping[str, AnyArray]) -> AnyArray:
+    if f"override_{n}" in arrays:
+        return arrays[f"override_{n}"]
+    chosen, levels = arrays[f"override_{n}_chosen"], arrays[f"override_{n}_levels"]
+    rows = np.take_along_axis(levels, chosen.reshape(len(chosen), -1).astype(np.int64), axis=1)
+    return rows.reshape(chosen.shape)
 
 
 def _point(settings: Mapping[str, Any], scale: AnyArray, zero_point: AnyArray) -> QuantPoint:

@@ -111,7 +111,7 @@ def test_every_runtime_opens_packed_weights(bits):
     model = lower(net, packed_plan(net, bits, data=False), "u8")
     wanted = answers(model, [picture(0)])[0]
     for engine in builtin_engines():
-        if engine.status().available:
+        if engine.status().can_run:
             got = engine.open(model, SessionOptions()).infer(picture(0))
             for name, value in wanted.items():
                 np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-3)
@@ -165,7 +165,7 @@ def test_the_probe_does_not_carry_the_float_weights_along():
     # The weights are those that serve: the same ratios as of a float network with them.
     meant = replace(without_weights(plan, net), overrides=with_planned_weights(net, plan))
     got, wanted = (answers(model, [picture(0)])[0] for model in (probe, saturation_probe(net, meant)))
-    assert got.keys() == wanted.keys() and len(got) == 6
+    assert got.keys() == wanted.keys() and len(got) >= 6
     for name, value in wanted.items():
         assert got[name] == pytest.approx(value, abs=2e-3)
 
@@ -188,3 +188,27 @@ def weight_bytes(net: onnx.ModelProto, model: onnx.ModelProto) -> int:
         for t in model.graph.initializer
         if t.name in names or (t.name.split("/")[0] in names and "packed" in t.name)
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(0, 40),
+    levels=st.integers(1, 9),
+    kind=st.sampled_from(["f4", "f2", "f8", "i8"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_overrides_survive_the_bundle_bit_by_bit(rows, columns, levels, kind, seed):
+    rng = np.random.default_rng(seed)
+    grid = np.concatenate([rng.normal(size=(rows, levels)), np.full((rows, 1), -0.0)], axis=1).astype(kind)
+    array = np.take_along_axis(grid, rng.integers(0, levels + 1, (rows, columns)), axis=1)
+    for shaped in (array, array.reshape(rows, columns, 1, 1), array.reshape(-1)):
+        plan = QuantizationPlan("", overrides={"w": shaped, "b": grid[0], "one": np.float32(3.0).reshape(())})
+        assert plan_from_parts(*plan_to_parts(plan)).digest == plan.digest
+
+
+def test_rounded_weights_do_not_lie_in_the_plan_as_floats():
+    levels = np.random.default_rng(0).integers(-4, 4, (64, 64, 3, 3))
+    weights = (levels * np.linspace(0.01, 0.1, 64)[:, None, None, None]).astype(np.float32)
+    _, arrays = plan_to_parts(QuantizationPlan("", overrides={"w": weights}))
+    assert len(arrays) < 0.125 * weights.nbytes
