@@ -158,15 +158,13 @@ def _weighted_before(graph: GraphView, tensor: str, limit: int = 12) -> NodeView
 
 
 def _read_in_float(graph: GraphView, name: str, int8: set[str], limit: int = 24) -> bool:
-    """Whether a weighted float operator or a graph output follows before the next INT8 operator."""
+    """Whether a weighted float operator follows before the next INT8 one; leaving for the outputs is inevitable."""
     frontier, seen = list(graph.node(name).outputs), set[str]()
     while frontier and len(seen) < limit:
         tensor = frontier.pop(0)
         if tensor in seen:
             continue
         seen.add(tensor)
-        if tensor in graph.output_names:
-            return True
         for reader, _ in graph.consumers(tensor):
             if reader.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
                 frontier += reader.outputs
