@@ -87,14 +87,14 @@ class ProbeSet:
             float_detections=None if boxes is None else boxes[:pictures],
         )
 
-    def ask(self, session: Session) -> Answers:
-        """Run every picture through ``session``; boxes, and noise against the float outputs."""
+    def ask(self, session: Session, *, floor: float = LOOK_FLOOR) -> Answers:
+        """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs."""
         meter, found = SqnrMeter(), []
         for model_input, reference in zip(self.inputs, self.float_outputs, strict=True):
             raw = session.infer(model_input.tensor)
             meter.add(reference, raw)
             if self.decoder is not None:
-                found.append(self.decoder.decode(raw, model_input, score_threshold=LOOK_FLOOR))
+                found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
         return Answers(tuple(found) if self.decoder is not None else None, meter.result_db())
 
     def score(self, session: Session) -> PlanScore:

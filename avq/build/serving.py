@@ -16,13 +16,13 @@ import onnx
 from avq.build.candidates import FLOAT, Candidate, agrees, candidates_for
 from avq.build.layer_times import by_node
 from avq.build.lower import lower
-from avq.build.probe_set import Answers, ProbeSet
+from avq.build.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.build.request import Request
 from avq.clock import Clock
 from avq.errors import AvqError
 from avq.hookspecs import Session
 from avq.measure.latency import LatencySamples, ProcessorClock, paired_latency, ratio_interval
-from avq.types import GraphView, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+from avq.types import Detections, GraphView, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
 
 T = TypeVar("T")
 # Open sessions hold a copy of the weights and their scratch memory each.
@@ -43,6 +43,7 @@ class Serving:
         proto, graph: the float model.
         probe_set: pictures an engine is checked on.
         reference_answers: what the plan means, from the unoptimised reference.
+        map_drop: loss of mAP in percent of boxes from SCORE_FLOOR on; None without labels.
     """
 
     request: Request
@@ -50,6 +51,7 @@ class Serving:
     graph: GraphView
     probe_set: ProbeSet
     reference_answers: Callable[[QuantizationPlan], Answers]
+    map_drop: Callable[[Sequence[Detections]], float] | None = None
     _checked: dict[str, tuple[Candidate, PlanScore] | None] = field(default_factory=dict)
     _fastest_float: Candidate | None = None
     _favourite: Candidate | None = None
@@ -136,14 +138,24 @@ class Serving:
         with ExitStack() as stack:
             session = self._try_open(plan, candidate, stack)
             try:
-                answers = None if session is None else self.probe_set.ask(session)
+                answers = None if session is None else self._ask(session)
             except AvqError:
                 return None
         if answers is None:
             return None
         deviation = self.probe_set.compare(reference.detections, answers.detections)
         right, _ = agrees(deviation, answers.worst_sqnr_db, reference.worst_sqnr_db)
-        return (candidate, self.probe_set.judge(answers)) if right else None
+        return (candidate, self._judge(answers)) if right else None
+
+    def _ask(self, session: Session) -> Answers:
+        """Metrics against labels integrate over the score: they want the weak boxes too."""
+        return self.probe_set.ask(session, floor=LOOK_FLOOR if self.map_drop is None else SCORE_FLOOR)
+
+    def _judge(self, answers: Answers) -> PlanScore:
+        score = self.probe_set.judge(answers)
+        if self.map_drop is None or answers.detections is None:
+            return score
+        return replace(score, map_drop_percent=self.map_drop(answers.detections))
 
     def _times(
         self,

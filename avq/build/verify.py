@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.build.candidates import FLOAT, Trial
 from avq.build.dataset import read_picture
 from avq.build.gate import Measured
+from avq.build.labelled import accuracy, labels_of
 from avq.build.probe_set import SCORE_FLOOR, ProbeSet
 from avq.build.request import Request
 from avq.build.stage import Staged
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines.isa import instruction_set
-from avq.measure.accuracy import evaluate
 from avq.measure.detector import detector_of
 from avq.measure.fidelity import fidelity
-from avq.measure.labels import Labels, load_labels
-from avq.types import Accuracy, Detections
+from avq.types import Detections
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ def verify(staged: Staged, request: Request, probe_set: ProbeSet, chosen: Trial)
         measured = Measured(None, None, None, chosen.sqnr_db, chosen.latency, is_float)
         return Verified(measured, None)
     found = _detect(bundle, request, probe_set)
-    labels = _labels(request, staged)
+    labels = labels_of(request, staged.manifest.class_names)
     measured = Measured(
-        float_accuracy=_accuracy(labels, probe_set, probe_set.float_detections),
-        accuracy=_accuracy(labels, probe_set, found),
+        float_accuracy=accuracy(labels, probe_set, probe_set.float_detections),
+        accuracy=accuracy(labels, probe_set, found),
         fidelity=fidelity(probe_set.float_detections, found),
         sqnr_db=chosen.sqnr_db,
         latency=chosen.latency,
@@ -64,23 +62,3 @@ def _detect(bundle: OpenBundle, request: Request, probe_set: ProbeSet) -> tuple[
         )
     finally:
         detector.close()
-
-
-def _labels(request: Request, staged: Staged) -> Labels | None:
-    recipe = request.recipe
-    if recipe.labels is None:
-        return None
-    return load_labels(recipe.labels, class_map=recipe.class_map, class_names=staged.manifest.class_names)
-
-
-def _accuracy(labels: Labels | None, probe_set: ProbeSet, found: Sequence[Detections]) -> Accuracy | None:
-    """mAP over the held-out pictures that are labelled."""
-    if labels is None:
-        return None
-    image_ids = labels.match(probe_set.paths)
-    by_image: Mapping[int, Detections] = {
-        image_ids[path]: detections
-        for path, detections in zip(probe_set.paths, found, strict=True)
-        if path in image_ids
-    }
-    return evaluate(labels, by_image)

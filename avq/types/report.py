@@ -33,10 +33,13 @@ class PlanScore:
     Attributes:
         fidelity: in boxes; None when the head is not decoded.
         sqnr_db: per graph output, signal to quantization-noise ratio in decibel.
+        map_drop_percent: mAP lost against labels, in percent of the float model's; None where none were given
+            or nobody asked.
     """
 
     fidelity: Fidelity | None
     sqnr_db: Mapping[str, float]
+    map_drop_percent: float | None = None
 
     @property
     def badness(self) -> float:

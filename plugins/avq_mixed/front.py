@@ -9,6 +9,7 @@ from avq.types import AnyArray, QuantizationPlan, Served
 
 # The gate's own limits: a point outside of them is not worth choosing.
 LOST_PERCENT = 1.0
+MAP_DROP_PERCENT = 2.0
 CONFIDENCE_SHIFT = 0.02
 SLOWDOWN = 1.02
 SQNR_DB = 20.0
@@ -42,17 +43,27 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """The float model loses nothing, whatever its engine rounds: it is what accuracy is measured by."""
-        return 0.0 if self.is_float else self.served.score.badness
+        """The float model loses nothing, whatever its engine rounds: it is what accuracy is measured by.
+
+        With labels the share of mAP that is lost; a gain is luck on few pictures, and no merit.
+        """
+        if self.is_float:
+            return 0.0
+        score = self.served.score
+        if score.map_drop_percent is not None:
+            return max(score.map_drop_percent, 0.0) / 100.0
+        return score.badness
 
     def row(self) -> dict[str, object]:
         fidelity, latency = self.served.score.fidelity, self.served.latency
+        drop = self.served.score.map_drop_percent
         return {
             "plan": self.name,
             "engine": self.served.engine,
             "INT8 %": round(100 * self.share, 1),
             "lost boxes %": round(100 * fidelity.lost, 2) if fidelity else "-",
             "confidence shift": round(fidelity.confidence_shift, 4) if fidelity else "-",
+            "mAP loss %": "-" if drop is None else round(drop, 2),
             "worst SQNR dB": round(min(self.served.score.sqnr_db.values(), default=float("nan")), 1),
             "p50 ms": round(latency.p50_ms, 3),
             "time / float": f"{latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]",
@@ -81,7 +92,7 @@ def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float 
     Under a budget the most accurate inside it; under ``max_drop`` the fastest inside it; without either
     the knee. A point must be inside the gate's limits. Float always is, so there is always an answer.
     """
-    limit = LOST_PERCENT if max_drop is None else max_drop
+    limit = loss_limit(points) if max_drop is None else max_drop
     right = [p for p in points if p.is_float or _accurate(p, limit)]
     worth = [p for p in right if p.is_float or p.served.latency.ratio < 1.0]
     if budget_ms is not None:
@@ -92,10 +103,19 @@ def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float 
         best = min(right, key=lambda p: p.served.latency.ratio)
         return best, f"nothing measured is within {budget_ms:g} ms: the fastest"
     if max_drop is not None:
-        return min(
-            worth, key=lambda p: p.served.latency.ratio
-        ), f"the fastest that loses at most {max_drop:g} %"
+        what = "of the mAP" if _labelled(points) else "of the boxes"
+        best = min(worth, key=lambda p: p.served.latency.ratio)
+        return best, f"the fastest that loses at most {max_drop:g} % {what}"
     return knee(worth, _tolerated(worth, limit)), "the knee of the front"
+
+
+def loss_limit(points: Sequence[Point]) -> float:
+    """The gate's own limit in percent: of mAP where labels were given, else of boxes."""
+    return MAP_DROP_PERCENT if _labelled(points) else LOST_PERCENT
+
+
+def _labelled(points: Sequence[Point]) -> bool:
+    return any(p.served.score.map_drop_percent is not None for p in points)
 
 
 def _tolerated(points: Sequence[Point], limit_percent: float) -> float:
@@ -106,6 +126,8 @@ def _tolerated(points: Sequence[Point], limit_percent: float) -> float:
 
 def _accurate(point: Point, limit_percent: float) -> bool:
     score = point.served.score
+    if score.map_drop_percent is not None:
+        return score.map_drop_percent <= _MARGIN * limit_percent
     if score.fidelity is None:
         return min(score.sqnr_db.values(), default=0.0) >= SQNR_DB
     lost = 100.0 * score.fidelity.lost

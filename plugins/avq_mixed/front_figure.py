@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from avq.types import Figure, FigurePoint, Series
-from avq_mixed.front import LOST_PERCENT, SQNR_DB, Point
+from avq_mixed.front import SQNR_DB, Point, loss_limit
 
 _LEAD = (
     "Every point was built, checked on its own engine and timed against float in turns; bars are 95 % "
@@ -18,11 +18,13 @@ def front_figure(points: Sequence[Point], chosen: Point, max_drop: float | None)
     best = [p for p in points if not any(_better(other, p) for other in points)]
     others = [p for p in points if not any(p is kept for kept in best)]
     decoded = any(p.served.score.fidelity is not None for p in points)
-    limit = (LOST_PERCENT if max_drop is None else max_drop) if decoded else -SQNR_DB
+    limit = (loss_limit(points) if max_drop is None else max_drop) if decoded else -SQNR_DB
+    labelled = any(p.served.score.map_drop_percent is not None for p in points)
+    lost = "mAP lost, %" if labelled else "boxes lost, %"
     return Figure(
         title="What was measured: time against loss",
         x_label="time / fastest float engine",
-        y_label="boxes lost, %" if decoded else "noise at the worst output, dB",
+        y_label=lost if decoded else "noise at the worst output, dB",
         series=(
             Series("front", _points(best, chosen), line=True),
             Series("slower and no better than another", _points(others, chosen)),
@@ -54,6 +56,8 @@ def _points(points: Sequence[Point], chosen: Point) -> tuple[FigurePoint, ...]:
 
 def _loss(point: Point) -> float:
     score = point.served.score
+    if score.map_drop_percent is not None:
+        return 0.0 if point.is_float else score.map_drop_percent
     if score.fidelity is not None:
         return 100.0 * score.fidelity.lost
     return -min(score.sqnr_db.values(), default=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,21 @@ def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate():
 
 def test_float_is_the_answer_when_int8_is_slower_or_ruined():
     assert choose([FLOAT, point("slow", 1.1, 0.0), RUINED], budget_ms=None, max_drop=None)[0] is FLOAT
+
+
+def test_with_labels_the_map_decides_and_not_the_boxes():
+    def labelled(name: str, ratio: float, lost: float, drop: float) -> Point:
+        told = point(name, ratio, lost)
+        return replace(
+            told, served=replace(told.served, score=replace(told.served.score, map_drop_percent=drop))
+        )
+
+    keeps_map, keeps_boxes = labelled("keeps mAP", 0.8, 0.02, 0.5), labelled("keeps boxes", 0.7, 0.0, 3.0)
+    points = [FLOAT, keeps_map, keeps_boxes]
+    assert choose(points, budget_ms=None, max_drop=None)[0] is keeps_map
+    assert choose(points, budget_ms=None, max_drop=4.0)[0] is keeps_boxes
+    assert choose(points, budget_ms=9.0, max_drop=4.0)[0] is keeps_map
+    assert "of the mAP" in choose(points, budget_ms=None, max_drop=1.0)[1]
 
 
 def test_times_that_cannot_be_told_apart_beat_nobody():

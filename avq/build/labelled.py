@@ -1,0 +1,54 @@
+"""Plans and engines against labels, where the user gave some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from avq.build.probe_set import ProbeSet
+from avq.build.request import Request
+from avq.measure.accuracy import evaluate
+from avq.measure.labels import Labels, load_labels
+from avq.types import Accuracy, Detections
+
+
+def labels_of(request: Request, class_names: Sequence[str]) -> Labels | None:
+    """The recipe's labels in the model's classes; None without any."""
+    recipe = request.recipe
+    if recipe.labels is None:
+        return None
+    return load_labels(recipe.labels, class_map=recipe.class_map, class_names=class_names)
+
+
+def accuracy(labels: Labels | None, probe_set: ProbeSet, found: Sequence[Detections]) -> Accuracy | None:
+    """mAP over the pictures of ``probe_set`` that are labelled."""
+    if labels is None:
+        return None
+    image_ids = labels.match(probe_set.paths)
+    by_image: Mapping[int, Detections] = {
+        image_ids[path]: detections
+        for path, detections in zip(probe_set.paths, found, strict=True)
+        if path in image_ids
+    }
+    return evaluate(labels, by_image)
+
+
+def map_drop(
+    request: Request, class_names: Sequence[str], probe_set: ProbeSet
+) -> Callable[[Sequence[Detections]], float] | None:
+    """detections -> loss of mAP in percent of the float model's; None without labels or boxes to score.
+
+    Detections are given per picture of ``probe_set``, from a low score (0.01) on.
+    """
+    if request.recipe.labels is None or probe_set.float_detections is None:
+        return None
+    labels = labels_of(request, class_names)
+    reference = accuracy(labels, probe_set, probe_set.float_detections)
+    if reference is None or reference.map <= 0.0:
+        return None
+    of_float = reference.map
+
+    def drop_percent(found: Sequence[Detections]) -> float:
+        served = accuracy(labels, probe_set, found)
+        return 0.0 if served is None else 100.0 * (of_float - served.map) / of_float
+
+    return drop_percent
