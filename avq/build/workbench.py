@@ -8,6 +8,7 @@ from functools import cached_property
 
 from avq.build.calibrate.commands import Calibration
 from avq.build.compile_target import PendingTarget, pending_target
+from avq.build.labelled import map_drop
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
@@ -126,7 +127,8 @@ class HostWorkbench:
         def meant(plan: QuantizationPlan) -> Answers:
             return self._reference_answers(plan, everything)
 
-        return Serving(self.request, model.proto, model.view, self.probe_set, meant)
+        by_labels = map_drop(self.request, self.understood.class_names, self.probe_set)
+        return Serving(self.request, model.proto, model.view, self.probe_set, meant, by_labels)
 
     def _reference_answers(self, plan: QuantizationPlan, pictures: int) -> Answers:
         key = (plan.digest, min(pictures, len(self.probe_set.items)))
