@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.bias_correction import BiasCorrection, correct_biases, corrected_biases
-from avq.toolbox.equalize import Equalization, Pair, equalize, equalized
+from avq.toolbox.equalize import Equalization, Pair, equalize, equalized, find_pairs
 from avq.toolbox.grids import WeightMethod, activation_point, dequantize, quantize, weight_point
 from avq.toolbox.macs import int8_mac_share, macs_by_node
-from avq.toolbox.options import RangingOptions
+from avq.toolbox.options import GridOptions, RangingOptions
 from avq.toolbox.placement import (
     Placement,
     calibration_tensors,
@@ -20,6 +20,7 @@ from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, round_wei
 __all__ = [
     "BiasCorrection",
     "Equalization",
+    "GridOptions",
     "Pair",
     "RoundedWeights",
     "WeightMethod",
@@ -28,6 +29,7 @@ __all__ = [
     "dequantize",
     "equalize",
     "equalized",
+    "find_pairs",
     "gram_rounded_weights",
     "round_weights",
     "Placement",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.hookspecs import CalibrationStats
-from avq.toolbox.grids import activation_point, weight_point
+from avq.toolbox.grids import WeightMethod, activation_point, weight_point
 from avq.toolbox.placement import Placement, concat_ties, residual_identity_edges
 from avq.types import (
     Calibrator,
@@ -28,12 +28,15 @@ class Ranging:
         calibrator, percentile: how ranges are chosen.
         symmetric: signed grids around zero, or unsigned ones with a zero point.
         tied: tensors that a Concat joins share one scale, as targets with symmetric grids only want it.
+        weight_bits, weights: of weights, and how their scales are chosen.
     """
 
     calibrator: Calibrator
     percentile: float = 99.99
     symmetric: bool = False
     tied: bool = False
+    weight_bits: int = 8
+    weights: WeightMethod = "auto"
 
 
 def wanted_statistics(graph: GraphView, placements: Collection[Placement]) -> list[StatRequest]:
@@ -71,7 +74,7 @@ def assemble(
     ties = concat_ties(graph, {e.tensor for e in edges}) if ranging.tied else ()
     ranges = _ranges(stats, sorted({e.tensor for e in edges}), ties, ranging)
     points = [activation_point(e, ranges[e.tensor], symmetric=ranging.symmetric) for e in edges]
-    points += _weights(graph, chosen)
+    points += _weights(graph, chosen, ranging)
     return QuantizationPlan(
         graph_digest=graph.digest,
         points=tuple(sorted(points, key=lambda p: p.edge)),
@@ -93,9 +96,10 @@ def _ranges(
     return ranges
 
 
-def _weights(graph: GraphView, chosen: Sequence[Placement]) -> list[QuantPoint]:
+def _weights(graph: GraphView, chosen: Sequence[Placement], ranging: Ranging) -> list[QuantPoint]:
+    bits, method = ranging.weight_bits, ranging.weights
     return [
-        weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis)
+        weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis, bits=bits, method=method)
         for p in chosen
         if p.weight is not None
     ]

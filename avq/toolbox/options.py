@@ -7,16 +7,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class RangingOptions(BaseModel):
-    """How activation ranges are chosen and written; strategies add their own fields."""
+class GridOptions(BaseModel):
+    """How activation ranges are chosen and written."""
 
     model_config = ConfigDict(extra="forbid")
 
     calibrator: Literal["auto", "entropy", "mse", "percentile", "minmax"] = Field(
         "auto", description="how activation ranges are chosen; auto scores all four and keeps the best"
-    )
-    percentile: float = Field(
-        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
     )
     activations: Literal["auto", "symmetric", "asymmetric"] = Field(
         "auto", description="grid of activations; auto is asymmetric on CPU targets, symmetric elsewhere"
@@ -25,3 +22,11 @@ class RangingOptions(BaseModel):
     def symmetric(self, *, symmetric_only: bool) -> bool:
         """Whether grids are signed around zero, on a target that takes nothing else or any."""
         return self.activations == "symmetric" or (self.activations == "auto" and symmetric_only)
+
+
+class RangingOptions(GridOptions):
+    """The same with one percentile; strategies add their own fields."""
+
+    percentile: float = Field(
+        99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
+    )

@@ -8,7 +8,8 @@ its own under one scale, which is what makes many detectors collapse: ``depthwis
 from __future__ import annotations
 
 from avq import hookimpl
-from avq_static.strategy import StaticOptions, StaticQuantizer
+from avq_static.options import StaticOptions
+from avq_static.strategy import StaticQuantizer
 
 __all__ = ["StaticOptions", "StaticQuantizer", "avq_register_quantizers"]
 

@@ -10,8 +10,10 @@ from avq_static import StaticOptions, StaticQuantizer
 
 from avq.build.calibrate.histogram import Histogram
 from avq.build.calibrate.stats import HistogramStats
-from avq.types import Edge, Fidelity, PlanScore, QuantizationPlan, StatRequest
+from avq.types import CALIBRATORS, Edge, Fidelity, MomentRequest, PlanScore, QuantizationPlan, StatRequest
 from tests.toolbox.graphs import residual_block
+
+AS_PLACED = {"equalize": "off", "rounding": "nearest", "bias_correction": "off"}
 
 
 class Scored:
@@ -23,7 +25,8 @@ class Scored:
     def __init__(self, lost) -> None:
         self._lost = lost
         self.asked: list[QuantizationPlan] = []
-        self.notes: list[Sequence[Mapping[str, object]]] = []
+        self.notes: dict[str, Sequence[Mapping[str, object]]] = {}
+        self.conclusions: list[str] = []
 
     def collect(self, requests: Sequence[StatRequest]) -> HistogramStats:
         rng = np.random.default_rng(0)
@@ -33,12 +36,29 @@ class Scored:
             histograms[request.tensor].add(rng.laplace(size=20_000).astype(np.float32))
         return HistogramStats(histograms)
 
-    def error(self, plan: QuantizationPlan) -> PlanScore:
+    def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, np.ndarray]:
+        """Eight channels, the first a hundred times wider than the others."""
+        peaks = np.array([100.0, *[1.0] * 7])
+        sizes = {"a": (1, 72), "b": (1, 72), "c": (8, 9)}
+        return {r.key: peaks if r.kind == "peak" else correlated(*sizes[r.reader]) for r in requests}
+
+    def adjusted(self, overrides: Mapping[str, np.ndarray]) -> Scored:
+        return self
+
+    def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
         self.asked.append(plan)
         return PlanScore(Fidelity(10, 100, self._lost(plan), 0.0), {"y": 30.0})
 
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
-        self.notes.append(rows)
+        self.notes[title] = rows
+
+    def conclude(self, reason: str) -> None:
+        self.conclusions.append(reason)
+
+
+def correlated(groups: int, inputs: int) -> np.ndarray:
+    """A Gram matrix per group whose inputs move together, as neighbouring pixels do."""
+    return np.broadcast_to(np.ones((inputs, inputs)) + 0.1 * np.eye(inputs), (groups, inputs, inputs))
 
 
 def depthwise_in_int8(plan: QuantizationPlan) -> bool:
@@ -61,24 +81,87 @@ def test_depthwise_runs_in_int8_where_that_costs_nothing():
 @pytest.mark.parametrize(("option", "int8"), [("int8", True), ("float", False)])
 def test_the_user_may_decide_without_measuring(option, int8):
     bench = Scored(lambda plan: 0.0)
-    options = StaticOptions(depthwise=option, calibrator="minmax")
+    options = StaticOptions(depthwise=option, calibrator="minmax", **AS_PLACED)
     plan = StaticQuantizer().plan(residual_block(), bench, options)
     assert depthwise_in_int8(plan) is int8 and len(bench.asked) == 1
 
 
-def test_auto_keeps_the_calibrator_that_measured_best():
-    widths: dict[str, float] = {}
-
+def test_auto_keeps_the_ranges_that_measured_best():
     def lost(plan: QuantizationPlan) -> float:
-        width = float(plan.by_edge[Edge("x", "a", 0)].scale)
-        widths.setdefault(plan.digest, width)
-        return abs(width - sorted({*widths.values()})[0])  # the narrowest range so far is the best
+        return float(plan.by_edge[Edge("x", "a", 0)].scale)  # the narrower the better
 
     bench = Scored(lost)
-    plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(depthwise="int8"))
-    assert len(widths) == 4 and len(bench.notes[0]) == 4
-    assert [row["kept"] for row in bench.notes[0]].count(True) == 1
-    assert float(plan.by_edge[Edge("x", "a", 0)].scale) == min(widths.values())
+    plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(depthwise="int8", **AS_PLACED))
+    scales = {float(p.by_edge[Edge("x", "a", 0)].scale) for p in bench.asked}
+    tried = bench.notes["static: what was tried"]
+    assert len({row["calibrator"] for row in tried}) == 8  # entropy, mse, min-max and five percentiles
+    assert {row["calibrator"] for row in tried} >= {"entropy", "mse", "minmax", "percentile 99.9999"}
+    assert [row["kept"] for row in tried].count(True) == 1
+    assert float(plan.by_edge[Edge("x", "a", 0)].scale) == min(scales)
+
+
+@pytest.mark.parametrize(
+    ("given", "tried"),
+    [
+        ({}, {*CALIBRATORS} - {"percentile"} | {f"percentile {p}" for p in ("99.9", "99.99", "99.995")}),
+        ({"calibrator": "percentile"}, {"minmax", "percentile 99.9", "percentile 99.9999"}),
+        ({"calibrator": "percentile", "percentile": 99.5}, {"percentile 99.5"}),
+        ({"calibrator": "mse"}, {"mse"}),
+    ],
+)
+def test_a_percentile_is_searched_unless_one_is_named(given, tried):
+    bench = Scored(lambda plan: 0.0)
+    StaticQuantizer().plan(residual_block(), bench, StaticOptions(**given, **AS_PLACED))
+    told = {row["calibrator"] for row in bench.notes["static: what was tried"]}
+    assert tried <= told and (len(tried) > 1 or tried == told)
+
+
+def test_what_helps_too_little_to_be_measured_is_not_kept_and_told():
+    bench = Scored(lambda plan: 0.01 - 0.001 * bool(plan.overrides))
+    plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions())
+    rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
+    assert not plan.overrides and set(rows) == {"equalize", "rounding", "bias_correction"}
+    assert not any(row["kept"] for row in rows.values())
+    assert rows["rounding"]["lost boxes %"] == "1.0 -> 0.9"
+    assert "no bias of its own" in rows["bias_correction"]["remark"]
+
+
+def test_what_measurably_helps_is_kept():
+    bench = Scored(lambda plan: 0.02 - 0.01 * bool(plan.overrides))
+    plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(equalize="off"))
+    rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
+    assert rows["rounding"]["kept"] and set(plan.overrides) == {"wa", "wb", "wc"}
+
+
+def test_options_that_are_on_are_kept_though_measured_to_harm():
+    bench = Scored(lambda plan: 0.1 * bool(plan.overrides))
+    options = StaticOptions(rounding="gram", equalize="off", bias_correction="off")
+    plan = StaticQuantizer().plan(residual_block(), bench, options)
+    (row,) = bench.notes["static: what each option changed"]
+    assert plan.overrides and row["kept"] and row["lost boxes %"] == "0.0 -> 10.0"
+
+
+def test_uneven_depthwise_convolutions_are_named_as_the_cause():
+    bench = Scored(lambda plan: 0.6 if depthwise_in_int8(plan) else 0.01)
+    StaticQuantizer().plan(residual_block(), bench, StaticOptions(**AS_PLACED))
+    (sentence,) = bench.conclusions
+    assert "depthwise convolutions are the cause" in sentence and "c (100x)" in sentence
+    (row,) = bench.notes["static: channel ranges of depthwise convolutions"]
+    assert row["depthwise convolution"] == "c" and row["levels left to the median channel"] == 2.6
+
+
+def test_depthwise_convolutions_are_not_blamed_for_nothing():
+    bench = Scored(lambda plan: 0.0)
+    StaticQuantizer().plan(residual_block(), bench, StaticOptions(**AS_PLACED))
+    assert not bench.conclusions
+
+
+def test_few_bits_are_of_weights_only():
+    options = StaticOptions(bits=4, calibrator="mse", **AS_PLACED)
+    plan = StaticQuantizer().plan(residual_block(), Scored(lambda plan: 0.0), options)
+    bits = {point.edge.tensor: point.bits for point in plan.points}
+    assert (bits["wa"], bits["x"]) == (4, 8)
+    assert "weights of 4 bits" in plan.precisions["a"].reason
 
 
 def test_targets_with_signed_grids_get_signed_grids():
