@@ -78,11 +78,10 @@ class PendingTarget:
         for name in report.track(architectures, "engines", len(architectures)):
             ours = self.compiler.compile(model, name)
             built.append((ours, self.compiler.compile(twin, name) if plan.points else ours))
-        weights = self._weight_bytes(plan)
         return Compiled(
             {f"engine.{ours.architecture}": ours.data for ours, _ in built},
             tuple(_row(ours, half, plan) for ours, half in built),
-            tuple(dict.fromkeys(remark for pair in built for remark in _remarks(*pair, *weights))),
+            (*_larger(built, *self._weight_bytes(plan)), *_said([ours for ours, _ in built])),
         )
 
     # What a workbench asks of whatever serves plans
@@ -150,17 +149,27 @@ def _row(ours: CompiledEngine, half: CompiledEngine, plan: QuantizationPlan) -> 
     return {**row, "layers parsed": ours.layers}
 
 
-def _remarks(ours: CompiledEngine, half: CompiledEngine, weights: int, half_weights: int) -> list[str]:
-    remarks = [f"{ours.architecture}: {text.strip()}" for text in dict.fromkeys(ours.warnings)]
-    if len(ours.data) > len(half.data):
-        rest, half_rest = len(ours.data) - weights, len(half.data) - half_weights
-        remarks.append(
-            f"{ours.architecture}: larger than the FP16 engine although its weights take {weights // 1024} kB "
-            f"instead of {half_weights // 1024}: {rest // 1024} kB are kernels and tables instead of "
-            f"{half_rest // 1024}, since an INT8 operator of every new shape brings a compiled kernel of its own; "
-            "networks of more than a few million weights come out smaller"
-        )
-    return remarks
+def _larger(
+    built: Sequence[tuple[CompiledEngine, CompiledEngine]], weights: int, half_weights: int
+) -> list[str]:
+    """One sentence on the engines that outgrew their FP16 twins, with where the bytes are."""
+    larger = [(ours, half) for ours, half in built if len(ours.data) > len(half.data)]
+    if not larger:
+        return []
+    ours, half = max(larger, key=lambda pair: len(pair[0].data))
+    rest, half_rest = (len(ours.data) - weights) // 1024, (len(half.data) - half_weights) // 1024
+    return [
+        f"larger than the FP16 engine for {', '.join(o.architecture for o, _ in larger)}: the weights shrink from "
+        f"{half_weights // 1024} to {weights // 1024} kB, but kernels and tables grow from {half_rest} to {rest} kB, "
+        "since INT8 operators of every new shape bring compiled kernels of their own; this pays back from a few "
+        "million weights on"
+    ]
+
+
+def _said(engines: Sequence[CompiledEngine]) -> list[str]:
+    """What the builder remarked, each sentence once."""
+    texts = dict.fromkeys(" ".join(text.split()) for engine in engines for text in engine.warnings)
+    return [f"the builder says: {text}" for text in texts]
 
 
 def pending_target(request: Request, understood: Understood, probe_set: ProbeSet) -> PendingTarget | None:
