@@ -29,8 +29,9 @@ from avq.types import F64, AnyArray
 
 #: Fewer reference pictures say nothing about what is usual.
 MIN_REFERENCE = 10
-#: Wanted chance that one usual picture lies above the threshold.
-PICTURE_RATE = 0.05
+#: Wanted chance that one usual picture lies above the threshold. A small one tells a night from fewer pictures, a
+#: large one tells small shifts (low sun, another camera) from as many: many pictures a little unusual.
+PICTURE_RATE = 0.2
 #: Chance that a window of usual pictures is called drift.
 FALSE_ALARM_RATE = 0.001
 #: Pictures per decision of a monitor.

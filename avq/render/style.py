@@ -42,7 +42,7 @@ p.lead { color: var(--soft); margin-bottom: 1.25rem; }
 h2 + .block { margin-top: .9rem; }
 .figures { display: grid; gap: 1px; background: var(--card); border: 1px solid var(--line);
   border-radius: .75rem; overflow: hidden;
-  grid-template-columns: repeat(auto-fit, minmax(max(9.5rem, calc(100% / var(--columns, 5) - 2px)), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(max(10.25rem, calc(100% / var(--columns, 5) - 2px)), 1fr)); }
 .figures > div { outline: 1px solid var(--line); padding: 1rem 1.15rem 1.1rem; }
 .figures dt { color: var(--soft); font-size: .8125rem; }
 .figures dd { margin: .1rem 0 0; font-size: 1.65rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
@@ -133,6 +133,7 @@ footer::before { content: ""; display: block; border-top: 1px solid var(--line);
   .bars { display: block; }
   .bars .row { display: grid; grid-template-columns: 1fr max-content; gap: .2rem .9rem; margin-bottom: .8rem; }
   .bars .bar { grid-column: 1 / -1; order: 1; }
+  .scatter .name:not(.chosen) { display: none; }
   th, td { white-space: nowrap; }
   td:last-child:not(.number) { white-space: normal; min-width: 13rem; }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from avq import __version__
-from avq.build.report.charts import figures_and_notes
+from avq.build.report.charts import figures, notes
 from avq.build.report.disagreements import disagreements
 from avq.build.report.engines import engines
 from avq.build.report.groups import groups
@@ -23,12 +23,13 @@ def report_page(story: Story) -> str:
     outcome = story.outcome
     sections = [
         short(outcome),
-        *figures_and_notes(story.planned),
+        *figures(story.planned),
         engines(outcome),
         *disagreements(story),
         *time_spent(story),
         *groups(story),
         *thresholds(story),
+        *notes(story.planned),
         model(story),
         machine(story),
         next_steps(outcome),

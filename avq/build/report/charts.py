@@ -10,11 +10,14 @@ from avq.render import Html, figure_chart, folded, section, table
 _SHORT, _NARROW = 8, 8
 
 
-def figures_and_notes(planned: Planned) -> list[Html]:
-    """Charts first, then the tables; long ones fold."""
-    drawn = [section(f.title, figure_chart(f), lead=f.lead) for f in planned.figures]
-    noted = [section(_capital(title), _table(rows)) for title, rows in planned.notes if rows]
-    return drawn + noted
+def figures(planned: Planned) -> list[Html]:
+    """One section per chart."""
+    return [section(f.title, figure_chart(f), lead=f.lead) for f in planned.figures]
+
+
+def notes(planned: Planned) -> list[Html]:
+    """One section per table; long and wide ones fold."""
+    return [section(_capital(title), _table(rows)) for title, rows in planned.notes if rows]
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> Html:
