@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from avq import Workbench
 from avq.types import CALIBRATORS
 from avq_static.assemble import Choice, Network
 from avq_static.options import StaticOptions
-from avq_static.trial import Tried
+from avq_static.trial import Tried, best_of, measurably_better
 
 #: Pictures that rank ranges; the best ones are measured on all.
 QUICK = 24
 _PERCENTILES = (99.9, 99.99, 99.995, 99.999, 99.9999)
-_FINALISTS = 2
 #: A kind of operator is kept float only when that wins back at least this much badness (lost share + shift).
 WORTH_KEEPING_FLOAT = 0.005
 
@@ -38,20 +38,23 @@ class Ranges:
         start = replace(start, float_kinds=self._float_kinds(start))
         candidates = [replace(c, float_kinds=start.float_kinds) for c in self._candidates()]
         if len(candidates) > 1:
-            ranked = sorted(candidates, key=lambda c: self._measured(c).score.badness)
-            candidates = ranked[:_FINALISTS]
+            candidates = self._finalists([self._measured(c) for c in candidates])
         finals = [measure(self.network, choice) for choice in candidates]
-        best = min(finals, key=lambda t: t.score.badness)
+        best = best_of(finals)
         tried = [*self._quick.values(), *finals]
         bench.note("static: what was tried", [{**t.row(), "kept": t is best} for t in tried])
         return best
 
+    def _finalists(self, tried: Sequence[Tried]) -> list[Choice]:
+        """The best, and the next best where these few pictures do not tell them apart."""
+        first = best_of(tried)
+        second = best_of([t for t in tried if t is not first])
+        return [first.choice, *([] if measurably_better(first, second) else [second.choice])]
+
     def _candidates(self) -> list[Choice]:
         """Min-max first: the plan without a parameter."""
-        options, symmetric = (
-            self.options,
-            self.options.symmetric(symmetric_only=self.network.bench.symmetric_only),
-        )
+        options = self.options
+        symmetric = options.symmetric(symmetric_only=self.network.bench.symmetric_only)
         percentiles = _PERCENTILES if options.percentile == "auto" else (options.percentile,)
         base = Choice("minmax", 100.0, symmetric, options.bits, options.weights)
         searched = [replace(base, calibrator="percentile", percentile=p) for p in percentiles]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from avq.toolbox import correct_biases, equalize, find_pairs, round_weights
@@ -29,13 +29,17 @@ class Refinement:
 
     def run(self) -> Tried:
         """Equalise, round, correct: in this order, as each works on what the one before left."""
-        if self.options.equalize != "off":
-            self._equalize()
-        if self.options.rounding != "nearest":
-            self._round()
-        if self.options.bias_correction != "off":
-            self._correct()
+        options = self.options
+        self._try("equalize", options.equalize, "off", self._equalize)
+        self._try("rounding", options.rounding, "nearest", self._round)
+        self._try("bias_correction", options.bias_correction, "off", self._correct)
         return self.best
+
+    def _try(self, option: str, asked: str, never: str, step: Callable[[], None]) -> None:
+        if asked == "auto" and self.best.within_noise:
+            self._refused(option, "not tried: the loss is within noise already")
+        elif asked != never:
+            step()
 
     def _equalize(self) -> None:
         network, forced = self.network, self.options.equalize == "on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avq.types import PlanScore, QuantizationPlan
@@ -11,6 +12,8 @@ from avq_static.assemble import Choice
 _MARGIN = 0.003
 #: So is this much of the noisiest output, in decibel.
 _MARGIN_DB = 0.5
+#: From here on the noisiest output is as good as float: a thousandth of its power.
+_CLEAN_DB = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Tried:
         """Lost share plus confidence shift; 0 without a decoder."""
         fidelity = self.score.fidelity
         return 0.0 if fidelity is None else fidelity.lost + abs(fidelity.confidence_shift)
+
+    @property
+    def within_noise(self) -> bool:
+        """Nothing that could be measured is lost."""
+        return self.in_boxes <= _MARGIN and self.worst_sqnr_db >= _CLEAN_DB
 
     @property
     def loss(self) -> str:
@@ -66,6 +74,12 @@ class Tried:
         if fidelity is None:
             return "-"
         return round(100 * fidelity.lost, 2) if what == "lost" else round(fidelity.confidence_shift, 4)
+
+
+def best_of(tried: Sequence[Tried]) -> Tried:
+    """Of those whose boxes are the best or within noise of it, the one with the least noise at its outputs."""
+    least = min(t.in_boxes for t in tried)
+    return max((t for t in tried if t.in_boxes <= least + _MARGIN), key=lambda t: t.worst_sqnr_db)
 
 
 def measurably_better(after: Tried, before: Tried) -> bool:

@@ -156,6 +156,13 @@ def test_depthwise_convolutions_are_not_blamed_for_nothing():
     assert not bench.conclusions
 
 
+def test_nothing_is_tried_where_nothing_is_lost():
+    bench = Scored(lambda plan: 0.0)
+    StaticQuantizer().plan(residual_block(), bench, StaticOptions(calibrator="mse", depthwise="int8"))
+    rows = bench.notes["static: what each option changed"]
+    assert len(bench.asked) == 1 and all("not tried" in row["remark"] for row in rows)
+
+
 def test_few_bits_are_of_weights_only():
     options = StaticOptions(bits=4, calibrator="mse", **AS_PLACED)
     plan = StaticQuantizer().plan(residual_block(), Scored(lambda plan: 0.0), options)
