@@ -48,7 +48,7 @@ def layer_costs(
     probe_set: ProbeSet,
 ) -> LayerCosts | None:
     """Both models on the candidate's engine; None where it does not tell, or for the float model."""
-    told = getattr(request.float_engines[candidate.engine], "layer_times", None)
+    told = getattr(request.float_engines.get(candidate.engine), "layer_times", None)
     if told is None or candidate.encoding == FLOAT or not probe_set.inputs:
         return None
     models = [proto.SerializeToString(), lower(proto, plan, candidate.encoding)]

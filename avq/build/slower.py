@@ -48,7 +48,7 @@ class Circumstances:
 
     Attributes:
         candidate: engine, encoding and float precision as served.
-        runs_in: what the engine says it really runs.
+        runs_in: what the engine says it really runs; '' where it was not asked.
         isa: the processor's instruction set, space separated.
         costs: measured layers, where the engine tells them.
     """
@@ -85,7 +85,7 @@ def _cost(here: Circumstances, nodes: Iterable[str]) -> float | None:
 
 
 def _ran_in_float(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
-    if "int8" in here.runs_in:
+    if not here.runs_in or "int8" in here.runs_in or not int8:
         return []
     return [
         Slower(

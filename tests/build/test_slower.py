@@ -64,6 +64,10 @@ def test_engine_and_processor_are_blamed_when_it_is_them(name, change):
     assert name in causes(**change) and name not in causes()
 
 
+def test_an_engine_that_was_not_asked_is_not_accused():
+    assert "ran-in-float" not in causes(runs_in="")
+
+
 def test_arm_is_not_blamed_for_x86():
     assert not {"signed-on-x86", "no-dot-product"} & set(causes(encoding="s8", isa="aarch64 asimd asimddp"))
 
