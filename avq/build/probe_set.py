@@ -149,11 +149,12 @@ def _drawn(request: Request, understood: Understood) -> ProbeSet:
     session = request.reference.open(understood.model.proto.SerializeToString(), options)
     inputs = drawn_inputs(understood.spec, _DRAWN)
     try:
-        answers = [session.infer(one.tensor) for one in inputs]
-        copies = tuple({name: np.array(value) for name, value in raw.items()} for raw in answers)
+        answers = tuple(
+            {name: np.array(value) for name, value in session.infer(one.tensor).items()} for one in inputs
+        )
     finally:
         session.close()
-    return ProbeSet((), inputs, None, copies, None)
+    return ProbeSet((), inputs, None, answers, None)
 
 
 class _Asked:
