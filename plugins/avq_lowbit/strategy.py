@@ -21,7 +21,7 @@ from avq_lowbit.sensitivity import damages
 from avq_lowbit.walk import walk
 
 _MEGABYTE = 1e6
-# Served one after the other until one is right and not slower than the gate allows.
+# Served one after the other until one is right and not slower than the gate allows; the last has 8 bits everywhere.
 _FINALISTS = 4
 
 
@@ -128,8 +128,7 @@ def _int8_is_better(integers: Plans, floats: Plans, limits: Limits) -> bool:
     """Whether 8-bit data leave half of the limit to the weights, and are faster on the engine that serves."""
     wide = tuple(8 for _ in integers.groups)
     ours, theirs = integers.bench.serve([integers.plan(wide), floats.plan(wide)])
-    half = Limits(limits.lost_percent / 2)
-    if ours is None or not half.accurate(ours.score):
+    if ours is None or not limits.halved.accurate(ours.score):
         return False
     return theirs is None or ours.latency.ratio_high < theirs.latency.ratio
 
@@ -141,9 +140,8 @@ def _chosen(
     if options.target_mb is not None:
         step = search.within(int(options.target_mb * _MEGABYTE))
         return step, bench.serve([step.plan])[0]
-    finalists = search.accurate() or [search.at(0)]
-    for step in finalists[:_FINALISTS]:
+    for step in [*search.accurate()[: _FINALISTS - 1], search.at(0)]:
         served = bench.serve([step.plan])[0]
         if served is not None and limits.accurate(served.score) and limits.fast(served.latency):
             return step, served
-    return finalists[0], bench.serve([finalists[0].plan])[0]
+    return search.at(0), served

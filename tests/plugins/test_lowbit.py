@@ -76,7 +76,7 @@ def test_the_search_finds_how_far_the_limit_reaches():
         judged.append(bits[0])
         return QuantizationPlan(""), score((bits[0] / 100) ** 4)
 
-    search = Search(path, [1000 - 9 * s for s in range(101)], judge, Limits(1.0))
+    search = Search(path, [1000 - 9 * s for s in range(101)], judge, Limits(1.0, margin=0.9))
     search.sketch(6)
     search.narrow(8)
     best = search.accurate()[0]
@@ -144,7 +144,7 @@ def test_it_goes_as_far_as_the_limit_and_draws_the_way():
     (figure,) = bench.figures
     points = figure.series[0].points
     assert [p.x for p in points] == sorted((p.x for p in points), reverse=True)
-    assert sum(p.chosen for p in points) == 1 and figure.y_limit == 2.0
+    assert sum(p.chosen for p in points) == 1 and figure.y_limit == 1.8
     rows = bench.notes["lowbit: every group"]
     assert {r["bits"] for r in rows} == set(bits.values()) and "INT8 size" in bench.said[0]
     assert all(str(bits[f"{r['group']}.w"]) in plan.precisions[r["group"]].reason for r in rows)
@@ -210,12 +210,18 @@ def test_wrong_options_are_refused(given):
         LowbitOptions.model_validate(given)
 
 
-def test_the_limit_is_the_users_or_the_gates():
+def test_the_limit_is_the_users_or_well_inside_the_gates():
     bench = Ruled()
-    assert Limits.of(bench).lost_percent == 1.0
-    assert Limits(1.0).accurate(score(0.009)) and not Limits(1.0).accurate(score(0.0095))
+    assert Limits.of(bench).accurate(score(0.005)) and not Limits.of(bench).accurate(score(0.006))
+    bench.max_drop = 2.0
+    assert Limits.of(bench).accurate(score(0.018)) and not Limits.of(bench).accurate(score(0.019))
     shifted = replace(score(0.0), fidelity=Fidelity(1, 100, 0.0, -0.03))
-    assert not Limits(1.0).accurate(shifted)
-    assert not Limits(1.0).accurate(PlanScore(None, {"y": 19.0})) and Limits(1.0).accurate(
+    assert not Limits.of(bench).accurate(shifted)
+    assert not Limits().accurate(PlanScore(None, {"y": 19.0})) and Limits().accurate(
         PlanScore(None, {"y": 21.0})
     )
+
+
+def test_labels_decide_where_there_are_any():
+    assert Limits().accurate(replace(score(0.5), map_drop_percent=1.7))
+    assert not Limits().accurate(replace(score(0.0), map_drop_percent=1.9))
