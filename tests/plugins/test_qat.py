@@ -1,0 +1,221 @@
+"""The strategy ``qat``: what it takes over, refuses and mends, alone and through whole builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from avq_qat import QatOptions, QatQuantizer
+from avq_qat.fixes import resymmetrized
+
+from avq.build import build
+from avq.build.lift import import_model
+from avq.build.lower import lower
+from avq.bundle import open_bundle
+from avq.errors import ModelError, PlanError
+from avq.plugins import PluginHost
+from avq.progress import Silent
+from avq.types import Edge, PlanScore, QuantizationPlan, QuantPoint, Recipe
+from tests.build.lift.corpus import nets
+from tests.build.lift.corpus.dialects import (
+    BrevitasQcdq,
+    NncfFakeQuantize,
+    OnnxruntimeQdq,
+    OnnxruntimeSigned8,
+    PytorchQuantization,
+    Qonnx,
+    VitisAi,
+)
+from tests.build.lift.corpus.faults import FAULTS
+from tests.build.lift.corpus.writer import pictures, run
+
+
+@dataclass
+class Bench:
+    """The part of the workbench that an import asks for; errors are the real ones, on noise."""
+
+    imported: object
+    symmetric_only: bool = False
+    keep_float: dict[str, str] = field(default_factory=dict)
+    notes: list[tuple[str, list]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def foreign(self):
+        return self.imported.foreign
+
+    def note(self, title: str, rows: Sequence) -> None:
+        self.notes.append((title, list(rows)))
+
+    def conclude(self, reason: str) -> None:
+        self.said.append(reason)
+
+    def error(self, plan: QuantizationPlan, *, pictures_count: int | None = None) -> PlanScore:
+        model = self.imported.model
+        (output,) = model.view.output_names
+        meant = [run(model.proto, {"x": p})[output] for p in pictures(2)]
+        found = [run(lower(model.proto, plan, _encoding(plan)), {"x": p})[output] for p in pictures(2)]
+        noise = sum(float(np.sum((a - b) ** 2)) for a, b in zip(meant, found, strict=True))
+        signal = sum(float(np.sum(a**2)) for a in meant)
+        return PlanScore(None, {"out": 10 * float(np.log10(signal / max(noise, 1e-30)))})
+
+
+def _encoding(plan: QuantizationPlan) -> str:
+    return "s8" if plan.symmetric else "asymmetric"
+
+
+def planned(model: onnx.ModelProto, *, symmetric_only: bool = False, **options: bool):
+    """(plan, bench) of the strategy on an imported file."""
+    imported = import_model(model, where="file")
+    bench = Bench(imported, symmetric_only)
+    return QatQuantizer().plan(imported.model.view, bench, QatOptions(**options)), bench
+
+
+def test_without_options_the_plan_is_what_the_file_says():
+    plan, bench = planned(OnnxruntimeQdq(nets.residual()).write())
+    assert plan.points == bench.foreign.points
+    assert (plan.owner, bench.said) == ("qat", [])
+    assert plan.precisions["c1"].precision == "int8"
+
+
+def test_every_finding_is_shown_with_what_to_do():
+    _, bench = planned(OnnxruntimeQdq(nets.joined()).write())
+    ((title, rows),) = bench.notes
+    assert "onnxruntime-qdq" in title
+    assert {"AVQ-Q03", "AVQ-Q24"} <= {row["id"] for row in rows}
+    assert all(row["do"] for row in rows)
+
+
+def test_a_float_model_is_sent_to_static():
+    imported = SimpleNamespace(foreign=None)
+    with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
+        QatQuantizer().plan(SimpleNamespace(), Bench(imported), QatOptions())
+    assert "--strategy static" in refusal.value.fix
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, f in FAULTS.items() if f.ending == "error" and f.code != "AVQ-Q01"]
+)
+def test_what_no_plan_can_say_is_refused_by_its_code_unless_dropped(name):
+    with pytest.raises(PlanError, match=FAULTS[name].code) as refusal:
+        planned(FAULTS[name].make())
+    assert "drop=true" in refusal.value.fix
+    plan, bench = planned(FAULTS[name].make(), drop=True)
+    assert lower(bench.imported.model.proto, plan, _encoding(plan))
+
+
+def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended():
+    model = OnnxruntimeSigned8(nets.plain()).write()
+    with pytest.raises(PlanError, match="AVQ-Q02") as refusal:
+        planned(model, symmetric_only=True)
+    assert "resymmetrize=true" in refusal.value.fix
+    plan, bench = planned(model, symmetric_only=True, resymmetrize=True)
+    assert plan.symmetric
+    assert "before" in bench.said[0]
+    assert any("cost of resymmetrize" in title for title, _ in bench.notes)
+
+
+def test_a_target_with_symmetric_grids_takes_symmetric_files_as_they_are():
+    plan, bench = planned(VitisAi(nets.plain()).write(), symmetric_only=True)
+    assert plan.points == bench.foreign.points
+
+
+def test_an_unsigned_grid_around_128_is_renamed_without_loss():
+    point = QuantPoint(Edge("x"), np.float32(0.1).reshape(()), np.asarray(128, np.int64), signed=False)
+    (mended,) = resymmetrized([point])
+    assert mended.symmetric
+    assert mended.scale == point.scale
+    grid = (np.arange(256) - 128) * np.float32(0.1)
+    assert (mended.qmin * float(mended.scale), mended.qmax * float(mended.scale)) == pytest.approx(
+        (float(grid[0]), float(grid[-1]))
+    )
+
+
+def test_resymmetrized_grids_cover_the_old_range():
+    point = QuantPoint(Edge("x"), np.float32(0.1).reshape(()), np.asarray(20, np.int64), signed=False)
+    (mended,) = resymmetrized([point])
+    assert mended.qmax * float(mended.scale) == pytest.approx((255 - 20) * 0.1, rel=1e-6)
+
+
+def test_scales_per_channel_of_activations_merge_into_one():
+    plan, bench = planned(FAULTS["activation-per-channel"].make(), per_tensor=True)
+    before = {p.edge: p for p in bench.foreign.points}
+    (merged,) = [p for p in plan.points if before[p.edge].scale.ndim and p.edge.tensor == "r1"]
+    assert merged.scale.shape == ()
+    assert float(merged.scale) == pytest.approx(float(before[merged.edge].scale.max()))
+
+
+def test_denormal_scales_are_raised():
+    plan, _ = planned(FAULTS["scale-denormal"].make(), raise_scales=True)
+    assert all(float(np.min(p.scale)) >= np.finfo(np.float32).tiny for p in plan.points)
+
+
+def test_depthwise_convolutions_can_be_left_float():
+    plan, bench = planned(VitisAi(nets.depthwise()).write(), float_depthwise=True)
+    edges = {point.edge.tensor for point in plan.points}
+    assert "d1.w" not in edges
+    assert "c1.w" in edges
+    assert bench.said
+
+
+def test_operators_that_decode_can_be_left_float():
+    plan, _ = planned(FAULTS["sigmoid-quantized"].make(), float_heads=True)
+    assert Edge("scores") not in {point.edge for point in plan.points}
+
+
+def test_an_option_that_finds_nothing_says_so():
+    _, bench = planned(PytorchQuantization(nets.plain()).write(), resymmetrize=True)
+    assert bench.said == ["resymmetrize=true changed nothing"]
+
+
+@pytest.mark.parametrize("writer", [OnnxruntimeQdq, Qonnx, BrevitasQcdq, NncfFakeQuantize])
+def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path, writer):
+    path = tmp_path / "quantized.onnx"
+    onnx.save(writer(nets.plain()).write(), str(path))
+    outcome = _build(path, tmp_path / "bundle")
+    reasons = " ".join(outcome.verdict.reasons)
+    assert "import proven" in reasons
+    assert "parity with the source file alone" in outcome.verdict.metric
+    chosen = outcome.summary()["chosen"]
+    assert (chosen["lost"], chosen["confidence_shift"], chosen["sqnr_db"]) == (None, None, None)
+    assert open_bundle(outcome.folder, allow_unaccepted=True).manifest.strategy.name == "qat"
+
+
+def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch):
+    """A reader with a bug: every activation scale it returns is 10 % too large."""
+    from avq.build.understand import frontend
+
+    path = tmp_path / "quantized.onnx"
+    onnx.save(OnnxruntimeQdq(nets.plain()).write(), str(path))
+
+    def wrong(*arguments, **named):
+        imported = import_model(*arguments, **named)
+        points = tuple(
+            replace(p, scale=p.scale * np.float32(1.1)) if p.edge.tensor == "r1" else p
+            for p in imported.foreign.points
+        )
+        return replace(imported, foreign=replace(imported.foreign, points=points))
+
+    monkeypatch.setattr(frontend, "import_model", wrong)
+    outcome = _build(path, tmp_path / "bundle", gate=True)
+    assert not outcome.answer_is_yes
+    assert any("AVQ-Q41" in reason for reason in outcome.verdict.reasons)
+
+
+def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path):
+    path = tmp_path / "quantized.onnx"
+    onnx.save(NncfFakeQuantize(nets.plain()).write(), str(path))
+    scenes = Path(__file__).parents[2] / "calibration_data" / "road_scenes"
+    with pytest.raises(ModelError, match="quantized already") as refusal:
+        _build(path, tmp_path / "bundle", strategy="float", data=scenes)
+    assert "--strategy qat" in refusal.value.fix
+
+
+def _build(path: Path, output: Path, *, strategy: str = "qat", data: Path | None = None, gate: bool = False):
+    recipe = Recipe(model=path, output=output, strategy=strategy, decoder="none", data=data, gate=gate)
+    return build(recipe, PluginHost(), Silent())
