@@ -48,6 +48,11 @@ class QatQuantizer:
         foreign = _required(bench.foreign)
         _show(bench, foreign)
         _refuse(foreign, bench, options)
+        if foreign.errors:
+            codes = ", ".join(finding.code for finding in foreign.errors)
+            bench.conclude(
+                f"drop=true left float what cannot be taken over ({codes}): not equal to the source"
+            )
         plan = self._plan(graph, foreign)
         for name, mend in _asked(graph, bench, options):
             plan = _mended(bench, plan, name, mend)
