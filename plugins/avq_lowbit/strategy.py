@@ -102,7 +102,7 @@ class LowbitQuantizer:
             options.calibrator, options.percentile, bench.symmetric_only, tied=bench.symmetric_only
         )
         integers = with_data(Data(True, stats, ranging))
-        if options.activations == "int8":
+        if options.activations == "int8" or bench.symmetric_only:  # there only INT8 data make INT8 layers
             return integers
         return integers if _int8_is_better(integers, floats, limits) else floats
 

@@ -1,9 +1,9 @@
 """A plan written as QuantizeLinear/DequantizeLinear pairs.
 
 Placement is the plan's alone: nothing is quantized that it does not name. Per activation edge one pair,
-shared by every reader with the same grid; constants become integer initialisers behind one
-DequantizeLinear. An edge without a node means every reader, the graph output of that name included; output
-names never change.
+shared by every reader with the same grid; constants become integer initialisers behind one DequantizeLinear,
+packed ones bytes behind the operators that unpack them. An edge without a node means every reader, the graph
+output of that name included; output names never change.
 
 Dynamic activations become DynamicQuantizeLinear, whose scale and zero point follow each picture: unsigned, for
 CPUs only.
