@@ -9,6 +9,7 @@ from functools import cached_property
 from avq.build.calibrate.commands import Calibration
 from avq.build.compile_target import PendingTarget, pending_target
 from avq.build.labelled import map_drop
+from avq.build.gate import DEFAULT_LOST_PERCENT
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
@@ -73,7 +74,9 @@ class HostWorkbench:
 
     @property
     def max_drop(self) -> float | None:
-        return self.request.recipe.max_drop
+        given = self.request.recipe.max_drop
+        # A knee between modelled times and measured losses means nothing: be as fast as the gate allows.
+        return DEFAULT_LOST_PERCENT if given is None and self.request.compiler is not None else given
 
     def collect(self, requests: Sequence[StatRequest]) -> CalibrationStats:
         return self._collect([request.tensor for request in requests])
