@@ -8,8 +8,8 @@ from functools import cached_property
 
 from avq.build.calibrate.commands import Calibration
 from avq.build.compile_target import PendingTarget, pending_target
-from avq.build.labelled import map_drop
 from avq.build.gate import DEFAULT_LOST_PERCENT
+from avq.build.labelled import map_drop
 from avq.build.lower import lower
 from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
