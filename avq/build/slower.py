@@ -84,6 +84,10 @@ def _cost(here: Circumstances, nodes: Iterable[str]) -> float | None:
     return None if here.costs is None else here.costs.added_ms(tuple(nodes))
 
 
+def _count(things: Sequence[str], name: str) -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
+
+
 def _ran_in_float(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
     if not here.runs_in or "int8" in here.runs_in or not int8:
         return []
@@ -102,7 +106,7 @@ def _no_dot_product(here: Circumstances, int8: Sequence[Placement]) -> list[Slow
     return [
         Slower(
             "no-dot-product",
-            "this processor has no eight-bit dot product (VNNI, AMX or SDOT): INT8 needs three instructions for one",
+            "This processor has no eight-bit dot product (VNNI, AMX or SDOT): INT8 needs three instructions for one",
             "serve on a processor that has it; here --strategy mixed keeps float what INT8 slows down",
         )
     ]
@@ -114,7 +118,7 @@ def _signed_on_x86(here: Circumstances, int8: Sequence[Placement]) -> list[Slowe
     return [
         Slower(
             "signed-on-x86",
-            "signed activations on x86: its eight-bit multiply takes unsigned by signed, so kernels are emulated",
+            "Signed activations on x86: its eight-bit multiply takes unsigned by signed, so kernels are emulated",
             "--option activations=asymmetric gives unsigned data with a zero point",
         )
     ]
@@ -183,8 +187,8 @@ def _curved_activations(here: Circumstances, int8: Sequence[Placement]) -> list[
     return [
         Slower(
             "curved-activations",
-            f"{len(nodes)} INT8 convolutions feed SiLU, hard-swish or the like: onnxruntime dequantizes around each, "
-            "or runs the convolution in float",
+            f"{_count(nodes, 'INT8 convolution')} in front of SiLU, hard-swish or the like: onnxruntime dequantizes "
+            "around each, or runs the convolution in float",
             "--target openvino fuses these activations, or train the network with ReLU",
             nodes,
             _cost(here, nodes),
@@ -206,7 +210,7 @@ def _depthwise(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
     return [
         Slower(
             "depthwise",
-            f"{len(nodes)} depthwise convolutions in INT8: they wait for memory, not for multipliers, and the "
+            f"{_count(nodes, 'depthwise convolution')} in INT8: they wait for memory, not for multipliers, and the "
             "conversion around each is paid in full",
             "--option depthwise=float, or --strategy mixed",
             nodes,
@@ -227,8 +231,8 @@ def _few_channels(here: Circumstances, int8: Sequence[Placement]) -> list[Slower
     return [
         Slower(
             "few-channels",
-            f"{len(nodes)} INT8 convolutions have fewer than {FEW_CHANNELS} channels in or out: the eight-bit lanes "
-            "stay empty",
+            f"{_count(nodes, 'INT8 convolution')} with fewer than {FEW_CHANNELS} channels in or out: the "
+            "eight-bit lanes stay empty",
             "keep them float (--strategy mixed measures which), or give the network multiples of 16 channels",
             nodes,
             _cost(here, nodes),
@@ -243,7 +247,7 @@ def _single_rows(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]
     return [
         Slower(
             "single-rows",
-            f"{len(nodes)} matrix products have a single row: they are bound by reading the weights",
+            f"{_count(nodes, 'matrix product')} of a single row, bound by reading the weights",
             "weights alone in eight bits suffice there; INT8 arithmetic wins nothing",
             nodes,
             _cost(here, nodes),
@@ -263,7 +267,7 @@ def _unequal_concats(here: Circumstances, int8: Sequence[Placement]) -> list[Slo
     return [
         Slower(
             "unequal-concats",
-            f"{len(nodes)} concatenations join tensors of different scales: every input is quantized again",
+            f"{_count(nodes, 'concatenation')} of tensors with different scales: every input is quantized again",
             "tie their scales: --target tensorrt does, and a strategy can by QuantizationPlan.ties",
             nodes,
             _cost(here, nodes),
@@ -292,7 +296,7 @@ def _quantized_outputs(here: Circumstances, int8: Sequence[Placement]) -> list[S
     return [
         Slower(
             "quantized-outputs",
-            f"{len(ends)} graph outputs are quantized and dequantized again for nobody: {', '.join(ends[:3])}",
+            f"{_count(ends, 'graph output')} quantized and dequantized again for nobody: {', '.join(ends[:3])}",
             "leave the outputs alone; the decoder wants float",
         )
     ]
