@@ -212,3 +212,21 @@ def test_rounded_weights_do_not_lie_in_the_plan_as_floats():
     weights = (levels * np.linspace(0.01, 0.1, 64)[:, None, None, None]).astype(np.float32)
     _, arrays = plan_to_parts(QuantizationPlan("", overrides={"w": weights}))
     assert len(arrays) < 0.125 * weights.nbytes
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6])
+@pytest.mark.parametrize("data", [False, True])
+def test_runtimes_unpack_once_when_they_load(tmp_path, bits, data):
+    """What is left to do per inference holds no table: the weights were unpacked before."""
+    ort, ov = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+    net = small_net()
+    model = lower(net, packed_plan(net, bits, data=data), "asymmetric")
+    assert "Gather" in {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "loaded.onnx"), 4
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    left = {node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node}
+    assert "Gather" not in left and (data or "DequantizeLinear" not in left)
+    compiled = ov.Core().compile_model(ov.Core().read_model(model), "CPU")
+    kinds = {op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()}
+    assert "Gather" not in kinds and kinds & {"Convolution", "Deconvolution"}
