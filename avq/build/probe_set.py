@@ -97,6 +97,14 @@ class ProbeSet:
                 found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
         return Answers(tuple(found) if self.decoder is not None else None, meter.result_db())
 
+    def told_by(self, session: Session) -> ProbeSet:
+        """The same pictures with ``session``'s answers in place of the float model's."""
+        answers = tuple(
+            {name: np.array(value) for name, value in session.infer(one.tensor).items()}
+            for one in self.inputs
+        )
+        return replace(self, float_outputs=answers)
+
     def score(self, session: Session) -> PlanScore:
         """How far ``session`` is from the float model."""
         return self.judge(self.ask(session))
@@ -149,12 +157,9 @@ def _drawn(request: Request, understood: Understood) -> ProbeSet:
     session = request.reference.open(understood.model.proto.SerializeToString(), options)
     inputs = drawn_inputs(understood.spec, _DRAWN)
     try:
-        answers = tuple(
-            {name: np.array(value) for name, value in session.infer(one.tensor).items()} for one in inputs
-        )
+        return ProbeSet((), inputs, None, (), None).told_by(session)
     finally:
         session.close()
-    return ProbeSet((), inputs, None, answers, None)
 
 
 class _Asked:
