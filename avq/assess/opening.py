@@ -8,6 +8,7 @@ from pathlib import Path
 from avq.build.dataset import CalibrationSet
 from avq.bundle import open_bundle
 from avq.engines.isa import instruction_set
+from avq.hookspecs import Engine
 from avq.measure.detector import Detector, detector_of, open_detector
 from avq.plugins import PluginHost
 from avq.progress import Reporter
@@ -33,7 +34,8 @@ def open_subject(
     """
     if path.is_dir():
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
-        return detector_of(bundle, host.running_engines(), threads=flags.threads, families=host.decoders())
+        engines = _engines(bundle.manifest.engine.name, host, report)
+        return detector_of(bundle, engines, threads=flags.threads, families=host.decoders())
     from avq.build.understand.host import understand_alone
 
     request, understood = understand_alone(
@@ -52,3 +54,17 @@ def open_subject(
     return open_detector(
         session, understood.spec, understood.decoder, understood.class_names, families=request.families
     )
+
+
+def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engine]:
+    """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
+    engines = host.running_engines()
+    if wanted not in engines:
+        from avq.build.request import reference_engine
+        from avq.build.stand_in import StandIn, pending_compiler
+
+        compiler = pending_compiler(wanted, host.engines())
+        if compiler is not None:
+            engines[wanted] = StandIn(compiler, reference_engine(host))
+            report.message(f"{wanted} cannot run here: its model is judged in the unoptimised reference")
+    return engines
