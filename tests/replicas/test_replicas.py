@@ -18,26 +18,38 @@ from avq.bundle import MODEL, open_bundle
 from avq.decoders import builtin_decoders
 from avq.plugins import PluginHost
 from avq.progress import Silent
+from avq.scenes.dataset import write_labelled_set
 from avq.types import Recipe
 from tests.conftest import ROOT
 from tests.replicas.names import randomised
 from tests.replicas.structure import QDQ, downstream, last_layers, quantized_at_or_after
 
 HERE = Path(__file__).parent
-PICTURES = ROOT / "calibration_data" / "road_scenes"
+PICTURES = 40
 FAMILIES = {
+    "yolox": "yolox",
     "yolov8": "yolov8",
+    "yolov5": "yolov5",
+    "retinanet": "retinanet",
     "yolov6": "yolov6",
 }
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes that no training saw."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_labelled_set(folder, seeds=range(8_000_000, 8_000_000 + PICTURES))
+    return folder
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path):
     """(replica, what the build said, the model that is served), under names that were never seen before."""
     folder = tmp_path_factory.mktemp(request.param)
     model = folder / "m.onnx"
     model.write_bytes(randomised(_replica(request.param), seed=20261123).SerializeToString())
-    recipe = Recipe(model=model, output=folder / "b", data=PICTURES, target="onnxruntime", gate=False)
+    recipe = Recipe(model=model, output=folder / "b", data=pictures, target="onnxruntime", gate=False)
     outcome = build(recipe, PluginHost(), Silent())
     lowered = open_bundle(folder / "b", allow_unaccepted=True).read(MODEL)
     return request.param, outcome, onnx.load_from_string(lowered)
@@ -57,7 +69,7 @@ def test_exactly_its_own_family_recognises_a_replica(name: str) -> None:
 def test_default_options_keep_the_boxes(built) -> None:
     _, outcome, _ = built
     fidelity = outcome.verified.measured.fidelity
-    assert fidelity.boxes >= 300, "too few firm boxes to judge one in a hundred"
+    assert fidelity.boxes >= 200, "too few firm boxes to judge one in a hundred"
     assert 100 * fidelity.lost <= DEFAULT_LOST_PERCENT
     assert abs(fidelity.confidence_shift) <= MAX_CONFIDENCE_SHIFT
 
