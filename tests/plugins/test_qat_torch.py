@@ -38,12 +38,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_example_trains_every_quantized_weight(trained: Path) -> None:
-    """Fine-tuning moved the weights, a little, and each is still within its INT8 range."""
-    before = sorted(_kernels(builtin_detector_path()), key=_order)
-    after = sorted(_kernels(trained), key=_order)
-    assert [w.shape for w in before] == [w.shape for w in after]
-    moved = [float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)]
-    assert all(0 < step < 0.05 for step in moved)
+    """Every kernel is one of the packaged detector, moved a little."""
+    before, after = _kernels(builtin_detector_path()), _kernels(trained)
+    assert sorted(w.shape for w in before) == sorted(w.shape for w in after)
+    for weight in after:
+        moved = min(float(np.abs(weight - w).max()) for w in before if w.shape == weight.shape)
+        assert 0 < moved < 0.05
 
 
 def test_what_was_trained_is_imported_to_the_bit_and_passes_the_gate(trained: Path, tmp_path: Path) -> None:
@@ -63,7 +63,3 @@ def _kernels(path: Path) -> list[np.ndarray]:
     """Weights of all convolutions."""
     arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
     return [array for array in arrays if array.ndim == 4 and array.dtype == np.float32]
-
-
-def _order(weight: np.ndarray) -> tuple[tuple[int, ...], float]:
-    return weight.shape, float(np.round(weight.std(), 3) + weight.flat[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from avq.build.sidefiles.aimet import WRITTEN_VERSIONS, write_aimet
@@ -66,7 +66,11 @@ def plan_as_cache(plan: QuantizationPlan, lowered: Lowered, header: str) -> Writ
     entries = [CacheEntry.of(lowered.name(p.edge.tensor), float(p.scale)) for p in activations]
     weights = [p.edge.tensor for p in points if p.edge.tensor in lowered.weights]
     unsaid = {"weights are not in a cache: TensorRT scales them by their largest magnitude": weights}
-    return Written(write_cache(TrtCache(header, tuple(entries))), len(entries), _told(unsaid, plan))
+    return Written(
+        write_cache(TrtCache(header, tuple(entries))),
+        len(entries),
+        _told(unsaid, plan, frozenset(lowered.weights)),
+    )
 
 
 def cache_header(version: str | None) -> str:
@@ -112,7 +116,7 @@ def plan_as_aimet(plan: QuantizationPlan, lowered: Lowered, version: str) -> Wri
         "some operator reads the float tensor; encodings hold for every reader": partly,
     }
     file = AimetFile(version, tuple(entries), {"producer": "avq"} if version.startswith("2.") else {})
-    return Written(write_aimet(file), len(entries), _told(unsaid, plan))
+    return Written(write_aimet(file), len(entries), _told(unsaid, plan, frozenset(lowered.weights)))
 
 
 def _one_per_tensor(plan: QuantizationPlan) -> list[QuantPoint]:
@@ -142,6 +146,13 @@ def _refuse(points: Sequence[QuantPoint], what: str, fix: str) -> None:
         raise PlanError(f"{len(points)} grids cannot be written as {what}", seen=names, fix=fix)
 
 
-def _told(unsaid: Mapping[str, Sequence[str]], plan: QuantizationPlan) -> dict[str, list[str]]:
-    corrected = {"corrected weights and biases stay in the bundle's model": sorted(plan.overrides)}
-    return {reason: list(names) for reason, names in {**unsaid, **corrected}.items() if names}
+def _told(
+    unsaid: Mapping[str, Sequence[str]], plan: QuantizationPlan, weights: Set[str]
+) -> dict[str, list[str]]:
+    replaced = set(plan.overrides)
+    kept = {
+        "weights were equalized or rounded, which only the bundle's model has: to use the scales with the float "
+        "model build with --option equalize=off --option rounding=nearest": sorted(replaced & weights),
+        "corrected biases stay in the bundle's model": sorted(replaced - weights),
+    }
+    return {reason: list(names) for reason, names in {**unsaid, **kept}.items() if names}

@@ -102,6 +102,16 @@ def test_what_a_cache_cannot_express_is_refused_by_name(folded: FloatModel) -> N
             plan_as_cache(QuantizationPlan("", (point,)), Lowered(), cache_header(None))
 
 
+def test_replaced_weights_and_biases_are_told_apart(folded: FloatModel) -> None:
+    plan = planned(folded, symmetric=True)
+    constants = folded.view.constants
+    replaced = {name: constants[name] for name in ("stem.conv.weight", "stem.conv.bias")}
+    written = plan_as_aimet(replace(plan, overrides=replaced), lowered(folded, plan), "1.0.0")
+    told = {names[0]: why for why, names in written.unsaid.items()}
+    assert "equalize=off" in told["stem.conv.weight"]
+    assert "biases" in told["stem.conv.bias"]
+
+
 def test_readers_that_disagree_on_a_tensor_are_refused() -> None:
     one = activation_point(Edge("x", "a", 0), Range(-1, 1))
     other = activation_point(Edge("x", "b", 0), Range(-2, 2))
