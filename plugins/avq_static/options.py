@@ -12,7 +12,7 @@ from avq.toolbox import GridOptions
 class StaticOptions(GridOptions):
     """What ``--option`` takes; every ``auto`` measures, and keeps what measurably helps."""
 
-    percentile: Literal["auto"] | Annotated[float, Field(gt=50.0, le=100.0)] = Field(
+    percentile: Annotated[float, Field(gt=50.0, le=100.0)] | Literal["auto"] = Field(
         "auto", description="percent of values kept by calibrator=percentile; auto searches"
     )
     depthwise: Literal["auto", "int8", "float"] = Field(
