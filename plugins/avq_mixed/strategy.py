@@ -38,7 +38,7 @@ class MixedOptions(RangingOptions):
         ge=1,
         description="judgements spent on sensitivities; larger networks are judged in runs of layers",
     )
-    maps: int = Field(42, ge=6, le=200, description="random precision maps that the cost model is fitted to")
+    maps: int = Field(54, ge=6, le=200, description="random precision maps that the cost model is fitted to")
     seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
     steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
 
