@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.bias_correction import BiasCorrection, correct_biases, corrected_biases
+from avq.toolbox.decoding import decoding_nodes
 from avq.toolbox.equalize import Equalization, Pair, equalize, equalized, find_pairs
 from avq.toolbox.grids import WeightMethod, activation_point, dequantize, quantize, weight_point
 from avq.toolbox.macs import int8_mac_share, macs_by_node
@@ -22,29 +23,30 @@ __all__ = [
     "Equalization",
     "GridOptions",
     "Pair",
-    "RoundedWeights",
-    "WeightMethod",
-    "correct_biases",
-    "corrected_biases",
-    "dequantize",
-    "equalize",
-    "equalized",
-    "find_pairs",
-    "gram_rounded_weights",
-    "round_weights",
     "Placement",
     "Ranging",
     "RangingOptions",
+    "RoundedWeights",
+    "WeightMethod",
     "activation_edges",
     "activation_point",
     "assemble",
     "calibration_tensors",
     "concat_ties",
+    "correct_biases",
+    "corrected_biases",
+    "decoding_nodes",
+    "dequantize",
+    "equalize",
+    "equalized",
+    "find_pairs",
+    "gram_rounded_weights",
     "int8_mac_share",
     "macs_by_node",
     "place",
     "quantize",
     "residual_identity_edges",
+    "round_weights",
     "wanted_statistics",
     "weight_point",
 ]

@@ -7,12 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from avq.types import Edge, GraphView, NodeView, QuantPoint
+from avq.types import Edge, GraphView, QuantPoint
 
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
-_DECODING = frozenset(
-    {"Sigmoid", "Softmax", "LogSoftmax", "Exp", "TopK", "ArgMax", "NonMaxSuppression", "HardSigmoid"}
-)
 
 
 def resymmetrized(points: Sequence[QuantPoint]) -> list[QuantPoint]:
@@ -59,27 +56,6 @@ def with_raised_scales(points: Sequence[QuantPoint]) -> list[QuantPoint]:
         else p
         for p in points
     ]
-
-
-def depthwise_nodes(graph: GraphView) -> set[str]:
-    """Convolutions with one input channel per group."""
-    return {node.name for node in graph.nodes if _is_depthwise(graph, node)}
-
-
-def _is_depthwise(graph: GraphView, node: NodeView) -> bool:
-    shape = graph.shape(node.inputs[1]) if node.op == "Conv" else None
-    return shape is not None and int(node.attributes.get("group", 1)) > 1 and shape[1] == 1
-
-
-def decoding_nodes(graph: GraphView) -> set[str]:
-    """Operators that decode, by kind; activations such as SiLU are not among them."""
-    found = set()
-    for node in graph.nodes:
-        readers = graph.consumers(node.outputs[0])
-        gate = readers and all(n.op == "Mul" and node.inputs[0] in n.inputs for n, _ in readers)
-        if node.op in _DECODING and not gate:
-            found.add(node.name)
-    return found
 
 
 def left_float(graph: GraphView, points: Sequence[QuantPoint], nodes: Collection[str]) -> list[QuantPoint]:

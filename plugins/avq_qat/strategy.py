@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
 from avq.errors import PlanError
+from avq.toolbox import decoding_nodes, place
 from avq.types import Finding, Foreign, GraphView, NodePrecision, PlanScore, QuantizationPlan, QuantPoint
 from avq_qat import fixes
 
@@ -124,8 +125,8 @@ def _refusal(what: str, findings: Sequence[Finding]) -> PlanError:
 
 def _asked(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]:
     """The mendings that were asked for, in the order in which they work on each other's result."""
-    heads = {*bench.keep_float, *fixes.decoding_nodes(graph)}
-    depthwise = fixes.depthwise_nodes(graph)
+    heads = {*bench.keep_float, *(node.name for node in decoding_nodes(graph))}
+    depthwise = {p.node for p in place(graph) if p.kind == "depthwise"}
     every: tuple[Fix, ...] = (
         ("raise_scales", fixes.with_raised_scales),
         ("float_heads", lambda points: fixes.left_float(graph, points, heads)),

@@ -10,12 +10,10 @@ import numpy as np
 
 from avq.build.lift.grid import Grid
 from avq.build.lift.table import finding
+from avq.toolbox import decoding_nodes, place
 from avq.types import Edge, Finding, GraphView, NodeView, QuantPoint
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_DECODING = frozenset(
-    {"Sigmoid", "Softmax", "LogSoftmax", "Exp", "TopK", "ArgMax", "NonMaxSuppression", "HardSigmoid"}
-)
 # An input whose whole range is less than so many levels of the common grid is as good as gone.
 _FEW_LEVELS = 16
 # Integer kernels take scales that agree to float32 rounding of a product.
@@ -88,15 +86,28 @@ def _lopsided(scene: _Scene) -> Iterator[str]:
 
 
 def _depthwise(scene: _Scene) -> Iterator[str]:
+    depthwise = {p.node for p in place(scene.graph) if p.kind == "depthwise"}
     for node, _, weight in scene.weighted:
-        if weight is not None and not weight.scale.ndim and _is_depthwise(scene.graph, node):
+        if weight is not None and not weight.scale.ndim and node.name in depthwise:
             yield node.name
 
 
-def _is_depthwise(graph: GraphView, node: NodeView) -> bool:
-    shape = graph.shape(node.inputs[1])
-    group = int(node.attributes.get("group", 1))
-    return node.op == "Conv" and shape is not None and group > 1 and shape[1] == 1
+def _input_channels(scene: _Scene) -> Iterator[str]:
+    for node, _, weight in scene.weighted:
+        shape = scene.graph.shape(node.inputs[1])
+        if weight is None or weight.axis is None or weight.block_size or shape is None:
+            continue
+        if weight.axis % len(shape) != _output_axis(node, len(shape)):
+            yield f"{node.inputs[1]} (axis {weight.axis})"
+
+
+def _output_axis(node: NodeView, rank: int) -> int:
+    if node.op == "Conv":
+        return 0
+    if node.op == "ConvTranspose":
+        return 1
+    transposed = node.op == "Gemm" and bool(node.attributes.get("transB", 0))
+    return 0 if transposed else rank - 1
 
 
 def _per_channel(scene: _Scene) -> Iterator[str]:
@@ -158,19 +169,9 @@ def _collapsing(scene: _Scene) -> Iterator[str]:
 
 
 def _decoding(scene: _Scene) -> Iterator[str]:
-    graph = scene.graph
-    for node in graph.nodes:
-        if node.op not in _DECODING or _is_gate(graph, node):
-            continue
+    for node in decoding_nodes(scene.graph):
         if scene.seen_by(node, 0) is not None or any(Edge(o) in scene.by_edge for o in node.outputs):
             yield f"{node.op} '{node.name}'"
-
-
-def _is_gate(graph: GraphView, node: NodeView) -> bool:
-    """A Sigmoid whose only reader multiplies it with its own input is an activation (SiLU)."""
-    readers = graph.consumers(node.outputs[0])
-    own = {node.inputs[0]}
-    return bool(readers) and all(n.op == "Mul" and own & set(n.inputs) for n, _ in readers)
 
 
 def _end_levels(scene: _Scene) -> Iterator[str]:
@@ -213,4 +214,5 @@ _LOOKS: dict[str, Callable[[_Scene], Iterator[str]]] = {
     "AVQ-Q26": _decoding,
     "AVQ-Q27": _end_levels,
     "AVQ-Q28": _half_range,
+    "AVQ-Q43": _input_channels,
 }

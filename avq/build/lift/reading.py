@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from avq.build.graph.edit import attribute, fresh_name, name_nodes, subgraphs
 from avq.build.graph.fold import fold_constants, lift_constants, remove_identities
@@ -154,10 +153,3 @@ def text(node: onnx.NodeProto, name: str, default: str) -> str:
 def numpy_kind(tensor: onnx.TensorProto) -> str:
     """Name of the element type as ONNX says it: "INT8", "UINT4", "FLOAT8E4M3FN"."""
     return str(onnx.TensorProto.DataType.Name(tensor.data_type))
-
-
-def element(kind: int) -> str:
-    return str(onnx.TensorProto.DataType.Name(kind))
-
-
-__all__ = ["Found", "Reading", "element", "helper", "number", "numpy_kind", "text"]

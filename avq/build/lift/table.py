@@ -319,6 +319,13 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "they are no constants even after folding",
         "export with fixed scales, or quantize the float model",
     ),
+    (
+        "43",
+        "warning",
+        "weights with one scale per input channel",
+        "integer kernels scale their sums per output channel and run such layers in float",
+        "axis is 0 for Conv, 1 for ConvTranspose, the output side for Gemm",
+    ),
 )
 
 PITFALLS: dict[str, Pitfall] = {f"AVQ-Q{row[0]}": Pitfall(f"AVQ-Q{row[0]}", *row[1:]) for row in _ROWS}

@@ -25,6 +25,7 @@ from tests.build.lift.corpus.dialects import (
     Qonnx,
     VitisAi,
 )
+from tests.build.lift.corpus.odd_writers import AlongInputs, Amax128, FourBitBlocks
 
 Ending = Literal["refused", "error", "equal"]
 
@@ -163,15 +164,6 @@ def _head() -> nets.Net:
     net.op("Sigmoid", ["logits"], "scores")
     net.outputs = ["scores"]
     return net
-
-
-@dataclass
-class _Amax128(PytorchQuantization):
-    def weight(self, name: str, value: np.ndarray, axis: int | None) -> str:
-        result = super().weight(name, value, axis)
-        scale = numpy_helper.to_array(self.tensors[f"{name}_dq_s"]) * np.float32(127 / 128)
-        self.tensors[f"{name}_dq_s"] = numpy_helper.from_array(np.asarray(scale, np.float32), f"{name}_dq_s")
-        return result
 
 
 def _odd_levels() -> onnx.ModelProto:
@@ -371,7 +363,7 @@ FAULTS: dict[str, Fault] = {
     "concat-unlike-scales": Fault("AVQ-Q24", "equal", lambda: _ort(nets.joined())),
     "concat-collapse": Fault("AVQ-Q25", "equal", lambda: _ort(_unlike_branches())),
     "sigmoid-quantized": Fault("AVQ-Q26", "equal", lambda: _ort(_head())),
-    "amax-over-128": Fault("AVQ-Q27", "equal", lambda: _written(_Amax128(nets.plain()))),
+    "amax-over-128": Fault("AVQ-Q27", "equal", lambda: _written(Amax128(nets.plain()))),
     "half-range": Fault("AVQ-Q28", "equal", lambda: _written(NncfQdq(nets.plain()))),
     "hundred-levels": Fault("AVQ-Q29", "error", _odd_levels),
     "clip-no-grid": Fault("AVQ-Q29", "error", _odd_clip),
@@ -388,6 +380,7 @@ FAULTS: dict[str, Fault] = {
     "unlike-pair": Fault("AVQ-Q38", "error", _unlike_pair),
     "inside-if": Fault("AVQ-Q39", "refused", _inside_if),
     "twice": Fault("AVQ-Q40", "equal", _twice),
+    "scales-along-inputs": Fault("AVQ-Q43", "equal", lambda: _written(AlongInputs(nets.upward()))),
     "scale-of-the-picture": Fault("AVQ-Q42", "refused", _scale_of_picture),
 }
 
@@ -396,6 +389,7 @@ ODD: dict[str, Callable[[], onnx.ModelProto]] = {
     "integers-moved": _integers_moved,
     "weight-rounded-down": lambda: _rounding("out.w_dq", "FLOOR"),
     "one-bit-weights": lambda: _qonnx_op("BipolarQuant", "out.w_dq"),
+    "four-bit-blocks": lambda: _written(FourBitBlocks(nets.linear())),
     "brevitas-8bit": lambda: _written(BrevitasQcdq(nets.residual(), bits=8)),
     "qonnx-8bit": lambda: _written(Qonnx(nets.joined(), bits=8)),
     "fakequantize-256-weights": lambda: _written(NncfFakeQuantize(nets.plain(), weight_levels=127)),
