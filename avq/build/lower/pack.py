@@ -9,6 +9,7 @@ with BitShift and BitwiseAnd in onnxruntime only, and it needs no newer operator
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def _positions(width: int) -> U8:
 
 
 def write_unpacking(
-    model: Model, tensor: str, integers: AnyArray, bits: int, *, signed: bool
+    model: Model, tensor: str, integers: AnyArray, bits: int, *, signed: bool, to: int = TensorProto.FLOAT
 ) -> tuple[list[onnx.NodeProto], str]:
     """Add ``integers`` of 1 to 7 bits to ``model``, packed.
 
@@ -69,42 +70,42 @@ def write_unpacking(
         model: gets the initialisers.
         tensor: the constant they stand for; new names begin with it.
         integers: of the grid: -2**(bits-1).. when ``signed``, 0.. else; -1 and +1 for one bit.
+        to: ONNX element type of the result.
 
-    Returns the nodes that unpack them, and the name of the float32 tensor these write: the integers again.
+    Returns the nodes that unpack them, and the name of the tensor these write: the integers again.
     """
     low, step = (-1, 2) if bits == 1 else (-(1 << (bits - 1)) if signed else 0, 1)
-    writer = _Unpacking(model, tensor)
+    writer = _Unpacking(model, tensor, integers.shape)
     planes = pack((integers - low) // step, bits)
-    parts = [
-        writer.plane(plane, integers.size, step=step, low=low if plane.shift == 0 else 0) for plane in planes
-    ]
+    parts = [writer.plane(plane, step=step, low=low if plane.shift == 0 else 0) for plane in planes]
+    kind = TensorProto.INT8
+    if len(parts) > 1:  # runtimes add floats, not bytes
+        parts, kind = [writer.node("Cast", part, to=TensorProto.FLOAT) for part in parts], TensorProto.FLOAT
     total = parts[0]
     for part in parts[1:]:
         total = writer.node("Add", total, part)
-    shape = writer.constant("shape", np.array(integers.shape, np.int64))
-    return writer.nodes, writer.node("Reshape", total, shape)
+    return writer.nodes, total if kind == to else writer.node("Cast", total, to=to)
 
 
 class _Unpacking:
     """Nodes and initialisers of one constant; tables and shapes are shared over the model."""
 
-    def __init__(self, model: Model, tensor: str) -> None:
-        self._model, self._tensor = model, tensor
+    def __init__(self, model: Model, tensor: str, shape: tuple[int, ...]) -> None:
+        self._model, self._tensor, self._shape = model, tensor, shape
         self.nodes: list[onnx.NodeProto] = []
 
-    def plane(self, plane: Plane, count: int, *, step: int, low: int) -> str:
-        """The plane's part of every value, a flat float32 tensor."""
-        data = self.constant("packed", plane.data)
-        values = self.node(
-            "Gather", self._table(plane, step, low), self.node("Cast", data, to=TensorProto.INT32)
-        )
-        flat = self.node("Reshape", self.node("Cast", values, to=TensorProto.FLOAT), self._shared([-1]))
+    def plane(self, plane: Plane, *, step: int, low: int) -> str:
+        """The plane's part of every value, an int8 tensor of the constant's shape."""
+        count = prod(self._shape)
+        data = self.node("Cast", self.constant("packed", plane.data), to=TensorProto.INT32)
+        values = self.node("Gather", self._table(plane, step, low), data)
         if count * plane.width % 8:
-            flat = self.node("Slice", flat, self._shared([0]), self._shared([count]))
-        return flat
+            flat = self.node("Reshape", values, self._shared([-1]))
+            values = self.node("Slice", flat, self._shared([0]), self._shared([count]))
+        return self.node("Reshape", values, self._shared(list(self._shape)))
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = self._model.names.fresh(f"{self._tensor}/unpack_{op}")
+        name = self._model.names.fresh(f"{self._tensor}/{op.lower()}")
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 

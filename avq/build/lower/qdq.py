@@ -137,17 +137,22 @@ class _Writer:
         run a float layer at full speed, while onnxruntime keeps a DequantizeLinear in every inference.
         """
         integers, grid = quantize_constant(constant, point), constant_grid(point)
+        scaled = point.mode == "weight-only" and not point.block_size
+        nodes: list[onnx.NodeProto] = []
         if point.bits <= WIDEST:
-            nodes, stored = write_unpacking(self._model, tensor, integers, point.bits, signed=point.signed)
+            to = self._model.element_type(tensor) if scaled else _STORED[grid.dtype]
+            nodes, stored = write_unpacking(
+                self._model, tensor, integers, point.bits, signed=point.signed, to=to
+            )
         else:
-            nodes, stored = [], self._integers(f"{tensor}/quantized", integers, grid)
-        if point.mode == "weight-only" and not point.block_size:
+            stored = self._integers(f"{tensor}/quantized", integers, grid)
+            if scaled:
+                nodes.append(self._node("Cast", tensor, [stored], None))
+                nodes[-1].attribute.append(helper.make_attribute("to", self._model.element_type(tensor)))
+                stored = nodes[-1].output[0]
+        if scaled:
             nodes += self._scaled(tensor, stored, constant, point, result)
         else:
-            if nodes:
-                nodes.append(self._node("Cast", tensor, [stored], None))
-                nodes[-1].attribute.append(helper.make_attribute("to", _STORED[grid.dtype]))
-                stored = nodes[-1].output[0]
             inputs = [stored, *self._parameters(tensor, point, grid)]
             nodes.append(self._node("DequantizeLinear", tensor, inputs, point, result))
         self._place(tensor, nodes)
@@ -157,14 +162,14 @@ class _Writer:
         self, tensor: str, stored: str, constant: AnyArray, point: QuantPoint, result: str
     ) -> list[onnx.NodeProto]:
         """scale * (q - zero_point) in the constant's float type."""
-        cast = self._node("Cast", tensor, [stored], None)
-        cast.attribute.append(helper.make_attribute("to", self._model.element_type(tensor)))
-        nodes, scale = [cast], spread(self._float(tensor, point.scale), constant.shape, point)
+        nodes: list[onnx.NodeProto] = []
+        scale = spread(self._float(tensor, point.scale), constant.shape, point)
         if np.any(point.zero_point):
             zero_point = spread(point.zero_point, constant.shape, point).astype(constant.dtype)
             shift = self._array(f"{tensor}/zero_point", zero_point)
-            nodes.append(self._node("Sub", tensor, [cast.output[0], shift], None))
-        factors = [nodes[-1].output[0], self._array(f"{tensor}/scale", scale)]
+            nodes.append(self._node("Sub", tensor, [stored, shift], None))
+            stored = nodes[-1].output[0]
+        factors = [stored, self._array(f"{tensor}/scale", scale)]
         return [*nodes, self._node("Mul", tensor, factors, None, result)]
 
     def _write_dynamic(self, tensor: str, source: str, result: str) -> str:
