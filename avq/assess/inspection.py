@@ -28,9 +28,13 @@ def inspect(path: Path) -> dict[str, Any]:
         return _calibration(path)
     if path.is_file():
         return _side_file(path)
-    raise RequestError(
+    raise _unknown(path, "a folder without manifest.json" if path.is_dir() else "no such file")
+
+
+def _unknown(path: Path, seen: str) -> RequestError:
+    return RequestError(
         f"{path} is nothing avq knows",
-        seen="a folder without manifest.json" if path.is_dir() else "no such file",
+        seen=seen,
         fix="name a bundle folder, an .onnx model, an .avqcal file, a calibration cache or AIMET encodings",
     )
 
@@ -112,8 +116,10 @@ def _calibration(path: Path) -> dict[str, Any]:
 def _side_file(path: Path) -> dict[str, Any]:
     """A TensorRT calibration cache or AIMET encodings: what it names, without a graph to match."""
     from avq.build.sidefiles.listing import listing
-    from avq.build.sidefiles.read import dialect, parse_side_file, producer
+    from avq.build.sidefiles.read import dialect, is_side_file, parse_side_file, producer
 
+    if not is_side_file(path):
+        raise _unknown(path, path.suffix or "a file of no known kind")
     file = parse_side_file(path)
     entries = listing(file)
     return {

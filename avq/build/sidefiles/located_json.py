@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import json
+import re
 from collections.abc import Callable
+from functools import cached_property
 from json import decoder, scanner
 from typing import Any
 
@@ -30,7 +33,14 @@ class Document:
 
     def line(self, item: object) -> int:
         """The line an object begins on; 1 for anything else."""
-        return self._text.count("\n", 0, item.at) + 1 if isinstance(item, Located) else 1
+        return self._line_at(item.at) if isinstance(item, Located) else 1
+
+    def _line_at(self, at: int) -> int:
+        return bisect.bisect_left(self._ends, at) + 1
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [found.start() for found in re.finditer("\n", self._text)]
 
     def _parse(self) -> Located:
         try:
@@ -45,8 +55,7 @@ class Document:
             ) from None
         except _LibertyError as error:
             at = error.at if error.at >= 0 else self._text.find(error.seen)
-            line = self._text.count("\n", 0, at) + 1
-            raise broken(self.where, line, error.what, error.seen, error.fix) from None
+            raise broken(self.where, self._line_at(at), error.what, error.seen, error.fix) from None
         except RecursionError:
             raise broken(self.where, 1, "the JSON is nested too deeply", "", "encodings are flat") from None
         if not isinstance(root, Located):

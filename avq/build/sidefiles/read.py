@@ -33,6 +33,16 @@ def read_side_file(path: Path, graph: GraphView) -> Foreign:
     return Foreign(dialect(file), producer(file), tuple(points), findings=taking.findings())
 
 
+def is_side_file(path: Path) -> bool:
+    """Whether a file begins as a cache or as a JSON object."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    return looks_like_cache(head) or head.lstrip()[:1] == b"{"
+
+
 def parse_side_file(path: Path) -> TrtCache | AimetFile:
     """The entries of a cache or an encodings file, told apart by their content.
 
