@@ -71,12 +71,14 @@ class QatQuantizer:
 
 
 def _required(foreign: Foreign | None) -> Foreign:
+    if foreign is not None and foreign.errors and not foreign.points:
+        raise _refusal(f"nothing of this {foreign.dialect} file can be taken over", foreign.errors)
     if foreign is None or not foreign.points:
         seen = "; ".join(f.what for f in foreign.findings) if foreign else ""
         raise PlanError(
             "AVQ-Q01: the model carries no quantization that could be taken over",
             seen=seen or "no QuantizeLinear, Quant or FakeQuantize in the graph",
-            fix="--strategy static quantizes a float model",
+            fix="--strategy static quantizes a float model; --option encodings=FILE names scales beside it",
         )
     return foreign
 

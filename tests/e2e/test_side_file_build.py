@@ -48,3 +48,11 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     assert code == 2
     assert "calib.cache:2: 0.0078" in said and "hexadecimal" in said
     assert not (tmp_path / "x.avq").exists()
+
+
+def test_a_file_of_another_model_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    cache = tmp_path / "calib.cache"
+    cache.write_text(f"{HEADER}\nimage: 3c010204\n")
+    code, said = build(builtin_detector_path(), cache, tmp_path / "x.avq")
+    assert code == 2
+    assert "AVQ-Q50" in said and "image (calib.cache:2)" in said and "'images'" in said
