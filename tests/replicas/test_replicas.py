@@ -30,6 +30,7 @@ FAMILIES = {
     "yolox": "yolox",
     "yolov8": "yolov8",
     "yolov5": "yolov5",
+    "ssd": "builtin",
     "retinanet": "retinanet",
     "yolov6": "yolov6",
 }
