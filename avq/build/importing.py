@@ -55,9 +55,9 @@ def as_read(understood: Understood, foreign: Foreign) -> QuantizationPlan:
 
 def judged_by_parity(verified: Verified, parity: Parity | None, *, with_data: bool) -> Verified:
     """What the gate looks at: whether the import is proven, and no noise figure that was measured on nothing."""
-    if parity is None:
-        return verified
-    measured = replace(verified.measured, proven=parity.equal)
+    measured = verified.measured
+    if parity is not None:
+        measured = replace(measured, proven=parity.equal)
     return replace(verified, measured=measured if with_data else replace(measured, sqnr_db=None))
 
 
