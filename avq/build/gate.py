@@ -98,7 +98,7 @@ def _by_boxes(fidelity: Fidelity, limits: Limits) -> tuple[bool, str]:
 
 def _by_noise(sqnr_db: float | None) -> tuple[bool, str]:
     if sqnr_db is None:
-        return False, "nothing was compared"
+        return False, "nothing was compared: give pictures with --data"
     return sqnr_db >= MIN_SQNR_DB, f"worst output SQNR {sqnr_db:.1f} dB (limit {MIN_SQNR_DB:g} dB)"
 
 
