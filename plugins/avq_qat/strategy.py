@@ -168,9 +168,10 @@ def _score(what: str, score: PlanScore) -> dict[str, object]:
 
 
 def _loss(score: PlanScore) -> str:
-    if score.fidelity is not None:
-        return f"{100 * score.fidelity.lost:.2f} % of the boxes lost"
-    return f"{min(score.sqnr_db.values(), default=0.0):.1f} dB at the worst output"
+    noise = f"{min(score.sqnr_db.values(), default=0.0):.1f} dB at the worst output"
+    if score.fidelity is None:
+        return noise
+    return f"{100 * score.fidelity.lost:.2f} % of the boxes lost and {noise}"
 
 
 def _precisions(graph: GraphView, plan: QuantizationPlan, dialect: str) -> dict[str, NodePrecision]:
