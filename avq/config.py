@@ -307,7 +307,9 @@ def _run_beside(file: TomlFile) -> dict[str, Any]:
             data[table] = [_with_local_uri(row, key, file.path.parent) for row in data[table]]
     security = data.get("security")
     if isinstance(security, dict) and isinstance(security.get("trusted_keys"), list):
-        keys = [str(file.path.parent / key) if isinstance(key, str) else key for key in security["trusted_keys"]]
+        keys = [
+            str(file.path.parent / key) if isinstance(key, str) else key for key in security["trusted_keys"]
+        ]
         data["security"] = {**security, "trusted_keys": keys}
     return data
 
