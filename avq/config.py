@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from avq.config_toml import TomlFile, read_toml
 from avq.errors import ConfigError, RequestError, nearest
-from avq.types import LatencyBudget, Recipe, Target
+from avq.types import LatencyBudget, Recipe
 
 Kind = Literal["run", "recipe"]
 _Document = TypeVar("_Document", bound="Document")
@@ -53,7 +53,11 @@ class RecipeFile(Document):
         default=None, title="Data", description="calibration pictures: a folder or a set"
     )
     strategy: Text = Field(default="static", title="Strategy", description="a registered quantizer, or float")
-    target: Target = Field(default="cpu", title="Target", description="what the bundle must run on")
+    target: Text = Field(
+        default="cpu",
+        title="Target",
+        description="what the bundle must run on: cpu, or the name of an engine",
+    )
     options: dict[str, OptionValue] = Field(
         default_factory=dict, title="Options", description="the strategy's own options"
     )

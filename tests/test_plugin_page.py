@@ -26,7 +26,7 @@ from avq.config import load_run
 from avq.contract.__main__ import main as contract_command
 from avq.contract.sample import sample_answer, sample_model, sample_picture
 from avq.doctor import examine
-from avq.errors import PluginError
+from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import builtin_detector_path
@@ -204,17 +204,15 @@ def test_the_doctor_lists_the_registered_engine_and_it_computes(host: PluginHost
     assert np.allclose(session.infer(given)["y"], sample_answer(given), rtol=1e-5)
 
 
-def test_a_build_is_made_for_and_served_by_a_registered_engine_whose_name_is_a_target(
-    examples: dict[str, Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_build_is_made_for_and_served_by_a_registered_engine(
+    examples: dict[str, Recorded], tmp_path: Path
 ) -> None:
     module = examples["avq_register_engines"].module
-    monkeypatch.setattr(module.OpenCvEngine, "name", "tensorrt-rtx")
-    monkeypatch.setattr(module.OpenCvSession, "engine", "tensorrt-rtx")
     host = PluginHost(extra={"engine": module})
     write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_010))
-    asked = {"data": tmp_path / "pictures", "strategy": "float", "target": "tensorrt-rtx", "gate": False}
+    asked = {"data": tmp_path / "pictures", "strategy": "float", "target": "opencv-dnn", "gate": False}
     built = build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())
-    assert open_bundle(built.folder, allow_unaccepted=True).manifest.engine.name == "tensorrt-rtx"
+    assert open_bundle(built.folder, allow_unaccepted=True).manifest.engine.name == "opencv-dnn"
     (tmp_path / "run.toml").write_text(
         f'bundle = "{built.folder}"\nallow_unaccepted = true\nframes = 3\n'
         '[[cameras]]\nid = "front"\nsource = "scene://drive?seed=3&fps=30"\n'
@@ -326,3 +324,9 @@ def test_a_run_tells_that_the_budget_is_missed(
 def _plan(bundle: Path) -> Any:
     opened = open_bundle(bundle, allow_unaccepted=True)
     return plan_from_parts(opened.read(PLAN_JSON), opened.read(PLAN_ARRAYS))
+
+
+def test_an_unknown_target_names_the_nearest_engine(host: PluginHost, tmp_path: Path) -> None:
+    asked = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
+    with pytest.raises(RequestError, match=r"no target named(.|\n)*did you mean 'opencv-dnn'"):
+        build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())

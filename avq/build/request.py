@@ -101,7 +101,8 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     if compiler is not None:
         _require_pending(recipe, compiler)
         installed[recipe.target] = StandIn(compiler, reference)
-    engines = _serving(recipe, installed)
+    known = tuple(dict.fromkeys((*TARGETS, *(engine.name for engine in host.engines()))))
+    engines = _serving(recipe, installed, known)
     return Request(recipe, quantizer, options, engines, installed, reference, host.decoders(), compiler)
 
 
@@ -166,10 +167,10 @@ def _options(recipe: Recipe, quantizer: Quantizer | None) -> BaseModel | None:
     return None
 
 
-def _serving(recipe: Recipe, installed: Mapping[str, Engine]) -> dict[str, Engine]:
-    if recipe.target not in TARGETS:
+def _serving(recipe: Recipe, installed: Mapping[str, Engine], known: Sequence[str]) -> dict[str, Engine]:
+    if recipe.target not in known:
         raise RequestError(
-            f"no target named '{recipe.target}'", seen=recipe.target, fix=nearest(recipe.target, TARGETS)
+            f"no target named '{recipe.target}'", seen=recipe.target, fix=nearest(recipe.target, known)
         )
     wanted = CPU_ENGINES if recipe.target == "cpu" else (recipe.target,)
     serving = {name: engine for name, engine in installed.items() if name in wanted}

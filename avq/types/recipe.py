@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 TARGETS = ("cpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-Target = Literal["cpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+#: One of TARGETS, or the name of an engine that a plugin brings.
+Target = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
