@@ -62,6 +62,28 @@ def test_every_operator_of_a_quantized_plan_has_its_reason_in_numbers(built):
     assert all("% time" in p.reason for p in plan.precisions.values() if p.precision == "int8")
 
 
+def build(bundle: Path, *flags: object) -> tuple[int, dict]:
+    result = run_avq(
+        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed", *QUICK, *flags,
+        "-o", bundle, "--json",
+    )  # fmt: skip
+    assert result.stdout, result.stderr
+    return result.returncode, json.loads(result.stdout)
+
+
+def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path):
+    code, answer = build(tmp_path / "b.avq", "--labels", CALIBRATION / "labels.json", "--max-drop", "20")
+    said = " ".join(answer["reasons"])
+    assert code == 0 and "the fastest that loses at most 20 % of the mAP" in said
+    assert "mAP loss %" in (Path(answer["bundle"]) / "report.html").read_text()
+
+
+def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path):
+    code, answer = build(tmp_path / "b.avq", "--budget-ms", "0.001")
+    said = " ".join(answer["reasons"])
+    assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in said and "over" in said
+
+
 def test_wrong_options_are_refused_by_name(tmp_path):
     result = run_avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed",
