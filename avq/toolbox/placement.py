@@ -84,10 +84,11 @@ def _weight_axis(graph: GraphView, node: NodeView, index: int) -> int | None:
 
 
 def residual_identity_edges(graph: GraphView, placements: Collection[Placement]) -> tuple[Edge, ...]:
-    """The identity input of each residual Add whose other input comes from a quantized convolution.
+    """The identity input of each residual Add whose other input comes straight from quantized operators.
 
-    Quantizing this edge alone lets an integer runtime keep the skip connection in eight bits and add it
-    inside the convolution's kernel; quantizing both inputs would split the Add off.
+    Straight: with activations and the like between them, but no float weighted operator. Quantizing this edge
+    alone lets an integer runtime keep the skip connection in eight bits and add it inside their kernel;
+    quantizing both inputs would split the Add off.
     """
     quantized = {p.node for p in placements}
     edges = []
@@ -101,13 +102,17 @@ def residual_identity_edges(graph: GraphView, placements: Collection[Placement])
 
 def _identity_input(graph: GraphView, add: NodeView, quantized: Collection[str]) -> int | None:
     for identity, branch in ((0, 1), (1, 0)):
-        ancestors, meets_quantized = _ancestry(graph, add.inputs[branch], stop=add.inputs[identity])
-        if add.inputs[identity] in ancestors and meets_quantized & set(quantized):
-            return identity
+        stop, start = add.inputs[identity], add.inputs[branch]
+        if stop in _ancestry(graph, start, stop=stop)[0]:
+            nearest = _ancestry(graph, start, stop=stop, past_weighted=False)[1]
+            weighted = {name for name in nearest if graph.node(name).op in _WEIGHTED}
+            return identity if weighted and weighted <= set(quantized) else None
     return None
 
 
-def _ancestry(graph: GraphView, tensor: str, *, stop: str, limit: int = 64) -> tuple[set[str], set[str]]:
+def _ancestry(
+    graph: GraphView, tensor: str, *, stop: str, past_weighted: bool = True, limit: int = 64
+) -> tuple[set[str], set[str]]:
     """Tensors and nodes between ``tensor`` and ``stop``, ``limit`` nodes back: a block, not the net."""
     tensors, frontier = {tensor}, [tensor]
     nodes: set[str] = set()
@@ -116,6 +121,8 @@ def _ancestry(graph: GraphView, tensor: str, *, stop: str, limit: int = 64) -> t
         if node is None:
             continue
         nodes.add(node.name)
+        if node.op in _WEIGHTED and not past_weighted:
+            continue
         for name in node.inputs:
             if name and name not in tensors and not graph.is_constant(name):
                 tensors.add(name)

@@ -1,4 +1,4 @@
-"""Heads of several families, trained on drawn scenes: default options must keep them whole, whatever the names.
+"""Heads of seven families, trained on drawn scenes: default options must keep them whole, whatever the names.
 
 Judged are accuracy and structure, never wall time; ``tests/bench/bench_replicas.py`` prints the whole verdict.
 """
@@ -33,6 +33,7 @@ FAMILIES = {
     "ssd": "builtin",
     "retinanet": "retinanet",
     "yolov6": "yolov6",
+    "rtdetr": "nms_in_graph",
 }
 
 

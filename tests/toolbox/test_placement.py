@@ -27,6 +27,12 @@ def test_only_the_identity_branch_of_a_residual_is_quantized():
     assert residual_identity_edges(graph, place(graph)) == (Edge("x", "add", 1),)
 
 
+def test_a_residual_whose_last_operator_stays_float_gets_no_quantizer():
+    """The Add cannot join an integer kernel that is not there, however much before it is quantized."""
+    graph = residual_block()
+    assert residual_identity_edges(graph, place(graph, keep_float={"b"})) == ()
+
+
 def test_an_add_of_two_branches_without_identity_gets_no_quantizer():
     weights = {"wa": np.ones((8, 8, 1, 1), np.float32), "wb": np.ones((8, 8, 1, 1), np.float32)}
     graph = view(
