@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from avq.engines import builtin_engines
+from avq.engines.cuda import describe_library
 from avq.engines.isa import instruction_set
 from avq.errors import AvqError
 from avq.hookspecs import Engine
@@ -38,7 +39,8 @@ def examine(engines: Sequence[Engine] | None = None, host: PluginHost | None = N
         host: loaded plugins; loaded here when None, and a failure becomes a message.
 
     Returns:
-        engines [{name, available, version, can_build, can_run, why}], gpus [{name, ...}], plugins [...],
+        engines [{name, available, version, can_build, can_run, why}], gpus [{name, ...}],
+        cuda {name, version, why} (the library for GPU memory), plugins [...],
         codecs [{name, works, why}], isa (str), messages [str].
     """
     messages: list[str] = []
@@ -48,6 +50,7 @@ def examine(engines: Sequence[Engine] | None = None, host: PluginHost | None = N
     return {
         "engines": [asdict(status) for status in _statuses(chosen)],
         "gpus": _gpus(),
+        "cuda": describe_library(),
         "plugins": [] if host is None else _safely(host.listing, messages, []),
         "codecs": _codecs(),
         "isa": instruction_set(),
@@ -66,6 +69,9 @@ def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
         table.append(_row("gpu", gpu["name"], "ok", f"driver {gpu['driver_version']}"))
     if not findings["gpus"]:
         table.append(_row("gpu", "-", "none", "", "nvidia-smi finds no GPU"))
+    cuda = findings["cuda"]
+    state = "ok" if cuda["name"] else "missing"
+    table.append(_row("gpu", f"memory: {cuda['name'] or '-'}", state, cuda["version"], cuda["why"]))
     for codec in findings["codecs"]:
         table.append(_row("codec", codec["name"], "ok" if codec["works"] else "missing", "", codec["why"]))
     for plugin in findings["plugins"]:
