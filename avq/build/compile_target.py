@@ -5,21 +5,22 @@ What is judged here is accuracy, on the exact bytes the target's parser is given
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from avq.build.candidates import Candidate, Trial
 from avq.build.half import activation_peaks, in_half
+from avq.build.labelled import map_drop
 from avq.build.lower import lower
-from avq.build.probe_set import Answers, ProbeSet
+from avq.build.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.build.request import Request
 from avq.build.stand_in import Compiler, StandIn
 from avq.build.target_cost import NAME as COST_MODEL
 from avq.build.target_cost import target_cost
 from avq.build.understand.frontend import Understood
 from avq.progress import Reporter
-from avq.types import CompiledEngine, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+from avq.types import CompiledEngine, Detections, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
 
 ENCODING = "s8"
 _UNKNOWN_MS = float("nan")
@@ -117,15 +118,24 @@ class PendingTarget:
         tensors = [prepared.tensor for prepared in self.probe_set.inputs]
         return activation_peaks(model.proto, model.view, tensors, self.request.reference)
 
+    @cached_property
+    def _map_drop(self) -> Callable[[Sequence[Detections]], float] | None:
+        return map_drop(self.request, self.understood.class_names, self.probe_set)
+
     def _score(self, plan: QuantizationPlan) -> PlanScore:
-        return self.probe_set.judge(self._answer(plan))
+        answers = self._answer(plan)
+        score = self.probe_set.judge(answers)
+        if self._map_drop is None or answers.detections is None:
+            return score
+        return replace(score, map_drop_percent=self._map_drop(answers.detections))
 
     def _answer(self, plan: QuantizationPlan) -> Answers:
         if plan.digest not in self._answers:
             rehearsal = StandIn(self.compiler, self.request.reference)
             session = rehearsal.open(self.model(plan), SessionOptions(threads=self.request.probe_threads))
             try:
-                self._answers[plan.digest] = self.probe_set.ask(session)
+                floor = LOOK_FLOOR if self._map_drop is None else SCORE_FLOOR
+                self._answers[plan.digest] = self.probe_set.ask(session, floor=floor)
             finally:
                 session.close()
         return self._answers[plan.digest]
