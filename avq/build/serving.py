@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
 import onnx
 
 from avq.build.candidates import FLOAT, Candidate, agrees, candidates_for
@@ -31,6 +32,8 @@ _SORTING_ROUNDS = 12
 _SERVE_ROUNDS = 100
 # Opening costs more than running, and one session's luck with its memory is not mended by more rounds.
 _QUICK_ROUNDS, _COUNTED_ROUNDS = 30, 12
+# Building the same model again gives a session a percent faster or slower: float is the median of some.
+_FLOAT_SESSIONS = 4
 _ANCHOR = "float"
 
 
@@ -164,13 +167,14 @@ class Serving:
         rounds: int,
         clock: Clock | None = None,
     ) -> list[Latency | None]:
-        """Some at a time, all against one and the same float session."""
+        """Some at a time, all against the same float sessions."""
         times: list[Latency | None] = [None] * len(plans)
         todo = [(i, plans[i], c) for i, c in enumerate(candidates) if c is not None]
         if not todo:
             return times
         with ExitStack() as stack:
-            floats = self._open(QuantizationPlan(graph_digest=self.graph.digest), self._anchor(), stack)
+            nothing = QuantizationPlan(graph_digest=self.graph.digest)
+            floats = [self._open(nothing, self._anchor(), stack) for _ in range(_FLOAT_SESSIONS)]
             for some in _chunks(todo):
                 for index, latency in self._times_together(some, floats, rounds, clock):
                     times[index] = latency
@@ -179,7 +183,7 @@ class Serving:
     def _times_together(
         self,
         todo: Sequence[tuple[int, QuantizationPlan, Candidate]],
-        floats: Session,
+        floats: Sequence[Session],
         rounds: int,
         clock: Clock | None,
     ) -> list[tuple[int, Latency]]:
@@ -191,8 +195,9 @@ class Serving:
                 if (session := self._try_open(plan, candidate, stack)) is not None
             }
             runs = {label: _runner(session, tensor) for label, session in sessions.items()}
-            together = {**runs, _ANCHOR: _runner(floats, tensor)}
-            samples = paired_latency(together, rounds=rounds, clock=clock)
+            anchors = {f"{_ANCHOR} {i}": _runner(session, tensor) for i, session in enumerate(floats)}
+            samples = paired_latency({**runs, **anchors}, rounds=rounds, clock=clock)
+        samples[_ANCHOR] = _typical([samples[label] for label in anchors])
         return [(int(label), _latency(samples, label, self._anchor().label)) for label in sessions]
 
     def _anchor(self) -> Candidate:
@@ -229,6 +234,11 @@ def _chunks(todo: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _runner(session: Session, tensor: object) -> Callable[[], object]:
     return lambda: session.infer(tensor)  # type: ignore[arg-type]
+
+
+def _typical(alike: Sequence[LatencySamples]) -> LatencySamples:
+    """Round by round the median of sessions of one model."""
+    return LatencySamples(np.median([one.ns for one in alike], axis=0).astype(np.int64))
 
 
 def _latency(samples: Mapping[str, LatencySamples], label: str, float_label: str) -> Latency:
