@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from avq.engines import common
-from avq.engines.tensorrt_rtx_session import RtxSession, open_engine, why_not_running
+from avq.engines.cuda import first_card, why_no_card
+from avq.engines.tensorrt_rtx_session import RtxSession, open_engine
 from avq.errors import MachineError, ModelError, RequestError, nearest
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
 
@@ -51,7 +52,7 @@ class TensorRtRtxEngine:
         except Exception as error:  # a library that does not load raises anything
             why = " ".join(f"installed, but it does not load: {error}".split())
             return EngineStatus(NAME, False, "", False, False, why)
-        why = why_not_running()
+        why = self.why_not_running()
         said = f"builds for {listed}" + (f"; cannot run here: {why}" if why else "")
         return EngineStatus(NAME, True, _version(), True, not why, said)
 
@@ -108,15 +109,8 @@ class TensorRtRtxEngine:
     def open(self, model: bytes | Path, options: SessionOptions) -> RtxSession:
         """Compile for this machine's card and open; MachineError where there is none."""
         del options  # precisions are the file's, threads are the card's
-        _load()
         source = common.model_bytes(model)
-        why = why_not_running()
-        if why:
-            raise MachineError(
-                "TensorRT for RTX can build here but not run",
-                seen=why,
-                fix="run it on a machine with an RTX card; avq build compiles for it with --gpu-arch",
-            )
+        self._require_card()
         quantized = b"QuantizeLinear" in source
         return self.open_engine(self.compile(source, "current").data, "int8+f16" if quantized else "f16")
 
@@ -125,8 +119,27 @@ class TensorRtRtxEngine:
 
         Raises MachineError where there is no card, BundleError for an engine of another machine.
         """
+        self._require_card()
         trt = _load()
         return open_engine(trt, _log(trt), engine, precision=precision)
+
+    def why_not_running(self) -> str:
+        """'' when this machine has a card that the installed library knows, and a library for its memory."""
+        why, card = why_no_card(), first_card()
+        if why or card is None or card.architecture in self.architectures():
+            return why
+        other = _ELSEWHERE.get(card.architecture, "unknown to it")
+        return f"it builds nothing for {card.name} ({card.architecture}): {other}"
+
+    def _require_card(self) -> None:
+        _load()
+        why = self.why_not_running()
+        if why:
+            raise MachineError(
+                "TensorRT for RTX can build here but not run",
+                seen=why,
+                fix="run it on a machine with an RTX card; avq build compiles for it with --gpu-arch",
+            )
 
 
 def _spelled(name: str) -> str:

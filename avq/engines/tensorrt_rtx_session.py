@@ -6,7 +6,6 @@ TensorRT for RTX runs on, so nothing of this file but its refusals has been run.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import tempfile
@@ -17,24 +16,12 @@ from typing import Any
 import numpy as np
 
 from avq.engines import common
-from avq.engines.cuda import Cuda, installed_library, open_cuda
-from avq.errors import BundleError, MachineError, RequestError
+from avq.engines.cuda import Cuda, open_cuda
+from avq.errors import BundleError, RequestError
 from avq.types import U8, AnyArray, RawOutputs, TensorView
 
 NAME = "tensorrt-rtx"
 _WARM_UP = 3
-
-
-def why_not_running() -> str:
-    """'' when this machine has an NVIDIA driver with a card, and a library for its memory."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
-    return "" if installed_library() else "no library for CUDA memory: pip install cuda-bindings"
 
 
 def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> RtxSession:
@@ -42,13 +29,6 @@ def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> RtxSessio
 
     Raises MachineError where there is no card, BundleError for an engine that is not for this machine.
     """
-    why = why_not_running()
-    if why:
-        raise MachineError(
-            "TensorRT for RTX can build here but not run",
-            seen=why,
-            fix="run it on a machine with an RTX card",
-        )
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = False
     _require_valid(trt, runtime, data)

@@ -10,14 +10,13 @@ import pytest
 
 from avq.bundle import MODEL, open_bundle
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
-from avq.engines.tensorrt_rtx_session import why_not_running
 from avq.scenes import builtin_detector_path
 from tests.e2e.conftest import CALIBRATION, run_avq
 
 STATUS = TensorRtRtxEngine().status()
 pytestmark = [
     pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {STATUS.why}"),
-    pytest.mark.skipif(not why_not_running(), reason="this machine has a GPU: its times are measured"),
+    pytest.mark.skipif(STATUS.can_run, reason="this machine has a GPU: its times are measured"),
 ]
 FLAGS = ("--data", CALIBRATION, "--target", "tensorrt-rtx")
 

@@ -14,16 +14,16 @@ from avq.build.half import activation_peaks, in_half
 from avq.build.lint import lint
 from avq.build.lower import lower
 from avq.contract.sample import sample_model
-from avq.engines import engine_by_name
+from avq.engines import engine_by_name, tensorrt_rtx
+from avq.engines.cuda import Card
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
-from avq.engines.tensorrt_rtx_session import why_not_running
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import SessionOptions
 from tests.build.lower.lowering_nets import picture, simple_plan, small_net
 
 ENGINE = TensorRtRtxEngine()
 HERE = pytest.mark.skipif(not ENGINE.status().available, reason=f"tensorrt-rtx: {ENGINE.status().why}")
-NO_GPU = pytest.mark.skipif(not why_not_running(), reason="this machine has a GPU")
+NO_GPU = pytest.mark.skipif(ENGINE.status().can_run, reason="this machine has a GPU")
 
 
 @HERE
@@ -115,3 +115,13 @@ def test_running_is_refused_where_there_is_no_card(tmp_path: Path):
         with pytest.raises(MachineError, match="can build here but not run") as refused:
             open_it()
         assert "driver" in refused.value.seen or "GPU" in refused.value.seen
+
+
+@HERE
+@pytest.mark.parametrize(("architecture", "runs"), [("sm89", True), ("sm90", False), ("sm87", False)])
+def test_a_card_it_does_not_know_is_named(architecture, runs, monkeypatch):
+    monkeypatch.setattr(tensorrt_rtx, "why_no_card", lambda: "")
+    monkeypatch.setattr(tensorrt_rtx, "first_card", lambda: Card("a card", architecture))
+    status = ENGINE.status()
+    assert status.can_run is runs and status.can_build
+    assert runs or (architecture in status.why and "--target tensorrt" in status.why)
