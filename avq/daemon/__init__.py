@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from avq.daemon.kinds import recorder, sink_types, source_providers, source_types
-from avq.daemon.loop import CameraOptions, RunOptions, serve_bundle, warm_up
+from avq.daemon.loop import CameraOptions, RunOptions, serve_bundle
 from avq.daemon.metrics import Failure, RunSummary
+from avq.daemon.modes import Mode, Served, warm_up
 from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.step import Parts, step
 
 __all__ = [
     "CameraOptions",
     "Failure",
+    "Mode",
     "Parts",
     "Pipeline",
     "RunOptions",
     "RunSummary",
+    "Served",
     "Turn",
     "recorder",
     "serve_bundle",

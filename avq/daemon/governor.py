@@ -1,22 +1,36 @@
 """Decides, frame by frame, what to do about a missed latency budget. A pure state machine: no clock, no I/O.
 
-Its states hold one mode and an alert; a decision is data, and the same judgements give the same decisions.
+First cheaper work (the ladder of modes), and where that does not help, an alert. A decision is data, and the same
+frames give the same decisions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from avq.daemon.ladder import Deadline, LadderState, Observation, Rung, climb
 from avq.daemon.latency import Judgement
 from avq.types import LatencyBudget
 
 
 @dataclass(frozen=True, slots=True)
 class GovernorState:
-    """What the next frame is done with."""
+    """What the next frame is done with.
+
+    Attributes:
+        mode: name of the work.
+        alert: misses are more than tolerated, and no cheaper work prevented them.
+        ladder: where it stands on the ladder, and what it remembers.
+    """
 
     mode: str = "normal"
     alert: bool = False
+    ladder: LadderState = field(default_factory=LadderState)
+
+    def is_settled(self, t_capture_ns: int) -> bool:
+        """Whether a frame captured then had nothing to do with the mode before."""
+        return t_capture_ns >= self.ladder.switched_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,7 @@ class Transition:
     """A change of state, told to sinks as an event.
 
     Attributes:
-        kind: "alert_raised" or "alert_cleared".
+        kind: "mode_changed", "alert_raised" or "alert_cleared".
         before, after: the states.
         reason: in words, with the numbers it was decided on.
     """
@@ -33,6 +47,15 @@ class Transition:
     before: GovernorState
     after: GovernorState
     reason: str
+
+
+def move(
+    state: GovernorState, seen: Observation, ladder: Sequence[Rung], deadline: Deadline
+) -> tuple[GovernorState, Transition | None]:
+    """The state after one published frame, on another rung when cheaper work is needed or better work will hold."""
+    where, reason = climb(state.ladder, seen, ladder, deadline)
+    after = replace(state, mode=ladder[where.rung].name, ladder=where)
+    return after, Transition("mode_changed", state, after, reason) if reason else None
 
 
 def govern(

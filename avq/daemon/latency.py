@@ -98,6 +98,14 @@ class LatencyJudge:
     def is_late(self, age_ns: int) -> bool:
         return age_ns > self.budget.deadline_ns
 
+    def count(self, age_ns: int) -> None:
+        """Count a frame that says nothing about the work done now: it waited for the work before."""
+        self.misses += self.is_late(age_ns)
+
+    def restart(self) -> None:
+        """Judge other work from here on: an empty window."""
+        self._window.clear()
+
     def judge(self, age_ns: int) -> Judgement:
         """Record a published frame's age."""
         late = self.is_late(age_ns)

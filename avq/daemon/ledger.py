@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 SUPERSEDED = "superseded"
 STOPPED = "stopped"
+STRIDE = "stride"
 
 
 @dataclass

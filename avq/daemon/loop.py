@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from avq.clock import Clock, SystemClock
 from avq.daemon.inbox import SharedInbox
+from avq.daemon.ledger import STRIDE
 from avq.daemon.messages import CaptureSettings, Policy
 from avq.daemon.metrics import RunSummary
+from avq.daemon.modes import Mode, as_modes, warmed
 from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.publish import Publisher
 from avq.daemon.receiver import Receiver
@@ -24,7 +24,6 @@ from avq.hookspecs import Sink
 from avq.types import LatencyBudget
 
 _WAIT_S = 0.05
-_WARM_UPS = 2
 FAILED = "failed"
 
 
@@ -73,7 +72,7 @@ class RunOptions:
 
 
 def serve_bundle(
-    parts: Parts,
+    work: Parts | Sequence[Mode],
     *,
     sources: Mapping[str, str],
     sinks: Sequence[Sink],
@@ -84,7 +83,7 @@ def serve_bundle(
     """Serve until every source has ended, ``options.frames`` are published, or SIGINT/SIGTERM comes.
 
     Args:
-        parts: the opened bundle; stays the caller's to close.
+        work: the opened bundle, or the modes of a ladder, best first; stays the caller's to close.
         sources: camera id -> URI.
         sinks: opened; closed here, whatever happens.
         budget: what counts as late.
@@ -95,13 +94,13 @@ def serve_bundle(
     """
     settled = options or RunOptions()
     publisher = Publisher(sinks, settled.on_event)
-    pipeline = Pipeline(parts, clock or SystemClock(), budget, publisher)
+    modes = as_modes(work)
     inbox = SharedInbox()
     with _stopped_by_signals(inbox, settled.signals):
         try:
-            _check(parts, sources)
-            warm_up(parts)
-            receiver = Receiver(_settings(sources, settled), inbox)
+            _check(modes, sources)
+            pipeline = Pipeline(warmed(modes), clock or SystemClock(), budget, publisher)
+            receiver = Receiver(_settings(sources, settled, modes), inbox)
             try:
                 _serve(inbox, pipeline, publisher, receiver, settled)
             finally:
@@ -124,9 +123,9 @@ def serve_bundle(
     )
 
 
-def _check(parts: Parts, sources: Mapping[str, str]) -> None:
-    spec = getattr(parts.decoder, "spec", None)
-    if getattr(spec, "family", "") == "none":
+def _check(modes: Sequence[Mode], sources: Mapping[str, str]) -> None:
+    specs = (getattr(mode.parts.decoder, "spec", None) for mode in modes)
+    if any(getattr(spec, "family", "") == "none" for spec in specs):
         raise RequestError(
             "this bundle does not say how its outputs become boxes",
             seen="decoder 'none'",
@@ -136,21 +135,17 @@ def _check(parts: Parts, sources: Mapping[str, str]) -> None:
         raise RequestError("there is nothing to look at", seen="no source", fix="add --source URI")
 
 
-def warm_up(parts: Parts) -> None:
-    """First inferences are slow (allocation, code paths): have them before a camera is opened."""
-    width_px, height_px = parts.input_size_px
-    for _ in range(_WARM_UPS):
-        parts.session.infer(np.zeros((1, 3, height_px, width_px), np.uint8))
-
-
-def _settings(sources: Mapping[str, str], options: RunOptions) -> list[CaptureSettings]:
+def _settings(
+    sources: Mapping[str, str], options: RunOptions, modes: Sequence[Mode]
+) -> list[CaptureSettings]:
     """A single source whose every frame counts is read no further than ``frames``."""
+    every_one_counts = len(sources) == 1 and all(mode.stride == 1 for mode in modes)
     return [
         CaptureSettings(
             camera=camera,
             uri=uri,
             policy=options.of(camera).policy,
-            limit_if_every=options.frames if len(sources) == 1 else None,
+            limit_if_every=options.frames if every_one_counts else None,
             providers=options.providers,
             open_timeout_ms=options.of(camera).open_timeout_ms,
             read_timeout_ms=options.of(camera).read_timeout_ms,
@@ -193,6 +188,10 @@ def _serve(
         arrival = inbox.next(_WAIT_S)
         _tell_ends(pipeline, receiver)
         if arrival is None:
+            continue
+        if not pipeline.wants(arrival.frame):
+            inbox.finished(arrival.frame.camera, STRIDE)
+            arrival.release()
             continue
         outcome: str | None = FAILED
         try:

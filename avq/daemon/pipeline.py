@@ -5,16 +5,24 @@ The daemon feeds it from cameras and the machine's clock, replay from a log and 
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from avq.clock import Clock
-from avq.daemon.governor import GovernorState, Transition, govern
+from avq.daemon.cadence import Cadence
+from avq.daemon.governor import GovernorState, Transition, govern, move
 from avq.daemon.inbox import Arrival
+from avq.daemon.ladder import Deadline, Observation
 from avq.daemon.latency import LatencyJudge
 from avq.daemon.metrics import Metrics
+from avq.daemon.modes import Mode, as_modes, rungs
 from avq.daemon.step import Parts, step
 from avq.types import Frame, LatencyBudget, Published, StageTimes
+
+#: Events and mode changes kept for the summary; sinks get every one.
+KEPT = 1024
 
 
 class Publishes(Protocol):
@@ -38,29 +46,58 @@ class Pipeline:
     """step, publish, judge, govern, measure.
 
     Args:
-        parts: the opened bundle.
+        work: the opened bundle, or the modes of the ladder, best first, with their costs.
         clock: the only source of time.
         budget: what counts as late.
         publisher: where messages go.
     """
 
-    def __init__(self, parts: Parts, clock: Clock, budget: LatencyBudget, publisher: Publishes) -> None:
+    def __init__(
+        self, work: Parts | Sequence[Mode], clock: Clock, budget: LatencyBudget, publisher: Publishes
+    ) -> None:
         self.metrics = Metrics()
         self.judge = LatencyJudge(budget)
-        self.events: list[dict[str, Any]] = []
-        self.state = GovernorState(parts.mode)
-        self.modes = [parts.mode]
-        self._parts = parts
+        self.events: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.clock = clock
+        self.cadence = Cadence()
+        self._served = as_modes(work)
+        self.state = GovernorState(self._served[0].name)
+        self.modes = deque([self.state.mode], maxlen=KEPT)
         self._publisher = publisher
         self._last_seq: dict[str, int] = {}
 
+    @property
+    def mode(self) -> Mode:
+        """What the next frame is done with."""
+        return self._served[self.state.ladder.rung]
+
+    @property
+    def relaxed(self) -> bool:
+        """The best work is done in time: there is room for work that can wait."""
+        return self.state.ladder.rung == 0 and not self.state.alert
+
+    def wants(self, frame: Frame) -> bool:
+        """Whether the mode's stride takes this frame; else it is to be dropped for that cause."""
+        last = self._last_seq.get(frame.camera)
+        return last is None or frame.seq < last or frame.seq - last >= self.mode.stride
+
+    def install(self, modes: Sequence[Mode]) -> None:
+        """Serve other bundles from the next frame on; what the ladder knows of the machine's load stays."""
+        self._served = tuple(modes)
+        rung = min(self.state.ladder.rung, len(self._served) - 1)
+        ladder = replace(
+            self.state.ladder, rung=rung, overruns=0, steady=0, switched_ns=self.clock.now_ns(), rose=False
+        )
+        self.state = replace(self.state, mode=self._served[rung].name, ladder=ladder)
+        self.judge.restart()
+        self._note_mode()
+
     def process(self, arrival: Arrival) -> Turn:
         """Serve one frame; its pixels may be given back afterwards."""
-        frame = arrival.frame
+        frame, mode = arrival.frame, self.mode
         if not arrival.live:
             frame = replace(frame, t_capture_ns=self.clock.now_ns())
-        detections, times = step(frame, self._parts, self.clock)
+        detections, times = step(frame, mode.parts, self.clock)
         age_ns = self.clock.now_ns() - frame.t_capture_ns
         dropped = frame.seq - self._last_seq.get(frame.camera, -1) - 1
         self._last_seq[frame.camera] = frame.seq
@@ -69,31 +106,60 @@ class Pipeline:
             age_ns=age_ns,
             dropped_since_last=dropped,
             late=self.judge.is_late(age_ns),
-            mode=self.state.mode,
-            bundle_digest=self._parts.bundle_digest,
+            mode=mode.name,
+            bundle_digest=mode.parts.bundle_digest,
         )
         self._publisher.publish(published, frame, times, wait=not arrival.live)
-        transition = self._decide(published)
+        if arrival.live:
+            self.cadence.saw(frame.camera, frame.seq, frame.t_capture_ns)
+        transition = self._decide(published, times)
         self.metrics.record(times, age_ns)
         return Turn(published, times, transition)
 
-    def _decide(self, published: Published) -> Transition | None:
-        judgement = self.judge.judge(published.age_ns)
-        self.state, transition = govern(self.state, judgement, self.judge.budget)
+    def _decide(self, published: Published, times: StageTimes) -> Transition | None:
+        """Another mode; or an alert, judged only on frames that had nothing to do with the mode before."""
+        settled = self.state.is_settled(published.detections.t_capture_ns)
+        transition = self._climb(published, times) if len(self._served) > 1 else None
+        if transition is not None or not settled:
+            self.judge.count(published.age_ns)
+        else:
+            judgement = self.judge.judge(published.age_ns)
+            self.state, transition = govern(self.state, judgement, self.judge.budget)
         if transition is not None:
-            seen = published.detections
-            self.tell(
-                {
-                    "kind": transition.kind,
-                    "t_ns": seen.t_capture_ns + published.age_ns,
-                    "camera": seen.camera,
-                    "seq": seen.seq,
-                    "mode": transition.after.mode,
-                    "alert": transition.after.alert,
-                    "reason": transition.reason,
-                }
-            )
+            self._tell_transition(transition, published)
         return transition
+
+    def _climb(self, published: Published, times: StageTimes) -> Transition | None:
+        """Cameras take turns, so a frame's service is a round: it may wait for one frame of each other camera."""
+        cameras, budget = self.cadence.cameras, self.judge.budget
+        service_ns = published.age_ns - times.queue_ns
+        queue_ns = max(0, times.queue_ns - (cameras - 1) * service_ns)
+        seen = Observation(published.detections.t_capture_ns, cameras * service_ns, queue_ns)
+        deadline = Deadline(budget.deadline_ns, self.cadence.period_ns, budget.max_miss_ratio)
+        self.state, transition = move(self.state, seen, rungs(self._served, cameras), deadline)
+        if transition is not None:
+            self.judge.restart()
+            self._note_mode()
+        return transition
+
+    def _note_mode(self) -> None:
+        if self.modes[-1] != self.state.mode:
+            self.modes.append(self.state.mode)
+
+    def _tell_transition(self, transition: Transition, published: Published) -> None:
+        seen, after = published.detections, transition.after
+        self.tell(
+            {
+                "kind": transition.kind,
+                "t_ns": seen.t_capture_ns + published.age_ns,
+                "camera": seen.camera,
+                "seq": seen.seq,
+                **({"from": transition.before.mode} if transition.kind == "mode_changed" else {}),
+                "mode": after.mode,
+                "alert": after.alert,
+                "reason": transition.reason,
+            }
+        )
 
     def tell(self, event: dict[str, Any]) -> None:
         """Keep an event for the summary and hand it to the sinks."""

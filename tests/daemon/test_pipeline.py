@@ -153,7 +153,7 @@ def test_a_sustained_miss_is_an_event_with_its_numbers() -> None:
     event = kept.events[0]
     assert (event["camera"], event["mode"], event["alert"]) == ("front", "normal", True)
     assert event["seq"] == 21
-    assert pipeline.events == kept.events
+    assert list(pipeline.events) == kept.events
 
 
 def test_preprocess_is_the_real_one() -> None:
