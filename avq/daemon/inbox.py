@@ -109,15 +109,26 @@ class Inbox:
 
     def account(self) -> Account:
         """The books, in flight counted from the queues themselves."""
-        ledgers = [camera.ledger for camera in self._cameras.values()]
-        dropped = sum((ledger.dropped for ledger in ledgers), Counter[str]())
-        waiting = sum(len(camera.waiting) for camera in self._cameras.values())
+        each = self.accounts().values()
+        dropped = sum((Counter(one.dropped) for one in each), Counter[str]())
         return Account(
-            sum(ledger.captured for ledger in ledgers),
-            sum(ledger.published for ledger in ledgers),
-            {cause: count for cause, count in sorted(dropped.items()) if count},
-            waiting + sum(self._working.values()),
+            sum(one.captured for one in each),
+            sum(one.published for one in each),
+            dict(sorted(dropped.items())),
+            sum(one.in_flight for one in each),
         )
+
+    def accounts(self) -> dict[str, Account]:
+        """The books of each camera."""
+        return {
+            name: Account(
+                camera.ledger.captured,
+                camera.ledger.published,
+                {cause: count for cause, count in sorted(camera.ledger.dropped.items()) if count},
+                len(camera.waiting) + self._working.get(name, 0),
+            )
+            for name, camera in self._cameras.items()
+        }
 
 
 class SharedInbox:
@@ -194,3 +205,7 @@ class SharedInbox:
     def account(self) -> Account:
         with self._lock:
             return self._inbox.account()
+
+    def accounts(self) -> dict[str, Account]:
+        with self._lock:
+            return self._inbox.accounts()

@@ -36,6 +36,7 @@ class Histogram:
     counts: dict[int, int] = field(default_factory=dict)
     total: int = 0
     max_ns: int = 0
+    sum_ns: int = 0
 
     def record(self, value_ns: int) -> None:
         value_ns = max(value_ns, 0)
@@ -43,6 +44,7 @@ class Histogram:
         self.counts[index] = self.counts.get(index, 0) + 1
         self.total += 1
         self.max_ns = max(self.max_ns, value_ns)
+        self.sum_ns += value_ns
 
     def percentile_ns(self, percent: float) -> int:
         """The smallest value that at least ``percent`` of all values do not exceed, to 1/128; 0 when empty."""
@@ -60,6 +62,7 @@ class Histogram:
             self.counts[index] = self.counts.get(index, 0) + count
         self.total += other.total
         self.max_ns = max(self.max_ns, other.max_ns)
+        self.sum_ns += other.sum_ns
 
     def summary_ms(self) -> dict[str, float]:
         """p50, p95, p99 and the exact maximum, in milliseconds."""

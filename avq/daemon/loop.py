@@ -19,6 +19,7 @@ from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.publish import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
+from avq.daemon.watch import RunView, Unwatched, Watcher
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
@@ -52,6 +53,7 @@ class RunOptions:
         providers: "module:function" names that give the capture processes their source types.
         on_event: called with every event, on a thread of its own.
         on_turn: called after every frame, on the loop's thread: for tests and progress lines.
+        watcher: a page, metrics; asked on the loop's thread.
         signals: let SIGINT and SIGTERM end the run cleanly (main thread only).
     """
 
@@ -64,6 +66,7 @@ class RunOptions:
     on_turn: Callable[[Turn], None] | None = None
     signals: bool = True
     cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
+    watcher: Watcher = field(default_factory=Unwatched)
 
     def of(self, camera: str) -> CameraOptions:
         """What holds for one camera."""
@@ -104,6 +107,7 @@ def serve_bundle(
             try:
                 _serve(inbox, pipeline, publisher, receiver, settled)
             finally:
+                settled.watcher.ended()
                 publisher.hurry()
                 receiver.stop()
                 inbox.drop_waiting()
@@ -182,9 +186,11 @@ def _serve(
     inbox: SharedInbox, pipeline: Pipeline, publisher: Publisher, receiver: Receiver, options: RunOptions
 ) -> None:
     published = 0
+    options.watcher.opened(RunView(pipeline.judge.budget, inbox.accounts, publisher.reports, lambda: receiver.pids))
     while not inbox.over and published != options.frames:
         if receiver.refused is not None or not publisher.alive:
             return
+        options.watcher.beat()
         arrival = inbox.next(_WAIT_S)
         _tell_ends(pipeline, receiver)
         if arrival is None:
@@ -196,6 +202,7 @@ def _serve(
         outcome: str | None = FAILED
         try:
             turn = pipeline.process(arrival)
+            options.watcher.saw(arrival.frame, turn)
             outcome = None
         finally:
             inbox.finished(arrival.frame.camera, outcome)

@@ -133,6 +133,10 @@ class Lane:
         if self._thread.is_alive():
             self._refused += self._abandon()
             self.error = self.error or f"did not finish within {timeout_s:g} s"
+        return self.report()
+
+    def report(self) -> SinkReport:
+        """What became of it so far."""
         return SinkReport(self._name, self._written, self._refused + self._unwritten, self.error)
 
     def _abandon(self) -> int:
@@ -176,6 +180,10 @@ class Publisher:
     def alive(self) -> bool:
         """False when there were sinks and every one of them has broken."""
         return not self._lanes or any(not lane.error for lane in self._lanes)
+
+    def reports(self) -> list[SinkReport]:
+        """What became of every sink so far; from any thread."""
+        return [lane.report() for lane in self._lanes]
 
     def hurry(self) -> None:
         """The run is to stop: wait for no sink any more."""
