@@ -186,7 +186,8 @@ def _serve(
     inbox: SharedInbox, pipeline: Pipeline, publisher: Publisher, receiver: Receiver, options: RunOptions
 ) -> None:
     published = 0
-    options.watcher.opened(RunView(pipeline.judge.budget, inbox.accounts, publisher.reports, lambda: receiver.pids))
+    run = RunView(pipeline.judge.budget, inbox.accounts, publisher.reports, lambda: receiver.pids)
+    options.watcher.opened(run)
     while not inbox.over and published != options.frames:
         if receiver.refused is not None or not publisher.alive:
             return
