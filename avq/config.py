@@ -117,6 +117,15 @@ class Camera(Document):
     read_timeout_ms: Count = Field(
         default=2000, title="Read timeout", description="milliseconds to wait for a frame"
     )
+    reconnect: Switch = Field(
+        default=True, title="Reconnect", description="false: a camera's first failure is its end"
+    )
+    max_restarts: Count = Field(
+        default=8, title="Restarts", description="of a camera's capture process within window_s, at most"
+    )
+    window_s: PositiveNumber = Field(
+        default=60.0, title="Restart window", description="seconds over which restarts are counted"
+    )
 
 
 class Budget(Document):
@@ -135,6 +144,39 @@ class Budget(Document):
     def latency_budget(self) -> LatencyBudget:
         """The same in nanoseconds, as the daemon takes it."""
         return LatencyBudget(round(self.deadline_ms * 1e6), self.window_frames, self.max_miss_ratio)
+
+
+class ModeConfig(Document):
+    """One rung of the ladder: what is done when the modes before it are too slow."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+        title="Mode name", description="letters, digits, '_', '.' and '-'; stands in every message"
+    )
+    bundle: Path | None = Field(
+        default=None, title="Bundle", description="the bundle this mode serves; the run's own when not given"
+    )
+    stride: Count = Field(
+        default=1, title="Stride", description="every so many-th frame of each camera is processed"
+    )
+
+
+class ShadowConfig(Document):
+    """A candidate that looks at frames in spare time and publishes nothing."""
+
+    bundle: Path = Field(title="Shadow bundle", description="the bundle to compare with the one that serves")
+    every_n: Count = Field(
+        default=10, title="Shadow interval", description="every so many-th published frame is compared"
+    )
+
+
+class DriftConfig(Document):
+    """Whether the scene is still what the bundle was calibrated on."""
+
+    every_n: Count = Field(
+        default=60,
+        title="Drift interval",
+        description="every so many-th published frame is looked at; they should be seconds apart",
+    )
 
 
 class SinkConfig(Document):
@@ -175,6 +217,15 @@ class RunConfig(Document):
     bundle: Path = Field(title="Bundle", description="the bundle folder to serve")
     cameras: tuple[Camera, ...] = Field(min_length=1, title="Cameras", description="where frames come from")
     budget: Budget = Field(default=Budget(), title="Latency budget", description="how late is late")
+    modes: tuple[ModeConfig, ...] = Field(
+        default=(), title="Modes", description="the ladder, best work first; without it the bundle alone"
+    )
+    shadow: ShadowConfig | None = Field(
+        default=None, title="Shadow", description="a candidate to compare before anyone promotes it"
+    )
+    drift: DriftConfig | None = Field(
+        default=None, title="Drift", description="watch for scenes unlike the calibration pictures"
+    )
     sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="where messages go")
     frames: Count | None = Field(
         default=None, title="Frame limit", description="stop after so many published frames"
@@ -193,6 +244,29 @@ class RunConfig(Document):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"cameras share the id {', '.join(twice)}; ids must be unique")
+        return self
+
+    @model_validator(mode="after")
+    def _modes_differ(self) -> RunConfig:
+        names = [mode.name for mode in self.modes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"modes share the name {', '.join(twice)}; names must be unique")
+        seen: dict[tuple[Path, int], str] = {}
+        for mode in self.modes:
+            work = (mode.bundle or self.bundle, mode.stride)
+            if work in seen:
+                raise ValueError(
+                    f"the modes {seen[work]} and {mode.name} are the same bundle at the same stride; "
+                    "a mode must be cheaper than the one before"
+                )
+            seen[work] = mode.name
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_is_another_bundle(self) -> RunConfig:
+        if self.shadow is not None and self.shadow.bundle == self.bundle:
+            raise ValueError("the shadow is the bundle that serves; name the candidate to compare with it")
         return self
 
 
@@ -306,6 +380,11 @@ def _beside(file: TomlFile, keys: Sequence[str]) -> dict[str, Any]:
 
 def _run_beside(file: TomlFile) -> dict[str, Any]:
     data = _beside(file, ("bundle",))
+    if isinstance(data.get("modes"), list):
+        data["modes"] = [_with_path(row, "bundle", file.path.parent) for row in data["modes"]]
+    data.update(
+        {"shadow": _with_path(data["shadow"], "bundle", file.path.parent)} if "shadow" in data else {}
+    )
     for table, key in (("cameras", "source"), ("sinks", "uri")):
         if isinstance(data.get(table), list):
             data[table] = [_with_local_uri(row, key, file.path.parent) for row in data[table]]
@@ -316,6 +395,12 @@ def _run_beside(file: TomlFile) -> dict[str, Any]:
         ]
         data["security"] = {**security, "trusted_keys": keys}
     return data
+
+
+def _with_path(row: Any, key: str, folder: Path) -> Any:
+    """The table with a path made relative to the file's folder."""
+    path = row.get(key) if isinstance(row, dict) else None
+    return {**row, key: str(folder / path)} if isinstance(path, str) and path else row
 
 
 def _with_local_uri(row: Any, key: str, folder: Path) -> Any:

@@ -66,6 +66,58 @@ def test_a_run_is_read_with_paths_beside_the_file(tmp_path: Path) -> None:
     assert config.budget.latency_budget().deadline_ns == 50_000_000
 
 
+LADDER = (
+    RUN
+    + """
+[[modes]]
+name = "best"
+[[modes]]
+name = "small"
+bundle = "small.avq"
+[[modes]]
+name = "half-rate"
+bundle = "small.avq"
+stride = 2
+[shadow]
+bundle = "next.avq"
+[drift]
+"""
+)
+
+
+def test_a_ladder_a_shadow_and_drift_are_read_with_paths_beside_the_file(tmp_path: Path) -> None:
+    config = load_run(write(tmp_path, LADDER))
+    assert [(mode.name, mode.bundle, mode.stride) for mode in config.modes] == [
+        ("best", None, 1),
+        ("small", tmp_path / "small.avq", 1),
+        ("half-rate", tmp_path / "small.avq", 2),
+    ]
+    assert config.shadow is not None and config.shadow.bundle == tmp_path / "next.avq"
+    assert config.drift is not None and config.drift.every_n == 60
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "expected"),
+    [
+        ('name = "best"', 'name = "small"', "modes share the name small"),
+        ("stride = 2", "stride = 1", "small and half-rate are the same bundle at the same stride"),
+        ("stride = 2", "stride = 0", ": modes[2].stride: input should be greater than or equal to 1"),
+        ("stride = 2", "strid = 2", ": modes[2].strid: unknown key"),
+        ("stride = 2", 'stride = "2"', "modes[2].stride"),
+        ('name = "best"', 'name = "a b"', ": modes[0].name: "),
+        ('name = "best"', "", ": modes[0].name: is needed and was not given"),
+        ('"next.avq"', '"b"', "the shadow is the bundle that serves"),
+        ("[drift]", "[drift]\nevery_n = 0", ": drift.every_n: input should be greater than or equal to 1"),
+        ("[drift]", "[drift]\nevery = 3", ": drift.every: unknown key"),
+    ],
+)
+def test_wrong_ladders_shadows_and_drifts_are_explained(
+    tmp_path: Path, wrong: str, right: str, expected: str
+) -> None:
+    assert wrong in LADDER
+    assert expected in refused(tmp_path, LADDER.replace(wrong, right))
+
+
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("**/*.toml")), ids=lambda p: p.name)
 def test_the_example_files_are_valid(file: Path) -> None:
     assert check_file(file) == ("recipe" if file.parent.name == "recipes" else "run")
