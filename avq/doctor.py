@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,10 +22,6 @@ from avq.hookspecs import Engine
 from avq.plugins import PluginHost
 from avq.types import EngineStatus
 
-#: Runtimes avq knows of and brings no engine for: import name, and how to get the runtime.
-_OTHERS = {
-    "tensorrt": ("tensorrt", "comes with JetPack and DRIVE OS; elsewhere pip install tensorrt"),
-}
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
@@ -100,9 +94,7 @@ def _safely(ask: Any, messages: list[str], otherwise: Any) -> Any:
 
 
 def _statuses(engines: Sequence[Engine]) -> list[EngineStatus]:
-    listed = [_status(engine) for engine in engines]
-    known = {status.name for status in listed}
-    return listed + [_other(name) for name in _OTHERS if name not in known]
+    return [_status(engine) for engine in engines]
 
 
 def _status(engine: Engine) -> EngineStatus:
@@ -111,21 +103,6 @@ def _status(engine: Engine) -> EngineStatus:
     except Exception as error:  # an engine of a plugin that breaks its promise
         why = f"its status failed: {type(error).__name__}: {error}"
         return EngineStatus(engine.name, False, "", False, False, why)
-
-
-def _other(name: str) -> EngineStatus:
-    module, how = _OTHERS[name]
-    if importlib.util.find_spec(module) is None:
-        return EngineStatus(name, False, "", False, False, f"not installed; {how}")
-    why = "installed, but no plugin brings an engine for it; avq lint checks a model against its rules"
-    return EngineStatus(name, True, _version(module), False, False, why)
-
-
-def _version(module: str) -> str:
-    try:
-        return importlib.metadata.version(module.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _gpus() -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from avq.engines.onnxruntime import OnnxRuntimeEngine
 from avq.engines.openvino import OpenVinoEngine
+from avq.engines.tensorrt import TensorRtEngine
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
 from avq.errors import RequestError, nearest
 from avq.hookspecs import Engine, hookimpl
@@ -13,7 +14,7 @@ from avq.hookspecs import Engine, hookimpl
 
 def builtin_engines() -> tuple[Engine, ...]:
     """The runtimes avq brings, whether installed here or not; imports no vendor library."""
-    return (OnnxRuntimeEngine(), OpenVinoEngine(), TensorRtRtxEngine())
+    return (OnnxRuntimeEngine(), OpenVinoEngine(), TensorRtEngine(), TensorRtRtxEngine())
 
 
 def engine_by_name(name: str, engines: Iterable[Engine] | None = None) -> Engine:

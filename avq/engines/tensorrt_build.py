@@ -1,0 +1,228 @@
+"""From an ONNX file to a TensorRT engine, with 10.x and 11.x: whatever a release lacks is not touched.
+
+Two roads. Strongly typed (10.x and 11.x): precisions are the file's, INT8 as Q/DQ. Implicit (10.x only): TensorRT
+chooses, from ranges that a calibrator or a calibration cache gives; DLA of 10.x takes nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from avq.engines.cuda import Cuda
+from avq.engines.tensorrt_calibrator import calibrator
+from avq.engines.tensorrt_log import last_words
+from avq.errors import MachineError, ModelError, RequestError
+from avq.types import U8
+
+Told = Callable[[str], None]
+#: Computers on which engines are bound to the very machine: portability flags are refused there.
+_EMBEDDED = ("sm72", "sm87", "sm101", "sm110")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What TensorRT 10's own calibration reads.
+
+    Attributes:
+        method: its entropy calibration (the second one), or minimum and maximum.
+        pictures: network inputs, (1, 3, h, w) uint8 each, as avq's own preprocessing leaves them.
+        cache: of an earlier calibration; then no picture is read. b'' for none.
+        keep: called with the bytes of the new cache.
+    """
+
+    method: Literal["entropy", "minmax"] = "entropy"
+    pictures: Iterable[U8] = ()
+    cache: bytes = b""
+    keep: Callable[[bytes], None] = lambda cache: None
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        calibration: takes the implicit road (10.x); None takes the file's own types.
+        layer_precisions: node name -> "int8", "fp16" or "fp32", where the implicit road must not choose.
+        dla_core: this DLA core, what it cannot do on the GPU; None for the GPU alone.
+        portable: an engine for other cards of this generation too: slower, and not on vehicle computers.
+        timing_cache: of earlier builds on this machine; b'' to begin one, None to leave the whole matter alone.
+    """
+
+    calibration: Calibration | None = None
+    layer_precisions: Mapping[str, str] = field(default_factory=dict)
+    dla_core: int | None = None
+    portable: bool = False
+    timing_cache: bytes | None = b""
+
+    @property
+    def implicit(self) -> bool:
+        return self.calibration is not None
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine file, and what the build learnt: tactics' times, layers of the parsed network."""
+
+    data: bytes
+    timing_cache: bytes
+    layers: int
+    seconds: float
+
+
+def build(
+    trt: Any,
+    log: Any,
+    model: bytes,
+    options: BuildOptions,
+    *,
+    architecture: str,
+    cuda: Cuda | None = None,
+    told: Told = lambda text: None,
+) -> Built:
+    """Parse and build for the card of this machine.
+
+    Args:
+        trt: the module ``tensorrt``, or one with its classes.
+        log: as `tensorrt_log.make_log` gives it.
+        cuda: where a calibrator puts its pictures; needed for calibration without a cache.
+        told: hears the name of every phase; a build takes minutes.
+
+    Raises:
+        ModelError: the parser refuses a node (named), or no implementation is found.
+        RequestError: this release has no calibrators, or no such DLA core.
+    """
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt, options))
+    parse(trt, network, model, log)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector can tell precisions
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = _monitor(trt, told)
+    if options.implicit:
+        _choose_implicitly(trt, network, config, options, cuda)
+    if options.dla_core is not None:
+        _put_on_dla(trt, builder, config, options.dla_core)
+    if options.portable:
+        _for_relatives(trt, config, architecture)
+    if options.timing_cache is not None:
+        _attach_timing_cache(config, options.timing_cache)
+    started_s = time.monotonic()
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ModelError(
+            "TensorRT cannot build the model",
+            seen=last_words(log) or "no reason given",
+            fix="avq lint MODEL --target tensorrt; leave the named layer float: avq_keep_float",
+        )
+    seconds = time.monotonic() - started_s
+    kept = config.get_timing_cache() if options.timing_cache is not None else None
+    times = bytes(memoryview(kept.serialize())) if kept is not None else b""
+    return Built(bytes(memoryview(engine)), times, int(network.num_layers), seconds)
+
+
+def parse(trt: Any, network: Any, model: bytes, log: Any) -> None:
+    """Read an ONNX file into ``network``; ModelError names the first node that is refused."""
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(model):
+        return
+    first = parser.get_error(0) if parser.num_errors else None
+    node, operator = (_asked(first, name) for name in ("node_name", "node_operator"))
+    raise ModelError(
+        f"TensorRT cannot read {f'node {node!r} ({operator})' if node or operator else 'the model'}",
+        seen=_asked(first, "desc")[:400] or last_words(log),
+        fix="avq lint MODEL --target tensorrt says what to change",
+    )
+
+
+def _asked(error: Any, name: str) -> str:
+    ask = getattr(error, name, None)
+    return str(ask()) if callable(ask) else ""
+
+
+def _network_flags(trt: Any, options: BuildOptions) -> int:
+    known = trt.NetworkDefinitionCreationFlag
+    if not options.implicit:
+        if not hasattr(known, "STRONGLY_TYPED"):
+            raise MachineError(
+                "this TensorRT is too old: it has no strongly typed networks",
+                seen=f"version {trt.__version__}",
+                fix="TensorRT 10 or newer: JetPack 6, DRIVE OS 7",
+            )
+        return 1 << int(known.STRONGLY_TYPED)
+    if not hasattr(trt, "IInt8EntropyCalibrator2") or not hasattr(trt.BuilderFlag, "INT8"):
+        raise RequestError(
+            "this TensorRT has no calibrators: INT8 is what the file says",
+            seen=f"version {trt.__version__}",
+            fix="give it a bundle with Q/DQ, as avq build --target tensorrt writes it",
+        )
+    return 1 << int(known.EXPLICIT_BATCH) if hasattr(known, "EXPLICIT_BATCH") else 0
+
+
+def _choose_implicitly(trt: Any, network: Any, config: Any, options: BuildOptions, cuda: Cuda | None) -> None:
+    config.set_flag(trt.BuilderFlag.INT8)
+    config.set_flag(trt.BuilderFlag.FP16)
+    asked = options.calibration
+    assert asked is not None
+    config.int8_calibrator = calibrator(
+        trt, asked.method, asked.pictures, cache=asked.cache, keep=asked.keep, cuda=cuda
+    )
+    types = {"int8": trt.DataType.INT8, "fp16": trt.DataType.HALF, "fp32": trt.DataType.FLOAT}
+    pinned = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        wanted = options.layer_precisions.get(layer.name)
+        if wanted is not None:
+            layer.precision = types[wanted]
+            pinned += 1
+    if pinned:
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+
+
+def _put_on_dla(trt: Any, builder: Any, config: Any, core: int) -> None:
+    cores = int(builder.num_DLA_cores)
+    if core >= cores:
+        raise RequestError(
+            f"there is no DLA core {core}",
+            seen=f"TensorRT {trt.__version__} finds {cores} here",
+            fix="Orin has two; releases 10.8 to 11.3 drive none",
+        )
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _for_relatives(trt: Any, config: Any, architecture: str) -> None:
+    levels = getattr(trt, "HardwareCompatibilityLevel", None)
+    if architecture in _EMBEDDED or levels is None:
+        raise RequestError(
+            "an engine for other cards cannot be built here",
+            seen=f"{architecture}: JetPack and DRIVE OS do not support hardware compatibility",
+            fix="build it on the machine that runs it",
+        )
+    config.hardware_compatibility_level = levels.AMPERE_PLUS
+
+
+def _attach_timing_cache(config: Any, cache: bytes) -> None:
+    """Times of tactics measured before; a cache of another card or release is refused by TensorRT itself."""
+    if not config.set_timing_cache(config.create_timing_cache(cache), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _monitor(trt: Any, told: Told) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                told(f"{phase_name} ({num_steps} steps)")
+
+        def phase_finish(self, phase_name: str) -> None: ...
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return True
+
+    return Monitor()
