@@ -11,6 +11,7 @@ from avq.config import Budget, Camera, RunConfig, Security, load_run
 from avq.daemon import (
     CameraOptions,
     Parts,
+    RestartPolicy,
     RunOptions,
     RunSummary,
     recorder,
@@ -159,7 +160,12 @@ def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOption
     return RunOptions(
         frames=config.frames,
         cameras={
-            camera.id: CameraOptions(camera.policy, camera.open_timeout_ms, camera.read_timeout_ms)
+            camera.id: CameraOptions(
+                camera.policy,
+                camera.open_timeout_ms,
+                camera.read_timeout_ms,
+                RestartPolicy(camera.reconnect, camera.max_restarts, camera.window_s),
+            )
             for camera in config.cameras
         },
         providers=source_providers(_distinct("source", source_types(), host.sources())),

@@ -8,6 +8,7 @@ from avq.daemon.metrics import Failure, RunSummary
 from avq.daemon.modes import Mode, Served, warm_up
 from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.step import Parts, step
+from avq.daemon.supervisor import RestartPolicy
 
 __all__ = [
     "CameraOptions",
@@ -15,6 +16,7 @@ __all__ = [
     "Mode",
     "Parts",
     "Pipeline",
+    "RestartPolicy",
     "RunOptions",
     "RunSummary",
     "Served",

@@ -35,6 +35,7 @@ class CaptureProcess:
         self._slots = [Slot.create() for _ in range(slots)]
         self._lock = threading.Lock()  # give_back comes from other threads than close
         self._unframer = Unframer()
+        self._lent = 0  # slots that we have
         self._noise = b""
         self.announce_fd, child_announce = os.pipe()
         child_credit, self._credit_fd = os.pipe()
@@ -85,12 +86,21 @@ class CaptureProcess:
         return bool(data)
 
     def pixels(self, slot: int, width_px: int, height_px: int) -> U8:
-        """The picture in a slot, valid until ``give_back(slot)``."""
+        """The picture in a slot, ours until ``give_back(slot)``."""
+        with self._lock:
+            self._lent += 1
         return self._slots[slot].pixels(width_px, height_px)
 
     def give_back(self, slot: int) -> None:
         """The child may write this slot again."""
+        with self._lock:
+            self._lent -= 1
         self._tell(bytes([slot]))
+
+    @property
+    def held(self) -> bool:
+        """Every slot is ours: the child can hand over nothing, whatever its source does."""
+        return self._lent >= len(self._slots)
 
     def ask_to_stop(self) -> None:
         """The child ends after the read it is in."""
@@ -106,29 +116,45 @@ class CaptureProcess:
         """End the child now, whatever it is doing."""
         self._process.kill()
 
-    def close(self, grace_s: float = 1.0) -> None:
-        """Close the pipes, wait ``grace_s`` for the child, then kill it; leaves no process, no descriptor."""
+    @property
+    def exited(self) -> bool:
+        """The child is gone, and no zombie is left of it. Never waits."""
+        return self._process.poll() is not None
+
+    @property
+    def busy(self) -> bool:
+        """Its main thread computes or waits for a processor: it does not wait for a camera."""
+        try:
+            stat = Path(f"/proc/{self.pid}/task/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "R"
+
+    def release(self) -> None:
+        """Close every descriptor; the child ends by that, unless the kernel holds it. Never waits."""
         with self._lock:
             if self._credit_fd < 0:
                 return
             os.close(self._credit_fd)
             self._credit_fd = -1
         os.close(self.announce_fd)
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self._process.wait()
         self.swallow_noise()
         assert self._process.stderr is not None
         self._process.stderr.close()
         for slot in self._slots:
             slot.close()
 
+    def close(self) -> None:
+        """Kill the child and wait for its end."""
+        self.kill()
+        self._process.wait()
+        self.release()
+
     def death(self) -> AvqError:
         """Why a closed child ended without saying so."""
         code = self._process.returncode
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        how = "the system does not let it end" if code is None else f"exit code {code}"
+        how = f"killed by signal {-code}" if code is not None and code < 0 else how
         tail = self._noise.decode("utf-8", "replace").strip().splitlines()
         return MachineError(
             f"the capture process of camera '{self.settings.camera}' died",

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from avq.daemon.messages import (
     STOP,
@@ -26,17 +27,21 @@ from avq.daemon.messages import (
     CaptureSettings,
     Ended,
     Failed,
+    Lost,
     Opened,
     Unframer,
     decode_settings,
     framed,
 )
 from avq.daemon.slots import Slot
-from avq.errors import AvqError
+from avq.errors import AvqError, DataError, MachineError
 from avq.hookspecs import FrameSource, SourceType
 from avq.types import U8, Frame
 
 NO_FREE_SLOT = "no_free_slot"
+REPEATED = "repeated"
+_SAMPLES = 32  # rows and columns that are looked at
+_SHOW_AGAIN_NS = 1_000_000_000
 _DEFAULT_FPS = 30.0
 
 
@@ -99,6 +104,39 @@ class Pacer:
         self._due_ns += self._period_ns
 
 
+class Repeats:
+    """Recognises a picture that is bit for bit the one before: a camera or decoder that shows it again.
+
+    A sparse sample decides nearly always; only where it is equal, the whole picture is looked at.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sample = b""
+        self._picture: U8 | None = None
+        self._shown_ns = 0
+
+    def again(self, pixels: U8, now_ns: int) -> bool:
+        """True for a repeat that needs no work. Once a second one passes: a still picture is served, too."""
+        sample = pixels[
+            :: max(1, pixels.shape[0] // _SAMPLES), :: max(1, pixels.shape[1] // _SAMPLES)
+        ].tobytes()
+        same = sample == self._sample and self._same_picture(pixels)
+        self._sample, self._picture = sample, pixels
+        if same and now_ns - self._shown_ns < _SHOW_AGAIN_NS:
+            self.count += 1
+            return True
+        self._shown_ns = now_ns
+        return False
+
+    def _same_picture(self, pixels: U8) -> bool:
+        before = self._picture
+        assert before is not None
+        if np.may_share_memory(before, pixels):  # the source writes over its own buffer: the sample must do
+            return True
+        return np.array_equal(before, pixels)
+
+
 class Pump:
     """Moves pictures from the source into slots and counts what found none."""
 
@@ -108,8 +146,10 @@ class Pump:
         self._link = link
         self._slots = slots
         self._no_free_slot = 0
+        self._repeats = Repeats()
         self._every = settings.policy == "every" or (settings.policy == "auto" and not source.live)
         self._pacer = None if self._every or source.live else Pacer(source.fps)
+        self._watched = source.live and not self._every
 
     def run(self) -> None:
         """Until the source ends, the limit is reached or the daemon asks to stop."""
@@ -122,12 +162,16 @@ class Pump:
             if self._pacer is not None:
                 self._pacer.wait()
                 got = (got[0], time.monotonic_ns())
-            self._hand_over(got, self._link.free_slot(wait=False) if slot is None else slot, read)
+            if self._watched and self._repeats.again(*got):
+                self._link.send(Lost(self.lost()))
+            else:
+                self._hand_over(got, self._link.free_slot(wait=False) if slot is None else slot, read)
             read += 1
 
     def _hand_over(self, got: tuple[U8, int], slot: int | None, read: int) -> None:
         if slot is None:
             self._no_free_slot += 1
+            self._link.send(Lost(self.lost()))
             return
         lost = self.lost()
         seq = self._settings.first_seq + read + sum(self._source_lost().values())
@@ -141,9 +185,9 @@ class Pump:
         return lost
 
     def lost(self) -> dict[str, int]:
-        """Frames dropped here so far, by cause: no slot was free, or the source could not read them."""
-        own = {NO_FREE_SLOT: self._no_free_slot} if self._no_free_slot else {}
-        return {**own, **self._source_lost()}
+        """Frames dropped here so far, by cause: no slot free, the same picture again, or unreadable."""
+        own = {NO_FREE_SLOT: self._no_free_slot, REPEATED: self._repeats.count}
+        return {**{cause: count for cause, count in own.items() if count}, **self._source_lost()}
 
     @property
     def remark(self) -> str:
@@ -163,8 +207,12 @@ def source_types(providers: tuple[str, ...]) -> list[SourceType]:
 def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
     """Open the source, pump it dry, and tell how it ended; no error leaves this function."""
     pump: Pump | None = None
+    live = False
     try:
-        source = _open(settings)
+        types = source_types(settings.providers)
+        live = expects_live(settings.uri, types)
+        source = _open(settings, types)
+        live = source.live
         try:
             pump = Pump(source, settings, link, slots)
             pump.run()
@@ -174,10 +222,17 @@ def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
     except BrokenPipeError:
         return
     except Exception as error:
-        link.send(_failure(error, pump.lost() if pump else {}))
+        passing = not isinstance(error, AvqError) or isinstance(error, DataError | MachineError)
+        link.send(_failure(error, pump.lost() if pump else {}, again=live and passing))
 
 
-def _open(settings: CaptureSettings) -> FrameSource:
+def expects_live(uri: str, types: list[SourceType]) -> bool:
+    """Whether what cannot be opened now may be there later: kinds of cameras and streams say so by ``live``."""
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
+    return any(getattr(kind, "live", False) for kind in types if scheme in kind.schemes)
+
+
+def _open(settings: CaptureSettings, types: list[SourceType]) -> FrameSource:
     import cv2
 
     from avq.sources.uri import open_source
@@ -185,19 +240,20 @@ def _open(settings: CaptureSettings) -> FrameSource:
     cv2.setNumThreads(1)
     return open_source(
         settings.uri,
-        source_types(settings.providers),
+        types,
         open_timeout_ms=settings.open_timeout_ms,
         read_timeout_ms=settings.read_timeout_ms,
     )
 
 
-def _failure(error: Exception, lost: dict[str, int]) -> Failed:
+def _failure(error: Exception, lost: dict[str, int], *, again: bool) -> Failed:
     if isinstance(error, AvqError):
-        return Failed(type(error).__name__, error.what, error.seen, error.fix, lost)
+        return Failed(type(error).__name__, error.what, error.seen, error.fix, lost, again)
     where = traceback.format_exception_only(type(error), error)[-1].strip()
     frames = traceback.extract_tb(error.__traceback__)
     last = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return Failed("PluginError", f"the source broke: {where}", last, "report it to the source's author", lost)
+    what, fix = f"the source broke: {where}", "report it to the source's author"
+    return Failed("PluginError", what, last, fix, lost, again)
 
 
 def main(argv: list[str]) -> Any:

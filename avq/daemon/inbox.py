@@ -64,6 +64,10 @@ class Inbox:
         if lost is not None:
             known.ledger.lost_so_far(lost)
 
+    def lost_so_far(self, camera: str, lost: dict[str, int]) -> None:
+        """Frames that its capture process dropped since it began, by cause."""
+        self._cameras[camera].ledger.lost_so_far(lost)
+
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> Arrival | None:
         """Take a frame in; returns the one it superseded, whose pixels must be released."""
         camera = self._cameras[arrival.frame.camera]
@@ -151,17 +155,22 @@ class SharedInbox:
     def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
         with self._lock:
             self._inbox.close_camera(camera, lost)
-        self._wake()
+        self.wake()
+
+    def lost_so_far(self, camera: str, lost: dict[str, int]) -> None:
+        with self._lock:
+            self._inbox.lost_so_far(camera, lost)
 
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> None:
         """As ``Inbox.offer``; the superseded frame is released here."""
         with self._lock:
             old = self._inbox.offer(arrival, lost)
-        self._wake()
+        self.wake()
         if old is not None:
             old.release()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is something else to tell than a frame."""
         if self._waiting:
             self._wakes.put(None)
 

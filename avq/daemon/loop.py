@@ -19,6 +19,7 @@ from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.publish import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
+from avq.daemon.supervisor import RestartPolicy
 from avq.daemon.watch import RunView, Unwatched, Watcher
 from avq.errors import RequestError
 from avq.hookspecs import Sink
@@ -35,11 +36,13 @@ class CameraOptions:
     Attributes:
         policy: "auto" (live: newest, files: every frame), "newest" or "every".
         open_timeout_ms, read_timeout_ms: of cameras and streams.
+        restarts: how a live camera is brought back.
     """
 
     policy: Policy = "auto"
     open_timeout_ms: int = 5000
     read_timeout_ms: int = 2000
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RunOptions:
 
     Attributes:
         frames: stop after so many published frames, over all cameras.
-        policy, open_timeout_ms, read_timeout_ms: as in CameraOptions, for cameras not named in ``cameras``.
+        policy, open_timeout_ms, read_timeout_ms, restarts: as in CameraOptions, for cameras not named in ``cameras``.
         cameras: camera id -> its own options.
         providers: "module:function" names that give the capture processes their source types.
         on_event: called with every event, on a thread of its own.
@@ -67,10 +70,11 @@ class RunOptions:
     signals: bool = True
     cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
     watcher: Watcher = field(default_factory=Unwatched)
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
     def of(self, camera: str) -> CameraOptions:
         """What holds for one camera."""
-        shared = CameraOptions(self.policy, self.open_timeout_ms, self.read_timeout_ms)
+        shared = CameraOptions(self.policy, self.open_timeout_ms, self.read_timeout_ms, self.restarts)
         return self.cameras.get(camera, shared)
 
 
@@ -92,7 +96,8 @@ def serve_bundle(
         budget: what counts as late.
 
     Raises:
-        RequestError, DataError: a source could not be opened or gave no frame at all.
+        RequestError, DataError: a file could not be opened or gave no frame at all.
+        MachineError: no camera could be opened within its bound of restarts.
         Whatever the engine or decoder raises on a frame.
     """
     settled = options or RunOptions()
@@ -103,7 +108,8 @@ def serve_bundle(
         try:
             _check(modes, sources)
             pipeline = Pipeline(warmed(modes), clock or SystemClock(), budget, publisher)
-            receiver = Receiver(_settings(sources, settled, modes), inbox)
+            restarts = {camera: settled.of(camera).restarts for camera in sources}
+            receiver = Receiver(_settings(sources, settled, modes), inbox, restarts)
             try:
                 _serve(inbox, pipeline, publisher, receiver, settled)
             finally:
@@ -214,7 +220,6 @@ def _serve(
 
 
 def _tell_ends(pipeline: Pipeline, receiver: Receiver) -> None:
-    """Turn what ended cameras left behind into events."""
-    while (end := receiver.next_event()) is not None:
-        kind, camera, reason = end
-        pipeline.tell({"kind": kind, "t_ns": pipeline.clock.now_ns(), "camera": camera, "reason": reason})
+    """Turn what became of cameras into events."""
+    while (event := receiver.next_event()) is not None:
+        pipeline.tell(event)

@@ -59,6 +59,12 @@ class Captured(msgspec.Struct, frozen=True, tag=True):
     lost: dict[str, int]
 
 
+class Lost(msgspec.Struct, frozen=True, tag=True):
+    """A frame came and was not handed over: the source lives, and these are the counts."""
+
+    lost: dict[str, int]
+
+
 class Ended(msgspec.Struct, frozen=True, tag=True):
     """The source came to its end, or the daemon asked to stop."""
 
@@ -67,18 +73,21 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The source broke. ``kind`` is a class of avq.errors."""
+    """The source broke. ``kind`` is a class of avq.errors; ``again``: a later try may do better."""
 
     kind: str
     what: str
     seen: str
     fix: str
     lost: dict[str, int]
+    again: bool = False
 
 
-Message = Opened | Captured | Ended | Failed
+Message = Opened | Captured | Lost | Ended | Failed
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Opened | Captured | Ended | Failed)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
+    Opened | Captured | Lost | Ended | Failed
+)
 
 
 def framed(message: msgspec.Struct) -> bytes:

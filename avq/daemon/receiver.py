@@ -1,148 +1,346 @@
-"""One thread that hears every capture process: frames into the inbox, ends and deaths into the books."""
+"""One thread that hears every capture process: frames into the inbox, ends and deaths into the books.
+
+It never waits for one camera: a process that has to end is killed and looked at again, and one that the kernel does
+not let go is left behind.
+"""
 
 from __future__ import annotations
 
+import os
 import selectors
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
 
 from avq.daemon.capture import CaptureProcess, error_of
 from avq.daemon.inbox import Arrival, SharedInbox
-from avq.daemon.messages import Captured, CaptureSettings, Ended, Failed, Message, Opened
+from avq.daemon.messages import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
 from avq.daemon.metrics import Failure
-from avq.errors import AvqError
+from avq.daemon.supervisor import Order, RestartPolicy, Supervisor
+from avq.errors import AvqError, MachineError
 from avq.types import Frame
 
 _LOOK_AGAIN_S = 0.2
+_LOOK_CLOSELY_S = 0.005  # while a process ends
 _GRACE_S = 1.0
+_END_GRACE_NS = 300_000_000
 
 
 class _Camera:
-    """What has been heard from one capture process."""
+    """One camera over all its capture processes."""
 
-    def __init__(self, settings: CaptureSettings) -> None:
+    def __init__(self, settings: CaptureSettings, policy: RestartPolicy) -> None:
         self.name = settings.camera
-        self.process = CaptureProcess(settings)
-        self.live = True
+        self.settings = settings
         self.frames = 0
         self.end: Ended | Failed | None = None
+        self.asked = False
+        self._first_seq = settings.first_seq
+        self._announced = 0  # frames of this process
+        self._lost: Mapping[str, int] = {}
+        self.ends_by_ns: int | None = None  # its pipe is closed; it must be gone by then
+        self.process: CaptureProcess | None = CaptureProcess(settings)
+        self.supervisor = Supervisor(
+            policy,
+            open_timeout_ns=settings.open_timeout_ms * 1_000_000,
+            read_timeout_ns=settings.read_timeout_ms * 1_000_000,
+            now_ns=time.monotonic_ns(),
+        )
+
+    def start(self) -> CaptureProcess:
+        """A fresh process that counts on."""
+        self.end, self.ends_by_ns = None, None
+        self._first_seq += self._announced + sum(self._lost.values())
+        self._announced, self._lost = 0, {}
+        self.process = CaptureProcess(msgspec.structs.replace(self.settings, first_seq=self._first_seq))
+        return self.process
+
+    def count(self, lost: Mapping[str, int], *, announced: int = 0) -> None:
+        """Keep what this process told, so that the next one's frames are numbered on from there."""
+        self.frames += announced
+        self._announced += announced
+        self._lost = lost
+
+    @property
+    def may_come_back(self) -> bool:
+        """A camera or stream, as far as can be known: a file that broke stays broken."""
+        uri = self.settings.uri
+        return self.supervisor.live or ("://" in uri and not uri.startswith("file://"))
 
 
 class Receiver:
-    """Starts a capture process per camera and listens until each has ended.
+    """Starts a capture process per camera, replaces it when it stalls or dies, and listens until each has ended.
 
     ``failures`` grows as cameras end and may be read at any time.
+
+    Args:
+        settings: of the cameras.
+        inbox: where frames go; each camera is open in it until it has ended for good.
+        policies: camera -> how it is restarted, RestartPolicy() where absent.
     """
 
-    def __init__(self, settings: list[CaptureSettings], inbox: SharedInbox) -> None:
+    def __init__(
+        self,
+        settings: list[CaptureSettings],
+        inbox: SharedInbox,
+        policies: Mapping[str, RestartPolicy] | None = None,
+    ) -> None:
         self.failures: list[Failure] = []
-        self._events: SimpleQueue[tuple[str, str, str]] = SimpleQueue()
+        self._hopeless: AvqError | None = None
+        self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._inbox = inbox
         self._selector = selectors.DefaultSelector()
-        self._kill_at_s: float | None = None
+        self._kill_at_ns: int | None = None
         self._cameras: list[_Camera] = []
+        self._graves: list[CaptureProcess] = []
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, partial(os.eventfd_read, self._wake_fd))
         try:
             for one in settings:
                 inbox.open_camera(one.camera, every=False)
-                self._listen_to(_Camera(one))
+                camera = _Camera(one, (policies or {}).get(one.camera, RestartPolicy()))
+                self._cameras.append(camera)
+                self._listen_to(camera)
         except BaseException:
-            for camera in self._cameras:
-                camera.process.close(0)
+            self._close_all()
+            os.close(self._wake_fd)
             raise
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id per camera that is still being captured."""
-        return {camera.name: camera.process.pid for camera in list(self._cameras)}
+        """Process id per camera that is being captured now."""
+        return {one.name: process.pid for one in list(self._cameras) if (process := one.process) is not None}
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often the capture process of each camera was replaced."""
+        return {camera.name: camera.supervisor.restarts for camera in list(self._cameras)}
+
+    @property
+    def away(self) -> bool:
+        """No camera delivers, and every one of them was told of."""
+        return all(camera.supervisor.away for camera in list(self._cameras))
 
     def _listen_to(self, camera: _Camera) -> None:
-        self._cameras.append(camera)
         process = camera.process
+        assert process is not None
         self._selector.register(process.announce_fd, selectors.EVENT_READ, partial(self._hear, camera))
-        self._selector.register(process.noise_fd, selectors.EVENT_READ, partial(self._quieten, camera))
+        self._selector.register(process.noise_fd, selectors.EVENT_READ, partial(self._quieten, process))
 
     def _run(self) -> None:
         while self._cameras:
-            for key, _ in self._selector.select(_LOOK_AGAIN_S):
+            for key, _ in self._selector.select(self._wait_s()):
                 if key.fd in self._selector.get_map():  # an end in this very round closes two of them
                     key.data()
-            if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
-                for camera in self._cameras:
-                    camera.process.kill()
-        self._selector.close()
+            for camera in list(self._cameras):
+                self._advance(camera)
+            self._graves = [process for process in self._graves if not process.exited]
+        self._close_all()
+
+    def _wait_s(self) -> float:
+        if any(camera.ends_by_ns is not None for camera in self._cameras):
+            return _LOOK_CLOSELY_S
+        due_ns = min(camera.supervisor.due_ns for camera in self._cameras)
+        return min(max(0.0, (due_ns - time.monotonic_ns()) / 1e9), _LOOK_AGAIN_S)
+
+    def _advance(self, camera: _Camera) -> None:
+        """What one camera needs by now; waits for nothing."""
+        now_ns = time.monotonic_ns()
+        if self._kill_at_ns is not None:
+            self._hasten(camera, now_ns)
+        elif camera.ends_by_ns is None:
+            process = camera.process
+            held = process is not None and process.held
+            for order in camera.supervisor.orders(
+                now_ns, held=held, busy=lambda: process is not None and process.busy
+            ):
+                self._obey(camera, order, now_ns)
+        if camera.ends_by_ns is not None and camera.process is not None:
+            self._bury(camera, camera.process, now_ns)
+
+    def _obey(self, camera: _Camera, order: Order, now_ns: int) -> None:
+        if order.kind == "start":
+            self._replace(camera, now_ns)
+        elif order.kind == "kill":
+            self._kill(camera, now_ns)
+        else:
+            self._tell(camera, order)
+
+    def _replace(self, camera: _Camera, now_ns: int) -> None:
+        try:
+            camera.start()
+        except OSError as error:  # no process or descriptor to be had: that may pass, too
+            camera.supervisor.gone("no process", str(error), now_ns, again=True)
+        else:
+            self._listen_to(camera)
+
+    def _kill(self, camera: _Camera, now_ns: int) -> None:
+        if camera.process is not None and camera.ends_by_ns is None:
+            camera.process.kill()
+            camera.ends_by_ns = now_ns + _END_GRACE_NS
 
     def _hear(self, camera: _Camera) -> None:
+        process = camera.process
+        assert process is not None
         try:
-            messages = camera.process.hear()
+            messages = process.hear()
             for message in messages or ():
-                self._take(camera, message)
+                self._take(camera, process, message)
         except Exception as error:  # one camera's nonsense must not deafen the others
-            camera.process.kill()
+            process.kill()
             camera.end = _nonsense(camera.name, error)
             messages = []
         if messages is None:
-            self._finish(camera)
+            self._selector.unregister(process.announce_fd)
+            camera.ends_by_ns = time.monotonic_ns() + _END_GRACE_NS
 
-    def _take(self, camera: _Camera, message: Message) -> None:
+    def _take(self, camera: _Camera, process: CaptureProcess, message: Message) -> None:
+        now_ns = time.monotonic_ns()
         if isinstance(message, Captured):
-            self._arrive(camera, message)
+            self._arrive(camera, process, message)
+            camera.supervisor.frame(now_ns)
+        elif isinstance(message, Lost):
+            camera.count(message.lost)
+            self._inbox.lost_so_far(camera.name, message.lost)
+            camera.supervisor.frame(now_ns)
         elif isinstance(message, Opened):
-            camera.live = message.live
+            camera.supervisor.opened(live=message.live, fps=message.fps, now_ns=now_ns)
             self._inbox.open_camera(camera.name, every=message.every)
         else:
             camera.end = message
 
-    def _arrive(self, camera: _Camera, message: Captured) -> None:
-        camera.frames += 1
-        process = camera.process
+    def _arrive(self, camera: _Camera, process: CaptureProcess, message: Captured) -> None:
+        camera.count(message.lost, announced=1)
         pixels = process.pixels(message.slot, message.width_px, message.height_px)
         frame = Frame(camera.name, message.seq, message.t_capture_ns, pixels)
         release = partial(process.give_back, message.slot)
-        self._inbox.offer(Arrival(frame, camera.live, release), message.lost)
+        self._inbox.offer(Arrival(frame, camera.supervisor.live, release), message.lost)
 
-    def _quieten(self, camera: _Camera) -> None:
-        if not camera.process.swallow_noise():
-            self._selector.unregister(camera.process.noise_fd)
+    def _quieten(self, process: CaptureProcess) -> None:
+        if not process.swallow_noise():
+            self._selector.unregister(process.noise_fd)
 
-    def _finish(self, camera: _Camera) -> None:
-        for fd in (camera.process.announce_fd, camera.process.noise_fd):
+    def _bury(self, camera: _Camera, process: CaptureProcess, now_ns: int) -> None:
+        """Once the process is gone, or will not go: free what it had, and see what becomes of the camera."""
+        heard_out = process.announce_fd not in self._selector.get_map()
+        assert camera.ends_by_ns is not None
+        if not (process.exited and heard_out) and now_ns < camera.ends_by_ns:
+            return
+        if not process.exited:
+            process.kill()
+            self._graves.append(process)
+        for fd in (process.announce_fd, process.noise_fd):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
-        camera.process.close(_GRACE_S)
-        self._cameras.remove(camera)
-        error = self._error(camera)
-        if error is not None:
-            self.failures.append(Failure(camera.name, error, camera.frames))
-            self._events.put(("camera_failed", camera.name, str(error)))
-        if isinstance(camera.end, Ended) and camera.end.remark:
-            self._events.put(("camera_remark", camera.name, camera.end.remark))
-        self._inbox.close_camera(camera.name, camera.end.lost if camera.end else None)
+        process.release()
+        camera.process, camera.ends_by_ns = None, None
+        self._count_lost(camera)
+        self._settle(camera, process, now_ns)
 
-    def _error(self, camera: _Camera) -> AvqError | None:
+    def _count_lost(self, camera: _Camera) -> None:
+        """Drops the process told of last; what it had not told when it was killed was never captured."""
+        if camera.end is not None and camera.end.lost:
+            camera.count(camera.end.lost)
+            self._inbox.lost_so_far(camera.name, camera.end.lost)
+
+    def _settle(self, camera: _Camera, process: CaptureProcess, now_ns: int) -> None:
+        """The camera waits for its next process, or has ended."""
+        supervisor, end = camera.supervisor, camera.end
+        error = self._error(camera, process)
+        if error is not None and self._kill_at_ns is None:
+            cause = "died" if end is None else "failed"
+            passing = end is None or (isinstance(end, Failed) and end.again)
+            again = passing and camera.may_come_back
+            supervisor.gone(cause, _one_line(error), now_ns, again=again)
+            if supervisor.state == "waiting":
+                self._give_up_where_hopeless(error)
+                return
+            self.failures.append(Failure(camera.name, error, camera.frames))
+            self._put(camera.name, "camera_failed", str(error), supervisor.cause or cause)
+        if isinstance(end, Ended) and end.remark:
+            self._put(camera.name, "camera_remark", end.remark, "")
+        self._cameras.remove(camera)
+        self._inbox.close_camera(camera.name)
+
+    def _give_up_where_hopeless(self, error: AvqError) -> None:
+        """No camera ever opened within its bound: there is nothing to serve."""
+        if all(one.supervisor.exhausted and not one.supervisor.ever_opened for one in self._cameras):
+            names = ", ".join(camera.name for camera in self._cameras)
+            self._hopeless = MachineError(
+                f"no camera could be opened: {names}", seen=str(error), fix=error.fix
+            )
+            self._inbox.wake()
+
+    def _error(self, camera: _Camera, process: CaptureProcess) -> AvqError | None:
         if isinstance(camera.end, Failed):
             return error_of(camera.end)
-        stopped_by_us = self._kill_at_s is not None
-        return None if camera.end is not None or stopped_by_us else camera.process.death()
+        return None if camera.end is not None else process.death()
 
-    def next_event(self) -> tuple[str, str, str] | None:
-        """(kind, camera, reason) of a camera that ended in an uncommon way, each once; None when there is no more."""
-        return None if self._events.empty() else self._events.get()
+    def _tell(self, camera: _Camera, order: Order) -> None:
+        self._put(camera.name, order.kind, order.reason, order.cause)
+
+    def _put(self, camera: str, kind: str, reason: str, cause: str) -> None:
+        event = {
+            "kind": kind,
+            "t_ns": time.monotonic_ns(),
+            "camera": camera,
+            "cause": cause,
+            "reason": reason,
+        }
+        self._events.put(event)
+        self._inbox.wake()
+
+    def next_event(self) -> dict[str, Any] | None:
+        """The next thing to tell of a camera (kind, t_ns, camera, cause, reason); None when there is no more."""
+        try:
+            return self._events.get_nowait()
+        except Empty:
+            return None
 
     @property
     def refused(self) -> AvqError | None:
-        """The error of a camera that never gave a frame: the request was wrong from the start."""
-        return next((failure.error for failure in list(self.failures) if failure.frames == 0), None)
+        """Why there is nothing to serve: a request was wrong from the start, or no camera ever opened."""
+        wrong = next((failure.error for failure in list(self.failures) if failure.frames == 0), None)
+        return wrong or self._hopeless
+
+    def _hasten(self, camera: _Camera, now_ns: int) -> None:
+        """On the way out: ask at once, kill after the grace."""
+        assert self._kill_at_ns is not None
+        if camera.process is None:
+            self._cameras.remove(camera)
+            self._inbox.close_camera(camera.name)
+        elif now_ns >= self._kill_at_ns:
+            self._kill(camera, now_ns)
+        elif not camera.asked:
+            camera.asked = True
+            camera.process.ask_to_stop()
 
     def stop(self) -> None:
-        """Ask every capture process to end, kill those that do not within a second, wait for the last."""
-        self._kill_at_s = time.monotonic() + _GRACE_S
-        for camera in list(self._cameras):
-            camera.process.ask_to_stop()
+        """Ask every capture process to end, kill those that do not within a second, leave none behind."""
+        self._kill_at_ns = time.monotonic_ns() + int(_GRACE_S * 1e9)
+        os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
+        os.close(self._wake_fd)
+
+    def _close_all(self) -> None:
+        for camera in self._cameras:
+            if camera.process is not None:
+                camera.process.close()
+        deadline_ns = time.monotonic_ns() + int(_GRACE_S * 1e9)
+        while not all(process.exited for process in self._graves) and time.monotonic_ns() < deadline_ns:
+            time.sleep(_LOOK_CLOSELY_S)
+        self._selector.close()
+
+
+def _one_line(error: AvqError) -> str:
+    return f"{error.what} ({error.seen})" if error.seen else error.what
 
 
 def _nonsense(camera: str, error: Exception) -> Failed:
@@ -152,4 +350,5 @@ def _nonsense(camera: str, error: Exception) -> Failed:
         repr(error),
         "its memory is damaged: suspect the decoder or the source's plugin",
         {},
+        again=True,
     )

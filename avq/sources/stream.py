@@ -15,6 +15,7 @@ class StreamSource:
     """``rtsp://camera/stream``; a finite file behind http:// is processed frame by frame."""
 
     schemes = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp")
+    live = True
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises DataError when nothing answers within ``open_timeout_ms``."""

@@ -17,6 +17,7 @@ class V4l2Source:
     """``v4l2:///dev/video0?size=1280x720&fps=30``; the driver may choose the nearest mode it has."""
 
     schemes = ("v4l2",)
+    live = True
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises DataError when there is no such device, or it is not a camera."""

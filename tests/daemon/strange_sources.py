@@ -25,7 +25,9 @@ class _Strange:
         self._seq += 1
         if self._name == "flood":
             time.sleep(0.002)
-            return (np.zeros((16, 16, 3), np.uint8), time.monotonic_ns()) if self._seq <= 150 else None
+            return (
+                (np.full((16, 16, 3), self._seq, np.uint8), time.monotonic_ns()) if self._seq <= 150 else None
+            )
         if self._seq > 5:
             self._misbehave()
         if self._name == "grey" and self._seq > 5:

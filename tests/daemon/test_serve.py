@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from avq.daemon import CameraOptions, RunOptions, RunSummary, Turn, serve_bundle, sink_types
+from avq.daemon import CameraOptions, RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle, sink_types
 from avq.errors import DataError, MachineError, PluginError, RequestError
 from avq.recording import LogReader
 from avq.sinks import CallbackSink, open_sink
@@ -25,7 +25,9 @@ from tests.daemon.daemon_kit import LABELS, null_parts, open_descriptors, pictur
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = LatencyBudget(50_000_000)
-STRANGE = RunOptions(providers=("tests.daemon.strange_sources:types",))
+STRANGE = RunOptions(
+    providers=("tests.daemon.strange_sources:types",), restarts=RestartPolicy(reconnect=False)
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,263 @@
+"""When a camera is called stalled, when its capture process is replaced, and when to wait: pure, without a clock.
+
+Silence is counted in observed ticks: the time nobody looked (a suspended machine, a starved daemon) counts only up
+to the moment the next look was due, so a late look by itself never ends a capture process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+#: Silence of so many frame periods is reported: one missing frame is not, two are.
+REPORT_PERIODS = 2.5
+_REPORT_LEAST_NS = 40_000_000  # a busy machine's scheduling is no stall of a fast camera
+_REPLACE_PERIODS = 6.0
+_REPLACE_AFTER_REPORT_NS = 500_000_000
+#: Twice the longest gap that this source got over by itself: jitter is no stall.
+_GAP_FACTOR = 2.0
+_GAPS = 30
+_GAP_MEMORY = 256
+_DEFAULT_PERIOD_NS = 1_000_000_000 // 30
+_START_ALLOWANCE_NS = 10_000_000_000  # a fresh interpreter on a loaded machine, beyond the open time-out
+_OPEN_REPORT_NS = 2_000_000_000
+_LOOK_NS = 100_000_000
+_BACKOFF_NS = (0, 250_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 4_000_000_000, 8_000_000_000)
+_HEALTHY_FRAMES = 30
+_NS = 1_000_000_000
+
+State = Literal["opening", "open", "ending", "waiting", "ended"]
+Kind = Literal["kill", "start", "camera_stalled", "camera_restarted", "camera_resumed", "camera_dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """How a live camera is brought back.
+
+    Attributes:
+        reconnect: False: the first failure is the camera's end.
+        max_restarts: at most so many within ``window_s``; then it is reported dead until the window has room.
+        window_s: seconds.
+    """
+
+    reconnect: bool = True
+    max_restarts: int = 8
+    window_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the receiver must do ("kill", "start") or tell (every other kind)."""
+
+    kind: Kind
+    cause: str = ""
+    reason: str = ""
+
+
+class Rhythm:
+    """How often frames come, and how long this source has been silent and come back by itself."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._nominal_ns = _DEFAULT_PERIOD_NS
+        self._gaps_ns: deque[int] = deque(maxlen=_GAPS)
+        self._long_ns: deque[int] = deque(maxlen=_GAP_MEMORY)
+        self._last_ns: int | None = None
+
+    def opened(self, fps: float) -> None:
+        """A fresh capture process: its first gap is none."""
+        self.frames, self._last_ns = 0, None
+        if fps > 0:
+            self._nominal_ns = int(_NS / fps)
+
+    def beat(self, now_ns: int) -> None:
+        self.frames += 1
+        if self._last_ns is not None:
+            self._gaps_ns.append(now_ns - self._last_ns)
+            self._long_ns.append(now_ns - self._last_ns)
+        self._last_ns = now_ns
+
+    @property
+    def period_ns(self) -> int:
+        """The mean of the last gaps (bursts have a median of nothing); what the source says before."""
+        known = self._gaps_ns
+        return max(sum(known) // len(known), 1_000_000) if len(known) >= 5 else self._nominal_ns
+
+    @property
+    def longest_gap_ns(self) -> int:
+        return max(self._long_ns, default=0)
+
+
+class Supervisor:
+    """One camera's state. Every method takes the time; ``orders()`` gives what is to be done by then.
+
+    Args:
+        policy: how often it may be restarted.
+        open_timeout_ns, read_timeout_ns: what the source was given; the process is ended when it outstays them.
+        now_ns: the first capture process starts now.
+    """
+
+    def __init__(
+        self, policy: RestartPolicy, *, open_timeout_ns: int, read_timeout_ns: int, now_ns: int
+    ) -> None:
+        self.rhythm = Rhythm()
+        self.state: State = "opening"
+        self.live = False
+        self.ever_opened = False
+        self.exhausted = False  # the bound was reached, and no frame has come since
+        self.restarts = 0
+        self.cause = ""
+        self._policy = policy
+        self._open_timeout_ns = open_timeout_ns
+        self._read_timeout_ns = read_timeout_ns
+        self._silence_ns = 0
+        self._looked_ns = now_ns
+        self._start_at_ns = 0
+        self._outage_ns: int | None = None  # since when the camera is reported to be away
+        self._failures = 0  # starts in a row that did not bring it back for good
+        self._started: deque[int] = deque()
+        self._told: list[Order] = []
+
+    def opened(self, *, live: bool, fps: float, now_ns: int) -> None:
+        """The source is open."""
+        self.state, self.live, self.ever_opened = "open", live, True
+        self.rhythm.opened(fps)
+        self._heard(now_ns)
+
+    def frame(self, now_ns: int) -> None:
+        """A frame came, or was lost on the way: the source lives."""
+        self.rhythm.beat(now_ns)
+        self._heard(now_ns)
+        if self.state != "open":  # what a process that was killed had still announced
+            return
+        self.exhausted = False
+        if self._outage_ns is not None:
+            away_ms = (now_ns - self._outage_ns) / 1e6
+            self._tell("camera_resumed", self.cause, f"frames again after {away_ms:.0f} ms ({self.cause})")
+            self._outage_ns = None
+        if self.rhythm.frames == _HEALTHY_FRAMES:
+            self._failures = 0
+
+    def _heard(self, now_ns: int) -> None:
+        self._silence_ns, self._looked_ns = 0, now_ns
+
+    def gone(self, cause: str, reason: str, now_ns: int, *, again: bool) -> None:
+        """The process has ended. ``again``: such an end may pass; else the camera is done."""
+        if not (again and self._policy.reconnect):
+            self.state = "ended"
+            return
+        self._stalled(self.cause if self.state == "ending" else cause, reason, now_ns)
+        self.state = "waiting"
+        self._start_at_ns = now_ns + _BACKOFF_NS[min(self._failures, len(_BACKOFF_NS) - 1)]
+        self._bound(now_ns)
+
+    def _bound(self, now_ns: int) -> None:
+        """No more than ``max_restarts`` within the window: the next one waits until there is room."""
+        window_ns = int(self._policy.window_s * _NS)
+        while self._started and self._started[0] <= now_ns - window_ns:
+            self._started.popleft()
+        if len(self._started) < self._policy.max_restarts:
+            return
+        self._start_at_ns = max(self._start_at_ns, self._started[0] + window_ns)
+        if not self.exhausted:
+            wait_s = (self._start_at_ns - now_ns) / _NS
+            bound = f"{len(self._started)} restarts within {self._policy.window_s:g} s"
+            self._tell("camera_dead", self.cause, f"{bound} were in vain; tried again in {wait_s:.0f} s")
+        self.exhausted = True
+
+    def _stalled(self, cause: str, reason: str, now_ns: int) -> None:
+        self.cause = cause
+        if self._outage_ns is None:
+            self._outage_ns = now_ns
+            self._tell("camera_stalled", cause, reason)
+
+    def _tell(self, kind: Kind, cause: str, reason: str) -> None:
+        self._told.append(Order(kind, cause, reason))
+
+    @property
+    def away(self) -> bool:
+        """It delivers nothing, and that was told."""
+        return self._outage_ns is not None
+
+    def orders(
+        self, now_ns: int, *, held: bool = False, busy: Callable[[], bool] = lambda: False
+    ) -> list[Order]:
+        """What is to be done and told now.
+
+        Args:
+            now_ns: monotonic.
+            held: the process waits for us, so its silence is not its own.
+            busy: whether the process is computing or waiting for a processor: it gets the read time-out then.
+        """
+        self._look(now_ns, held)
+        if self.state == "open" and self.live:
+            self._watch_frames(now_ns, busy)
+        elif self.state == "opening":
+            self._watch_open(now_ns)
+        elif self.state == "waiting" and now_ns >= self._start_at_ns:
+            self._start(now_ns)
+        told, self._told = self._told, []
+        return told
+
+    def _look(self, now_ns: int, held: bool) -> None:
+        if not held:
+            self._silence_ns += min(now_ns, self.due_ns) - self._looked_ns
+        self._looked_ns = now_ns
+
+    def _watch_frames(self, now_ns: int, busy: Callable[[], bool]) -> None:
+        silent_ms = self._silence_ns / 1e6
+        if self._silence_ns >= self._report_after_ns:
+            periods = self._silence_ns / self.rhythm.period_ns
+            said = f"no frame for {silent_ms:.0f} ms, {periods:.1f} frame periods"
+            self._stalled("silent", said, now_ns)
+        hopeless = self._silence_ns >= max(self._read_timeout_ns, self._replace_after_ns)
+        if hopeless or (self._silence_ns >= self._replace_after_ns and not busy()):
+            self._end("silent")
+
+    def _watch_open(self, now_ns: int) -> None:
+        if self._silence_ns >= min(_OPEN_REPORT_NS, self._open_timeout_ns):
+            self._stalled("not open", f"not open after {self._silence_ns / 1e9:.1f} s", now_ns)
+        if self._silence_ns >= self._open_timeout_ns + _START_ALLOWANCE_NS:
+            self._end("open hangs")
+
+    def _end(self, cause: str) -> None:
+        self.state, self.cause = "ending", cause
+        self._tell("kill", cause, "")
+
+    def _start(self, now_ns: int) -> None:
+        self.state = "opening"
+        self._failures += 1
+        self.restarts += 1
+        self._started.append(now_ns)
+        self._heard(now_ns)
+        self._tell("start", self.cause, "")
+        self._tell("camera_restarted", self.cause, f"restart {self.restarts} ({self.cause})")
+
+    @property
+    def _report_after_ns(self) -> int:
+        """Before its first frame a camera may take longer: sensors settle, streams wait for a key frame."""
+        periods_ns = int(REPORT_PERIODS * self.rhythm.period_ns)
+        return max(periods_ns, _REPORT_LEAST_NS) if self.rhythm.frames else max(periods_ns, _NS)
+
+    @property
+    def _replace_after_ns(self) -> int:
+        report_ns, period_ns = self._report_after_ns, self.rhythm.period_ns
+        if not self.rhythm.frames:
+            return max(self._read_timeout_ns, report_ns)
+        patience_ns = max(_REPLACE_PERIODS * period_ns, _GAP_FACTOR * self.rhythm.longest_gap_ns)
+        least_ns = report_ns + _REPLACE_AFTER_REPORT_NS
+        return int(max(least_ns, min(patience_ns, self._read_timeout_ns)))
+
+    @property
+    def due_ns(self) -> int:
+        """When ``orders`` must be asked next, unless something happens before."""
+        if self.state == "waiting":
+            return self._start_at_ns
+        limit_ns = self._looked_ns + _LOOK_NS
+        if self.state == "open" and self.live:
+            for after_ns in (self._report_after_ns, self._replace_after_ns):
+                if self._silence_ns < after_ns:
+                    return min(limit_ns, self._looked_ns + after_ns - self._silence_ns)
+        return limit_ns
