@@ -42,6 +42,11 @@ class Limits:
         return replace(self, margin=self.margin / 2, map_percent=self.map_percent / 2)
 
     @property
+    def as_served(self) -> Limits:
+        """What a point chosen well inside may show on its engine, whose float parts round as well."""
+        return replace(self, margin=max(self.margin, _MARGIN))
+
+    @property
     def aim_percent(self) -> float:
         """Lost boxes that are not exceeded."""
         return self.margin * self.lost_percent

@@ -142,6 +142,6 @@ def _chosen(
         return step, bench.serve([step.plan])[0]
     for step in [*search.accurate()[: _FINALISTS - 1], search.at(0)]:
         served = bench.serve([step.plan])[0]
-        if served is not None and limits.accurate(served.score) and limits.fast(served.latency):
+        if served is not None and limits.as_served.accurate(served.score) and limits.fast(served.latency):
             return step, served
     return search.at(0), served
