@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avq.bundle import OpenBundle, Trust, open_bundle, read_trust
+from avq.bundle import Trust, read_trust
 from avq.config import Budget, Camera, RunConfig, Security, load_run
 from avq.daemon import (
     CameraOptions,
-    Parts,
     RestartPolicy,
     RunOptions,
     RunSummary,
@@ -20,10 +19,10 @@ from avq.daemon import (
     source_providers,
     source_types,
 )
-from avq.engines.isa import instruction_set
+from avq.daemon.modes import Mode
+from avq.daemon.opening import ModeSource, Opener, parts_of
 from avq.errors import DataError, PluginError, RequestError
 from avq.hookspecs import Sink, SinkType, SourceType
-from avq.measure.detector import Detector, detector_of
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.sinks import open_sink
@@ -89,27 +88,20 @@ def serve(
         log: record an MCAP log there.
         json_lines: one line per published frame on standard output.
     """
-    bundle = open_bundle(
-        config.bundle,
-        allow_unaccepted=config.allow_unaccepted,
-        isa=instruction_set(),
-        trust=_trust(config.security),
-    )
-    bundle.verify()  # every part, also those that are read later or by people
-    engines = host.running_engines()
-    detector = detector_of(bundle, engines, families=host.decoders())
+    served = _opener(config, host).ladder(mode_sources(config))
     try:
-        sinks = _sinks(config, host, bundle.manifest.class_names, log=log, json_lines=json_lines)
-        report.message(f"serving {config.bundle} on {detector.session.engine} ({detector.session.precision})")
+        sinks = _sinks(config, host, served.modes[0].parts.labels, log=log, json_lines=json_lines)
+        for source, mode in zip(mode_sources(config), served.modes, strict=True):
+            report.message(_serving(source, mode))
         summary = serve_bundle(
-            parts_of(bundle, detector),
+            served.modes,
             sources={camera.id: camera.source for camera in config.cameras},
             sinks=sinks,
             budget=config.budget.latency_budget(),
             options=_options(config, host, report),
         )
     finally:
-        detector.close()
+        served.close()
     for failure in summary.failures:
         report.warning(f"camera {failure.camera}: {failure.error}")
     return summary
@@ -138,17 +130,26 @@ def _trust(security: Security) -> Trust | None:
     return read_trust(security.trusted_keys, not_before=security.not_before)
 
 
-def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
-    """An opened bundle as the daemon takes it."""
-    size_px = detector.preprocessor.spec
-    return Parts(
-        preprocessor=detector.preprocessor,
-        session=detector.session,
-        decoder=detector.decoder,
-        labels=detector.class_names,
-        bundle_digest=bundle.digest,
-        input_size_px=(size_px.width_px, size_px.height_px),
+def _opener(config: RunConfig, host: PluginHost) -> Opener:
+    return Opener(
+        host.running_engines(),
+        families=host.decoders(),
+        trust=_trust(config.security),
+        allow_unaccepted=config.allow_unaccepted,
     )
+
+
+def mode_sources(config: RunConfig) -> list[ModeSource]:
+    """The ladder of the configuration; without one, the bundle as the only mode."""
+    rows = [ModeSource(mode.name, mode.bundle or config.bundle, mode.stride) for mode in config.modes]
+    return rows or [ModeSource("normal", config.bundle)]
+
+
+def _serving(source: ModeSource, mode: Mode) -> str:
+    session = mode.parts.session
+    prefix = "" if source.name == "normal" else f"mode {source.name}: "
+    every = "" if source.stride == 1 else f", one of {source.stride} frames"
+    return f"{prefix}serving {source.bundle} on {session.engine} ({session.precision}){every}"
 
 
 def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOptions:
@@ -200,4 +201,4 @@ def _sinks(
     return sinks if log is None else [*sinks, recorder(log, labels)]
 
 
-__all__ = ["parts_of", "run_config", "serve", "summary_tables"]
+__all__ = ["mode_sources", "parts_of", "run_config", "serve", "summary_tables"]
