@@ -28,7 +28,7 @@ from avq.errors import BundleError, MachineError, RequestError
 from avq.types import U8, CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 
 NAME = "tensorrt"
-_HOW = "comes with JetPack and DRIVE OS; elsewhere pip install tensorrt"
+_HOW = 'comes with JetPack and DRIVE OS; elsewhere pip install "avq[tensorrt]"'
 
 
 class TensorRtEngine:
@@ -174,7 +174,7 @@ def _load() -> Any:
     try:
         import tensorrt
     except Exception as error:  # a half-installed library raises anything
-        raise MachineError("the runtime tensorrt is not installed here", seen=str(error), fix=_HOW) from error
+        raise common.missing_runtime(NAME, error) from error
     return tensorrt
 
 

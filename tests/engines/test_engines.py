@@ -205,7 +205,7 @@ def test_vendor_libraries_are_imported_late():
 
 def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
     """A fresh interpreter in which no vendor package can be imported."""
-    for name in ("onnxruntime", "openvino", "tensorrt_rtx"):
+    for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n")
     script = (
         "from avq.engines import builtin_engines\n"
@@ -220,7 +220,7 @@ def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
     )
-    extras = ("onnxruntime", "openvino", "rtx")
+    extras = ("onnxruntime", "openvino", "tensorrt", "rtx")
     assert done.stdout.splitlines() == [f'pip install "avq[{extra}]"' for extra in extras]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -15,7 +14,7 @@ from avq.errors import ModelError
 #: Larger constants cannot be shapes; inference reads no other values.
 _SHAPE_BYTES = 4096
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-_PLACE = re.compile(r"op_type:\s*(\w+)(?:,\s*node name:\s*([^)]*))?")
+_LINE = re.compile(r"\(op_type:\s*(\w+)(?:, node name: (.*?))?\):\s*(?:\[(\w+)\]\s*)?(.+)")
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,26 @@ def infer(proto: onnx.ModelProto) -> Inferred:
     try:
         known = shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # onnx raises InferenceError, ValueError, RuntimeError, by the fault
-        complaint = " ".join(str(error).split())
+        complaint = str(error)
         known = _loosely(bare)
     values = [*known.graph.input, *known.graph.value_info, *known.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     shapes = {v.name: _sizes(v) for v in values if v.type.tensor_type.HasField("shape")}
-    found = _PLACE.search(complaint)
+    operator, node, kind, said = _first(complaint)
     return Inferred(
-        {name: kind for name, kind in types.items() if kind},
+        {name: element for name, element in types.items() if element},
         shapes,
-        _short(complaint),
-        "type" in complaint.replace("op_type", "").replace("TypeInferenceError", "type"),
-        "" if found is None else (found.group(2) or found.group(1)),
+        said[:300],
+        kind == "TypeInferenceError" or "type" in said,
+        node or operator,
     )
+
+
+def _first(complaint: str) -> tuple[str, str, str, str]:
+    """Operator, node, kind and text of the first one that is no consequence of an unknown type before it."""
+    lines = [found.groups(default="") for found in _LINE.finditer(complaint)]
+    operator, node, kind, said = next((line for line in lines if "instead is null" not in line[3]), [""] * 4)
+    return operator, node, kind, said if lines else complaint.strip()
 
 
 def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -86,8 +92,3 @@ def _loosely(bare: onnx.ModelProto) -> onnx.ModelProto:
 
 def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
-
-
-def _short(complaint: str) -> str:
-    pieces: Iterator[str] = iter(re.split(r"\[\w+Error\]\s*", complaint))
-    return next((piece for piece in reversed([p.strip() for p in pieces]) if piece), "")[:300]

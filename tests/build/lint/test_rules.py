@@ -145,6 +145,26 @@ def test_integer_operators_computed_scales_and_training_dialects():
     assert {("AVQ-L10", "dyn"), ("AVQ-L09", "late"), ("AVQ-L08", "late"), ("AVQ-L20", "brevitas")} <= found
 
 
+def test_operators_of_onnxruntime_are_no_fault_on_a_cpu_and_hide_nothing_behind_them():
+    node = helper.make_node
+    value = helper.make_tensor_value_info
+    nodes = [
+        node("FastGelu", ["x"], ["g"], name="gelu", domain="com.microsoft"),
+        node("Relu", ["g"], ["r"], name="relu"),
+        node("Add", ["r", "x"], ["y"], name="add"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, 4])], [value("y", TensorProto.FLOAT, [1, 4])]
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    )
+    assert _ids(model, "onnxruntime") == set()
+    assert {(f.id, f.node) for f in lint(model, "tensorrt")} == {("AVQ-L43", "gelu")}
+    del model.graph.node[2].input[1:]
+    assert _ids(model, "onnxruntime") == {"AVQ-L40", "AVQ-L41"} or _ids(model, "onnxruntime") == {"AVQ-L40"}
+
+
 def test_an_unknown_target_is_refused_with_the_nearest():
     with pytest.raises(RequestError, match="did you mean 'tensorrt'"):
         lint(_chain(zero=S8, scale=ONE), "tensorrtt")
