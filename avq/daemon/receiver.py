@@ -155,7 +155,7 @@ class Receiver:
         now_ns = time.monotonic_ns()
         if self._kill_at_ns is not None:
             self._hasten(camera, now_ns)
-        elif camera.ends_by_ns is None:
+        else:
             process = camera.process
             held = process is not None and process.held
             for order in camera.supervisor.orders(
@@ -200,6 +200,13 @@ class Receiver:
         if messages is None:
             self._selector.unregister(process.announce_fd)
             camera.ends_by_ns = time.monotonic_ns() + _END_GRACE_NS
+            if camera.end is None:
+                self._broke(camera, "died", "the capture process ended")
+
+    def _broke(self, camera: _Camera, cause: str, reason: str) -> None:
+        state = camera.supervisor.state
+        if camera.may_come_back and self._kill_at_ns is None and state != "ending":
+            camera.supervisor.broke(cause, reason, time.monotonic_ns())
 
     def _take(self, camera: _Camera, process: CaptureProcess, message: Message) -> None:
         now_ns = time.monotonic_ns()
@@ -215,6 +222,8 @@ class Receiver:
             self._inbox.open_camera(camera.name, every=message.every)
         else:
             camera.end = message
+            if isinstance(message, Failed) and message.again:
+                self._broke(camera, "failed", _one_line(error_of(message)))
 
     def _arrive(self, camera: _Camera, process: CaptureProcess, message: Captured) -> None:
         camera.count(message.lost, announced=1)

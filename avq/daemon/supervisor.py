@@ -19,6 +19,7 @@ _REPLACE_AFTER_REPORT_NS = 500_000_000
 #: Twice the longest gap that this source got over by itself: jitter is no stall.
 _GAP_FACTOR = 2.0
 _GAPS = 30
+_GAPS_TO_KNOW = 5
 _GAP_MEMORY = 256
 _DEFAULT_PERIOD_NS = 1_000_000_000 // 30
 _START_ALLOWANCE_NS = 10_000_000_000  # a fresh interpreter on a loaded machine, beyond the open time-out
@@ -61,6 +62,7 @@ class Rhythm:
 
     def __init__(self) -> None:
         self.frames = 0
+        self.declared = False
         self._nominal_ns = _DEFAULT_PERIOD_NS
         self._gaps_ns: deque[int] = deque(maxlen=_GAPS)
         self._long_ns: deque[int] = deque(maxlen=_GAP_MEMORY)
@@ -69,7 +71,8 @@ class Rhythm:
     def opened(self, fps: float) -> None:
         """A fresh capture process: its first gap is none."""
         self.frames, self._last_ns = 0, None
-        if fps > 0:
+        self.declared = fps > 0
+        if self.declared:
             self._nominal_ns = int(_NS / fps)
 
     def beat(self, now_ns: int) -> None:
@@ -80,10 +83,17 @@ class Rhythm:
         self._last_ns = now_ns
 
     @property
+    def seen(self) -> bool:
+        """A gap was seen: what a source says of itself may be wrong (MJPEG over HTTP always says 25)."""
+        return bool(self._gaps_ns)
+
+    @property
     def period_ns(self) -> int:
-        """The mean of the last gaps (bursts have a median of nothing); what the source says before."""
+        """The mean of the last gaps (bursts have a median of nothing); the longest, or what it says, before."""
         known = self._gaps_ns
-        return max(sum(known) // len(known), 1_000_000) if len(known) >= 5 else self._nominal_ns
+        if len(known) < _GAPS_TO_KNOW:
+            return max(self._nominal_ns, *known, 0)
+        return max(sum(known) // len(known), 1_000_000)
 
     @property
     def longest_gap_ns(self) -> int:
@@ -142,6 +152,12 @@ class Supervisor:
 
     def _heard(self, now_ns: int) -> None:
         self._silence_ns, self._looked_ns = 0, now_ns
+
+    def broke(self, cause: str, reason: str, now_ns: int) -> None:
+        """The process is about to end by itself: tell at once, ``gone`` comes when it is buried."""
+        if self._policy.reconnect:
+            self._stalled(cause, reason, now_ns)
+        self.state, self.cause = "ending", cause
 
     def gone(self, cause: str, reason: str, now_ns: int, *, again: bool) -> None:
         """The process has ended. ``again``: such an end may pass; else the camera is done."""
@@ -239,12 +255,13 @@ class Supervisor:
     def _report_after_ns(self) -> int:
         """Before its first frame a camera may take longer: sensors settle, streams wait for a key frame."""
         periods_ns = int(REPORT_PERIODS * self.rhythm.period_ns)
-        return max(periods_ns, _REPORT_LEAST_NS) if self.rhythm.frames else max(periods_ns, _NS)
+        expected = self.rhythm.frames and (self.rhythm.declared or self.rhythm.seen)
+        return max(periods_ns, _REPORT_LEAST_NS if expected else _NS)
 
     @property
     def _replace_after_ns(self) -> int:
         report_ns, period_ns = self._report_after_ns, self.rhythm.period_ns
-        if not self.rhythm.frames:
+        if not (self.rhythm.frames and self.rhythm.seen):
             return max(self._read_timeout_ns, report_ns)
         patience_ns = max(_REPLACE_PERIODS * period_ns, _GAP_FACTOR * self.rhythm.longest_gap_ns)
         least_ns = report_ns + _REPLACE_AFTER_REPORT_NS
