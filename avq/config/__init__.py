@@ -1,0 +1,25 @@
+"""Configuration files: TOML checked against models; an error names file:line, the key and the nearest valid one.
+
+Two documents: a recipe (``avq build --recipe``) and a run (``avq run CONFIG.toml``). Relative paths in a
+file are relative to the file's folder; paths given as flags are relative to where the command runs.
+"""
+
+from avq.config.load import Kind, check_file, json_schema, load_recipe, load_run, recipe_from
+from avq.config.recipe import RecipeFile
+from avq.config.run import (
+    Budget,
+    Camera,
+    DriftConfig,
+    ModeConfig,
+    RunConfig,
+    Security,
+    ShadowConfig,
+    SinkConfig,
+)
+from avq.config.words import key_values, parse_class_map
+
+__all__ = [
+    "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RunConfig", "Security",
+    "ShadowConfig", "SinkConfig", "check_file", "json_schema", "key_values", "load_recipe", "load_run",
+    "parse_class_map", "recipe_from",
+]  # fmt: skip

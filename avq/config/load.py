@@ -1,0 +1,99 @@
+"""Read a file, make its paths absolute to its folder, check it against its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from avq.config.explain import refusal
+from avq.config.recipe import RecipeFile
+from avq.config.run import RunConfig
+from avq.config.toml import TomlFile, read_toml
+from avq.config.values import Document, beside
+from avq.config.words import key_values, parse_class_map
+from avq.errors import RequestError, nearest
+from avq.types import Recipe
+
+Kind = Literal["run", "recipe"]
+_Document = TypeVar("_Document", bound=Document)
+_KINDS: dict[Kind, type[Document]] = {"run": RunConfig, "recipe": RecipeFile}
+
+
+def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe at ``path`` (or none) with ``overrides`` on top, keyed like the file.
+
+    Overrides that are None are not given; ``options`` and ``map`` are merged key by key.
+    Raises ConfigError (file:line) or RequestError (a flag).
+    """
+    file = read_toml(path) if path is not None else None
+    data = dict(file.data) if file else {}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for key in ("options", "map"):
+        if isinstance(data.get(key), dict) and key in given:
+            given[key] = {**data[key], **given[key]}
+    return _validated(RecipeFile, {**data, **given}, file, given, "recipe").recipe()
+
+
+def recipe_from(path: Path | None, flags: Mapping[str, Any]) -> Recipe:
+    """``load_recipe`` for the flags of ``avq build`` as click delivers them."""
+    given = dict(flags)
+    options, maps = given.pop("options", ()), given.pop("maps", ())
+    given["gate"] = False if given.pop("no_gate", False) else None
+    given["options"] = key_values(options) if options else None
+    given["map"] = parse_class_map(maps) if maps else None
+    if isinstance(given.get("gpu_arch"), str):
+        given["gpu_arch"] = tuple(part.strip() for part in given["gpu_arch"].split(",") if part.strip())
+    return load_recipe(path, given)
+
+
+def load_run(path: Path) -> RunConfig:
+    """The run configuration at ``path``. Raises ConfigError with file:line."""
+    file = read_toml(path)
+    return _validated(RunConfig, file.data, file, {}, "run configuration")
+
+
+def check_file(path: Path) -> Kind:
+    """Validate ``path`` as what it looks like, and say which: "run" or "recipe"."""
+    file = read_toml(path)
+    kind = _kind_of(file.data)
+    if kind == "run":
+        load_run(path)
+    else:
+        _check_recipe_file(file)
+    return kind
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """JSON schema of a document: "run" or "recipe"."""
+    model = {str(name): document for name, document in _KINDS.items()}.get(kind)
+    if model is None:
+        raise RequestError(f"there is no configuration kind '{kind}'", fix=nearest(kind, _KINDS))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+
+
+def _kind_of(data: Mapping[str, Any]) -> Kind:
+    """The document whose keys the file shares most; a run when in doubt."""
+    shared = {kind: len(set(data) & set(model.model_fields)) for kind, model in _KINDS.items()}
+    return "recipe" if shared["recipe"] > shared["run"] else "run"
+
+
+def _check_recipe_file(file: TomlFile) -> None:
+    """A recipe may leave model and output to the command line."""
+    stand_in = {key: "-" for key in ("model", "output") if key not in file.data}
+    _validated(RecipeFile, {**file.data, **stand_in}, file, stand_in, "recipe")
+
+
+def _validated(
+    model: type[_Document],
+    data: Mapping[str, Any],
+    file: TomlFile | None,
+    flags: Mapping[str, Any],
+    kind: str,
+) -> _Document:
+    try:
+        return model.model_validate(data, context=beside(file.path.parent, flags) if file else None)
+    except ValidationError as error:
+        raise refusal(error, model, file, flags, kind) from None

@@ -1,0 +1,186 @@
+"""The document of ``avq run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
+from avq.types import LatencyBudget
+
+
+class Camera(Document):
+    """One source of frames."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = Field(
+        title="Camera id", description="letters, digits, '_' and '-'; names the camera in every message"
+    )
+    source: Uri = Field(
+        title="Source", description="scene://, a file, a folder, rtsp://, v4l2:///dev/video0 or log.mcap"
+    )
+    policy: Literal["auto", "every", "newest"] = Field(
+        default="auto",
+        title="Frame policy",
+        description="auto: newest wins for live sources, every frame of files",
+    )
+    open_timeout_ms: Count = Field(
+        default=5000, title="Open timeout", description="milliseconds to open the source"
+    )
+    read_timeout_ms: Count = Field(
+        default=2000, title="Read timeout", description="milliseconds to wait for a frame"
+    )
+    reconnect: Switch = Field(
+        default=True, title="Reconnect", description="false: a camera's first failure is its end"
+    )
+    max_restarts: Count = Field(
+        default=8, title="Restarts", description="of a camera's capture process within window_s, at most"
+    )
+    window_s: PositiveNumber = Field(
+        default=60.0, title="Restart window", description="seconds over which restarts are counted"
+    )
+
+
+class Budget(Document):
+    """How late is late."""
+
+    deadline_ms: PositiveNumber = Field(
+        default=100.0, title="Deadline", description="allowed time from capture to publish, milliseconds"
+    )
+    window_frames: Count = Field(
+        default=30, title="Window", description="frames over which misses are judged"
+    )
+    max_miss_ratio: Ratio = Field(
+        default=0.1, title="Tolerated misses", description="share of late frames in the window, 0 to 1"
+    )
+
+    def latency_budget(self) -> LatencyBudget:
+        """The same in nanoseconds, as the daemon takes it."""
+        return LatencyBudget(round(self.deadline_ms * 1e6), self.window_frames, self.max_miss_ratio)
+
+
+class ModeConfig(Document):
+    """One rung of the ladder: what is done when the modes before it are too slow."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+        title="Mode name", description="letters, digits, '_', '.' and '-'; stands in every message"
+    )
+    bundle: FilePath | None = Field(
+        default=None, title="Bundle", description="the bundle this mode serves; the run's own when not given"
+    )
+    stride: Count = Field(
+        default=1, title="Stride", description="every so many-th frame of each camera is processed"
+    )
+
+
+class ShadowConfig(Document):
+    """A candidate that looks at frames in spare time and publishes nothing."""
+
+    bundle: FilePath = Field(
+        title="Shadow bundle", description="the bundle to compare with the one that serves"
+    )
+    every_n: Count = Field(
+        default=10, title="Shadow interval", description="every so many-th published frame is compared"
+    )
+
+
+class DriftConfig(Document):
+    """Whether the scene is still what the bundle was calibrated on."""
+
+    every_n: Count = Field(
+        default=60,
+        title="Drift interval",
+        description="every so many-th published frame is looked at; they should be seconds apart",
+    )
+
+
+class SinkConfig(Document):
+    """Where messages go."""
+
+    uri: Uri = Field(
+        title="URI", description="- for standard output, out.jsonl, out.mcap, or a plugin's scheme"
+    )
+
+
+class Security(Document):
+    """Whose bundles are served."""
+
+    require_signature: Switch = Field(
+        default=False,
+        title="Require a signature",
+        description="refuse every bundle that no trusted key signed",
+    )
+    trusted_keys: tuple[FilePath, ...] = Field(
+        default=(), title="Trusted keys", description="public keys (.pub files of avq bundle keygen)"
+    )
+    not_before: Annotated[str, Field(pattern=r"^(\d{4}-\d{2}-\d{2}(T.*)?)?$")] = Field(
+        default="", title="Not before", description="refuse bundles created earlier, ISO 8601 UTC"
+    )
+
+    @model_validator(mode="after")
+    def _keys_and_demand_go_together(self) -> Security:
+        if self.require_signature and not self.trusted_keys:
+            raise ValueError("require_signature needs trusted_keys; make a pair with avq bundle keygen")
+        if not self.require_signature and (self.trusted_keys or self.not_before):
+            raise ValueError("trusted_keys and not_before do nothing without require_signature = true")
+        return self
+
+
+class RunConfig(Document):
+    """What ``avq run`` serves."""
+
+    bundle: FilePath = Field(title="Bundle", description="the bundle folder to serve")
+    cameras: tuple[Camera, ...] = Field(min_length=1, title="Cameras", description="where frames come from")
+    budget: Budget = Field(default=Budget(), title="Latency budget", description="how late is late")
+    modes: tuple[ModeConfig, ...] = Field(
+        default=(), title="Modes", description="the ladder, best work first; without it the bundle alone"
+    )
+    shadow: ShadowConfig | None = Field(
+        default=None, title="Shadow", description="a candidate to compare before anyone promotes it"
+    )
+    drift: DriftConfig | None = Field(
+        default=None, title="Drift", description="watch for scenes unlike the calibration pictures"
+    )
+    sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="where messages go")
+    frames: Count | None = Field(
+        default=None, title="Frame limit", description="stop after so many published frames"
+    )
+    allow_unaccepted: Switch = Field(
+        default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
+    )
+    security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", title="Log level", description="how much is said on standard error"
+    )
+
+    @model_validator(mode="after")
+    def _cameras_are_unique(self) -> RunConfig:
+        ids = [camera.id for camera in self.cameras]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"cameras share the id {', '.join(twice)}; ids must be unique")
+        return self
+
+    @model_validator(mode="after")
+    def _modes_differ(self) -> RunConfig:
+        names = [mode.name for mode in self.modes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"modes share the name {', '.join(twice)}; names must be unique")
+        seen: dict[tuple[Path, int], str] = {}
+        for mode in self.modes:
+            work = (mode.bundle or self.bundle, mode.stride)
+            if work in seen:
+                raise ValueError(
+                    f"the modes {seen[work]} and {mode.name} are the same bundle at the same stride; "
+                    "a mode must be cheaper than the one before"
+                )
+            seen[work] = mode.name
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_is_another_bundle(self) -> RunConfig:
+        if self.shadow is not None and self.shadow.bundle == self.bundle:
+            raise ValueError("the shadow is the bundle that serves; name the candidate to compare with it")
+        return self
