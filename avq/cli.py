@@ -174,6 +174,24 @@ def run(call: Call, log: Path | None, **flags: Any) -> int:
 
 
 @command(cli)
+@click.argument("log", metavar="LOG")
+@click.option("--bundle", type=_PATH, required=True, help="the bundle to replay with")
+@click.option("--config", type=_PATH, help="a run configuration: its budget and modes decide")
+@click.option(
+    "--timing", type=click.Choice(["recorded", "scaled", "measured"]), help="stage times  [default: see docs]"
+)
+@click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
+@click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
+@click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")
+def replay(call: Call, **flags: Any) -> int:
+    """Replay a log, video, folder or drawn drive exactly, and say what changed."""
+    from avq.replay.command import replay_log
+
+    outcome = replay_log(**flags, host=call.host(), report=call.report)
+    return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
+
+
+@command(cli)
 @click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=_PATH)
 def inspect(call: Call, subject: Path) -> int:
     """What a bundle, model, calibration file, calibration cache or AIMET encodings file holds."""

@@ -22,11 +22,12 @@ class LogSource:
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises DataError when the log holds no pictures, RequestError when the topic must be named."""
-        path, topic = _asked(uri)
+        path, topic = asked_log(uri)
         return _Log(path, choose_topic(path, topic))
 
 
-def _asked(uri: str) -> tuple[Path, str | None]:
+def asked_log(uri: str) -> tuple[Path, str | None]:
+    """Path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
     text = uri.removeprefix("file://")
     if Path(text).exists():
         return Path(text), None

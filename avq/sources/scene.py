@@ -21,13 +21,7 @@ class SceneSource:
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises RequestError on an unknown scene, parameter or weather. The time-outs do not apply."""
-        name = uri.split("://", 1)[1].split("?", 1)[0].strip("/")
-        if name not in SCENES:
-            raise RequestError(f"there is no scene '{name}'", seen=uri, fix=nearest(name, SCENES))
-        table = parameters(uri, PARAMETERS)
-        fps = number(table, "fps", 30.0, 0.1, 1000.0)
-        frames = whole(table, "frames", 0, 1, 10**9) or None
-        return _LiveScene(_drive(uri, fps), fps, frames)
+        return _LiveScene(*asked_drive(uri))
 
 
 class _Picture(Protocol):
@@ -35,18 +29,29 @@ class _Picture(Protocol):
     def pixels(self) -> U8: ...
 
 
-class _Drive(Protocol):
+class DrawnDrive(Protocol):
+    """What ``avq.scenes.Drive`` does: the same frame for the same index."""
+
     def frame(self, index: int) -> _Picture: ...
 
 
-def _drive(uri: str, fps: float) -> _Drive:
+def asked_drive(uri: str) -> tuple[DrawnDrive, float, int | None]:
+    """(drive, frames per second, how many frames or None) of a scene:// URI.
+
+    Raises RequestError on an unknown scene, parameter or weather.
+    """
     from avq.scenes import Drive
 
+    name = uri.split("://", 1)[1].split("?", 1)[0].strip("/")
+    if name not in SCENES:
+        raise RequestError(f"there is no scene '{name}'", seen=uri, fix=nearest(name, SCENES))
     table = parameters(uri, PARAMETERS)
+    fps = number(table, "fps", 30.0, 0.1, 1000.0)
+    frames = whole(table, "frames", 0, 1, 10**9) or None
     width_px, height_px = size(table, (640, 360))
     seed = whole(table, "seed", 0, 0, 2**32 - 1)
     weather = table.get("weather", "mixed")
-    return Drive(seed=seed, weather=weather, width_px=width_px, height_px=height_px, fps=fps)
+    return Drive(seed=seed, weather=weather, width_px=width_px, height_px=height_px, fps=fps), fps, frames
 
 
 class _LiveScene:
@@ -54,7 +59,7 @@ class _LiveScene:
 
     live = True
 
-    def __init__(self, drive: _Drive, fps: float, frames: int | None) -> None:
+    def __init__(self, drive: DrawnDrive, fps: float, frames: int | None) -> None:
         self.fps = fps
         self._drive = drive
         self._frames = frames

@@ -1,0 +1,125 @@
+"""What a replay gave: every published frame, every decision, and digests of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from avq.daemon.ledger import Account
+from avq.replay.frames import FrameKey
+from avq.replay.timing import Timing
+from avq.types import Detections, Published, StageTimes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One published frame.
+
+    Attributes:
+        published: what went out, lateness and mode included.
+        virtual: stage times on the replay clock, queue included.
+        measured: stage times on this machine, the queue 0.
+    """
+
+    published: Published
+    virtual: StageTimes
+    measured: StageTimes
+
+    @property
+    def detections(self) -> Detections:
+        return self.published.detections
+
+    @property
+    def key(self) -> FrameKey:
+        return self.detections.camera, self.detections.seq
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """A whole replay; holds no pixels, and can be pickled.
+
+    Attributes:
+        log, log_digest: what was replayed.
+        bundle_digest: of the best mode; ``benches`` says what the builds of all modes measured.
+        config_digest: of budget, modes, policy and frame limit.
+        machine: instruction set, engine and its version: the same machine gives the same bits.
+        labels: class names by id.
+        answers: in the order of publication.
+        events: alerts and mode changes, as sinks got them.
+        account: where every frame went.
+        timing, timing_remark: which stage times, and what they rest on.
+        seconds, engine_seconds: wall time of the replay, and of it inside the engine.
+        remark: what could not be read of the log.
+        start_unix_ns: of the first capture; 0 when unknown.
+    """
+
+    log: str
+    log_digest: str
+    bundle_digest: str
+    config_digest: str
+    machine: str
+    labels: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    events: tuple[Mapping[str, Any], ...]
+    account: Account
+    modes: tuple[str, ...]
+    misses: int
+    timing: Timing
+    timing_remark: str
+    seconds: float
+    engine_seconds: float
+    benches: Mapping[str, Mapping[str, Any]]
+    remark: str = ""
+    start_unix_ns: int = 0
+
+    @property
+    def frames(self) -> int:
+        return len(self.answers)
+
+    @property
+    def detections(self) -> tuple[Detections, ...]:
+        return tuple(answer.detections for answer in self.answers)
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What the loop decided about each frame, in order, then the books."""
+        rows = [
+            {
+                "camera": a.detections.camera,
+                "seq": a.detections.seq,
+                "t_capture_ns": a.detections.t_capture_ns,
+                "age_ns": a.published.age_ns,
+                "late": a.published.late,
+                "mode": a.published.mode,
+                "dropped_since_last": a.published.dropped_since_last,
+            }
+            for a in self.answers
+        ]
+        books = {"captured": self.account.captured, "dropped": dict(sorted(self.account.dropped.items()))}
+        return [*rows, *({"event": dict(event)} for event in self.events), books]
+
+    @property
+    def sha256(self) -> str:
+        """Of all boxes, scores and classes, bit for bit, frame by frame."""
+        return detections_digest(self.detections)
+
+    @property
+    def decisions_sha256(self) -> str:
+        """Of ages, lateness, drops, modes and events."""
+        return hashlib.sha256(msgspec.json.encode(self.decisions, order="sorted")).hexdigest()
+
+
+def detections_digest(run: Iterable[Detections]) -> str:
+    """SHA-256 over camera, sequence number and the exact bytes of the arrays, little endian."""
+    digest = hashlib.sha256()
+    for seen in run:
+        digest.update(f"{seen.camera}\0{seen.seq}\0{len(seen)}\n".encode())
+        digest.update(np.ascontiguousarray(seen.boxes_xyxy_px, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(seen.scores, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(seen.class_ids, "<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,284 @@
+"""Replay one log with one bundle: from the inbox to the governor, on a clock that moves only when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from avq.clock import ReplayClock
+from avq.config import RunConfig, load_run
+from avq.daemon.inbox import Arrival, Inbox
+from avq.daemon.ledger import STRIDE
+from avq.daemon.modes import Mode, warm_up
+from avq.daemon.opening import ModeSource, Opener
+from avq.daemon.pipeline import Pipeline
+from avq.engines.isa import instruction_set
+from avq.errors import DataError
+from avq.plugins import PluginHost
+from avq.progress import Reporter, Silent
+from avq.replay.frames import Loaded, loaded_ahead
+from avq.replay.log import EndOfLogError, Log, open_log
+from avq.replay.result import Answer, ReplayResult
+from avq.replay.timed import Stopwatch, timed
+from avq.replay.timing import Bench, Timing, plan_timing
+from avq.types import Frame, LatencyBudget, Published, StageTimes
+
+#: A frame that the daemon dropped on the road is not in its record.
+UNRECORDED = "unrecorded"
+UNREADABLE = "unreadable"
+#: Deadline of ``avq run`` without a configuration.
+_BUDGET = LatencyBudget(100_000_000)
+
+Policy = Literal["auto", "every", "newest"]
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    """What to replay; plain data that can be pickled and sent to another machine.
+
+    Attributes:
+        log: path or URI.
+        bundle: the bundle folder.
+        config: a run configuration whose budget and modes hold; its bundle is replaced by ``bundle``.
+        timing: stage times; None takes recorded ones where the log has this bundle's, else scaled ones.
+        policy: "auto": newest wins for logs of cameras, every frame of files.
+        frames: stop after so many published frames.
+        known: bundle digest -> what its build measured, of bundles that recorded the log but are not at hand.
+    """
+
+    log: str
+    bundle: Path
+    config: Path | None = None
+    timing: Timing | None = None
+    policy: Policy = "auto"
+    frames: int | None = None
+    known: Mapping[str, Bench] = field(default_factory=dict)
+
+
+def replay(
+    request: ReplayRequest, *, host: PluginHost | None = None, report: Reporter | None = None
+) -> ReplayResult:
+    """Every frame of the log through preprocess, engine, decode, judge and governor.
+
+    The same log, bundle digest, configuration and instruction set give the same bits, except with
+    ``timing="measured"``, where the decisions follow this machine.
+
+    Raises:
+        DataError: the log holds no readable picture.
+        RequestError, BundleError, MachineError: it cannot be opened, or not here.
+    """
+    plugins = host or PluginHost()
+    log = open_log(request.log, plugins.sources())
+    config = load_run(request.config) if request.config is not None else None
+    opener = Opener(plugins.running_engines(), families=plugins.decoders(), allow_unaccepted=True)
+    sources = mode_sources(request.bundle, config)
+    served = opener.ladder(sources)
+    try:
+        return _replay(request, log, config, sources, served.modes, report or Silent())
+    finally:
+        served.close()
+
+
+def mode_sources(bundle: Path, config: RunConfig | None) -> list[ModeSource]:
+    """The ladder of the configuration with ``bundle`` in the place of its own; without one, ``bundle`` alone."""
+    rows = config.modes if config is not None else ()
+    return [ModeSource(mode.name, mode.bundle or bundle, mode.stride) for mode in rows] or [
+        ModeSource("normal", bundle)
+    ]
+
+
+def _replay(
+    request: ReplayRequest,
+    log: Log,
+    config: RunConfig | None,
+    sources: Sequence[ModeSource],
+    modes: Sequence[Mode],
+    report: Reporter,
+) -> ReplayResult:
+    benches = {
+        mode.parts.bundle_digest: bench_of(source.bundle) for source, mode in zip(sources, modes, strict=True)
+    }
+    plan = plan_timing(request.timing, log.recorded, benches, {**request.known, **benches})
+    budget = config.budget.latency_budget() if config is not None else _BUDGET
+    clock, watch, kept = ReplayClock(), Stopwatch(), _Kept()
+    for mode in {id(mode.parts.session): mode for mode in modes}.values():
+        warm_up(mode.parts)
+    ladder = [
+        replace(
+            mode,
+            parts=timed(mode.parts, plan, clock, watch),
+            cost_ns=plan.cost_ns(mode.parts.bundle_digest),
+        )
+        for mode in modes
+    ]
+    pipeline = Pipeline(ladder, clock, budget, kept)
+    began_ns = time.monotonic_ns()
+    drive = _Drive(log, pipeline, clock, watch, live=_live(request.policy, log))
+    drive.run(request.frames, report)
+    seconds = (time.monotonic_ns() - began_ns) / 1e9
+    if not kept.messages:
+        raise DataError(
+            f"no frame of {log.uri} could be replayed",
+            seen=drive.remark or f"dropped: {drive.inbox.account().dropped or 'none'}",
+            fix="check that it holds pictures: avq inspect",
+        )
+    session = modes[0].parts.session
+    return ReplayResult(
+        log=request.log,
+        log_digest=log.digest(),
+        bundle_digest=modes[0].parts.bundle_digest,
+        config_digest=_config_digest(request, budget, sources, modes),
+        machine=f"{session.engine} {session.precision}, {instruction_set()}",
+        labels=modes[0].parts.labels,
+        answers=tuple(
+            Answer(m, v, r) for m, v, r in zip(kept.messages, kept.times, drive.measured, strict=True)
+        ),
+        events=tuple(pipeline.events),
+        account=drive.inbox.account(),
+        modes=tuple(pipeline.modes),
+        misses=pipeline.judge.misses,
+        timing=plan.kind,
+        timing_remark=plan.remark,
+        seconds=seconds,
+        engine_seconds=watch.engine_ns / 1e9,
+        benches=benches,
+        remark=drive.remark,
+        start_unix_ns=log.start_unix_ns,
+    )
+
+
+def bench_of(bundle: Path) -> Bench:
+    """What the build of a bundle measured of itself."""
+    from avq.bundle import open_bundle
+
+    metrics: Bench = open_bundle(bundle, allow_unaccepted=True).manifest.metrics
+    return metrics
+
+
+def _live(policy: Policy, log: Log) -> bool:
+    return log.live if policy == "auto" else policy == "newest"
+
+
+def _config_digest(
+    request: ReplayRequest, budget: LatencyBudget, sources: Sequence[ModeSource], modes: Sequence[Mode]
+) -> str:
+    """Of what decides about frames, the bundle in question left out: references outlive it."""
+    own = modes[0].parts.bundle_digest
+    rungs = [
+        {
+            "name": source.name,
+            "stride": source.stride,
+            "bundle": "" if mode.parts.bundle_digest == own else mode.parts.bundle_digest,
+        }
+        for source, mode in zip(sources, modes, strict=True)
+    ]
+    told: dict[str, Any] = {
+        "budget": [budget.deadline_ns, budget.window_frames, budget.max_miss_ratio],
+        "modes": rungs,
+        "policy": request.policy,
+        "frames": request.frames,
+    }
+    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+
+
+class _Kept:
+    """Takes what the pipeline publishes."""
+
+    def __init__(self) -> None:
+        self.messages: list[Published] = []
+        self.times: list[StageTimes] = []
+
+    def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
+        self.messages.append(message)
+        self.times.append(times)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """The pipeline keeps them."""
+
+
+class _Drive:
+    """The loop of the daemon without threads: time passes where the plan says, or until the next frame comes."""
+
+    def __init__(
+        self, log: Log, pipeline: Pipeline, clock: ReplayClock, watch: Stopwatch, *, live: bool
+    ) -> None:
+        self.inbox = Inbox()
+        self.measured: list[StageTimes] = []
+        self.remark = log.remark
+        self._log, self._pipeline, self._clock, self._watch, self._live = log, pipeline, clock, watch, live
+        self._lost: dict[str, Counter[str]] = {}
+        self._expected: dict[str, int] = {}
+        self._next: Loaded | None = None
+
+    def run(self, limit: int | None, report: Reporter) -> None:
+        """Until the log ends or ``limit`` frames are published."""
+        frames = loaded_ahead(self._log.frames(), workers=self._log.workers)
+        try:
+            self._advance(frames)
+            for _ in report.track(self._turns(frames), f"replay {Path(self._log.uri).name}", limit or 0):
+                if limit is not None and len(self.measured) >= limit:
+                    break
+        finally:
+            frames.close()  # type: ignore[attr-defined]
+        self.inbox.drop_waiting()
+
+    def _turns(self, frames: Iterator[Loaded]) -> Iterator[None]:
+        """One step per published frame."""
+        while True:
+            self._offer_due(frames)
+            arrival = self.inbox.take()
+            if arrival is None:
+                if self._next is None:
+                    return
+                self._clock.advance_to(self._next[0].arrival_ns)
+            elif not self._pipeline.wants(arrival.frame):
+                self.inbox.finished(arrival.frame.camera, STRIDE)
+            else:
+                self._pipeline.process(arrival)
+                self.inbox.finished(arrival.frame.camera)
+                self.measured.append(self._watch.times)
+                yield
+
+    def _offer_due(self, frames: Iterator[Loaded]) -> None:
+        """Everything that has arrived by now; of a file, the one frame it holds out."""
+        while self._next is not None:
+            frame, pixels = self._next
+            if self._live and frame.arrival_ns > self._clock.now_ns():
+                return
+            lost = self._account_for(frame.camera, frame.seq, readable=pixels is not None)
+            if pixels is not None:
+                picture = Frame(frame.camera, frame.seq, frame.t_capture_ns, pixels)
+                self.inbox.offer(Arrival(picture, live=self._live), lost)
+            else:
+                self.inbox.lost_so_far(frame.camera, lost)
+            self._advance(frames)
+            if not self._live and pixels is not None:
+                return
+
+    def _account_for(self, camera: str, seq: int, *, readable: bool) -> dict[str, int]:
+        """Cumulative losses of a camera, frames missing before this one included."""
+        if camera not in self._lost:
+            self._lost[camera] = Counter()
+            self.inbox.open_camera(camera, every=not self._live)
+        lost = self._lost[camera]
+        missing = seq - self._expected.get(camera, 0)
+        if missing > 0:
+            lost[UNRECORDED] += missing
+        self._expected[camera] = seq + 1
+        if not readable:
+            lost[UNREADABLE] += 1
+        return dict(lost)
+
+    def _advance(self, frames: Iterator[Loaded]) -> None:
+        try:
+            self._next = next(frames, None)
+        except EndOfLogError as end:
+            self._next = None
+            self.remark = self.remark or end.remark
