@@ -176,10 +176,17 @@ def run(call: Call, log: Path | None, **flags: Any) -> int:
 @command(cli)
 @click.argument("log", metavar="LOG")
 @click.option("--bundle", type=_PATH, required=True, help="the bundle to replay with")
+@click.option(
+    "--baseline", type=_PATH, help="a reference, a folder of them, or another bundle to compare with"
+)
+@click.option("--accept", is_flag=True, help="write the reference --baseline names")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="runs to accept after")
+@click.option("--report", "report_folder", type=_PATH, metavar="DIR", help="report.html, diff.md, both.mcap")
 @click.option("--config", type=_PATH, help="a run configuration: its budget and modes decide")
 @click.option(
-    "--timing", type=click.Choice(["recorded", "scaled", "measured"]), help="stage times  [default: see docs]"
+    "--timing", type=click.Choice(["recorded", "scaled", "measured"]), help="stage times to replay with"
 )
+@click.option("--tier", type=click.Choice(["exact", "toleranced", "metric"]), help="how to compare")
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
 @click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")

@@ -116,17 +116,17 @@ class RecorderSink:
         settings = [cv2.IMWRITE_JPEG_QUALITY, self._quality] if self._image == "jpeg" else []
         suffix = ".jpg" if self._image == "jpeg" else ".png"
         _, encoded = cv2.imencode(suffix, pixels, settings)
-        return {
-            "timestamp": _time(capture_ns),
-            "frame_id": camera,
-            "data": encoded.tobytes(),
-            "format": self._image,
-        }
+        return picture_message(encoded.tobytes(), self._image, camera, capture_ns)
 
 
 def _time(unix_ns: int) -> dict[str, int]:
     seconds, nanoseconds = divmod(unix_ns, 1_000_000_000)
     return {"sec": seconds, "nsec": nanoseconds}
+
+
+def picture_message(encoded: bytes, form: str, camera: str, unix_ns: int) -> dict[str, Any]:
+    """foxglove.CompressedImage of an encoded picture; ``form`` is "jpeg" or "png"."""
+    return {"timestamp": _time(unix_ns), "frame_id": camera, "data": encoded, "format": form}
 
 
 _LINE_LOOP = 2

@@ -1,73 +1,170 @@
-"""``avq replay``: from flags to one outcome."""
+"""``avq replay``: replay, compare with a reference or another bundle, accept, report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from avq.bundle import is_bundle
+from avq.compare import Difference
+from avq.errors import RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
+from avq.replay.log import open_log
+from avq.replay.outcome import Accepted, Outcome
+from avq.replay.reference import Reference, read_reference, require_acceptable, write_reference
 from avq.replay.result import ReplayResult
-from avq.replay.run import Policy, ReplayRequest, replay
+from avq.replay.run import Policy, ReplayRequest, bench_of, replay
+from avq.replay.stages import PairedTimes, over_limits, paired_times, slower, table_of
 from avq.replay.timing import Timing
+from avq.replay.tolerance import Tier, Tolerances, learned
+from avq.replay.verdict import judge
+
+#: No-change runs that tolerances are learned from.
+RUNS = 3
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What ``avq replay`` answers."""
+class Comparing:
+    """What a replay is held against.
 
-    result: ReplayResult
+    Attributes:
+        baseline: a reference, a folder of references, or a bundle that is replayed as well; None for nothing.
+        tier: None takes what the two allow.
+        tolerances: None takes those of the reference.
+        limits: milliseconds by stage and figure, such as {"infer_p99_ms": 12.0}.
+        max_ratio: tolerated total time / the baseline bundle's, paired; None for no limit.
+    """
 
-    @property
-    def answer_is_yes(self) -> bool:
-        return True
-
-    def summary(self) -> dict[str, Any]:
-        """The keys of ``avq replay --json``."""
-        result = self.result
-        return {
-            "frames": result.frames,
-            "identical": None,
-            "differences": [],
-            "sha256": result.sha256,
-            "decisions_sha256": result.decisions_sha256,
-            "seconds": result.seconds,
-            "engine_seconds": result.engine_seconds,
-            "log": result.log,
-            "log_sha256": result.log_digest,
-            "bundle": result.bundle_digest,
-            "config_sha256": result.config_digest,
-            "machine": result.machine,
-            "timing": result.timing,
-            "timing_remark": result.timing_remark,
-            "captured": result.account.captured,
-            "dropped": result.account.dropped,
-            "misses": result.misses,
-            "modes": list(result.modes),
-            "events": [dict(event) for event in result.events],
-            "remark": result.remark,
-        }
-
-    def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
-        return [("Replayed", [{"frames": self.result.frames}])]
-
-    def closing(self) -> list[str]:
-        return [self.result.timing_remark]
+    baseline: Path | None = None
+    tier: Tier | None = None
+    tolerances: Tolerances | None = None
+    limits: tuple[tuple[str, float], ...] = ()
+    max_ratio: float | None = None
 
 
 def replay_log(
     *,
     log: str,
     bundle: Path,
-    config: Path | None,
-    timing: Timing | None,
-    policy: Policy | None,
-    frames: int | None,
+    config: Path | None = None,
+    timing: Timing | None = None,
+    policy: Policy | None = None,
+    frames: int | None = None,
+    baseline: Path | None = None,
+    accept: bool = False,
+    runs: int = RUNS,
+    tier: Tier | None = None,
+    report_folder: Path | None = None,
     host: PluginHost,
     report: Reporter,
 ) -> Outcome:
-    """Replay, and compare with what is asked for."""
+    """The whole command.
+
+    Raises:
+        RequestError: a reference of another log or configuration, or --accept where it must not be.
+        DataError: log or reference cannot be read.
+    """
     request = ReplayRequest(log, bundle, config, timing, policy or "auto", frames)
-    return Outcome(replay(request, host=host, report=report))
+    if accept:
+        _require_place(baseline)
+        require_acceptable()
+        return _accepted(request, baseline, tier, runs, report_folder, host, report)
+    outcome = compare(request, Comparing(baseline, tier), host, report)
+    return outcome if report_folder is None else _reported(outcome, report_folder, host, report)
+
+
+def compare(request: ReplayRequest, asked: Comparing, host: PluginHost, report: Reporter) -> Outcome:
+    """Replay, and hold the result against what is asked for."""
+    baseline = asked.baseline
+    if baseline is not None and is_bundle(baseline):
+        return _against_bundle(request, baseline, asked, host, report)
+    reference = None
+    if baseline is not None:
+        early = None if baseline.is_dir() else read_reference(baseline)  # before minutes of replay
+        known = early.result.benches if early is not None else {}
+        result = replay(replace(request, known=known), host=host, report=report)
+        reference = early or read_reference(_file(baseline, result))
+    else:
+        result = replay(request, host=host, report=report)
+    return _judged(result, reference, asked)
+
+
+def _judged(result: ReplayResult, reference: Reference | None, asked: Comparing) -> Outcome:
+    timing = tuple(over_limits(table_of(result), dict(asked.limits)))
+    if reference is None:
+        return Outcome(result, timing=timing)
+    allowed = asked.tolerances or reference.tolerances
+    verdict = judge(reference.result, result, allowed, asked.tier)
+    return Outcome(result, reference.result, f"reference {reference.address[:12]}", verdict, timing=timing)
+
+
+def _against_bundle(
+    request: ReplayRequest, other: Path, asked: Comparing, host: PluginHost, report: Reporter
+) -> Outcome:
+    """Both bundles in this very run, so that their times can be paired too."""
+    first = replay(replace(request, bundle=other), host=host, report=report)
+    known = {first.bundle_digest: bench_of(other)}
+    result = replay(replace(request, known=known), host=host, report=report)
+    log = open_log(request.log, host.sources())
+    paired: PairedTimes = paired_times(log, other, request.bundle, host)
+    found: list[Difference] = over_limits(paired.new, dict(asked.limits))
+    if asked.max_ratio is not None:
+        found += slower(paired, asked.max_ratio)
+    verdict = judge(first, result, asked.tolerances or Tolerances(), asked.tier)
+    return Outcome(result, first, str(other), verdict, paired, tuple(found))
+
+
+def _require_place(baseline: Path | None) -> None:
+    if baseline is None or is_bundle(baseline):
+        raise RequestError(
+            "--accept needs a place for the reference",
+            seen="no --baseline" if baseline is None else f"--baseline {baseline}, a bundle",
+            fix="add --baseline REF.mcap, or a folder that keeps references by their log",
+        )
+
+
+def _accepted(
+    request: ReplayRequest,
+    baseline: Path | None,
+    tier: Tier | None,
+    runs: int,
+    report_folder: Path | None,
+    host: PluginHost,
+    report: Reporter,
+) -> Outcome:
+    """Replay ``runs`` times, learn the spread, show what changed against the reference there was, and write."""
+    assert baseline is not None
+    results = [replay(request, host=host, report=report) for _ in range(max(1, runs))]
+    tolerances = learned([result.detections for result in results])
+    path = _file(baseline, results[0])
+    outcome = Outcome(results[0])
+    if path.exists():
+        before = read_reference(path)
+        same = (before.result.log_digest, before.result.config_digest) == (
+            results[0].log_digest,
+            results[0].config_digest,
+        )
+        if same:
+            outcome = _judged(results[0], before, Comparing(path, tier))
+        else:
+            report.warning(f"{path} was the reference of another log or configuration; it is replaced")
+    if report_folder is not None:
+        outcome = _reported(outcome, report_folder, host, report)
+    if not any(len(seen) for seen in results[0].detections):
+        report.warning("the reference holds no box at all: it will notice new ones only")
+    address = write_reference(path, results[0], tolerances)
+    return replace(outcome, accepted=Accepted(path, address, tolerances))
+
+
+def _file(baseline: Path, result: ReplayResult) -> Path:
+    """A folder keeps one reference per log and configuration."""
+    if baseline.suffix.lower() == ".mcap" and not baseline.is_dir():
+        return baseline
+    return baseline / f"{result.log_digest[:16]}-{result.config_digest[:16]}.mcap"
+
+
+def _reported(outcome: Outcome, folder: Path, host: PluginHost, report: Reporter) -> Outcome:
+    from avq.replay.report import write_report
+
+    return replace(outcome, files=write_report(outcome, folder, host, report))

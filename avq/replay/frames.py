@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ Loaded = tuple[LoggedFrame, U8 | None]
 _Item = tuple[LoggedFrame, "Future[U8 | None]"] | _Failed | None
 
 
-def loaded_ahead(frames: Generator[LoggedFrame, None, None], *, workers: int) -> Iterator[Loaded]:
+def loaded_ahead(
+    frames: Generator[LoggedFrame, None, None], *, workers: int
+) -> Generator[Loaded, None, None]:
     """(frame, pixels) in the order of ``frames``; at most ``AHEAD`` are decoded before they are asked for.
 
     The log is read on a thread of its own, ``workers`` more decode. What reading or decoding raises is raised

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,8 @@ class Log:
         live: its frames came from cameras that wait for nobody; False: frames wait for the engine.
         frames: opens the log anew and yields its pictures in order of arrival.
         recorded: stage times by frame, where the log has them.
-        workers: threads that may decode at once; a video has one reader.
+        workers: threads that may decode at once; a file's one reader reads every frame in order.
+        in_order: every frame must be loaded, one after the other, as from a video.
         start_unix_ns: of the first capture; 0 when unknown.
         remark: what could not be read of it, in words.
         digest: SHA-256 of what it holds, computed when asked for.
@@ -58,8 +60,24 @@ class Log:
     digest: Callable[[], str]
     recorded: Mapping[FrameKey, Recorded] = field(default_factory=dict)
     workers: int = 1
+    in_order: bool = False
     start_unix_ns: int = 0
     remark: str = ""
+
+
+def pictures_of(log: Log, wanted: Collection[FrameKey]) -> dict[FrameKey, U8]:
+    """Pixels of a few frames, read from the log once more; those that cannot be read are missing."""
+    found: dict[FrameKey, U8] = {}
+    frames = log.frames()
+    with closing(frames), suppress(EndOfLogError):
+        for frame in frames:
+            if frame.key in wanted or log.in_order:
+                pixels = frame.load()
+                if pixels is not None and frame.key in wanted:
+                    found[frame.key] = pixels
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def open_log(uri: str, outside: Sequence[SourceType] = ()) -> Log:

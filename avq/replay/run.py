@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +81,9 @@ def replay(
     sources = mode_sources(request.bundle, config)
     served = opener.ladder(sources)
     try:
-        return _replay(request, log, config, sources, served.modes, report or Silent())
+        engine = opener.engines.get(served.modes[0].parts.session.engine)
+        version = engine.status().version if engine is not None else ""
+        return _replay(request, log, config, sources, served.modes, version, report or Silent())
     finally:
         served.close()
 
@@ -100,6 +102,7 @@ def _replay(
     config: RunConfig | None,
     sources: Sequence[ModeSource],
     modes: Sequence[Mode],
+    version: str,
     report: Reporter,
 ) -> ReplayResult:
     benches = {
@@ -135,7 +138,7 @@ def _replay(
         log_digest=log.digest(),
         bundle_digest=modes[0].parts.bundle_digest,
         config_digest=_config_digest(request, budget, sources, modes),
-        machine=f"{session.engine} {session.precision}, {instruction_set()}",
+        machine=f"{session.engine} {version} {session.precision}, {instruction_set()}",
         labels=modes[0].parts.labels,
         answers=tuple(
             Answer(m, v, r) for m, v, r in zip(kept.messages, kept.times, drive.measured, strict=True)
@@ -226,10 +229,10 @@ class _Drive:
                 if limit is not None and len(self.measured) >= limit:
                     break
         finally:
-            frames.close()  # type: ignore[attr-defined]
+            frames.close()
         self.inbox.drop_waiting()
 
-    def _turns(self, frames: Iterator[Loaded]) -> Iterator[None]:
+    def _turns(self, frames: Generator[Loaded, None, None]) -> Iterator[None]:
         """One step per published frame."""
         while True:
             self._offer_due(frames)
@@ -246,7 +249,7 @@ class _Drive:
                 self.measured.append(self._watch.times)
                 yield
 
-    def _offer_due(self, frames: Iterator[Loaded]) -> None:
+    def _offer_due(self, frames: Generator[Loaded, None, None]) -> None:
         """Everything that has arrived by now; of a file, the one frame it holds out."""
         while self._next is not None:
             frame, pixels = self._next
@@ -276,7 +279,7 @@ class _Drive:
             lost[UNREADABLE] += 1
         return dict(lost)
 
-    def _advance(self, frames: Iterator[Loaded]) -> None:
+    def _advance(self, frames: Generator[Loaded, None, None]) -> None:
         try:
             self._next = next(frames, None)
         except EndOfLogError as end:

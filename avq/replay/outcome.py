@@ -1,0 +1,225 @@
+"""What ``avq replay`` answers: to machines, on a terminal, and as an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avq.compare import Difference
+from avq.replay.matching import FramePair
+from avq.replay.metric import ALL
+from avq.replay.result import ReplayResult
+from avq.replay.stages import PairedTimes, table_of
+from avq.replay.tolerance import Tolerances
+from avq.replay.verdict import Verdict
+
+#: A screenful; --json and the report have all.
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reference that was written: where, its address, and what was learned for it."""
+
+    path: Path
+    address: str
+    tolerances: Tolerances
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One replay, and what came of comparing it.
+
+    Attributes:
+        reference: the replay it was compared with; None when there was none.
+        reference_name: the path it came from.
+        verdict: of the comparison.
+        paired: stage times of both bundles on the same pictures.
+        timing: limits of time that were not held.
+        accepted: the reference that was written.
+        files: of the report, by kind.
+    """
+
+    result: ReplayResult
+    reference: ReplayResult | None = None
+    reference_name: str = ""
+    verdict: Verdict | None = None
+    paired: PairedTimes | None = None
+    timing: tuple[Difference, ...] = ()
+    accepted: Accepted | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        found = self.verdict.differences if self.verdict is not None else ()
+        return (*found, *self.timing)
+
+    @property
+    def answer_is_yes(self) -> bool:
+        """No difference, or all of them were just accepted."""
+        return self.accepted is not None or not self.differences
+
+    @property
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        if self.verdict is None:
+            return f"{self.result.frames} frames replayed; compared with nothing"
+        if self.verdict.identical and not self.timing:
+            return f"Identical: {self.result.frames} frames, every box and every decision"
+        if not self.differences:
+            return f"No difference that counts in {len(self.verdict.pairs)} frames"
+        frames = len({(d.camera, d.frame) for d in self.differences})
+        return f"{len(self.differences)} differences in {frames} of {len(self.verdict.pairs)} frames"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is a no, and what suffers most."""
+        if self.verdict is None:
+            return ()
+        told = [*self.verdict.reasons, *(d.note for d in self.timing)]
+        worst = self.verdict.metric.suffering(self.verdict.allowed)[:5] if self.differences else []
+        return (*told, *(suffers(row) for row in worst))
+
+    def summary(self) -> dict[str, Any]:
+        """The keys of ``avq replay --json``."""
+        result, verdict = self.result, self.verdict
+        answer: dict[str, Any] = {
+            "frames": result.frames,
+            "identical": verdict.identical and not self.timing if verdict is not None else None,
+            "differences": [difference.as_dict() for difference in self.differences],
+            "sha256": result.sha256,
+            "decisions_sha256": result.decisions_sha256,
+            "seconds": result.seconds,
+            "engine_seconds": result.engine_seconds,
+            "headline": self.headline,
+            "reasons": list(self.reasons),
+            "log": result.log,
+            "log_sha256": result.log_digest,
+            "bundle": result.bundle_digest,
+            "config_sha256": result.config_digest,
+            "machine": result.machine,
+            "boxes": sum(len(seen) for seen in result.detections),
+            "timing": result.timing,
+            "timing_remark": result.timing_remark,
+            "captured": result.account.captured,
+            "dropped": result.account.dropped,
+            "misses": result.misses,
+            "modes": list(result.modes),
+            "events": [dict(event) for event in result.events],
+            "stages": self.paired.rows() if self.paired is not None else table_of(result).rows(),
+            "remark": result.remark,
+        }
+        if verdict is not None:
+            answer |= {
+                "tier": verdict.tier,
+                "tier_why": verdict.why,
+                "changes": verdict.changes(),
+                "by_class_and_size": verdict.metric.rows(),
+                "suffering": verdict.metric.suffering(verdict.allowed),
+                "reference": self.reference_name,
+            }
+        if self.accepted is not None:
+            answer["accepted"] = {"path": self.accepted.path, "address": self.accepted.address}
+        return answer | ({"report": dict(self.files)} if self.files else {})
+
+    def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
+        """What a person reads."""
+        result = self.result
+        dropped = ", ".join(f"{cause} {count}" for cause, count in result.account.dropped.items())
+        share = result.engine_seconds / result.seconds if result.seconds else 0.0
+        books = {
+            "captured": result.account.captured,
+            "published": result.frames,
+            "dropped": dropped or "none",
+            "late": result.misses,
+            "boxes": sum(len(seen) for seen in result.detections),
+            "seconds": round(result.seconds, 2),
+            "in the engine": f"{share:.0%}",
+        }
+        found: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Replayed", [books])]
+        if self.verdict is not None:
+            found.append((f"Compared ({self.verdict.tier})", [self.verdict.changes()]))
+            if self.differences:
+                found.append(("By class and size, score >= 0.5", told_cells(self.verdict.metric.rows())))
+                found.append(
+                    (f"Differences, the first {_SHOWN}", [told(d) for d in self.differences[:_SHOWN]])
+                )
+        rows = self.paired.rows() if self.paired is not None else table_of(result).rows()
+        found.append(("Stage times on this machine, ms", rows))
+        return found
+
+    def closing(self) -> list[str]:
+        """The verdict last, where the eye is."""
+        lines = [self.result.timing_remark]
+        if self.result.remark:
+            lines.append(f"the log: {self.result.remark}")
+        if self.verdict is not None:
+            lines.append(self.verdict.why)
+            lines += self.reasons
+        if self.accepted is not None:
+            lines.append(f"accepted as reference {self.accepted.address[:12]}: {self.accepted.path}")
+        lines += [f"{kind}: {path}" for kind, path in self.files.items()]
+        return [*lines, self.headline]
+
+    def worst_pairs(self) -> list[FramePair]:
+        """Frames that differ most first."""
+        pairs = self.verdict.pairs if self.verdict is not None else ()
+        ranked = sorted(pairs, key=lambda pair: -pair.badness)
+        return [pair for pair in ranked if pair.badness > 0.0]
+
+
+def suffers(row: Mapping[str, Any]) -> str:
+    """One line of who loses what."""
+    told = f"{row['class']}, {row['size']}: {row['lost']} of {row['boxes']} boxes lost"
+    return f"{told}, confidence {row['confidence_shift']:+.3f}"
+
+
+def told(difference: Difference) -> dict[str, object]:
+    """One difference as a row for people."""
+    return {
+        "frame": difference.frame,
+        "camera": difference.camera,
+        "field": difference.field,
+        "reference": _short(difference.a),
+        "now": _short(difference.b),
+        "note": difference.note,
+    }
+
+
+def told_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Rows of the metric table for people; the whole first, classes by size last."""
+    return [
+        {
+            "class": row["class"],
+            "size": row["size"],
+            "boxes": row["boxes"],
+            "lost": row["lost"],
+            "new": row["appeared"],
+            "recall": _share(row["recall"]),
+            "precision": _share(row["precision"]),
+            "AP": "" if row["ap"] is None or row["ap"] < 0 else f"{row['ap']:.3f}",
+            "confidence": f"{row['confidence_shift']:+.3f}",
+        }
+        for row in rows
+        if row["boxes"] or row["appeared"] or row["class"] == ALL
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _short(value: Any) -> str:
+    """A box as "class 2, 0.91 at 10 20 30 40"; numbers to four digits."""
+    if isinstance(value, Mapping) and "box_xyxy_px" in value:
+        corners = " ".join(f"{v:.0f}" for v in value["box_xyxy_px"])
+        return f"class {value['class_id']}, {value['score']:.2f} at {corners}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())[:80]
+    if isinstance(value, list | tuple):
+        return " ".join(_short(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "\u2013" if value is None else str(value)

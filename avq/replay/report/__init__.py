@@ -1,0 +1,54 @@
+"""The report of a replay: Markdown for a pull request, one HTML page, and an MCAP with both runs for Foxglove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avq.errors import DataError
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.replay.log import open_log, pictures_of
+from avq.replay.outcome import Outcome
+from avq.replay.report.foxglove import write_both
+from avq.replay.report.markdown import markdown
+from avq.replay.report.page import replay_page, shown_pairs
+
+PAGE, COMMENT, BOTH = "report.html", "diff.md", "both.mcap"
+#: What people attach to an issue and open on a phone.
+LIMIT_BYTES = 3_000_000
+_MOST_FRAMES = 10
+
+
+def write_report(outcome: Outcome, folder: Path, host: PluginHost, report: Reporter) -> dict[str, Path]:
+    """Write the report into ``folder``; returns what was written, by kind.
+
+    Raises DataError when the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made", seen=str(error), fix="choose another --report") from None
+    log = open_log(outcome.result.log, host.sources())
+    shown = shown_pairs(outcome, _MOST_FRAMES)
+    pictures = pictures_of(log, {pair.key for pair in shown})
+    text = replay_page(outcome, shown, pictures)
+    while len(text.encode()) > LIMIT_BYTES and shown:
+        shown = shown[: len(shown) // 2]
+        text = replay_page(outcome, shown, pictures)
+    files = {"page": folder / PAGE, "comment": folder / COMMENT}
+    write_aside(files["page"], text)
+    write_aside(files["comment"], markdown(outcome))
+    if outcome.verdict is not None:
+        files["both"] = folder / BOTH
+        write_both(files["both"], outcome, pictures)
+    return files
+
+
+def write_aside(path: Path, text: str) -> None:
+    """The file appears when it is complete. Raises DataError when it cannot be written."""
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None

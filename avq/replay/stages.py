@@ -1,0 +1,170 @@
+"""How long the stages took on this machine: worst, p99 and mean, and paired with a reference bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avq.clock import SystemClock
+from avq.compare import Difference
+from avq.daemon.modes import warm_up
+from avq.daemon.opening import Opener
+from avq.daemon.step import Parts, step
+from avq.errors import DataError
+from avq.measure.latency import LatencySamples, ratio_interval
+from avq.plugins import PluginHost
+from avq.replay.frames import FrameKey, loaded_ahead
+from avq.replay.log import EndOfLogError, Log
+from avq.replay.result import ReplayResult
+from avq.types import Frame, StageTimes
+
+STAGES = ("preprocess", "infer", "decode", "total")
+#: The first frames of a process pay for caches and code paths.
+_WARM_UP = 2
+#: Enough rounds for an interval; more would only repeat the log.
+PAIRED_FRAMES = 120
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """Milliseconds per stage, and the frame that was slowest in each."""
+
+    ms: Mapping[str, np.ndarray]
+    keys: tuple[FrameKey, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.row(stage) for stage in STAGES]
+
+    def row(self, stage: str) -> dict[str, Any]:
+        values = self.ms[stage]
+        return {
+            "stage": stage,
+            "mean_ms": float(values.mean()),
+            "p99_ms": float(np.percentile(values, 99)),
+            "worst_ms": float(values.max()),
+        }
+
+    def slowest(self, stage: str) -> FrameKey:
+        return self.keys[int(np.argmax(self.ms[stage]))]
+
+
+@dataclass(frozen=True)
+class PairedTimes:
+    """Two bundles timed on the same pictures in turns: (median, low, high) of new / reference per stage."""
+
+    reference: StageTable
+    new: StageTable
+    ratios: Mapping[str, tuple[float, float, float]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per stage, both bundles and the ratio with its 95 % interval."""
+        rows = []
+        for stage in STAGES:
+            before, after = self.reference.row(stage), self.new.row(stage)
+            median, low, high = self.ratios[stage]
+            figures = ("mean_ms", "p99_ms", "worst_ms")
+            both = {
+                f"{who}_{name}": row[name]
+                for name in figures
+                for who, row in (("reference", before), ("new", after))
+            }
+            rows.append({"stage": stage, **both, "ratio": median, "low": low, "high": high})
+        return rows
+
+
+def table_of(result: ReplayResult) -> StageTable:
+    """Of a replay's own frames; also an unpaired hint where two replays are compared."""
+    answers = result.answers[_WARM_UP:] or result.answers
+    return _table([answer.measured for answer in answers], [answer.key for answer in answers])
+
+
+def paired_times(
+    log: Log, reference: Path, new: Path, host: PluginHost, frames: int = PAIRED_FRAMES
+) -> PairedTimes:
+    """Both bundles on the first pictures of the log, each picture by both, taking turns who is first.
+
+    Raises DataError when the log has no readable picture.
+    """
+    opener = Opener(host.running_engines(), families=host.decoders(), allow_unaccepted=True)
+    opened = []
+    try:
+        for path in (reference, new):
+            opened.append(opener.open(path))
+            warm_up(opened[-1].parts)
+        times, keys = _turns(log, [one.parts for one in opened], frames)
+    finally:
+        for one in opened:
+            one.close()
+    before, after = (_table(side, keys) for side in times)
+    ratios = {stage: ratio_interval(_samples(after, stage), _samples(before, stage)) for stage in STAGES}
+    return PairedTimes(before, after, ratios)
+
+
+def _turns(
+    log: Log, both: Sequence[Parts], frames: int
+) -> tuple[tuple[list[StageTimes], list[StageTimes]], list[FrameKey]]:
+    clock = SystemClock()
+    times: tuple[list[StageTimes], list[StageTimes]] = ([], [])
+    keys: list[FrameKey] = []
+    pictures = loaded_ahead(log.frames(), workers=log.workers)
+    try:
+        for frame, pixels in pictures:
+            if pixels is None:
+                continue
+            picture = Frame(frame.camera, frame.seq, clock.now_ns(), pixels)
+            for side in (0, 1) if len(keys) % 2 else (1, 0):
+                times[side].append(step(picture, both[side], clock)[1])
+            keys.append(frame.key)
+            if len(keys) >= frames + _WARM_UP:
+                break
+    except EndOfLogError:
+        pass
+    finally:
+        pictures.close()
+    if not keys:
+        raise DataError(f"{log.uri} holds no readable picture", fix="check the log")
+    start = min(_WARM_UP, len(keys) - 1)
+    return (times[0][start:], times[1][start:]), keys[start:]
+
+
+def _table(times: Sequence[StageTimes], keys: Sequence[FrameKey]) -> StageTable:
+    ms = {
+        stage: np.array([dict(one.items())[stage] for one in times], np.float64) / 1e6
+        for stage in STAGES[:-1]
+    }
+    ms["total"] = ms["preprocess"] + ms["infer"] + ms["decode"]
+    return StageTable(ms, tuple(keys))
+
+
+def _samples(table: StageTable, stage: str) -> LatencySamples:
+    return LatencySamples(np.maximum(1, np.round(table.ms[stage] * 1e6)).astype(np.int64))
+
+
+def over_limits(table: StageTable, limits: Mapping[str, float]) -> list[Difference]:
+    """Limits such as {"infer_p99_ms": 12.0, "total_worst_ms": 40.0} that were not held, with the slowest frame."""
+    found = []
+    for name, limit in limits.items():
+        stage, _, figure = name.partition("_")
+        value = table.row(stage)[figure]
+        if not value <= limit:
+            camera, frame = table.slowest(stage)
+            found.append(
+                Difference(
+                    frame, camera, f"timing.{name}", limit, value, f"{value:.2f} ms, limit {limit:g} ms"
+                )
+            )
+    return found
+
+
+def slower(paired: PairedTimes, max_ratio: float) -> list[Difference]:
+    """The new bundle is slower than tolerated: the lower end of the interval lies above the limit."""
+    median, low, high = paired.ratios["total"]
+    if low <= max_ratio:
+        return []
+    camera, frame = paired.new.slowest("total")
+    note = f"{median:.2f}x the reference's time (95 % interval {low:.2f} to {high:.2f}, limit {max_ratio:g})"
+    return [Difference(frame, camera, "timing.total_ratio", max_ratio, median, note)]
