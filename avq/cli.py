@@ -11,6 +11,7 @@ import click
 
 from avq import __version__
 from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, model_options
+from avq.cli_log import log
 
 _PATH = click.Path(path_type=Path)
 
@@ -305,6 +306,9 @@ def schema(call: Call, kind: str) -> int:
     from avq.config import json_schema
 
     return call.answer(json_schema(kind), always_json=True)
+
+
+cli.add_command(log)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def avq(*arguments: str | Path) -> Result:
     "command",
     [
         "demo", "doctor", "build", "calibrate", "eval", "bench", "run", "inspect", "diff", "lint", "plugins",
-        "config",
+        "config", "log",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):

@@ -42,6 +42,34 @@ class CdrReader:
         return piece
 
 
+class CdrWriter:
+    """Little-endian plain CDR, primitive by primitive, as ``CdrReader`` reads it."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def number(self, kind: str, value: int) -> None:
+        """One ``struct`` code out of B, i, I."""
+        self._data += bytes(-len(self._data) % _ALIGNMENT[kind])
+        self._data += struct.pack("<" + kind, value)
+
+    def text(self, text: str) -> None:
+        self.blob(text.encode() + b"\0")
+
+    def blob(self, data: bytes) -> None:
+        self.number("I", len(data))
+        self._data += data
+
+    def header(self, stamp: tuple[int, int], frame_id: str) -> None:
+        """A std_msgs/msg/Header; ``stamp`` in whole seconds and nanoseconds."""
+        self.number("i", stamp[0])
+        self.number("I", stamp[1])
+        self.text(frame_id)
+
+    def done(self) -> bytes:
+        return b"\0\1\0\0" + bytes(self._data)
+
+
 @dataclass(frozen=True, slots=True)
 class RawImage:
     """Uncompressed pixels as sensor_msgs/Image and foxglove.RawImage carry them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from avq.recording.cdr import RawImage
 
@@ -12,26 +12,53 @@ _FIXED = {1: ("<Q", 8), 5: ("<I", 4)}
 
 def fields(data: bytes) -> Mapping[int, int | memoryview]:
     """Field number -> last value: integers, or bytes of a length-delimited field. Raises ValueError."""
+    return {number: value for number, value, _ in _walk(data)}
+
+
+def replace_fields(data: bytes, changed: Mapping[int, bytes], drop: Collection[int] = ()) -> bytes:
+    """The message without the fields ``drop``; ``changed`` replaces length-delimited fields by number."""
+    kept = [bytes(span) for number, _, span in _walk(data) if number not in changed and number not in drop]
+    new = [_number(number << 3 | 2) + _number(len(value)) + value for number, value in changed.items()]
+    return b"".join((*kept, *new))
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """One field of an integer >= 0."""
+    return _number(number << 3) + _number(value)
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _walk(data: bytes) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """(field number, value, the bytes of the whole field), in order. Raises ValueError."""
     view, at = memoryview(data), 0
-    found: dict[int, int | memoryview] = {}
     while at < len(view):
+        start = at
+        value: int | memoryview
         key, at = _varint(view, at)
         number, kind = key >> 3, key & 7
         if kind == 0:
-            found[number], at = _varint(view, at)
+            value, at = _varint(view, at)
         elif kind == 2:
             length, at = _varint(view, at)
-            found[number] = view[at : at + length]
+            value = view[at : at + length]
             at += length
         elif kind in _FIXED:
             code, size = _FIXED[kind]
-            (found[number],) = struct.unpack_from(code, view, at)
+            (value,) = struct.unpack_from(code, view, at)
             at += size
         else:
             raise ValueError(f"wire type {kind} of field {number} is not protobuf 3")
+        yield number, value, view[start:at]
     if at != len(view):
         raise ValueError(f"cut off: {len(view)} of {at} bytes")
-    return found
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcap.exceptions import EndOfFile, McapError
 from mcap.reader import make_reader
-from mcap.records import Channel, Chunk, Message, Metadata, Schema
+from mcap.records import Attachment, Channel, Chunk, Header, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
 
-_BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, struct.error)
+_BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message with what is needed to decode it. Times are the file's own nanoseconds."""
+    """One message with what is needed to decode it, or to write it again. Times are the file's own nanoseconds."""
 
     topic: str
     schema_name: str
@@ -28,25 +28,33 @@ class Record:
     log_time_ns: int
     publish_time_ns: int
     sequence: int
+    schema_encoding: str = ""
+    schema_data: bytes = b""
+    channel_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class LogReader:
     """Iterate once over the messages of a log.
 
-    After the iteration: ``messages`` counts what was read, ``damage`` says in words what could not be, or is "".
+    After the iteration: ``messages`` counts what was read, ``damage`` says in words what could not be, or is "";
+    ``profile``, ``metadata`` and ``attachments`` hold what else was met.
 
     Args:
         path: an MCAP file.
+        check_data: also check the sum over everything before the index, where the writer left one.
 
     Raises:
         DataError: the file cannot be opened or is not MCAP at all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check_data: bool = False) -> None:
         self.path = path
         self.messages = 0
         self.damage = ""
+        self.profile = ""
         self.metadata: dict[str, dict[str, str]] = {}
+        self.attachments: list[Attachment] = []
+        self._check_data = check_data
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
         try:
@@ -62,7 +70,12 @@ class LogReader:
         self._file.seek(0)
 
     def __iter__(self) -> Iterator[Record]:
-        stream = StreamReader(self._file, emit_chunks=True, record_size_limit=self.path.stat().st_size)
+        stream = StreamReader(
+            self._file,
+            emit_chunks=True,
+            validate_crcs=self._check_data,
+            record_size_limit=self.path.stat().st_size,
+        )
         try:
             for record in stream.records:
                 yield from self._messages(record)
@@ -74,7 +87,7 @@ class LogReader:
     def indexed_channels(self) -> list[tuple[str, str, str, int]] | None:
         """(topic, schema name, message encoding, messages) as the index tells; None without a whole index."""
         try:
-            summary = make_reader(self._file).get_summary()
+            summary = make_reader(self._file, validate_crcs=True).get_summary()
             if summary is None or summary.statistics is None:
                 return None
             counts = summary.statistics.channel_message_counts
@@ -105,6 +118,10 @@ class LogReader:
             self._channels[record.id] = record
         elif isinstance(record, Metadata):
             self.metadata[record.name] = dict(record.metadata)
+        elif isinstance(record, Attachment):
+            self.attachments.append(record)
+        elif isinstance(record, Header):
+            self.profile = record.profile
         elif isinstance(record, Message):
             yield self._record(record)
 
@@ -130,6 +147,9 @@ class LogReader:
             message.log_time,
             message.publish_time,
             message.sequence,
+            schema.encoding if schema else "",
+            schema.data if schema else b"",
+            channel.metadata,
         )
 
     def close(self) -> None:

@@ -1,0 +1,115 @@
+"""Records back to an MCAP file: written aside, renamed when whole, every sum filled in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from mcap.records import Attachment
+from mcap.writer import Writer
+
+from avq.errors import DataError, RequestError
+from avq.recording import Record
+
+
+def new_output(output: Path, *inputs: Path) -> Path:
+    """``output`` as a place that may be written. Raises RequestError when it would replace an input."""
+    for path in inputs:
+        if output.resolve() == path.resolve():
+            raise RequestError(
+                f"{output} is the log that is read", seen=str(path), fix="write to another file with -o"
+            )
+    return output
+
+
+class McapOutput:
+    """An MCAP file in the making; on an error nothing is left under its name.
+
+    Args:
+        path: the file to write; it is replaced only by a whole one.
+        profile: of the MCAP header, such as "ros2" or "".
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, profile: str = "") -> None:
+        self.path = path
+        self.messages = 0
+        self._aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        self._file: BinaryIO = _create(self._aside, path)
+        self._writer = Writer(self._file, enable_data_crcs=True)
+        self._writer.start(profile=profile, library="avq")
+        self._schemas: dict[tuple[str, str, bytes], int] = {}
+        self._channels: dict[tuple[str, str, int, tuple[tuple[str, str], ...]], int] = {}
+
+    def write(self, record: Record) -> None:
+        self._writer.add_message(
+            channel_id=self._channel(record),
+            log_time=record.log_time_ns,
+            publish_time=record.publish_time_ns,
+            sequence=record.sequence,
+            data=record.data,
+        )
+        self.messages += 1
+
+    def add_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
+        for name, table in metadata.items():
+            self._writer.add_metadata(name, dict(table))
+
+    def add_attachments(self, attachments: Sequence[Attachment]) -> None:
+        for item in attachments:
+            self._writer.add_attachment(
+                item.create_time, item.log_time, item.name, item.media_type, item.data
+            )
+
+    def _channel(self, record: Record) -> int:
+        schema_id = self._schema(record)
+        extra = dict(record.channel_metadata)
+        key = (record.topic, record.message_encoding, schema_id, tuple(sorted(extra.items())))
+        if key not in self._channels:
+            self._channels[key] = self._writer.register_channel(
+                record.topic, record.message_encoding, schema_id, extra
+            )
+        return self._channels[key]
+
+    def _schema(self, record: Record) -> int:
+        """0 is MCAP's number for a channel without a schema."""
+        if not record.schema_name:
+            return 0
+        key = (record.schema_name, record.schema_encoding, record.schema_data)
+        if key not in self._schemas:
+            self._schemas[key] = self._writer.register_schema(*key)
+        return self._schemas[key]
+
+    def __enter__(self) -> McapOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._writer.finish()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None:
+            self._aside.replace(self.path)
+        else:
+            self._aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(
+                f"{self.path} could not be finished", seen=str(error), fix="is the disk full?"
+            ) from error
+
+
+def _create(aside: Path, path: Path) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        return aside.open("wb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written", seen=str(error), fix="choose another place") from None
