@@ -16,10 +16,11 @@ from avq.config.run import (
     ShadowConfig,
     SinkConfig,
 )
+from avq.config.web import WebConfig, is_loopback
 from avq.config.words import key_values, parse_class_map
 
 __all__ = [
     "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RunConfig", "Security",
-    "ShadowConfig", "SinkConfig", "check_file", "json_schema", "key_values", "load_recipe", "load_run",
-    "parse_class_map", "recipe_from",
+    "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "is_loopback", "json_schema", "key_values",
+    "load_recipe", "load_run", "parse_class_map", "recipe_from",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
+from avq.config.web import WebConfig
 from avq.types import LatencyBudget
 
 
@@ -150,6 +151,7 @@ class RunConfig(Document):
         default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
     )
     security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
+    web: WebConfig = Field(default=WebConfig(), title="Web", description="the page, health and metrics")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", title="Log level", description="how much is said on standard error"
     )
