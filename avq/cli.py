@@ -165,6 +165,8 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
 @click.option("--allow-unaccepted", is_flag=True, help="serve a bundle that the gate refused")
+@click.option("--web", metavar="HOST:PORT", help="where the page listens; 127.0.0.1:8787 when not given")
+@click.option("--no-web", "web", flag_value="off", help="no page, no metrics, no port")
 def run(call: Call, log: Path | None, **flags: Any) -> int:
     """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
     from avq.serve import run_config, serve, summary_tables

@@ -21,11 +21,13 @@ from avq.daemon import (
 )
 from avq.daemon.modes import Mode
 from avq.daemon.opening import ModeSource, Opener, parts_of
+from avq.daemon.watch import Unwatched
 from avq.errors import DataError, PluginError, RequestError
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.sinks import open_sink
+from avq.web import Board, facts, open_page, web_from_flag
 
 STANDARD_OUTPUT = "-"
 T = TypeVar("T", SourceType, SinkType)
@@ -40,6 +42,7 @@ def run_config(
     deadline_ms: float | None,
     policy: str | None,
     allow_unaccepted: bool,
+    web: str | None = None,
 ) -> RunConfig:
     """The configuration file with the flags on top, or one made of flags alone.
 
@@ -60,6 +63,8 @@ def run_config(
         changes["cameras"] = tuple(camera.model_copy(update={"policy": policy}) for camera in cameras)
     if allow_unaccepted:
         changes["allow_unaccepted"] = True
+    if web is not None:
+        changes["web"] = web_from_flag(web, base.web)
     return base.model_copy(update=changes)
 
 
@@ -88,8 +93,23 @@ def serve(
         log: record an MCAP log there.
         json_lines: one line per published frame on standard output.
     """
+    with open_page(config.web, "web" in config.model_fields_set, report) as board:
+        return _serve(config, host, report, board, log=log, json_lines=json_lines)
+
+
+def _serve(
+    config: RunConfig,
+    host: PluginHost,
+    report: Reporter,
+    board: Board | None,
+    *,
+    log: Path | None,
+    json_lines: bool,
+) -> RunSummary:
     served = _opener(config, host).ladder(mode_sources(config))
     try:
+        if board is not None:
+            board.describe(facts(config, served.modes))
         sinks = _sinks(config, host, served.modes[0].parts.labels, log=log, json_lines=json_lines)
         for source, mode in zip(mode_sources(config), served.modes, strict=True):
             report.message(_serving(source, mode))
@@ -98,7 +118,7 @@ def serve(
             sources={camera.id: camera.source for camera in config.cameras},
             sinks=sinks,
             budget=config.budget.latency_budget(),
-            options=_options(config, host, report),
+            options=_options(config, host, report, board),
         )
     finally:
         served.close()
@@ -152,8 +172,10 @@ def _serving(source: ModeSource, mode: Mode) -> str:
     return f"{prefix}serving {source.bundle} on {session.engine} ({session.precision}){every}"
 
 
-def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOptions:
+def _options(config: RunConfig, host: PluginHost, report: Reporter, board: Board | None) -> RunOptions:
     def on_event(event: Mapping[str, Any]) -> None:
+        if board is not None:
+            board.told(event)
         if event.get("kind") == "alert_raised":
             for failure in host.budget_missed(event):
                 report.warning(failure)
@@ -171,6 +193,7 @@ def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOption
         },
         providers=source_providers(_distinct("source", source_types(), host.sources())),
         on_event=on_event,
+        watcher=board or Unwatched(),
     )
 
 

@@ -1,0 +1,203 @@
+"""The endpoints: page, pictures, health, metrics, status, events, and the swap of a bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from avq.errors import AvqError
+from avq.web.board import Board
+from avq.web.guard import Guard
+from avq.web.health import not_alive, not_ready
+from avq.web.machine import MachineReader
+from avq.web.metrics import exposition
+from avq.web.shots import Shots, boxes_of
+from avq.web.status import StatusReader
+from avq.web.stream import KINDS, EventStream, Feed
+from avq.web.viewers import ViewerCounts
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MOST_VIEWERS = 128
+_BODY_BYTES = 4096
+_BODY_WAIT_S = 5.0
+
+#: Nothing is fetched from elsewhere, nothing inline runs, nobody may frame it.
+_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": _POLICY,
+}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class Endpoints:
+    """One method per path.
+
+    Args:
+        board: written by the loop.
+        stopping: true when the server is to end.
+    """
+
+    def __init__(self, board: Board, stopping: Callable[[], bool]) -> None:
+        self._board = board
+        self._stopping = stopping
+        self._machine = MachineReader()
+        self._counts = ViewerCounts()
+        self._status = StatusReader(board, self._machine, self._counts)
+        self._feed = Feed(board, self._status, self._counts)
+        self._shots = Shots(board)
+        self._page = page_files()
+        self._swapping = threading.Lock()
+
+    async def page(self, request: Request) -> Response:
+        """One of the page's few files, by name: there is no path to walk."""
+        name = request.path_params.get("name", "index.html")
+        if (body := self._page.get(name)) is None:
+            return PlainTextResponse(f"there is no {name!r} here\n", 404)
+        kind = f"{_TYPES[Path(name).suffix]}; charset=utf-8"
+        return Response(body, headers={"content-type": kind, **_HEADERS})
+
+    async def livez(self, request: Request) -> Response:
+        return _health(not_alive(self._board, time.monotonic_ns()))
+
+    async def readyz(self, request: Request) -> Response:
+        return _health(not_ready(self._board, time.monotonic_ns()))
+
+    async def metrics(self, request: Request) -> Response:
+        text = exposition(self._board, self._machine, self._counts)
+        return Response(text, headers={"content-type": METRICS_TYPE, **_HEADERS})
+
+    async def status(self, request: Request) -> Response:
+        answer = {**self._board.facts, **self._status.read(), "events": self._status.events()}
+        return JSONResponse(answer, headers=_HEADERS)
+
+    async def events(self, request: Request) -> Response | EventStream:
+        """``?only=status,frames``: some kinds of news; without it all of them."""
+        wanted = request.query_params.get("only")
+        kinds = wanted.split(",") if wanted else KINDS
+        if unknown := set(kinds) - set(KINDS):
+            return _refused(
+                400, f"there are no {', '.join(sorted(unknown))}", f"choose from {', '.join(KINDS)}"
+            )
+        if self._counts.now >= MOST_VIEWERS:
+            return _refused(503, "too many are watching", f"{MOST_VIEWERS} viewers")
+        return EventStream(self._feed, kinds, request.headers.get("last-event-id", ""), self._stopping)
+
+    async def camera(self, request: Request) -> Response:
+        """The newest picture without boxes; the boxes are in the header ``Avq-Frame``."""
+        camera = request.path_params["camera"]
+        after = request.query_params.get("after", "")
+        if camera not in self._board.cameras:
+            return PlainTextResponse(f"camera {camera!r} has shown nothing\n", 404)
+        got = await self._shots.next(camera, int(after[:9]) if after.isascii() and after.isdecimal() else 0)
+        if got is None:
+            return Response(status_code=204, headers=_HEADERS)
+        headers = {"avq-frame": boxes_of(got[0], self._board.labels), **_HEADERS}
+        return Response(got[1], media_type="image/jpeg", headers=headers)
+
+    async def swap(self, request: Request) -> Response:
+        """Serve another bundle: ``{"bundle": "/path/to/folder"}``."""
+        try:
+            body = await asyncio.wait_for(_body(request), _BODY_WAIT_S)
+            folder = Path(json.loads(body)["bundle"])
+        except (ValueError, TypeError, KeyError, RecursionError, asyncio.TimeoutError, ClientDisconnect):
+            return _refused(400, "the request names no bundle", 'send {"bundle": "/path/to/folder"}')
+        run = self._board.run
+        if run is None or run.swap is None:
+            return _refused(
+                501, "nothing was swapped", "the run is starting" if run is None else "it cannot swap"
+            )
+        if not self._swapping.acquire(blocking=False):
+            return _refused(409, "another swap is going on", "ask again when it is done")
+        try:
+            return JSONResponse(dict(await _beside(run.swap, folder)), headers=_HEADERS)
+        except AvqError as error:
+            return _refused(409, error.what, error.seen, error.fix)
+        finally:
+            self._swapping.release()
+
+    def close(self) -> None:
+        self._shots.close()
+
+
+async def _body(request: Request) -> bytes:
+    """Raises ValueError when it is longer than any path."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _BODY_BYTES:
+            raise ValueError("too long")
+    return body
+
+
+async def _beside(function: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+    """The answer of a function on a thread that keeps no process alive."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Mapping[str, Any]] = loop.create_future()
+
+    def settle(value: Mapping[str, Any] | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value or {})
+
+    def work() -> None:
+        try:
+            value = function(folder)
+        except Exception as error:
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, value, None)
+
+    threading.Thread(target=work, name="swap", daemon=True).start()
+    return await answer
+
+
+def _health(reason: str) -> Response:
+    return JSONResponse({"ok": not reason, "reason": reason}, 503 if reason else 200, headers=_HEADERS)
+
+
+def _refused(code: int, what: str, seen: str, fix: str = "") -> Response:
+    return JSONResponse({"what": what, "seen": seen, "fix": fix}, code, headers=_HEADERS)
+
+
+def page_files() -> dict[str, bytes]:
+    """Name -> content of everything the page is made of."""
+    folder = files("avq.web") / "page"
+    return {one.name: one.read_bytes() for one in folder.iterdir() if Path(one.name).suffix in _TYPES}
+
+
+def application(endpoints: Endpoints, token: str | None) -> Starlette:
+    """The ASGI application."""
+    routes = [
+        Route("/", endpoints.page),
+        Route("/livez", endpoints.livez),
+        Route("/readyz", endpoints.readyz),
+        Route("/metrics", endpoints.metrics),
+        Route("/status", endpoints.status),
+        Route("/events", endpoints.events),
+        Route("/camera/{camera}.jpg", endpoints.camera),
+        Route("/page/{name}", endpoints.page),
+        Route("/bundle", endpoints.swap, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token)])

@@ -1,0 +1,171 @@
+"""What the loop leaves for the web thread to read: newest wins, nobody waits.
+
+One writer (the loop; for events, their thread) and readers that copy whole dictionaries and deques in one step,
+so no lock is needed. Nothing here calls back: a web thread that hangs or is gone leaves a board nobody reads.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from avq.daemon.governor import Transition
+from avq.daemon.latency import Histogram
+from avq.daemon.pipeline import Turn
+from avq.daemon.watch import RunView
+from avq.types import Frame, Published
+
+FRAMES_KEPT = 480
+EVENTS_KEPT = 256
+CHANGES_KEPT = 120
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRow:
+    """One published frame.
+
+    Attributes:
+        index: counts published frames of this run from 1.
+        published: the message as sinks got it.
+        stages: (name, nanoseconds) in the order the frame walked through them.
+    """
+
+    index: int
+    published: Published
+    stages: tuple[tuple[str, int], ...]
+
+    @property
+    def longest(self) -> str:
+        """The stage that took longest."""
+        return max(self.stages, key=lambda stage: stage[1])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A copied picture and the message that belongs to it. ``number`` counts the shots of one camera from 1."""
+
+    number: int
+    frame: Frame
+    published: Published
+    taken_ns: int
+
+
+@dataclass
+class CameraBoard:
+    """What one camera's frames have shown."""
+
+    age: Histogram = field(default_factory=Histogram)
+    stages: dict[str, Histogram] = field(default_factory=dict)
+    late: Counter[str] = field(default_factory=Counter)
+    last: FrameRow | None = None
+    seen_ns: int = 0
+    gap_ns: int = 0
+    shot: Shot | None = None
+    wanted: bool = False
+
+    def saw(self, row: FrameRow, now_ns: int) -> None:
+        self.age.record(row.published.age_ns)
+        for stage, spent_ns in row.stages:
+            if (histogram := self.stages.get(stage)) is None:
+                histogram = self.stages[stage] = Histogram()
+            histogram.record(spent_ns)
+        if row.published.late:
+            self.late[row.longest] += 1
+        self.gap_ns = now_ns - self.seen_ns if self.seen_ns else 0
+        self.last, self.seen_ns = row, now_ns
+
+    def take_shot(self, frame: Frame, published: Published, now_ns: int) -> None:
+        """Copy the pixels: the only work the frame path does for a viewer, and only when one asked."""
+        number = self.shot.number + 1 if self.shot else 1
+        kept = Frame(frame.camera, frame.seq, frame.t_capture_ns, frame.pixels.copy())
+        self.wanted = False
+        self.shot = Shot(number, kept, published, now_ns)
+
+
+class Board:
+    """A ``Watcher``: written by the loop, read by anybody."""
+
+    def __init__(self) -> None:
+        self.boot = uuid.uuid4().hex
+        self.started_s = time.time()
+        self.facts: Mapping[str, Any] = {}
+        self.run: RunView | None = None
+        self.over = False
+        self.beat_ns = 0
+        self.cameras: dict[str, CameraBoard] = {}
+        self.frames: deque[FrameRow] = deque(maxlen=FRAMES_KEPT)
+        self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
+        self.changes: deque[dict[str, Any]] = deque(maxlen=CHANGES_KEPT)  # of mode or alert, oldest first
+        self.counted_events: Counter[tuple[str, str]] = Counter()
+        self.reconnects: Counter[tuple[str, str]] = Counter()
+        self.transitions: Counter[tuple[str, str, str]] = Counter()
+        self.modes: dict[str, int] = {}  # frames published in each
+        self.mode = ""
+        self.alert = False
+        self._published = 0
+        self._told = 0
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """What does not change while the run lasts: the bundle, the cameras."""
+        self.facts = dict(facts)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names by id."""
+        return tuple(self.facts.get("labels", ()))
+
+    def opened(self, run: RunView) -> None:
+        self.run = run
+        self.beat_ns = time.monotonic_ns()
+
+    def beat(self) -> None:
+        self.beat_ns = time.monotonic_ns()
+
+    def saw(self, frame: Frame, turn: Turn) -> None:
+        published = turn.published
+        self._published += 1
+        row = FrameRow(self._published, published, tuple(turn.times.items()))
+        now_ns = time.monotonic_ns()
+        camera = self.cameras.get(frame.camera)
+        if camera is None:
+            camera = self.cameras[frame.camera] = CameraBoard()
+        camera.saw(row, now_ns)
+        self.frames.append(row)
+        self.mode = published.mode
+        self.modes[published.mode] = self.modes.get(published.mode, 0) + 1
+        if camera.wanted:
+            camera.take_shot(frame, published, now_ns)
+        if turn.transition is not None:
+            self._moved(turn.transition)
+
+    def _moved(self, transition: Transition) -> None:
+        before, after = transition.before, transition.after
+        self.transitions[before.mode, after.mode, transition.kind] += 1
+        self.mode, self.alert = after.mode, after.alert
+        self.changes.append(
+            {
+                "at": round(time.time(), 3),
+                "kind": transition.kind,
+                "from": before.mode,
+                "mode": after.mode,
+                "alert": after.alert,
+                "reason": transition.reason,
+            }
+        )
+
+    def told(self, event: Mapping[str, Any]) -> None:
+        """Keep an event; called on the thread that hands out events."""
+        self._told += 1
+        ago_s = max(0.0, (time.monotonic_ns() - event["t_ns"]) / 1e9) if "t_ns" in event else 0.0
+        kind, camera = str(event.get("kind", "")), str(event.get("camera", ""))
+        self.counted_events[kind, camera] += 1
+        if kind == "camera_restarted":
+            self.reconnects[camera, str(event.get("cause", ""))] += 1
+        self.events.append((self._told, {**event, "at": round(time.time() - ago_s, 3)}))
+
+    def ended(self) -> None:
+        self.over = True

@@ -1,0 +1,170 @@
+"""Prometheus metrics of a run, collected when asked: counts and histograms are the loop's own, not samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from avq.daemon.latency import Histogram, bucket
+from avq.daemon.ledger import Account
+from avq.daemon.watch import RunView
+from avq.web.board import Board, CameraBoard
+from avq.web.machine import MachineReader
+from avq.web.viewers import ViewerCounts
+
+#: Two bounds per octave from 16 us to 13 s, each the first nanosecond of a log bucket: counts are exact.
+EDGES_NS = tuple(edge for power in range(14, 33) for edge in (2**power, 3 * 2 ** (power - 1)))
+
+
+def cumulative(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """[(le in seconds, frames that took no longer)], and the sum in seconds."""
+    counts = sorted(dict(histogram.counts).items())
+    rows: list[tuple[str, float]] = []
+    seen, position = 0, 0
+    for edge_ns in EDGES_NS:
+        above = bucket(edge_ns)
+        while position < len(counts) and counts[position][0] < above:
+            seen += counts[position][1]
+            position += 1
+        rows.append((repr((edge_ns - 1) / 1e9), seen))
+    rows.append(("+Inf", sum(count for _, count in counts)))
+    return rows, histogram.sum_ns / 1e9
+
+
+class RunCollector(Collector):
+    """Everything about a run, read from its board at the moment of the scrape."""
+
+    def __init__(self, board: Board, machine: MachineReader, web: ViewerCounts) -> None:
+        self._board = board
+        self._machine = machine
+        self._web = web
+
+    def collect(self) -> Iterator[Metric]:
+        cameras = dict(self._board.cameras)
+        if self._board.run is not None:
+            yield from _books(self._board.run.accounts())
+            yield from _sinks(self._board.run)
+        yield from _times(cameras)
+        yield from self._modes()
+        yield _counter(
+            "avq_events", "What the run told, by kind", ("kind", "camera"), dict(self._board.counted_events)
+        )
+        yield _counter(
+            "avq_source_reconnects", "Capture processes started again", ("camera", "cause"),
+            dict(self._board.reconnects),
+        )  # fmt: skip
+        yield from self._about()
+        yield from self._readings()
+
+    def _modes(self) -> Iterator[Metric]:
+        board = self._board
+        mode = GaugeMetricFamily("avq_mode", "1 for the mode that serves", labels=["mode"])
+        for name in dict.fromkeys(
+            [*(row["name"] for row in board.facts.get("modes", ())), *dict(board.modes)]
+        ):
+            mode.add_metric([name], float(name == board.mode))
+        yield mode
+        yield GaugeMetricFamily("avq_alert", "1 while too many frames are late", value=float(board.alert))
+        yield _counter(
+            "avq_mode_transitions", "Decisions of the governor", ("from", "to", "reason"),
+            dict(board.transitions),
+        )  # fmt: skip
+
+    def _about(self) -> Iterator[Metric]:
+        bundle = self._board.facts.get("bundle")
+        if bundle:
+            labels = {
+                "engine": bundle["engine"],
+                "precision": bundle["precision"],
+                "sha256": bundle["digest"],
+            }
+            yield InfoMetricFamily("avq_engine", "What serves", value=labels)
+
+    def _readings(self) -> Iterator[Metric]:
+        now = self._machine.read()
+        yield GaugeMetricFamily(
+            "avq_process_resident_memory_bytes", "Resident memory", value=float(now.memory_bytes)
+        )
+        yield _gauge("avq_temperature_celsius", "Thermal zones", "zone", now.temperatures_c)
+        clock_hz = {cpu: clock[0] for cpu, clock in now.clocks_hz.items()}
+        yield _gauge("avq_cpu_frequency_hertz", "Clocks", "cpu", clock_hz)
+        yield GaugeMetricFamily("avq_web_viewers", "Open event streams", value=float(self._web.now))
+        yield CounterMetricFamily(
+            "avq_web_viewers_dropped", "Viewers that did not keep up", value=self._web.dropped
+        )
+        yield CounterMetricFamily(
+            "avq_web_frames_missed", "Frames that could not be told any viewer", value=self._web.missed
+        )
+
+
+def _books(accounts: Mapping[str, Account]) -> Iterator[Metric]:
+    captured = {(camera,): account.captured for camera, account in accounts.items()}
+    yield _counter("avq_frames_captured", "Frames that came from a camera", ("camera",), captured)
+    outcomes = {}
+    for camera, account in accounts.items():
+        outcomes[camera, "published"] = account.published
+        outcomes[camera, "dropped"] = sum(account.dropped.values())
+    yield _counter("avq_frames", "Frames by what became of them", ("camera", "outcome"), outcomes)
+    causes = {
+        (c, cause): count for c, account in accounts.items() for cause, count in account.dropped.items()
+    }
+    yield _counter("avq_frames_dropped", "Dropped frames by cause", ("camera", "cause"), causes)
+    waiting = {camera: account.in_flight for camera, account in accounts.items()}
+    yield _gauge("avq_frames_in_flight", "Frames on their way", "camera", waiting)
+
+
+def _sinks(run: RunView) -> Iterator[Metric]:
+    rows: dict[tuple[str, str, str], float] = {}
+    for number, sink in enumerate(run.sinks()):
+        rows[sink.name, str(number), "written"] = sink.written
+        rows[sink.name, str(number), "missed"] = sink.missed
+    yield _counter("avq_sink_messages", "Messages by what a sink did", ("sink", "number", "outcome"), rows)
+
+
+def _times(cameras: Mapping[str, CameraBoard]) -> Iterator[Metric]:
+    stages = HistogramMetricFamily(
+        "avq_stage_duration_seconds", "Time per stage of a frame", labels=["camera", "stage"]
+    )
+    ages = HistogramMetricFamily("avq_frame_age_seconds", "Age since capture", labels=["camera", "point"])
+    misses = {}
+    for name, camera in cameras.items():
+        for stage, histogram in dict(camera.stages).items():
+            stages.add_metric([name, stage], *cumulative(histogram))
+            misses[name, stage] = camera.late[stage]
+        ages.add_metric([name, "publish"], *cumulative(camera.age))
+    yield stages
+    yield ages
+    yield _counter(
+        "avq_deadline_misses", "Late frames, by the stage that took longest", ("camera", "stage"), misses
+    )
+
+
+def _counter(name: str, text: str, labels: Iterable[str], rows: Mapping[Any, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=list(labels))
+    for values, count in rows.items():
+        family.add_metric(list(values), count)
+    return family
+
+
+def _gauge(name: str, text: str, label: str, rows: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, reading in rows.items():
+        family.add_metric([value], reading)
+    return family
+
+
+def exposition(board: Board, machine: MachineReader, web: ViewerCounts) -> bytes:
+    """The text of /metrics."""
+    registry = CollectorRegistry()
+    registry.register(RunCollector(board, machine, web))
+    return generate_latest(registry)

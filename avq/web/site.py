@@ -1,0 +1,130 @@
+"""The web server of a run: a socket taken before anything else starts, and a thread that ends with the run."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from avq.errors import MachineError, RequestError
+from avq.web.board import Board
+
+#: How long one thread may keep the interpreter while the loop waits for it; Python's own 5 ms are a frame's delay.
+_SWITCH_S = 0.0005
+#: Kernel buffers of one viewer, and how long data may stay unacknowledged: so slow ones are noticed.
+_SEND_BUFFER_BYTES = 32 * 1024
+_UNACKNOWLEDGED_MS = 10_000
+#: Pictures, scrapes and streams together; more are answered 503.
+MOST_CONNECTIONS = 256
+_JOIN_S = 3.0
+_AGAIN_S = 1.0
+
+
+@contextmanager
+def open_site(
+    host: str, port: int, token: str | None, *, board: Board | None = None
+) -> Iterator[tuple[Board, str]]:
+    """Serve until the block is left; gives the board to write on and the page's address.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one.
+        token: what visitors must show.
+        board: to read from, instead of a new one.
+
+    Raises:
+        MachineError: the extra ``web`` is not installed.
+        RequestError: the address cannot be listened on.
+    """
+    listener = _listener(host, port)
+    board = board or Board()
+    with listener:
+        server = _Server(board, listener, token)
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(before_s, _SWITCH_S))
+        try:
+            yield board, _address(listener, host)
+        finally:
+            server.close()
+            sys.setswitchinterval(before_s)
+
+
+class _Server:
+    """uvicorn on a thread of its own; its signal handlers stay away from threads."""
+
+    def __init__(self, board: Board, listener: socket.socket, token: str | None) -> None:
+        try:
+            import uvicorn
+
+            from avq.web.app import Endpoints, application
+        except ImportError as error:
+            raise MachineError(
+                "the page of a run needs libraries that are not installed here",
+                seen=str(error),
+                fix='pip install "avq[web]"',
+            ) from None
+        self._closing = threading.Event()
+        self._endpoints = Endpoints(board, self._closing.is_set)
+        self._listener = listener
+        self._config = uvicorn.Config(
+            application(self._endpoints, token),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(self._config)
+        self._thread = threading.Thread(target=self._run, name="web", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        """Serve; what ends the server without being asked to costs a second of it, not the page of months."""
+        while not self._closing.is_set():
+            with suppress(BaseException), self._listener.dup() as listener:
+                self._server.run(sockets=[listener])
+            if not self._closing.wait(_AGAIN_S):
+                self._server = type(self._server)(self._config)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._server.should_exit = True
+        self._thread.join(_JOIN_S)
+        self._endpoints.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+        listener.bind(address)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from None
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> RequestError:
+    return RequestError(
+        f"the page cannot listen on {host}:{port}",
+        seen=error.strerror or str(error),
+        fix="is another run there? choose another port: --web 127.0.0.1:8788, or port 0 for a free one",
+    )
+
+
+def _address(listener: socket.socket, host: str) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

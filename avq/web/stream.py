@@ -1,0 +1,222 @@
+"""Server-sent events: every published frame, every event, and the status, to whoever looks.
+
+News are written once, in numbered chunks, however many look; each viewer takes the chunks at its own moment, so
+that many viewers never make one long burst of work. Who does not keep up is dropped, never waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from avq.web.board import Board, FrameRow
+from avq.web.status import StatusReader, strip
+from avq.web.viewers import ViewerCounts
+
+KINDS = ("status", "frames", "events", "detections")
+TICK_S = 0.1
+STATUS_EVERY_S = 0.6
+#: A viewer whose connection takes nothing for so long is dropped.
+PATIENCE_S = 2.0
+FRAMES_AT_FIRST = 240
+EVENTS_AT_FIRST = 60
+_CHUNKS_KEPT = 64
+_RECONNECT_MS = 1000
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass
+class Chunk:
+    """What happened since the chunk before; text is made for those kinds that somebody asked for."""
+
+    boot: str
+    rows: list[FrameRow]
+    happened: list[dict[str, Any]]
+    status_text: str
+    labels: tuple[str, ...]
+    missed: int = 0
+    hello: str = ""
+
+    @cached_property
+    def status(self) -> str:
+        return _event("status", self.status_text) if self.status_text else ""
+
+    @cached_property
+    def frames(self) -> str:
+        return _event("frames", json.dumps(strip(self.rows))) if self.rows else ""
+
+    @cached_property
+    def events(self) -> str:
+        return _event("events", json.dumps(self.happened)) if self.happened else ""
+
+    @cached_property
+    def detections(self) -> str:
+        """One event per published frame: the line of the JSON-lines sink, with an id to resume from."""
+        missed = _event("missed", json.dumps({"frames": self.missed})) if self.missed else ""
+        return missed + "".join(
+            _event("detections", _ENCODER.encode(row.published.as_message(self.labels)).decode(),
+                   f"{self.boot}:{row.index}")
+            for row in self.rows
+        )  # fmt: skip
+
+    def text(self, kinds: Iterable[str]) -> str:
+        return self.hello + "".join(str(getattr(self, kind)) for kind in kinds)
+
+
+class Feed:
+    """Makes the chunks, when a viewer asks and the last one is old enough.
+
+    Args:
+        board, reader: what is told.
+        counts: of viewers, and of frames that nobody could be told.
+    """
+
+    def __init__(self, board: Board, reader: StatusReader, counts: ViewerCounts) -> None:
+        self.board = board
+        self.counts = counts
+        self._reader = reader
+        self._chunks: deque[tuple[int, Chunk]] = deque(maxlen=_CHUNKS_KEPT)
+        self._number = 0
+        self._frames_told = 0
+        self._events_told = 0
+        self._made_s = float("-inf")
+        self._status_s = float("-inf")
+        self._facts = board.facts
+
+    def first(self, resume: int | None) -> tuple[int, Chunk]:
+        """For a new viewer: the status, the last frames and events; or all that is there since ``resume``."""
+        self._make_due()
+        rows = [row for row in list(self.board.frames) if row.index <= self._frames_told]
+        if resume is None:
+            rows, missed = rows[-FRAMES_AT_FIRST:], 0
+        else:
+            rows = [row for row in rows if row.index > resume]
+            missed = (rows[0].index if rows else self._frames_told + 1) - resume - 1
+        happened = [event for number, event in list(self.board.events) if number <= self._events_told]
+        status = json.dumps(self._reader.read())
+        chunk = self._chunk(rows, happened[-EVENTS_AT_FIRST:], status, max(0, missed))
+        chunk.hello = f"retry: {_RECONNECT_MS}\n" + self._hello()
+        return self._number, chunk
+
+    def since(self, number: int) -> tuple[int, list[Chunk]]:
+        """The number of the newest chunk, and all after ``number``."""
+        self._make_due()
+        return self._number, [chunk for n, chunk in self._chunks if n > number]
+
+    def _make_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._made_s < TICK_S:
+            return
+        if now_s - self._made_s > _CHUNKS_KEPT * TICK_S:  # nobody looked: what happened meanwhile is no news
+            self._skip()
+        self._made_s = now_s
+        self._number += 1
+        self._chunks.append((self._number, self._news(now_s)))
+
+    def _skip(self) -> None:
+        frames, events = list(self.board.frames), list(self.board.events)
+        self._frames_told = frames[-1].index if frames else 0
+        self._events_told = events[-1][0] if events else 0
+
+    def _news(self, now_s: float) -> Chunk:
+        rows = [row for row in list(self.board.frames) if row.index > self._frames_told]
+        missed = rows[0].index - self._frames_told - 1 if rows else 0
+        self._frames_told = rows[-1].index if rows else self._frames_told
+        happened = [
+            (number, event) for number, event in list(self.board.events) if number > self._events_told
+        ]
+        self._events_told = happened[-1][0] if happened else self._events_told
+        status = ""
+        if now_s - self._status_s >= STATUS_EVERY_S or happened:
+            self._status_s, status = now_s, json.dumps(self._reader.read())
+        self.counts.missed += missed
+        chunk = self._chunk(rows, [event for _, event in happened], status, missed)
+        if self._facts is not self.board.facts:  # the run has opened its bundle, or another one serves
+            self._facts, chunk.hello = self.board.facts, self._hello()
+        return chunk
+
+    def _chunk(self, rows: list[FrameRow], happened: list[dict[str, Any]], status: str, missed: int) -> Chunk:
+        return Chunk(self.board.boot, rows, happened, status, self.board.labels, missed)
+
+    def _hello(self) -> str:
+        board = self.board
+        return _event("hello", json.dumps({"boot": board.boot, "started": board.started_s, **board.facts}))
+
+
+class EventStream:
+    """The response to one viewer; an ASGI application.
+
+    Args:
+        feed: what is told.
+        kinds: which of it.
+        last_id: the id of the last event this viewer got before its connection broke, or "".
+        stopping: true when the server is to end.
+    """
+
+    def __init__(
+        self, feed: Feed, kinds: Collection[str], last_id: str, stopping: Callable[[], bool]
+    ) -> None:
+        self._feed = feed
+        self._kinds = [kind for kind in KINDS if kind in kinds]
+        self._resume = resumed(last_id, feed.board.boot)
+        self._stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        gone = asyncio.ensure_future(_disconnected(receive))
+        counts = self._feed.counts
+        counts.now += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            number, first = self._feed.first(self._resume)
+            await self._tell(send, first.text(self._kinds), len(first.rows))
+            while not gone.done() and not self._stopping():
+                number, chunks = self._feed.since(number)
+                text = "".join(chunk.text(self._kinds) for chunk in chunks)
+                await self._tell(send, text, sum(len(chunk.rows) for chunk in chunks))
+                await asyncio.wait([gone], timeout=TICK_S)
+            await self._tell(send, _event("bye", "{}"), 0, last=True)
+        except asyncio.TimeoutError:
+            counts.dropped += 1
+        finally:
+            counts.now -= 1
+            gone.cancel()
+
+    async def _tell(self, send: Send, text: str, frames: int, *, last: bool = False) -> None:
+        if text or last:
+            message = {"type": "http.response.body", "body": text.encode(), "more_body": not last}
+            await asyncio.wait_for(send(message), PATIENCE_S)
+            self._feed.counts.told += frames
+
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+def resumed(last_id: str, boot: str) -> int | None:
+    """The frame a viewer of this run has seen last; None for a new viewer and one of another run."""
+    run, _, index = last_id.partition(":")
+    return int(index) if run == boot and index.isascii() and index.isdecimal() and len(index) < 16 else None
+
+
+def _event(name: str, data: str, number: str = "") -> str:
+    return f"event: {name}\n" + (f"id: {number}\n" if number else "") + f"data: {data}\n\n"
+
+
+async def _disconnected(receive: Receive) -> Any:
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message

@@ -1,0 +1,361 @@
+"""The endpoints of a run, asked over real connections while the real loop serves."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from avq.errors import BundleError
+from avq.sinks import CallbackSink
+from avq.web import Board
+from avq.web.health import not_alive, not_ready
+from avq.web.site import open_site
+from tests.daemon.daemon_kit import LABELS, picture_folder
+from tests.web.web_kit import FACTS, events_of, live, turn
+
+SCENE = "scene://drive?seed=2&fps=30&size=320x192"
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(found: Mapping[Any, float], name: str, **labels: str) -> float:
+    return found[name, tuple(sorted(labels.items()))]
+
+
+def test_ready_only_after_frames_were_published_and_no_longer_than_the_run() -> None:
+    with open_site("127.0.0.1", 0, None) as (_, address):
+        assert httpx.get(address + "/livez").status_code == 200
+        waits = httpx.get(address + "/readyz")
+        assert waits.status_code == 503 and "opened and warmed" in waits.json()["reason"]
+    with live(SCENE) as run:
+        run.wait_for(2)
+        assert run.get("/readyz").json() == {"ok": True, "reason": ""}
+        assert run.get("/livez").status_code == 200
+        run.stopping = True
+        deadline_s = time.monotonic() + 20
+        while not run.board.over and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        over = run.get("/readyz")
+        assert over.status_code == 503 and "over" in over.json()["reason"]
+
+
+def test_silence_is_measured_by_what_is_usual_and_a_loop_that_stands_is_not_alive() -> None:
+    board = Board()
+    assert not not_alive(board, 0)
+    board.opened(None)  # type: ignore[arg-type]
+    board.run = object()  # type: ignore[assignment]
+    board.saw(*turn(0))
+    now_ns = board.beat_ns = board.cameras["front"].seen_ns
+    assert not not_ready(board, now_ns + 4_900_000_000)
+    board.beat_ns += 10_000_000_000
+    assert "no frame has been published for 10.0 s" in not_ready(board, now_ns + 10_000_000_000)
+    board.cameras["front"].gap_ns = 4_000_000_000  # a slow camera
+    assert not not_ready(board, now_ns + 10_000_000_000)
+    assert "the loop has stood for 6.0 s" in not_alive(board, board.beat_ns + 6_000_000_000)
+    board.ended()
+    assert not not_alive(board, board.beat_ns + 60_000_000_000)
+
+
+def test_metrics_hold_every_frame_exactly(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "p", 25)
+    (folder / "0007.png").write_bytes(b"broken")
+    with live(str(folder)) as run:
+        run.wait_for(24)
+        while not run.board.over:
+            time.sleep(0.01)
+        found = samples(run.get("/metrics").text)
+        status = run.get("/status").json()
+    assert value(found, "avq_frames_captured_total", camera="front") == 25
+    assert value(found, "avq_frames_total", camera="front", outcome="published") == 24
+    assert value(found, "avq_frames_total", camera="front", outcome="dropped") == 1
+    assert value(found, "avq_frames_dropped_total", camera="front", cause="unreadable") == 1
+    assert value(found, "avq_frames_in_flight", camera="front") == 0
+    assert value(found, "avq_mode", mode="normal") == 1
+    assert value(found, "avq_sink_messages_total", sink="CallbackSink", number="0", outcome="written") == 24
+    assert value(found, "avq_engine_info", engine="null", precision="f32", sha256="digest") == 1
+    assert value(found, "avq_process_resident_memory_bytes") > 1e7
+    ages = [turn.published.age_ns for turn in run.turns]
+    for point, name in (("publish", "avq_frame_age_seconds"), ("infer", "avq_stage_duration_seconds")):
+        label = {"point": point} if name == "avq_frame_age_seconds" else {"stage": point}
+        assert value(found, f"{name}_count", camera="front", **label) == 24
+    assert value(found, "avq_frame_age_seconds_sum", camera="front", point="publish") == pytest.approx(
+        sum(ages) / 1e9
+    )
+    misses = sum(count for (name, _), count in found.items() if name == "avq_deadline_misses_total")
+    assert misses == sum(turn.published.late for turn in run.turns)
+    assert status["frames"] | {"misses": 0} == {
+        "captured": 25, "published": 24, "dropped": {"unreadable": 1}, "in_flight": 0, "misses": 0,
+    }  # fmt: skip
+    assert [event["kind"] for event in status["events"]] == ["unreadable"] or status["events"]
+    assert status["stages"].keys() == {"queue", "preprocess", "infer", "decode"}
+
+
+def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
+    del tmp_path
+    with live(SCENE) as run:
+        run.wait_for(1)
+        seen = []
+        for _ in range(4):
+            answer = run.get(f"/camera/front.jpg?after={seen[-1]['number'] if seen else 0}")
+            assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"
+            facts = json.loads(answer.headers["avq-frame"])
+            picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
+            assert picture.shape[:2] == (facts["height_px"], facts["width_px"]) == (192, 320)
+            seen.append(facts)
+        by_seq = {turn.published.detections.seq: turn.published for turn in run.turns}
+        assert run.get("/camera/rear.jpg").status_code == 404
+    assert len({facts["seq"] for facts in seen}) == 4
+    for facts in seen:
+        published = by_seq[facts["seq"]]
+        assert facts["count"] == len(published.detections)
+        boxes = [[round(v, 1) for v in box] for box in published.detections.boxes_xyxy_px.tolist()]
+        assert [box[:4] for box in facts["boxes"]] == boxes
+        assert {box[5] for box in facts["boxes"]} <= set(LABELS)
+
+
+def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: Path) -> None:
+    written: list[dict[str, Any]] = []
+    sink = CallbackSink(lambda message, _: written.append(message.as_message(LABELS)), wants_pixels=False)
+    got: list[tuple[str, dict[str, Any]]] = []
+    with (
+        live(SCENE + "&frames=40", sinks=(sink,)) as run,
+        httpx.stream("GET", run.address + "/events?only=detections,events", timeout=20) as stream,
+    ):
+        for kind, number, data in events_of(stream.iter_lines()):
+            assert kind in ("hello", "detections", "events")
+            if kind == "detections":
+                got.append((number, data))
+            if run.board.over and len(got) >= len(run.turns):
+                break
+    assert [data for _, data in got] == written
+    assert [number for number, _ in got] == [f"{run.board.boot}:{n + 1}" for n in range(len(got))]
+
+
+def test_a_viewer_resumes_where_its_connection_broke() -> None:
+    board = Board()
+    board.describe(FACTS)
+    for seq in range(100):
+        board.saw(*turn(seq))
+    with open_site("127.0.0.1", 0, None, board=board) as (_, address):
+
+        def seqs(last_id: str, wanted: int) -> list[int]:
+            found = []
+            headers = {"last-event-id": last_id}
+            with httpx.stream("GET", address + "/events?only=detections", headers=headers) as stream:
+                for kind, _, data in events_of(stream.iter_lines()):
+                    found += [data["seq"]] if kind == "detections" else []
+                    if len(found) == wanted:
+                        return found
+            raise AssertionError(found)
+
+        assert seqs(f"{board.boot}:90", 10) == list(range(90, 100))
+        assert seqs("another run:90", 100) == list(range(100))
+        for seq in range(100, 1000):  # more than the board keeps: what is lost is said
+            board.saw(*turn(seq))
+        with httpx.stream(
+            "GET", address + "/events?only=detections", headers={"last-event-id": f"{board.boot}:90"}
+        ) as stream:
+            told = [
+                (kind, data)
+                for (kind, _, data), _ in zip(events_of(stream.iter_lines()), range(3), strict=False)
+            ]
+    assert told[1] == ("missed", {"frames": 1000 - 480 - 90}) and told[2][1]["seq"] == 520
+
+
+def test_kinds_of_news_that_do_not_exist_are_refused() -> None:
+    with open_site("127.0.0.1", 0, None) as (_, address):
+        answer = httpx.get(address + "/events?only=status,pictures")
+    assert answer.status_code == 400 and "pictures" in answer.json()["what"]
+
+
+def test_a_hundred_viewers_cost_no_frame_and_too_many_are_turned_away() -> None:
+    with live(SCENE) as run:
+        run.wait_for(5)
+        with ExitStack() as stack:
+            limits = httpx.Limits(max_connections=200)
+            client = stack.enter_context(httpx.Client(limits=limits, timeout=20))
+            streams = [
+                stack.enter_context(client.stream("GET", run.address + "/events")).iter_lines()
+                for _ in range(100)
+            ]
+            for lines in streams:
+                kinds = {kind for (kind, _, _), _ in zip(events_of(lines), range(4), strict=False)}
+                assert {"hello", "status", "frames"} <= kinds
+            assert run.get("/status").json()["viewers"]["now"] == 100
+            more = [stack.enter_context(client.stream("GET", run.address + "/events")) for _ in range(30)]
+            codes = [one.status_code for one in more]
+            assert codes == [200] * 28 + [503] * 2
+            before = len(run.turns)
+            run.wait_for(before + 20)
+            assert run.get("/livez").status_code == 200
+        accounts = run.board.run.accounts() if run.board.run else {}
+        assert accounts["front"].balanced
+    assert set(run.summary.account.dropped if run.summary else {}) <= {"superseded", "stopped"}
+
+
+def test_a_viewer_that_takes_nothing_is_dropped_and_the_others_are_not() -> None:
+    board = Board()
+    board.describe(FACTS)
+    busy = threading.Event()
+
+    def feed() -> None:
+        seq = 0
+        while not busy.wait(0.01):
+            for _ in range(5):
+                board.saw(*turn(seq, boxes=100))
+                seq += 1
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        with open_site("127.0.0.1", 0, None, board=board) as (_, address):
+            host, port = address.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port))) as deaf:
+                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                deaf.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                with httpx.stream("GET", address + "/events?only=detections", timeout=20) as stream:
+                    last = -1
+                    for kind, _, data in events_of(stream.iter_lines()):
+                        assert kind != "missed"
+                        if kind == "detections":
+                            assert data["seq"] == last + 1 or last < 0
+                            last = data["seq"]
+                            viewers = (
+                                httpx.get(address + "/status").json()["viewers"] if last % 200 == 0 else {}
+                            )
+                            if viewers.get("dropped"):
+                                break
+                assert viewers == viewers | {"now": 1, "dropped": 1}
+    finally:
+        busy.set()
+        feeder.join()
+
+
+class Hanging(Board):
+    """What the page asks the run for never comes: the web thread stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.release = threading.Event(), threading.Event()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        self.asked.set()
+        self.release.wait(60)
+        return super().labels
+
+
+def test_a_web_thread_that_hangs_delays_no_frame(tmp_path: Path) -> None:
+    folder, board = picture_folder(tmp_path / "p", 200), Hanging()
+    with (
+        live(str(folder), board=board) as run,
+        socket.create_connection(
+            (run.address.split("/")[2].split(":")[0], int(run.address.rpartition(":")[2]))
+        ) as viewer,
+    ):
+        viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert board.asked.wait(20)
+        run.wait_for(200)
+        while not board.over:
+            time.sleep(0.01)
+        with pytest.raises(httpx.TimeoutException):
+            httpx.get(run.address + "/livez", timeout=0.3)
+        board.release.set()
+        assert httpx.get(run.address + "/livez", timeout=20).status_code == 200
+    assert [turn.published.detections.seq for turn in run.turns] == list(range(200))
+    assert run.summary is not None and run.summary.account.balanced
+
+
+def test_a_server_that_dies_takes_no_frame_with_it_and_comes_back(tmp_path: Path) -> None:
+    with live(str(picture_folder(tmp_path / "p", 100)), busy_ms=2) as run:
+        run.wait_for(1)
+        web = next(thread for thread in threading.enumerate() if thread.name == "web")
+        kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        assert kill(ctypes.c_ulong(web.ident or 0), ctypes.py_object(SystemExit)) == 1
+        run.wait_for(100)
+        assert run.get("/status").json()["frames"]["published"] == 100
+        assert [turn.published.detections.seq for turn in run.turns] == list(range(100))
+
+
+class Swapping(Board):
+    def __init__(self, swap: Any) -> None:
+        super().__init__()
+        self._swap = swap
+
+    def opened(self, run: Any) -> None:
+        from dataclasses import replace
+
+        super().opened(replace(run, swap=self._swap))
+
+
+def test_a_bundle_is_asked_for_and_refusals_say_why() -> None:
+    asked: list[Path] = []
+    hold = threading.Event()
+
+    def swap(folder: Path) -> dict[str, Any]:
+        asked.append(folder)
+        if folder.name == "slow":
+            hold.wait(20)
+        if folder.name == "bad":
+            raise BundleError("it is broken", seen="a digest", fix="build it again")
+        return {"serving": str(folder)}
+
+    with live(SCENE, board=Swapping(swap)) as run:
+        run.wait_for(1)
+        address = run.address + "/bundle"
+        good = httpx.post(address, json={"bundle": "/b/good"})
+        assert (good.status_code, good.json()) == (200, {"serving": "/b/good"})
+        bad = httpx.post(address, json={"bundle": "/b/bad"})
+        assert (bad.status_code, bad.json()) == (
+            409, {"what": "it is broken", "seen": "a digest", "fix": "build it again"},
+        )  # fmt: skip
+        slow = threading.Thread(target=lambda: httpx.post(address, json={"bundle": "/b/slow"}, timeout=30))
+        slow.start()
+        while Path("/b/slow") not in asked:
+            time.sleep(0.01)
+        assert httpx.post(address, json={"bundle": "/b/good"}).status_code == 409
+        assert run.get("/livez").status_code == 200  # others are answered meanwhile
+        hold.set()
+        slow.join()
+        for body in (b"", b"[]", b"{}", b'{"bundle": 3}', b"x" * 10_000, b"[" * 4000):
+            refused = httpx.post(address, content=body)
+            assert refused.status_code == 400, body[:20]
+        assert httpx.get(address).status_code == 405
+    assert asked == [Path("/b/good"), Path("/b/bad"), Path("/b/slow")]
+
+
+def test_a_run_that_cannot_swap_says_so() -> None:
+    with open_site("127.0.0.1", 0, None) as (_, address):
+        answer = httpx.post(address + "/bundle", json={"bundle": "/b"})
+    assert answer.status_code == 501 and answer.json()["seen"] == "the run is starting"
+
+
+def test_nothing_of_a_site_stays_behind() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    with live(SCENE) as run:
+        run.wait_for(2)
+        run.get("/camera/front.jpg")
+        with httpx.stream("GET", run.address + "/events") as stream:
+            next(stream.iter_lines())
+    assert {thread.name for thread in threading.enumerate()} <= before
+    with pytest.raises(httpx.ConnectError):
+        run.get("/livez")

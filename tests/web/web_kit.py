@@ -1,0 +1,131 @@
+"""A run with a page: the real loop on the null engine, on a thread, with the real server on a free port."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+
+from avq.daemon import Mode, RunOptions, RunSummary, Turn, serve_bundle
+from avq.hookspecs import Sink
+from avq.sinks import CallbackSink
+from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
+from avq.web import Board
+from avq.web.site import open_site
+from tests.daemon.daemon_kit import LABELS, null_parts
+
+BUDGET = LatencyBudget(50_000_000)
+FACTS = {
+    "labels": list(LABELS),
+    "bundle": {"name": "b.avq", "digest": "digest", "engine": "null", "precision": "f32"},
+}
+__all__ = ["BUDGET", "FACTS", "Live", "events_of", "live", "message", "turn"]
+
+
+class EnoughError(Exception):
+    """Ends a run from its own thread."""
+
+
+@dataclass
+class Live:
+    """A run that goes on while a test looks at it."""
+
+    board: Board
+    address: str
+    turns: list[Turn] = field(default_factory=list)
+    summary: RunSummary | None = None
+    stopping: bool = False
+    error: BaseException | None = None
+    news: threading.Condition = field(default_factory=threading.Condition)
+
+    def on_turn(self, turn: Turn) -> None:
+        with self.news:
+            self.turns.append(turn)
+            self.news.notify_all()
+        if self.stopping:
+            raise EnoughError
+
+    def wait_for(self, frames: int, timeout_s: float = 30.0) -> None:
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.address + path, timeout=20, **options)
+
+
+@contextmanager
+def live(
+    source: str,
+    *,
+    board: Board | None = None,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    busy_ms: float = 0.0,
+    sinks: tuple[Sink, ...] = (),
+) -> Iterator[Live]:
+    """``source`` served until the block is left or it ends."""
+    with open_site(host, 0, token, board=board) as (written, address):
+        run = Live(written, address)
+        written.describe({**FACTS, "cameras": {"front": source}, "modes": [{"name": "normal"}]})
+        quiet = CallbackSink(lambda *_: None, wants_pixels=False)
+
+        def serve() -> None:
+            try:
+                run.summary = serve_bundle(
+                    [Mode(null_parts(busy_ms))],
+                    sources={"front": source},
+                    sinks=sinks or [quiet],
+                    budget=BUDGET,
+                    options=RunOptions(watcher=written, on_turn=run.on_turn, on_event=written.told),
+                )
+            except EnoughError:
+                pass
+            except BaseException as error:
+                run.error = error
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield run
+        finally:
+            run.stopping = True
+            thread.join(30)
+    assert not thread.is_alive()
+    assert run.error is None, run.error
+
+
+def message(
+    seq: int, *, boxes: int = 2, age_ns: int = 1_000_000, camera: str = "front", mode: str = "normal"
+) -> Published:
+    seen = Detections(
+        np.full((boxes, 4), 1.5, np.float32), np.full(boxes, 0.5, np.float32), np.zeros(boxes, np.int64),
+        camera, seq, seq * 1000,
+    )  # fmt: skip
+    return Published(seen, age_ns, 0, age_ns > BUDGET.deadline_ns, mode, "digest")
+
+
+def turn(seq: int, **options: Any) -> tuple[Frame, Turn]:
+    """A frame and what the loop made of it."""
+    published = message(seq, **options)
+    camera = published.detections.camera
+    frame = Frame(camera, seq, seq * 1000, np.zeros((4, 4, 3), np.uint8))
+    return frame, Turn(published, StageTimes(100, 200, 300, 400), None)
+
+
+def events_of(lines: Iterator[str]) -> Iterator[tuple[str, str, Any]]:
+    """(event, id, data) of a server-sent event stream."""
+    kind, number = "", ""
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind, number = value, ""
+        elif name == "id":
+            number = value
+        elif name == "data":
+            yield kind, number, json.loads(value)
