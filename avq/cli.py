@@ -190,6 +190,9 @@ def run(call: Call, log: Path | None, **flags: Any) -> int:
     "--timing", type=click.Choice(["recorded", "scaled", "measured"]), help="stage times to replay with"
 )
 @click.option("--tier", type=click.Choice(["exact", "toleranced", "metric"]), help="how to compare")
+@click.option(
+    "--by-loss", is_flag=True, help="another bundle: tolerate 1 % lost or new boxes, 0.02 confidence"
+)
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
 @click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")

@@ -18,7 +18,7 @@ from avq.replay.run import Policy, ReplayRequest, bench_of, replay
 from avq.replay.stages import PairedTimes, over_limits, paired_times, slower, table_of
 from avq.replay.timing import Timing
 from avq.replay.tolerance import Tier, Tolerances, learned
-from avq.replay.verdict import judge
+from avq.replay.verdict import judge, require_same_log
 
 #: No-change runs that tolerances are learned from.
 RUNS = 3
@@ -34,6 +34,7 @@ class Comparing:
         tolerances: None takes those of the reference.
         limits: milliseconds by stage and figure, such as {"infer_p99_ms": 12.0}.
         max_ratio: tolerated total time / the baseline bundle's, paired; None for no limit.
+        by_loss: another bundle differs only where it loses more than the tolerances allow.
     """
 
     baseline: Path | None = None
@@ -41,6 +42,7 @@ class Comparing:
     tolerances: Tolerances | None = None
     limits: tuple[tuple[str, float], ...] = ()
     max_ratio: float | None = None
+    by_loss: bool = False
 
 
 def replay_log(
@@ -55,6 +57,7 @@ def replay_log(
     accept: bool = False,
     runs: int = RUNS,
     tier: Tier | None = None,
+    by_loss: bool = False,
     report_folder: Path | None = None,
     host: PluginHost,
     report: Reporter,
@@ -70,7 +73,7 @@ def replay_log(
         _require_place(baseline)
         require_acceptable()
         return _accepted(request, baseline, tier, runs, report_folder, host, report)
-    outcome = compare(request, Comparing(baseline, tier), host, report)
+    outcome = compare(request, Comparing(baseline, tier, by_loss=by_loss), host, report)
     return outcome if report_folder is None else _reported(outcome, report_folder, host, report)
 
 
@@ -83,6 +86,8 @@ def compare(request: ReplayRequest, asked: Comparing, host: PluginHost, report: 
     if baseline is not None:
         early = None if baseline.is_dir() else read_reference(baseline)  # before minutes of replay
         known = early.result.benches if early is not None else {}
+        if early is not None:
+            require_same_log(early.result, open_log(request.log, host.sources()).digest(), request.log)
         result = replay(replace(request, known=known), host=host, report=report)
         reference = early or read_reference(_file(baseline, result))
     else:
@@ -95,7 +100,7 @@ def _judged(result: ReplayResult, reference: Reference | None, asked: Comparing)
     if reference is None:
         return Outcome(result, timing=timing)
     allowed = asked.tolerances or reference.tolerances
-    verdict = judge(reference.result, result, allowed, asked.tier)
+    verdict = judge(reference.result, result, allowed, asked.tier, by_loss=asked.by_loss)
     return Outcome(result, reference.result, f"reference {reference.address[:12]}", verdict, timing=timing)
 
 
@@ -111,7 +116,7 @@ def _against_bundle(
     found: list[Difference] = over_limits(paired.new, dict(asked.limits))
     if asked.max_ratio is not None:
         found += slower(paired, asked.max_ratio)
-    verdict = judge(first, result, asked.tolerances or Tolerances(), asked.tier)
+    verdict = judge(first, result, asked.tolerances or Tolerances(), asked.tier, by_loss=asked.by_loss)
     return Outcome(result, first, str(other), verdict, paired, tuple(found))
 
 

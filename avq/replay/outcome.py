@@ -9,7 +9,7 @@ from typing import Any
 
 from avq.compare import Difference
 from avq.replay.matching import FramePair
-from avq.replay.metric import ALL
+from avq.replay.metric import ALL, label_of
 from avq.replay.result import ReplayResult
 from avq.replay.stages import PairedTimes, table_of
 from avq.replay.tolerance import Tolerances
@@ -140,11 +140,15 @@ class Outcome:
         }
         found: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Replayed", [books])]
         if self.verdict is not None:
-            found.append((f"Compared ({self.verdict.tier})", [self.verdict.changes()]))
+            changes = {name.replace("_", " "): value for name, value in self.verdict.changes().items()}
+            found.append((f"Compared ({self.verdict.tier})", [changes]))
             if self.differences:
                 found.append(("By class and size, score >= 0.5", told_cells(self.verdict.metric.rows())))
                 found.append(
-                    (f"Differences, the first {_SHOWN}", [told(d) for d in self.differences[:_SHOWN]])
+                    (
+                        f"Differences, the first {_SHOWN}",
+                        [told(d, result.labels) for d in self.differences[:_SHOWN]],
+                    )
                 )
         rows = self.paired.rows() if self.paired is not None else table_of(result).rows()
         found.append(("Stage times on this machine, ms", rows))
@@ -176,14 +180,17 @@ def suffers(row: Mapping[str, Any]) -> str:
     return f"{told}, confidence {row['confidence_shift']:+.3f}"
 
 
-def told(difference: Difference) -> dict[str, object]:
+def told(difference: Difference, labels: Sequence[str]) -> dict[str, object]:
     """One difference as a row for people."""
+    a, b = difference.a, difference.b
+    if difference.field == "class_id":
+        a, b = (label_of(labels, int(value)) for value in (a, b))
     return {
         "frame": difference.frame,
         "camera": difference.camera,
         "field": difference.field,
-        "reference": _short(difference.a),
-        "now": _short(difference.b),
+        "reference": _short(a, labels),
+        "now": _short(b, labels),
         "note": difference.note,
     }
 
@@ -211,15 +218,15 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _short(value: Any) -> str:
-    """A box as "class 2, 0.91 at 10 20 30 40"; numbers to four digits."""
+def _short(value: Any, labels: Sequence[str]) -> str:
+    """A box as "car 0.91 at 10 20 30 40"; numbers to four digits."""
     if isinstance(value, Mapping) and "box_xyxy_px" in value:
         corners = " ".join(f"{v:.0f}" for v in value["box_xyxy_px"])
-        return f"class {value['class_id']}, {value['score']:.2f} at {corners}"
+        return f"{label_of(labels, value['class_id'])} {value['score']:.2f} at {corners}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())[:80]
     if isinstance(value, list | tuple):
-        return " ".join(_short(item) for item in value)
+        return " ".join(_short(item, labels) for item in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return "\u2013" if value is None else str(value)

@@ -65,7 +65,11 @@ def learned(runs: Sequence[Sequence[Detections]]) -> Tolerances:
 def tier_for(reference: ReplayResult, result: ReplayResult, allowed: Tolerances) -> tuple[Tier, str]:
     """Which comparison the two allow, and why."""
     if reference.bundle_digest != result.bundle_digest:
-        return "metric", "another bundle: judged by what it loses"
+        limits = f"{allowed.box_px:g} px or {allowed.score:g} of score"
+        return (
+            "metric",
+            f"another bundle: changes beyond {limits} are listed, losses are measured per class and size",
+        )
     if reference.machine != result.machine:
         return "toleranced", f"the same bundle on another machine: {reference.machine}; here {result.machine}"
     if not allowed.repeatable:

@@ -61,9 +61,17 @@ class Verdict:
 
 
 def judge(
-    reference: ReplayResult, result: ReplayResult, allowed: Tolerances, tier: Tier | None = None
+    reference: ReplayResult,
+    result: ReplayResult,
+    allowed: Tolerances,
+    tier: Tier | None = None,
+    *,
+    by_loss: bool = False,
 ) -> Verdict:
     """Compare a replay with its reference in the tier they allow, or the one asked for.
+
+    In the metric tier every change beyond the tolerances is a difference; with ``by_loss`` only what a bundle
+    changes that loses more than the limits, and frames and alerts it costs.
 
     Raises:
         RequestError: they are of different logs or configurations, or name different classes.
@@ -82,33 +90,45 @@ def judge(
     if tier is not None and tier != settled:
         settled, why = tier, f"as asked for, instead of {settled}"
     timed = "measured" not in (reference.timing, result.timing)
-    found, reasons = _judged(settled, reference, result, pairs, metric, allowed, timed)
+    if settled == "metric":
+        found, reasons = _metric(reference, result, pairs, metric, allowed, timed=timed, by_loss=by_loss)
+    else:
+        found = box_differences(pairs, settled, allowed)
+        found += decision_differences(reference, result) if timed else []
+        reasons = []
     identical = reference.sha256 == result.sha256 and (
         not timed or reference.decisions_sha256 == result.decisions_sha256
     )
-    found = tuple(sorted(found, key=lambda d: (d.camera, d.frame)))
-    return Verdict(settled, why, identical, found, tuple(reasons), pairs, metric, allowed)
+    found.sort(key=lambda d: (d.camera, d.frame))
+    told = (*reasons, *([_counted(found)] if found else []))
+    return Verdict(settled, why, identical, tuple(found), told, pairs, metric, allowed)
 
 
-def _judged(
-    tier: Tier,
+def _metric(
     reference: ReplayResult,
     result: ReplayResult,
     pairs: Sequence[FramePair],
     metric: Metric,
     allowed: Tolerances,
+    *,
     timed: bool,
-) -> tuple[tuple[Difference, ...], list[str]]:
-    if tier != "metric":
-        found = box_differences(pairs, tier, allowed)
-        found += decision_differences(reference, result) if timed else []
-        return tuple(found), [_counted(found)] if found else []
-    found = _one_sided(pairs) + (new_events(reference, result) if timed else [])
-    reasons = [_counted(found)] if found else []
+    by_loss: bool,
+) -> tuple[list[Difference], list[str]]:
+    """Another bundle takes other times: frames it was too slow for and new alerts count, ages do not."""
+    events = new_events(reference, result) if timed else []
+    if not by_loss:
+        found = box_differences(pairs, "metric", allowed) + events
+        return found or _proves_nothing(pairs, metric), list(metric.reasons)
+    found = _one_sided(pairs) + events
     if metric.reasons:
-        reasons = [*metric.reasons, *reasons]
         found += metric_differences(pairs, allowed) or [_nothing(pairs[0], metric.reasons[0])]
-    return tuple(found), reasons
+    return found, list(metric.reasons)
+
+
+def _proves_nothing(pairs: Sequence[FramePair], metric: Metric) -> list[Difference]:
+    """Two bundles that see nothing at all agree, and that says nothing about either."""
+    seen = any(len(side) for pair in pairs for side in (pair.a, pair.b) if side is not None)
+    return [] if seen else [_nothing(pairs[0], metric.reasons[0])]
 
 
 def _one_sided(pairs: Sequence[FramePair]) -> list[Difference]:
@@ -134,14 +154,19 @@ def _counted(found: Sequence[Difference]) -> str:
     return f"{len(found)} differences in {frames} frames: {listed}"
 
 
-def require_same_request(reference: ReplayResult, result: ReplayResult) -> None:
-    """Raise RequestError unless both replayed one log under one configuration with the same classes."""
-    if reference.log_digest != result.log_digest:
+def require_same_log(reference: ReplayResult, digest: str, name: str) -> None:
+    """Raise RequestError unless the reference is of the log with that digest."""
+    if reference.log_digest != digest:
         raise RequestError(
             "the reference is of another log",
-            seen=f"{reference.log} {reference.log_digest[:12]}, replayed {result.log} {result.log_digest[:12]}",
+            seen=f"{reference.log} {reference.log_digest[:12]}, replayed {name} {digest[:12]}",
             fix="name the reference of this log, or accept one with --accept",
         )
+
+
+def require_same_request(reference: ReplayResult, result: ReplayResult) -> None:
+    """Raise RequestError unless both replayed one log under one configuration with the same classes."""
+    require_same_log(reference, result.log_digest, result.log)
     if reference.config_digest != result.config_digest:
         raise RequestError(
             "the reference was made under another configuration",

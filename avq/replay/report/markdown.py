@@ -29,7 +29,7 @@ def markdown(outcome: Outcome) -> str:
         if outcome.differences:
             cells = told_cells(outcome.verdict.metric.rows())
             parts.append(_folded("By class and size, boxes with score >= 0.5", _table(cells)))
-            rows = [told(d) for d in outcome.differences[:_SHOWN]]
+            rows = [told(d, result.labels) for d in outcome.differences[:_SHOWN]]
             title = f"{len(outcome.differences)} differences" + (
                 f", the first {_SHOWN}" if len(outcome.differences) > _SHOWN else ""
             )

@@ -59,7 +59,7 @@ def replay_page(outcome: Outcome, shown: Sequence[FramePair], pictures: Mapping[
     sections.append(_stages(outcome))
     sections.append(_decisions(outcome))
     if outcome.differences:
-        rows = [told(difference) for difference in outcome.differences[:_SHOWN]]
+        rows = [told(difference, result.labels) for difference in outcome.differences[:_SHOWN]]
         more = len(outcome.differences) - len(rows)
         lead = f"The first {len(rows)}; {more} more in --json." if more > 0 else ""
         sections.append(section("Every difference", folded(f"{len(rows)} rows", table(rows)), lead=lead))
