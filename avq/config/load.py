@@ -55,6 +55,12 @@ def load_run(path: Path) -> RunConfig:
     return _validated(RunConfig, file.data, file, {}, "run configuration")
 
 
+def load_document(path: Path, model: type[_Document], kind: str) -> _Document:
+    """Any other document of that model; ``kind`` names it in errors. Raises ConfigError with file:line."""
+    file = read_toml(path)
+    return _validated(model, file.data, file, {}, kind)
+
+
 def check_file(path: Path) -> Kind:
     """Validate ``path`` as what it looks like, and say which: "run" or "recipe"."""
     file = read_toml(path)

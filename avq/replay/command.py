@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from avq.bundle import is_bundle
 from avq.compare import Difference
@@ -31,7 +35,7 @@ class Comparing:
     Attributes:
         baseline: a reference, a folder of references, or a bundle that is replayed as well; None for nothing.
         tier: None takes what the two allow.
-        tolerances: None takes those of the reference.
+        tolerances: fields of ``Tolerances`` that replace the reference's.
         limits: milliseconds by stage and figure, such as {"infer_p99_ms": 12.0}.
         max_ratio: tolerated total time / the baseline bundle's, paired; None for no limit.
         by_loss: another bundle differs only where it loses more than the tolerances allow.
@@ -39,7 +43,7 @@ class Comparing:
 
     baseline: Path | None = None
     tier: Tier | None = None
-    tolerances: Tolerances | None = None
+    tolerances: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[tuple[str, float], ...] = ()
     max_ratio: float | None = None
     by_loss: bool = False
@@ -69,12 +73,12 @@ def replay_log(
         DataError: log or reference cannot be read.
     """
     request = ReplayRequest(log, bundle, config, timing, policy or "auto", frames)
+    asked = Comparing(baseline, tier, by_loss=by_loss)
     if accept:
-        _require_place(baseline)
-        require_acceptable()
-        return _accepted(request, baseline, tier, runs, report_folder, host, report)
-    outcome = compare(request, Comparing(baseline, tier, by_loss=by_loss), host, report)
-    return outcome if report_folder is None else _reported(outcome, report_folder, host, report)
+        outcome = accept_reference(request, asked, host, report, runs=runs)
+    else:
+        outcome = compare(request, asked, host, report)
+    return outcome if report_folder is None else reported(outcome, report_folder, host)
 
 
 def compare(request: ReplayRequest, asked: Comparing, host: PluginHost, report: Reporter) -> Outcome:
@@ -99,7 +103,7 @@ def _judged(result: ReplayResult, reference: Reference | None, asked: Comparing)
     timing = tuple(over_limits(table_of(result), dict(asked.limits)))
     if reference is None:
         return Outcome(result, timing=timing)
-    allowed = asked.tolerances or reference.tolerances
+    allowed = msgspec.structs.replace(reference.tolerances, **asked.tolerances)
     verdict = judge(reference.result, result, allowed, asked.tier, by_loss=asked.by_loss)
     return Outcome(result, reference.result, f"reference {reference.address[:12]}", verdict, timing=timing)
 
@@ -116,46 +120,36 @@ def _against_bundle(
     found: list[Difference] = over_limits(paired.new, dict(asked.limits))
     if asked.max_ratio is not None:
         found += slower(paired, asked.max_ratio)
-    verdict = judge(first, result, asked.tolerances or Tolerances(), asked.tier, by_loss=asked.by_loss)
+    allowed = msgspec.structs.replace(Tolerances(), **asked.tolerances)
+    verdict = judge(first, result, allowed, asked.tier, by_loss=asked.by_loss)
     return Outcome(result, first, str(other), verdict, paired, tuple(found))
 
 
-def _require_place(baseline: Path | None) -> None:
+def _place(baseline: Path | None) -> Path:
     if baseline is None or is_bundle(baseline):
         raise RequestError(
             "--accept needs a place for the reference",
             seen="no --baseline" if baseline is None else f"--baseline {baseline}, a bundle",
             fix="add --baseline REF.mcap, or a folder that keeps references by their log",
         )
+    return baseline
 
 
-def _accepted(
-    request: ReplayRequest,
-    baseline: Path | None,
-    tier: Tier | None,
-    runs: int,
-    report_folder: Path | None,
-    host: PluginHost,
-    report: Reporter,
+def accept_reference(
+    request: ReplayRequest, asked: Comparing, host: PluginHost, report: Reporter, *, runs: int = RUNS
 ) -> Outcome:
-    """Replay ``runs`` times, learn the spread, show what changed against the reference there was, and write."""
-    assert baseline is not None
+    """Replay ``runs`` times, learn the spread, say what changed against the reference there was, and write.
+
+    Raises RequestError under CI, and where the baseline is no place for a reference.
+    """
+    require_acceptable()
+    baseline = _place(asked.baseline)
     results = [replay(request, host=host, report=report) for _ in range(max(1, runs))]
     tolerances = learned([result.detections for result in results])
     path = _file(baseline, results[0])
     outcome = Outcome(results[0])
     if path.exists():
-        before = read_reference(path)
-        same = (before.result.log_digest, before.result.config_digest) == (
-            results[0].log_digest,
-            results[0].config_digest,
-        )
-        if same:
-            outcome = _judged(results[0], before, Comparing(path, tier))
-        else:
-            report.warning(f"{path} was the reference of another log or configuration; it is replaced")
-    if report_folder is not None:
-        outcome = _reported(outcome, report_folder, host, report)
+        outcome = _judged(results[0], read_reference(path), asked)
     if not any(len(seen) for seen in results[0].detections):
         report.warning("the reference holds no box at all: it will notice new ones only")
     address = write_reference(path, results[0], tolerances)
@@ -169,7 +163,8 @@ def _file(baseline: Path, result: ReplayResult) -> Path:
     return baseline / f"{result.log_digest[:16]}-{result.config_digest[:16]}.mcap"
 
 
-def _reported(outcome: Outcome, folder: Path, host: PluginHost, report: Reporter) -> Outcome:
+def reported(outcome: Outcome, folder: Path, host: PluginHost) -> Outcome:
+    """The outcome with its report written into ``folder``."""
     from avq.replay.report import write_report
 
-    return replace(outcome, files=write_report(outcome, folder, host, report))
+    return replace(outcome, files=write_report(outcome, folder, host))

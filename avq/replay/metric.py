@@ -224,7 +224,9 @@ def _precisions(pairs: Sequence[FramePair], labels: Sequence[str]) -> dict[tuple
 
 
 def _boxes(seen: Detections, categories: Any) -> Boxes:
-    return as_boxes(seen.boxes_xyxy_px, categories, seen.scores)
+    """Boxes that are not finite find nothing and stand for nothing."""
+    real = np.isfinite(seen.scores) & np.isfinite(seen.boxes_xyxy_px).all(axis=1)
+    return as_boxes(seen.boxes_xyxy_px[real], categories[real], seen.scores[real])
 
 
 def _sizes(seen: Detections) -> Any:

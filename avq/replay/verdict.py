@@ -160,7 +160,7 @@ def require_same_log(reference: ReplayResult, digest: str, name: str) -> None:
         raise RequestError(
             "the reference is of another log",
             seen=f"{reference.log} {reference.log_digest[:12]}, replayed {name} {digest[:12]}",
-            fix="name the reference of this log, or accept one with --accept",
+            fix="name the reference of this log; a new one goes to a file of its own with --accept",
         )
 
 
@@ -171,7 +171,7 @@ def require_same_request(reference: ReplayResult, result: ReplayResult) -> None:
         raise RequestError(
             "the reference was made under another configuration",
             seen=f"{reference.config_digest[:12]}, here {result.config_digest[:12]}",
-            fix="use the same --config, --frames and frame policy, or accept a new reference with --accept",
+            fix="use the same --config, --frames and frame policy; a new reference goes to a file of its own",
         )
     if reference.labels != result.labels:
         here, there = (", ".join(names[:6]) or "none" for names in (result.labels, reference.labels))

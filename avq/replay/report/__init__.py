@@ -6,7 +6,6 @@ from pathlib import Path
 
 from avq.errors import DataError
 from avq.plugins import PluginHost
-from avq.progress import Reporter
 from avq.replay.log import open_log, pictures_of
 from avq.replay.outcome import Outcome
 from avq.replay.report.foxglove import write_both
@@ -19,7 +18,7 @@ LIMIT_BYTES = 3_000_000
 _MOST_FRAMES = 10
 
 
-def write_report(outcome: Outcome, folder: Path, host: PluginHost, report: Reporter) -> dict[str, Path]:
+def write_report(outcome: Outcome, folder: Path, host: PluginHost) -> dict[str, Path]:
     """Write the report into ``folder``; returns what was written, by kind.
 
     Raises DataError when the folder cannot be made.

@@ -12,8 +12,8 @@ _LIMIT = 60_000
 _SHOWN = 100
 
 
-def markdown(outcome: Outcome) -> str:
-    """One comment; long lists are cut, and say so."""
+def markdown(outcome: Outcome, *, folded: bool = True) -> str:
+    """One comment; long lists are cut, and say so. ``folded=False`` is for a terminal."""
     result = outcome.result
     parts = [f"### avq replay: {outcome.headline}"]
     parts.append(
@@ -28,14 +28,14 @@ def markdown(outcome: Outcome) -> str:
         parts.append(f"Compared: {outcome.verdict.tier}; {outcome.verdict.why}.")
         if outcome.differences:
             cells = told_cells(outcome.verdict.metric.rows())
-            parts.append(_folded("By class and size, boxes with score >= 0.5", _table(cells)))
+            parts.append(_part(folded, "By class and size, boxes with score >= 0.5", _table(cells)))
             rows = [told(d, result.labels) for d in outcome.differences[:_SHOWN]]
             title = f"{len(outcome.differences)} differences" + (
                 f", the first {_SHOWN}" if len(outcome.differences) > _SHOWN else ""
             )
-            parts.append(_folded(title, _table(rows)))
+            parts.append(_part(folded, title, _table(rows)))
     stages = outcome.paired.rows() if outcome.paired is not None else table_of(result).rows()
-    parts.append(_folded("Stage times on this machine, ms", _table(stages)))
+    parts.append(_part(folded, "Stage times on this machine, ms", _table(stages)))
     text = "\n\n".join(parts) + "\n"
     return text if len(text) <= _LIMIT else text[: text.rfind("\n", 0, _LIMIT)] + "\n\n(cut)\n</details>\n"
 
@@ -44,7 +44,9 @@ def _base(log: str) -> str:
     return log.rstrip("/").rsplit("/", 1)[-1] if "://" not in log else log
 
 
-def _folded(title: str, body: str) -> str:
+def _part(folded: bool, title: str, body: str) -> str:
+    if not folded:
+        return f"{title}\n\n{body}"
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 

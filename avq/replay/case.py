@@ -1,0 +1,235 @@
+"""A case: a folder whose case.toml says what to replay, what to compare with, and how far apart the two may be."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import Field, model_validator
+
+from avq import __version__
+from avq.bundle import is_bundle
+from avq.config import load_document, load_recipe
+from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
+from avq.errors import RequestError
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.replay.command import Comparing, accept_reference, compare, reported
+from avq.replay.log import file_digest
+from avq.replay.outcome import Outcome
+from avq.replay.run import ReplayRequest
+from avq.replay.tolerance import Tolerances
+from avq.sources.uri import local_path
+
+CASE = "case.toml"
+REFERENCE = "reference.mcap"
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CaseTolerances(Document):
+    """Limits that replace the reference's; what is not given stays."""
+
+    box_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, title="Box", description="largest distance of a corner coordinate, picture pixels"
+    )
+    score: Ratio | None = Field(default=None, title="Score", description="largest difference of one score")
+    max_lost: Ratio | None = Field(
+        default=None, title="Lost boxes", description="share of boxes with score >= 0.5, with by_loss"
+    )
+    max_appeared: Ratio | None = Field(default=None, title="New boxes", description="the same for new boxes")
+    max_confidence_shift: Ratio | None = Field(
+        default=None, title="Confidence", description="largest mean shift of the score, with by_loss"
+    )
+
+
+class TimingLimits(Document):
+    """Stage times on the machine that runs the case; none given, none checked."""
+
+    limits_ms: dict[
+        Annotated[str, Field(pattern=r"^(preprocess|infer|decode|total)_(mean|p99|worst)_ms$")], Milliseconds
+    ] = Field(default_factory=dict, title="Limits", description="such as infer_p99_ms = 12.0")
+    max_ratio: PositiveNumber | None = Field(
+        default=None, title="Ratio", description="total time / that of the baseline bundle, paired"
+    )
+
+
+class CaseFile(Document):
+    """What ``case.toml`` holds; relative paths are relative to its folder."""
+
+    log: Uri = Field(title="Log", description="a log, video, folder or scene:// drive")
+    bundle: FilePath | None = Field(default=None, title="Bundle", description="the bundle to replay with")
+    recipe: FilePath | None = Field(
+        default=None, title="Recipe", description="build the bundle from it instead, once"
+    )
+    baseline: FilePath | None = Field(
+        default=None, title="Baseline", description="a reference or a bundle; reference.mcap when not given"
+    )
+    baseline_recipe: FilePath | None = Field(
+        default=None, title="Baseline recipe", description="build the baseline bundle from it instead, once"
+    )
+    config: FilePath | None = Field(
+        default=None, title="Configuration", description="a run configuration: budget and modes"
+    )
+    stage_times: Literal["recorded", "scaled", "measured"] | None = Field(
+        default=None, title="Stage times", description="as --timing"
+    )
+    policy: Literal["auto", "every", "newest"] = Field(
+        default="auto", title="Frame policy", description="auto: newest wins for logs of cameras"
+    )
+    frames: Count | None = Field(default=None, title="Frame limit", description="of published frames")
+    tier: Literal["exact", "toleranced", "metric"] | None = Field(
+        default=None, title="Tier", description="how to compare; what the two allow when not given"
+    )
+    by_loss: Switch = Field(
+        default=False, title="By loss", description="another bundle differs only beyond the limits of loss"
+    )
+    optional: Switch = Field(
+        default=False, title="Optional", description="skip, saying so, where the log is not at hand"
+    )
+    tolerances: CaseTolerances = Field(
+        default=CaseTolerances(), title="Tolerances", description="in place of the reference's"
+    )
+    timing: TimingLimits = Field(
+        default=TimingLimits(), title="Timing", description="limits of stage times on this machine"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> CaseFile:
+        if (self.bundle is None) == (self.recipe is None):
+            raise ValueError("name either bundle or recipe")
+        if self.baseline is not None and self.baseline_recipe is not None:
+            raise ValueError("name either baseline or baseline_recipe")
+        if self.timing.max_ratio is not None and self.baseline is None and self.baseline_recipe is None:
+            raise ValueError("max_ratio needs a baseline bundle to be paired with")
+        return self
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case as read.
+
+    Attributes:
+        folder: that holds case.toml; its name is the case's.
+        file: what case.toml says.
+    """
+
+    folder: Path
+    file: CaseFile
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def missing(self) -> str:
+        """Why an optional case cannot run here; "" when it can."""
+        if not self.file.optional or self.file.log.startswith("scene://"):
+            return ""
+        path = local_path(self.file.log)
+        return "" if path.exists() else f"the log {path} is not on this machine"
+
+
+def load_case(path: Path) -> Case:
+    """The case at ``path``, its folder or its case.toml. Raises ConfigError with file:line."""
+    file = path / CASE if path.is_dir() else path
+    return Case(file.resolve().parent, load_document(file, CaseFile, "case"))
+
+
+def run_case(
+    case: Case,
+    *,
+    cache: Path,
+    report_folder: Path,
+    accept: bool = False,
+    host: PluginHost | None = None,
+    report: Reporter,
+) -> Outcome:
+    """Build what is asked for, replay, compare; a failure leaves its report in ``report_folder``/NAME.
+
+    Args:
+        cache: bundles built from recipes are kept there, by the digest of what they are built from.
+        accept: write the case's reference instead of failing on it.
+
+    Raises RefusedError when a recipe's gate refuses, and whatever a replay raises.
+    """
+    plugins, file = host or PluginHost(), case.file
+    bundle = file.bundle or built(_named(file.recipe), cache, plugins, report)
+    baseline = file.baseline or case.folder / REFERENCE
+    if file.baseline_recipe is not None:
+        baseline = built(file.baseline_recipe, cache, plugins, report)
+    request = ReplayRequest(file.log, bundle, file.config, file.stage_times, file.policy, file.frames)
+    asked = Comparing(
+        baseline,
+        file.tier,
+        _tolerances(file.tolerances),
+        tuple(file.timing.limits_ms.items()),
+        file.timing.max_ratio,
+        file.by_loss,
+    )
+    if accept and not is_bundle(baseline):
+        return accept_reference(request, asked, plugins, report)
+    outcome = compare(request, asked, plugins, report)
+    if outcome.answer_is_yes:
+        return outcome
+    return reported(outcome, report_folder / case.name, plugins)
+
+
+def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) -> Path:
+    """The bundle of a recipe, from the cache where nothing it is made from has changed since.
+
+    Processes that want the same bundle wait for the one that builds it.
+    """
+    from avq.build import build
+
+    recipe = load_recipe(recipe_path, {"output": Path("-")})
+    key = hashlib.sha256(
+        msgspec.json.encode(
+            [__version__, recipe_path.read_text(), file_digest(recipe.model), _set_digest(recipe.data)]
+        )
+    ).hexdigest()[:16]
+    folder = cache / f"{recipe_path.stem}-{key}.avq"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache / f".{folder.name}.lock"):
+        if not is_bundle(folder):
+            build(replace(recipe, output=folder), host, report)
+    if not is_bundle(folder):
+        raise RequestError(
+            f"the recipe {recipe_path} gave no bundle",
+            seen="its gate refused",
+            fix="set gate = false in the recipe to replay it all the same",
+        )
+    return folder
+
+
+def _set_digest(data: Path | None) -> str:
+    """Of an index where there is one; a folder of loose pictures counts by its names."""
+    if data is None:
+        return ""
+    index = data / "index.csv"
+    return file_digest(index) if index.is_file() else ",".join(sorted(entry.name for entry in data.iterdir()))
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _named(recipe: Path | None) -> Path:
+    if recipe is None:
+        raise RequestError("a case needs a bundle or a recipe", fix="add bundle or recipe to case.toml")
+    return recipe
+
+
+def _tolerances(given: CaseTolerances) -> dict[str, Any]:
+    return {name: value for name, value in given.model_dump().items() if value is not None}
+
+
+__all__ = ["CASE", "Case", "CaseFile", "Tolerances", "built", "load_case", "run_case"]

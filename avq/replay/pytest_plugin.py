@@ -1,0 +1,114 @@
+"""``pytest --avq-cases cases/``: every folder with a case.toml is a test. Costs nothing without the flag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from avq.replay.outcome import Outcome
+
+_CASE = "case.toml"
+_REPORT = "avq-report"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("avq", "replay of recorded drives (avq)")
+    group.addoption(
+        "--avq-cases", action="append", default=[], metavar="DIR", help="run every case.toml below DIR"
+    )
+    group.addoption(
+        "--avq-report", metavar="DIR", help=f"where failing cases leave their report  [default: {_REPORT}]"
+    )
+    group.addoption(
+        "--avq-cache", metavar="DIR", help="bundles built from recipes  [default: pytest's cache]"
+    )
+    group.addoption(
+        "--avq-accept", action="store_true", help="write the references of the cases; refused under CI"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Cases alone are collected when nothing else was named. A worker of xdist is given the arguments already."""
+    folders = [str(Path(folder).resolve()) for folder in config.getoption("--avq-cases")]
+    if not folders:
+        return
+    for folder in folders:
+        if not Path(folder).exists():
+            raise pytest.UsageError(f"--avq-cases: there is no folder {folder}")
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    before = list(config.args) if named else []
+    config.args = [*before, *(folder for folder in folders if folder not in before)]
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    folders = parent.config.getoption("--avq-cases")
+    if file_path.name != _CASE or not any(_below(file_path, folder) for folder in folders):
+        return None
+    return CaseCollector.from_parent(parent, path=file_path)
+
+
+def _below(path: Path, folder: str) -> bool:
+    return path.resolve().is_relative_to(Path(folder).resolve())
+
+
+class CaseCollector(pytest.File):
+    """One case.toml."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield CaseItem.from_parent(self, name=self.path.parent.name)
+
+
+class CaseFailed(Exception):  # noqa: N818  (shown to people as the name of the failure)
+    """The replay differs; ``text`` says how, for people."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+
+class CaseItem(pytest.Item):
+    """Replays the case."""
+
+    def runtest(self) -> None:
+        from avq.progress import Silent
+        from avq.replay.case import load_case, run_case
+
+        case = load_case(self.path)
+        if case.missing:
+            pytest.skip(case.missing)
+        outcome = run_case(
+            case,
+            cache=self._cache(),
+            report_folder=Path(self.config.getoption("--avq-report") or _REPORT),
+            accept=self.config.getoption("--avq-accept"),
+            report=Silent(),
+        )
+        if not outcome.answer_is_yes:
+            raise CaseFailed(_diff(outcome))
+
+    def _cache(self) -> Path:
+        asked = self.config.getoption("--avq-cache")
+        return Path(asked) if asked else Path(self.config.cache.mkdir("avq-bundles"))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The difference, or what avq says is wrong; Python's own view of anything else."""
+        from avq.errors import AvqError
+
+        error = excinfo.value
+        if isinstance(error, CaseFailed):
+            return error.text
+        return str(error) if isinstance(error, AvqError) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, f"replay {self.name}"
+
+
+def _diff(outcome: Outcome) -> str:
+    from avq.replay.report.markdown import markdown
+
+    files = "\n".join(f"{kind}: {path}" for kind, path in outcome.files.items())
+    return f"{markdown(outcome, folded=False)}\n{files}"
