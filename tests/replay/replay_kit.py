@@ -39,7 +39,7 @@ class _SeeingSession(NullSession):
     def infer(self, tensor: Any) -> RawOutputs:
         table = self._plain.copy()
         table[0, :2] += float(tensor.mean()) * 16.0 % 4.0  # no two frames alike
-        table[0, 4:] *= 1.0 - float(tensor[0, 0].mean()) / 512.0
+        table[0, 4:] *= 1.0 - float(tensor[0, 0].mean()) % 40.0 / 100.0
         return {"out": table if self._change is None else self._change(table)}
 
 
