@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _CASE = "case.toml"
 _REPORT = "avq-report"
+_BUNDLES = ".avq-bundles"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,7 +93,8 @@ class CaseItem(pytest.Item):
 
     def _cache(self) -> Path:
         asked = self.config.getoption("--avq-cache")
-        return Path(asked) if asked else Path(self.config.cache.mkdir("avq-bundles"))
+        kept = getattr(self.config, "cache", None)  # pytest -p no:cacheprovider has none
+        return Path(asked) if asked else Path(kept.mkdir("avq-bundles") if kept else _BUNDLES)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The difference, or what avq says is wrong; Python's own view of anything else."""
