@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from avq.alerts import AlertWatch
 from avq.bundle import Trust, read_trust
 from avq.config import Budget, Camera, RunConfig, Security, load_run
 from avq.daemon import (
@@ -22,11 +24,11 @@ from avq.daemon import (
 from avq.daemon.modes import Mode
 from avq.daemon.opening import ModeSource, Opener, parts_of
 from avq.daemon.watch import Unwatched
-from avq.errors import DataError, PluginError, RequestError
+from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.sinks import open_sink
+from avq.sinks import AlertSink, open_sink, rule_of
 from avq.web import Board, facts, open_page, web_from_flag
 
 STANDARD_OUTPUT = "-"
@@ -176,6 +178,8 @@ def _options(config: RunConfig, host: PluginHost, report: Reporter, board: Board
     def on_event(event: Mapping[str, Any]) -> None:
         if board is not None:
             board.told(event)
+        if event.get("kind") == "alert":
+            report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")
         if event.get("kind") == "alert_raised":
             for failure in host.budget_missed(event):
                 report.warning(failure)
@@ -214,14 +218,34 @@ def _distinct(kind: str, ours: Sequence[T], theirs: Sequence[T]) -> Sequence[T]:
 def _sinks(
     config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, log: Path | None, json_lines: bool
 ) -> list[Sink]:
-    uris = [sink.uri for sink in config.sinks]
+    uris = [sink.address() for sink in config.sinks]
     if json_lines and STANDARD_OUTPUT not in uris:
         uris.append(STANDARD_OUTPUT)
+    if config.recorder is not None and log is None:
+        uris.append(config.recorder.address())
     if log is not None and not log.parent.is_dir():
         raise DataError(f"the log {log} has no folder", seen=f"no {log.parent}", fix=f"mkdir -p {log.parent}")
     types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
-    sinks = [open_sink(uri, types, labels=labels) for uri in uris]
+    sinks: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
+    sinks += [open_sink(uri, types, labels=labels) for uri in uris]
     return sinks if log is None else [*sinks, recorder(log, labels)]
+
+
+def _alert_watch(config: RunConfig, labels: tuple[str, ...]) -> AlertWatch:
+    for alert in config.alerts:
+        for name in alert.classes or ():
+            if name not in labels:
+                raise RequestError(
+                    f"the alert '{alert.name}' waits for a class that the bundle does not have",
+                    seen=name,
+                    fix=nearest(name, labels),
+                )
+    return AlertWatch(
+        [rule_of(alert) for alert in config.alerts],
+        labels,
+        unix_minus_monotonic_ns=time.time_ns() - time.monotonic_ns(),
+        vehicle=config.vehicle,
+    )
 
 
 __all__ = ["mode_sources", "parts_of", "run_config", "serve", "summary_tables"]

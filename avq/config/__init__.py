@@ -4,6 +4,7 @@ Two documents: a recipe (``avq build --recipe``) and a run (``avq run CONFIG.tom
 file are relative to the file's folder; paths given as flags are relative to where the command runs.
 """
 
+from avq.config.alerts import AlertConfig
 from avq.config.load import Kind, check_file, json_schema, load_document, load_recipe, load_run, recipe_from
 from avq.config.recipe import RecipeFile
 from avq.config.run import (
@@ -14,13 +15,13 @@ from avq.config.run import (
     RunConfig,
     Security,
     ShadowConfig,
-    SinkConfig,
 )
+from avq.config.sinks import RecorderConfig, SinkConfig
 from avq.config.web import WebConfig, is_loopback
 from avq.config.words import key_values, parse_class_map
 
 __all__ = [
-    "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RunConfig", "Security",
-    "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "is_loopback", "json_schema", "key_values",
-    "load_document", "load_recipe", "load_run", "parse_class_map", "recipe_from",
+    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RecorderConfig",
+    "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "is_loopback", "json_schema",
+    "key_values", "load_document", "load_recipe", "load_run", "parse_class_map", "recipe_from",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,22 +13,33 @@ from avq.config.recipe import RecipeFile
 from avq.config.toml import TomlFile
 from avq.errors import AvqError, ConfigError, RequestError, nearest
 
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that cannot be. ``location`` is the key as pydantic names it; ``fix`` what to do."""
+
+    location: tuple[str | int, ...]
+    reason: str
+    fix: str = ""
+
 
 def refusal(
-    error: ValidationError,
-    model: type[BaseModel],
-    file: TomlFile | None,
-    flags: Mapping[str, Any],
-    kind: str,
+    problems: Sequence[Problem], file: TomlFile | None, flags: Mapping[str, Any], kind: str
 ) -> AvqError:
     """The error to raise: ConfigError with file:line, or RequestError where a flag is at fault."""
-    problems = _causes_first(error.errors(include_url=False, include_context=False))
     first = problems[0]
-    seen = "\n      ".join(_line(problem, file, flags) for problem in problems[:8])
-    fix = _fix(first, model)
-    if file is None or (first["loc"] and first["loc"][0] in flags):
-        return RequestError(f"the {kind} is not valid", seen=seen, fix=fix)
-    return ConfigError(f"{file.path} is not a valid {kind}", seen=seen, fix=fix)
+    seen = "\n      ".join(_line(problem, file, flags) for problem in problems[:_SHOWN])
+    if file is None or (first.location and first.location[0] in flags):
+        return RequestError(f"the {kind} is not valid", seen=seen, fix=first.fix)
+    return ConfigError(f"{file.path} is not a valid {kind}", seen=seen, fix=first.fix)
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """What pydantic found, in our words, causes first."""
+    found = _causes_first(error.errors(include_url=False, include_context=False))
+    return [Problem(one["loc"], _reason(one), _fix(one, model)) for one in found]
 
 
 def _causes_first(problems: Sequence[Any]) -> list[Any]:
@@ -41,14 +53,13 @@ def _causes_first(problems: Sequence[Any]) -> list[Any]:
     return sorted(own, key=lambda problem: problem["type"] != "extra_forbidden")
 
 
-def _line(problem: Any, file: TomlFile | None, flags: Mapping[str, Any]) -> str:
+def _line(problem: Problem, file: TomlFile | None, flags: Mapping[str, Any]) -> str:
     """``file:line: key: reason``; keys that came as flags have no line."""
-    location = problem["loc"]
+    location = problem.location
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    reason = _reason(problem)
     if file is None or (location and location[0] in flags):
-        return f"{key}: {reason}"
-    return f"{file.path}:{file.line_of(location)}: {key + ': ' if key else ''}{reason}"
+        return f"{key}: {problem.reason}"
+    return f"{file.path}:{file.line_of(location)}: {key + ': ' if key else ''}{problem.reason}"
 
 
 def _reason(problem: Any) -> str:
@@ -57,6 +68,10 @@ def _reason(problem: Any) -> str:
         return "unknown key"
     if kind == "missing":
         return "is needed and was not given"
+    if kind == "tuple_type" and isinstance(value, dict):
+        return f"is a list of tables: write [[{problem['loc'][-1]}]], once for each"
+    if kind in ("model_type", "model_attributes_type") and isinstance(value, list):
+        return f"is one table: write [{problem['loc'][-1]}], once"
     text = str(problem["msg"]).removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     return f"{text}, got {value!r}" if isinstance(value, str | int | float) else text
@@ -65,8 +80,7 @@ def _reason(problem: Any) -> str:
 def _fix(problem: Any, model: type[BaseModel]) -> str:
     location, kind = problem["loc"], problem["type"]
     if kind == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        return nearest(str(location[-1]), owner.model_fields if owner else ())
+        return _where_it_belongs(location, model)
     if kind == "missing" and model is RecipeFile:
         return "avq build MODEL.onnx --data DIR -o BUNDLE"
     field = _field_at(model, location)
@@ -75,6 +89,25 @@ def _fix(problem: Any, model: type[BaseModel]) -> str:
     if field is not None and field.description:
         return f"{field.title}: {field.description}"
     return "avq config schema shows every key"
+
+
+def _where_it_belongs(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    """The nearest key here, unless another table has a key of this very name."""
+    owner, key = _model_at(model, location[:-1]), str(location[-1])
+    known = owner.model_fields if owner else {}
+    homes = [] if owner is None else [table for table, fields in _tables(model) if key in fields]
+    where = f"'{key}' belongs in {' or '.join(homes)}; " if homes else ""
+    return where + nearest(key, known)
+
+
+def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
+    """Every table of a document as it is written in a file, with its keys."""
+    yield (path or "the top of the file, above every [table]"), model.model_fields
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field)
+        if inner is not None:
+            brackets = "[[{}]]" if getattr(field.annotation, "__origin__", None) is tuple else "[{}]"
+            yield from _tables(inner, brackets.format(name))
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from avq.config.explain import refusal
+from avq.config.checks import run_problems
+from avq.config.explain import Problem, problems_of, refusal
 from avq.config.recipe import RecipeFile
 from avq.config.run import RunConfig
 from avq.config.toml import TomlFile, read_toml
@@ -18,6 +19,7 @@ from avq.errors import RequestError, nearest
 from avq.types import Recipe
 
 Kind = Literal["run", "recipe"]
+RUN = "run configuration"
 _Document = TypeVar("_Document", bound=Document)
 _KINDS: dict[Kind, type[Document]] = {"run": RunConfig, "recipe": RecipeFile}
 
@@ -51,8 +53,21 @@ def recipe_from(path: Path | None, flags: Mapping[str, Any]) -> Recipe:
 
 def load_run(path: Path) -> RunConfig:
     """The run configuration at ``path``. Raises ConfigError with file:line."""
+    return read_run(path)[0]
+
+
+def read_run(path: Path) -> tuple[RunConfig, TomlFile]:
+    """``load_run``, and the file, to tell where something stands."""
     file = read_toml(path)
-    return _validated(RunConfig, file.data, file, {}, "run configuration")
+    config = _validated(RunConfig, file.data, file, {}, RUN)
+    refuse(run_problems(config), file)
+    return config, file
+
+
+def refuse(problems: Sequence[Problem], file: TomlFile) -> None:
+    """Raise ConfigError when there are any."""
+    if problems:
+        raise refusal(problems, file, {}, RUN)
 
 
 def load_document(path: Path, model: type[_Document], kind: str) -> _Document:
@@ -102,4 +117,4 @@ def _validated(
     try:
         return model.model_validate(data, context=beside(file.path.parent, flags) if file else None)
     except ValidationError as error:
-        raise refusal(error, model, file, flags, kind) from None
+        raise refusal(problems_of(error, model), file, flags, kind) from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from avq.config.alerts import AlertConfig
+from avq.config.sinks import RecorderConfig, SinkConfig
 from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
 from avq.config.web import WebConfig
 from avq.types import LatencyBudget
@@ -96,14 +97,6 @@ class DriftConfig(Document):
     )
 
 
-class SinkConfig(Document):
-    """Where messages go."""
-
-    uri: Uri = Field(
-        title="URI", description="- for standard output, out.jsonl, out.mcap, or a plugin's scheme"
-    )
-
-
 class Security(Document):
     """Whose bundles are served."""
 
@@ -144,6 +137,17 @@ class RunConfig(Document):
         default=None, title="Drift", description="watch for scenes unlike the calibration pictures"
     )
     sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="where messages go")
+    recorder: RecorderConfig | None = Field(
+        default=None, title="Recorder", description="the flight recorder, an MCAP log that survives a crash"
+    )
+    alerts: tuple[AlertConfig, ...] = Field(
+        default=(), title="Alerts", description="what is worth a message from the car"
+    )
+    vehicle: str = Field(
+        default="",
+        title="Vehicle",
+        description="stands in every alert and its id, so that fleets can tell cars apart",
+    )
     frames: Count | None = Field(
         default=None, title="Frame limit", description="stop after so many published frames"
     )
@@ -155,34 +159,3 @@ class RunConfig(Document):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", title="Log level", description="how much is said on standard error"
     )
-
-    @model_validator(mode="after")
-    def _cameras_are_unique(self) -> RunConfig:
-        ids = [camera.id for camera in self.cameras]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(f"cameras share the id {', '.join(twice)}; ids must be unique")
-        return self
-
-    @model_validator(mode="after")
-    def _modes_differ(self) -> RunConfig:
-        names = [mode.name for mode in self.modes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"modes share the name {', '.join(twice)}; names must be unique")
-        seen: dict[tuple[Path, int], str] = {}
-        for mode in self.modes:
-            work = (mode.bundle or self.bundle, mode.stride)
-            if work in seen:
-                raise ValueError(
-                    f"the modes {seen[work]} and {mode.name} are the same bundle at the same stride; "
-                    "a mode must be cheaper than the one before"
-                )
-            seen[work] = mode.name
-        return self
-
-    @model_validator(mode="after")
-    def _shadow_is_another_bundle(self) -> RunConfig:
-        if self.shadow is not None and self.shadow.bundle == self.bundle:
-            raise ValueError("the shadow is the bundle that serves; name the candidate to compare with it")
-        return self

@@ -74,7 +74,7 @@ class RunSummary:
             "events": list(self.events),
             "failures": [_failure_row(failure) for failure in self.failures],
             "sinks": [
-                {"name": s.name, "written": s.written, "missed": s.missed, "error": s.error}
+                {"name": s.name, "written": s.written, "missed": s.missed, "error": s.error, **s.numbers}
                 for s in self.sinks
             ],
         }

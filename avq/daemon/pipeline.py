@@ -108,6 +108,7 @@ class Pipeline:
             late=self.judge.is_late(age_ns),
             mode=mode.name,
             bundle_digest=mode.parts.bundle_digest,
+            picture_size_px=(frame.pixels.shape[1], frame.pixels.shape[0]),
         )
         self._publisher.publish(published, frame, times, wait=not arrival.live)
         if arrival.live:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,29 @@ class WritesEvents(Protocol):
     def write_event(self, event: Mapping[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class EventsOnly(Protocol):
+    """A sink that has no use for published frames; ``written`` then counts events."""
+
+    events_only: bool
+
+    def write_event(self, event: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class RaisesEvents(Protocol):
+    """A sink that finds events in messages and tells them to the others; closed before them."""
+
+    def connect(self, tell: Callable[[Mapping[str, Any]], None]) -> None: ...
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A sink with numbers of its own, such as what still waits on disk; read from any thread."""
+
+    def report(self) -> Mapping[str, int]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SinkReport:
     """What became of one sink. ``missed`` messages found its queue full, or the sink broken."""
@@ -39,6 +62,7 @@ class SinkReport:
     written: int
     missed: int
     error: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +89,18 @@ class Lane:
         self._queue: SimpleQueue[_Item | Mapping[str, Any] | None] = SimpleQueue()  # bounded by offer()
         self._written = 0
         self._unwritten = 0  # counted by the lane's thread
-        self._refused = 0  # counted by the caller
+        self._refused = 0  # counted by the loop
+        self._unheard = 0  # events, from any thread
+        self._lock = threading.Lock()  # of events: more than one thread tells them
+        self._events_only = isinstance(sink, EventsOnly) and sink.events_only
         self._patient = True
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
     def offer(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Queue one message. A full queue is waited for (files) or the message is missed (live)."""
+        if self._events_only:
+            return
         if not self._has_room(wait):
             self._refused += 1
             return
@@ -82,10 +111,11 @@ class Lane:
         """Queue one event; missed when the queue is full."""
         if not isinstance(self._sink, WritesEvents):
             return
-        if self._has_room(wait=False):
-            self._queue.put(event)
-        else:
-            self._refused += 1
+        with self._lock:
+            if self._has_room(wait=False):
+                self._queue.put(event)
+            else:
+                self._unheard += 1
 
     def _has_room(self, wait: bool) -> bool:
         while self._queue.qsize() >= self._capacity:
@@ -110,6 +140,7 @@ class Lane:
         if not isinstance(item, _Item):
             if isinstance(self._sink, WritesEvents):
                 self._sink.write_event(item)
+                self._written += self._events_only
             return
         if isinstance(self._sink, WritesTiming):
             self._sink.write_timing(item.message, item.times)
@@ -137,7 +168,9 @@ class Lane:
 
     def report(self) -> SinkReport:
         """What became of it so far."""
-        return SinkReport(self._name, self._written, self._refused + self._unwritten, self.error)
+        missed = self._refused + self._unheard + self._unwritten
+        numbers = self._sink.report() if isinstance(self._sink, Reports) else {}
+        return SinkReport(self._name, self._written, missed, self.error, numbers)
 
     def _abandon(self) -> int:
         """Messages the hung sink never got, the one in its hands included."""
@@ -160,20 +193,21 @@ class Publisher:
     def __init__(
         self, sinks: Sequence[Sink], on_event: Callable[[Mapping[str, Any]], None] | None = None
     ) -> None:
-        self._lanes = [
-            Lane(sink, type(sink).__name__, PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED)
-            for sink in sinks
-        ]
+        self._lanes = [_lane(sink) for sink in sinks if not isinstance(sink, RaisesEvents)]
+        self._finders = [_lane(sink) for sink in sinks if isinstance(sink, RaisesEvents)]
         self._listener = Lane(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
+        for sink in sinks:
+            if isinstance(sink, RaisesEvents):
+                sink.connect(self.event)
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Hand one message to every sink; pixels are copied for those that want them."""
-        for lane in self._lanes:
+        for lane in (*self._finders, *self._lanes):
             lane.offer(message, frame, times, wait=wait)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Hand one event to every sink that keeps events, and to the listener."""
-        for lane in (*self._lanes, *([self._listener] if self._listener else [])):
+        for lane in (*self._finders, *self._lanes, *([self._listener] if self._listener else [])):
             lane.event(event)
 
     @property
@@ -183,18 +217,23 @@ class Publisher:
 
     def reports(self) -> list[SinkReport]:
         """What became of every sink so far; from any thread."""
-        return [lane.report() for lane in self._lanes]
+        return [lane.report() for lane in (*self._finders, *self._lanes)]
 
     def hurry(self) -> None:
         """The run is to stop: wait for no sink any more."""
-        for lane in self._lanes:
+        for lane in (*self._finders, *self._lanes):
             lane.hurry()
 
     def close(self, timeout_s: float = 10.0) -> list[SinkReport]:
         """Drain and close every sink."""
+        found = [lane.close(timeout_s) for lane in self._finders]
         if self._listener is not None:
             self._listener.close(timeout_s)
-        return [lane.close(timeout_s) for lane in self._lanes]
+        return [*found, *(lane.close(timeout_s) for lane in self._lanes)]
+
+
+def _lane(sink: Sink) -> Lane:
+    return Lane(sink, type(sink).__name__, PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED)
 
 
 class _Listener:

@@ -54,6 +54,7 @@ class Published:
     late: bool
     mode: str
     bundle_digest: str
+    picture_size_px: tuple[int, int] = (0, 0)  # width, height of the frame the boxes lie in
 
     def as_message(self, labels: Sequence[str]) -> dict[str, Any]:
         """The line sinks write (the keys are the command contract); pixels to 0.001, scores to 0.00001."""

@@ -88,6 +88,6 @@ def test_wrong_sinks_are_told(tmp_path: Path) -> None:
         open_sink("out.jsnl", sink_types(), labels=LABELS)
     assert "did you mean '.jsonl'?" in caught.value.fix
     with pytest.raises(RequestError, match="no sink writes"):
-        open_sink("mqtt://broker/topic", sink_types(), labels=LABELS)
+        open_sink("amqp://broker/topic", sink_types(), labels=LABELS)
     with pytest.raises(DataError, match="cannot be written"):
         open_sink(str(tmp_path / "no" / "folder" / "o.jsonl"), sink_types(), labels=LABELS)

@@ -1,0 +1,127 @@
+"""What a run configuration says that cannot be: its tables against each other, nothing but the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from avq.config.explain import Problem
+from avq.config.run import Camera, RunConfig
+from avq.errors import nearest
+
+#: A deadline of so many frame periods is a wrong unit, not a budget: newer frames have come long before.
+_PERIODS = 10
+
+
+def run_problems(config: RunConfig) -> list[Problem]:
+    """All of them, in the order of the checks."""
+    checks = (_names, _modes, _cameras, _budget, _alerts, _sinks, _shadow)
+    return [problem for check in checks for problem in check(config)]
+
+
+def _names(config: RunConfig) -> Iterator[Problem]:
+    for table, key, rows in (
+        ("cameras", "id", [camera.id for camera in config.cameras]),
+        ("modes", "name", [mode.name for mode in config.modes]),
+        ("alerts", "name", [alert.name for alert in config.alerts]),
+    ):
+        for index in _repeated(rows):
+            reason = f"{table} share the {key} {rows[index]}; every {key} must be unique"
+            yield Problem((table, index, key), reason, f"give it another {key}")
+
+
+def _repeated(values: Sequence[object]) -> list[int]:
+    """Indices of values that stood there before."""
+    return [index for index, value in enumerate(values) if value in values[:index]]
+
+
+def _modes(config: RunConfig) -> Iterator[Problem]:
+    fix = "best work first: another bundle, or a larger stride, for each mode"
+    least: dict[Path, tuple[int, str]] = {}
+    for index, mode in enumerate(config.modes):
+        bundle = mode.bundle or config.bundle
+        stride, name = least.get(bundle, (0, ""))
+        if mode.stride <= stride:
+            same = "the same bundle at the same" if mode.stride == stride else "the same bundle at a smaller"
+            reason = f"the modes {name} and {mode.name} are {same} stride; a mode must be cheaper than the one before"
+            yield Problem(("modes", index), reason, fix)
+        least[bundle] = (max(stride, mode.stride), mode.name)
+
+
+def _cameras(config: RunConfig) -> Iterator[Problem]:
+    devices = [camera.source if camera.source.startswith("v4l2:") else object() for camera in config.cameras]
+    for index in _repeated(devices):
+        yield Problem(
+            ("cameras", index, "source"),
+            f"{devices[index]} is taken by another camera; a device can be opened once",
+            "name another device",
+        )
+    for index, camera in enumerate(config.cameras):
+        period_ms = frame_period_ms(camera)
+        if period_ms is not None and camera.read_timeout_ms <= period_ms:
+            yield Problem(
+                ("cameras", index, "read_timeout_ms"),
+                f"{camera.read_timeout_ms} ms is within one frame period ({period_ms:.0f} ms): "
+                "every frame would count as a stall",
+                "three frame periods or more",
+            )
+
+
+def _budget(config: RunConfig) -> Iterator[Problem]:
+    """Deadlines that were written down, against frame rates that were written down."""
+    if "deadline_ms" not in config.budget.model_fields_set:
+        return
+    deadline_ms = config.budget.deadline_ms
+    periods = [period for camera in config.cameras if (period := frame_period_ms(camera)) is not None]
+    if periods and deadline_ms > _PERIODS * max(periods):
+        yield Problem(
+            ("budget", "deadline_ms"),
+            f"{deadline_ms:g} ms is {deadline_ms / max(periods):.0f} frame periods: no camera is slower than one "
+            f"frame in {max(periods):.0f} ms, and answers that old are late whatever is meant",
+            f"at most {_PERIODS * max(periods):.0f}; below {max(periods):.0f} no frame is dropped",
+        )
+
+
+def frame_period_ms(camera: Camera) -> float | None:
+    """As the source's own ``fps=`` says; None where it says nothing."""
+    scheme, _, rest = camera.source.partition("://")
+    rates = parse_qs(rest.partition("?")[2]).get("fps", [])
+    try:
+        return 1000.0 / float(rates[-1]) if scheme in ("scene", "v4l2") and rates else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _alerts(config: RunConfig) -> Iterator[Problem]:
+    ids = [camera.id for camera in config.cameras]
+    for index, alert in enumerate(config.alerts):
+        for camera in alert.cameras or ():
+            if camera not in ids:
+                reason = f"there is no camera '{camera}'"
+                yield Problem(("alerts", index, "cameras"), reason, nearest(camera, ids))
+        if alert.kind == "drift" and config.drift is None:
+            yield Problem(
+                ("alerts", index, "kind"),
+                "nobody watches for drift",
+                "add a [drift] table, or drop this alert",
+            )
+
+
+def _sinks(config: RunConfig) -> Iterator[Problem]:
+    targets = [
+        sink.uri.partition("?")[0].removeprefix("mcap:").removeprefix("jsonl:") for sink in config.sinks
+    ]
+    for index in _repeated(targets):
+        yield Problem(("sinks", index, "uri"), f"two sinks write {targets[index]}", "name another file")
+    if config.recorder is not None and str(config.recorder.path) in targets:
+        yield Problem(("recorder", "path"), "a sink writes the same file", "name another file")
+
+
+def _shadow(config: RunConfig) -> Iterator[Problem]:
+    if config.shadow is not None and config.shadow.bundle == config.bundle:
+        yield Problem(
+            ("shadow", "bundle"),
+            "the shadow is the bundle that serves",
+            "name the candidate to compare with it",
+        )

@@ -1,0 +1,133 @@
+"""``[[sinks]]`` and ``[recorder]``: where messages go, and what is kept on disk."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from avq.config.values import Count, Document, FilePath, PositiveNumber, Seconds, Text, Uri
+
+_MQTT = ("mqtt:", "mqtts:")
+
+
+def with_query(uri: str, values: dict[str, Any]) -> str:
+    """``uri`` with ``key=value`` parameters added; None is left out."""
+    given = {key: value for key, value in values.items() if value is not None}
+    if not given:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{urlencode(given)}"
+
+
+class SinkConfig(Document):
+    """Where messages go."""
+
+    uri: Uri = Field(
+        title="URI",
+        description="- for standard output, out.jsonl, out.mcap, mqtt://host/topic (alerts only), zenoh://key, "
+        "or a plugin's scheme",
+    )
+    password_file: FilePath | None = Field(
+        default=None, title="Password file", description="MQTT: a file with the password of the URI's user"
+    )
+    password_env: Text | None = Field(
+        default=None, title="Password variable", description="MQTT: an environment variable with the password"
+    )
+    ca_file: FilePath | None = Field(
+        default=None, title="Certificate authority", description="MQTT: whom mqtts:// trusts, a PEM file"
+    )
+    client_id: Text | None = Field(
+        default=None, title="Client id", description="MQTT: how the broker knows this daemon; one per daemon"
+    )
+    spool: FilePath | None = Field(
+        default=None,
+        title="Spool",
+        description="MQTT: folder where alerts wait while the broker is away; one per daemon",
+    )
+    spool_messages: Count | None = Field(
+        default=None, title="Spool size", description="MQTT: alerts that may wait; then the oldest go"
+    )
+
+    @field_validator("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages")
+    @classmethod
+    def _only_for_mqtt(cls, value: Any, info: ValidationInfo) -> Any:
+        uri = info.data.get("uri")
+        if uri is not None and not uri.startswith(_MQTT):
+            raise ValueError(f"only mqtt:// and mqtts:// sinks have this, not {uri}")
+        return value
+
+    @field_validator("password_env")
+    @classmethod
+    def _one_password(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("password_file") is not None:
+            raise ValueError("the password is in password_file already")
+        return value
+
+    def address(self) -> str:
+        """The URI with all of it, as sinks are opened."""
+        return with_query(self.uri, self.model_dump(exclude={"uri"}))
+
+
+class RecorderConfig(Document):
+    """The flight recorder: an MCAP log that survives a crash."""
+
+    path: FilePath = Field(
+        title="Log", description="an .mcap file; rotated ones carry the time of their start in the name"
+    )
+    image: Literal["jpeg", "png", "none"] = Field(
+        default="jpeg",
+        title="Pictures",
+        description="jpeg is small, png is lossless and slow, none keeps boxes only",
+    )
+    quality: int = Field(default=90, strict=True, ge=1, le=100, title="JPEG quality", description="1 to 100")
+    log_on: Literal["all", "miss"] = Field(
+        default="all", title="Log on", description="all frames, or the seconds around each budget miss"
+    )
+    before_s: Seconds = Field(
+        default=5.0, title="Before", description='seconds kept before a miss, with log_on = "miss"'
+    )
+    after_s: Seconds = Field(
+        default=5.0, title="After", description='seconds kept after a miss, with log_on = "miss"'
+    )
+    rotate_mb: PositiveNumber | None = Field(
+        default=None, title="File size", description="megabytes after which another file is begun"
+    )
+    rotate_s: PositiveNumber | None = Field(
+        default=None, title="File time", description="seconds after which another file is begun"
+    )
+    keep_mb: PositiveNumber | None = Field(
+        default=None,
+        title="Keep",
+        description="megabytes of files kept; then the oldest goes, never the running one",
+    )
+
+    @field_validator("quality")
+    @classmethod
+    def _quality_is_of_jpeg(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("image", "jpeg") != "jpeg":
+            raise ValueError(f"only JPEG has a quality, image is {info.data['image']}")
+        return value
+
+    @field_validator("before_s", "after_s")
+    @classmethod
+    def _around_a_miss(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("log_on", "miss") != "miss":
+            raise ValueError('it does nothing without log_on = "miss": everything is logged')
+        return value
+
+    @field_validator("keep_mb")
+    @classmethod
+    def _keeps_more_than_one_file(cls, value: float | None, info: ValidationInfo) -> float | None:
+        size_mb = info.data.get("rotate_mb")
+        if value is not None and size_mb is None and info.data.get("rotate_s") is None:
+            raise ValueError("there is one file only, which is never deleted: add rotate_mb or rotate_s")
+        if value is not None and size_mb is not None and value < 2 * size_mb:
+            raise ValueError(
+                f"it must hold two files of rotate_mb = {size_mb:g}: the running one is never deleted"
+            )
+        return value
+
+    def address(self) -> str:
+        """The sink URI of this recorder."""
+        return with_query(f"mcap:{self.path}", self.model_dump(exclude={"path"}, exclude_unset=True))

@@ -1,0 +1,58 @@
+"""Alerts are watched for on a lane of their own: a sink that turns what it is told into events for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from avq.alerts import Alert, AlertWatch, Rule, Zone
+from avq.config import AlertConfig
+from avq.types import Frame, Published
+
+
+def rule_of(config: AlertConfig) -> Rule:
+    """One ``[[alerts]]`` table as the state machine takes it."""
+    counted = config.kind in ("object", "budget_miss")
+    frames = config.frames if counted else 1
+    return Rule(
+        name=config.name,
+        condition=config.kind,
+        classes=frozenset(config.classes or ()),
+        min_score=config.min_score,
+        zone=Zone(config.zone, config.anchor) if config.zone is not None else None,
+        cameras=frozenset(config.cameras or ()),
+        hits=config.hits or min(3, frames),
+        frames=frames,
+        cooldown_ns=round(config.cooldown_s * 1e9),
+    )
+
+
+class AlertSink:
+    """Feeds a watch; what it raises is told as events of kind "alert".
+
+    Args:
+        watch: used on the lane's thread only.
+    """
+
+    wants_pixels = False
+
+    def __init__(self, watch: AlertWatch) -> None:
+        self._watch = watch
+        self._tell: Callable[[Mapping[str, Any]], None] = lambda event: None
+
+    def connect(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Where raised alerts go; called once, before the first message."""
+        self._tell = tell
+
+    def write(self, message: Published, frame: Frame | None) -> None:
+        self._raise(self._watch.saw(message))
+
+    def write_event(self, event: Mapping[str, Any]) -> None:
+        self._raise(self._watch.heard(event))
+
+    def _raise(self, alerts: list[Alert]) -> None:
+        for alert in alerts:
+            self._tell(alert.as_event())
+
+    def close(self) -> None:
+        """Nothing to free."""
