@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
     address = address_of(result, tolerances)
     aside = path.with_name(f".{path.name}.new-{os.getpid()}")
     head = msgspec.json.encode(_head(result, tolerances), order="sorted").decode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         log = LogWriter(aside, {"format": FORMAT, "address": address, "head": head})
         for answer in result.answers:
             seen = answer.detections
@@ -118,7 +119,8 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
     except OSError as error:
         raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
     return address
 
 

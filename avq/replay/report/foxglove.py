@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
     except OSError as error:
         raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def _stamp(answer: Answer, result: ReplayResult) -> int:
