@@ -108,3 +108,38 @@ def test_what_cannot_be_replayed_says_why(bundle, tmp_path):
     (tmp_path / "noise.mcap").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match="not an MCAP"):
         replay(ReplayRequest(str(tmp_path / "noise.mcap"), bundle), host=null_host())
+
+
+def test_a_configured_ladder_is_climbed_on_the_replay_clock(bundle, tmp_path):
+    digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
+    log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[45.0] * 60)
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'bundle = "{bundle}"\n[[cameras]]\nid = "front"\nsource = "scene://drive"\n'
+        '[budget]\ndeadline_ms = 60\n[[modes]]\nname = "full"\n[[modes]]\nname = "half"\nstride = 2\n'
+    )
+    runs = [replay(ReplayRequest(str(log), bundle, config), host=null_host()) for _ in range(2)]
+    assert runs[0].modes == ("full", "half") and runs[0].account.dropped["stride"] > 5
+    assert [event["kind"] for event in runs[0].events] == ["mode_changed"]
+    assert runs[0].decisions_sha256 == runs[1].decisions_sha256
+    plain = replay(ReplayRequest(str(log), bundle), host=null_host())
+    assert plain.config_digest != runs[0].config_digest and "stride" not in plain.account.dropped
+
+
+def test_another_bundle_takes_the_ratio_of_the_two_builds(bundle, tmp_path):
+    first = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host())
+    log = flight_record(tmp_path / "drive.mcap", first.bundle_digest, infer_ms=[12.0] * 4)
+    slow = null_bundle(tmp_path / "slow.avq", p50_ms=15.0)  # the first one: 5 ms
+    request = ReplayRequest(str(log), slow, known=first.benches)
+    result = replay(request, host=null_host())
+    assert result.timing == "scaled" and [a.virtual.infer_ns for a in result.answers] == [36 * MS] * 4
+    own = replay(ReplayRequest("scene://drive?frames=2", slow), host=null_host())
+    assert [a.virtual.infer_ns for a in own.answers] == [15 * MS] * 2
+
+
+def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle, tmp_path):
+    log = flight_record(tmp_path / "drive.mcap", "x", infer_ms=[1.0] * 300)
+    whole = log.read_bytes()
+    log.write_bytes(whole[: len(whole) // 2])
+    result = replay(ReplayRequest(str(log), bundle), host=null_host())
+    assert 0 < result.frames < 300 and result.remark

@@ -1,0 +1,46 @@
+"""Decoding ahead: in order, bounded, and what goes wrong is raised where it happened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+import numpy as np
+import pytest
+
+from avq.replay.frames import AHEAD, LoggedFrame, loaded_ahead
+
+
+def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[LoggedFrame, None, None]:
+    def load(index: int) -> np.ndarray:
+        loaded.append(index)
+        if index == fail_at:
+            raise ValueError("picture 3")
+        return np.full((2, 2, 3), index, np.uint8)
+
+    for index in range(count):
+        yield LoggedFrame("front", index, index, index, lambda index=index: load(index))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_pictures_come_in_order(workers):
+    got = list(loaded_ahead(frames(50, []), workers=workers))
+    assert [(frame.seq, int(pixels[0, 0, 0])) for frame, pixels in got] == [(n, n) for n in range(50)]
+
+
+def test_no_more_than_asked_for_is_decoded_ahead():
+    loaded: list[int] = []
+    running = loaded_ahead(frames(500, loaded), workers=2)
+    for _ in range(3):
+        next(running)
+    threading.Event().wait(0.2)  # the pool would have run away by now
+    assert len(loaded) <= 3 + AHEAD + 2
+    running.close()
+    assert threading.active_count() < 10
+
+
+def test_an_error_is_raised_at_its_place():
+    running = loaded_ahead(frames(9, [], fail_at=3), workers=2)
+    assert [next(running)[0].seq for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="picture 3"):
+        next(running)
