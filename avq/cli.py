@@ -68,6 +68,7 @@ def plugins(call: Call) -> int:
 @model_options
 @click.option("--threads", type=click.IntRange(min=1), help="threads of the engine  [default: 1]")
 @click.option("--gpu-arch", help="compute capabilities for GPU targets, such as sm89")
+@click.option("--dla", is_flag=True, default=None, help="also what DLA takes, for tensorrt")
 @click.option("--recipe", type=_PATH, help="a TOML recipe; flags override it")
 @click.option("-o", "--output", type=_PATH, help="the bundle folder to write")
 def build(call: Call, recipe: Path | None, **flags: Any) -> int:
@@ -153,6 +154,27 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 
     answer = bench_bundles(bundles, rounds=frames, host=call.host())
     return call.answer(answer, [("Latency", answer["entries"]), ("Ratios, paired", answer["ratios"])])
+
+
+@command(cli, name="compile")
+@click.argument("path", metavar="BUNDLE", type=_PATH)
+@click.option("--target", help="tensorrt, tensorrt-rtx, onnxruntime ...  [default: the bundle's]")
+@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="wanted p50 of the engine")
+@click.option("--trusted", type=_PATH, multiple=True, metavar="KEY.pub", help="who must have signed it")
+@click.option(
+    "--calibrate", type=click.Choice(["entropy", "minmax"]), help="by TensorRT 10 itself, on --data"
+)
+@click.option(
+    "--dla-core", type=click.IntRange(min=0), help="build for DLA (TensorRT 10), the rest on the GPU"
+)
+@click.option("--data", type=_PATH, help="pictures for --calibrate")
+@click.option("-o", "--output", type=_PATH, help="another bundle folder  [default: in its place]")
+def compile_(call: Call, **arguments: Any) -> int:
+    """On the vehicle: build the engine of this machine, prove it on the golden frames, time it, put it in place."""
+    from avq.assess.compile import closing, compile_bundle
+
+    answer = compile_bundle(**arguments, host=call.host(), report=call.report)
+    return call.answer(answer, closing=closing(answer), yes=answer["accepted"])
 
 
 @command(cli)

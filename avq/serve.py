@@ -23,6 +23,7 @@ from avq.daemon import (
 )
 from avq.daemon.modes import Mode
 from avq.daemon.opening import ModeSource, Opener, parts_of
+from avq.daemon.starting import Instead, start
 from avq.daemon.watch import Unwatched
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
@@ -108,13 +109,14 @@ def _serve(
     log: Path | None,
     json_lines: bool,
 ) -> RunSummary:
-    served = _opener(config, host).ladder(mode_sources(config))
+    instead = Instead(config.fallback.bundle, config.fallback.onnxruntime)
+    served = start(_opener(config, host), mode_sources(config), instead, report.warning)
     try:
         if board is not None:
             board.describe(facts(config, served.modes))
         sinks = _sinks(config, host, served.modes[0].parts.labels, log=log, json_lines=json_lines)
-        for source, mode in zip(mode_sources(config), served.modes, strict=True):
-            report.message(_serving(source, mode))
+        for mode in served.modes:
+            report.message(_serving(mode))
         summary = serve_bundle(
             served.modes,
             sources={camera.id: camera.source for camera in config.cameras},
@@ -167,11 +169,12 @@ def mode_sources(config: RunConfig) -> list[ModeSource]:
     return rows or [ModeSource("normal", config.bundle)]
 
 
-def _serving(source: ModeSource, mode: Mode) -> str:
-    session = mode.parts.session
-    prefix = "" if source.name == "normal" else f"mode {source.name}: "
-    every = "" if source.stride == 1 else f", one of {source.stride} frames"
-    return f"{prefix}serving {source.bundle} on {session.engine} ({session.precision}){every}"
+def _serving(mode: Mode) -> str:
+    parts = mode.parts
+    prefix = "" if parts.mode == "normal" else f"mode {parts.mode}: "
+    every = "" if mode.stride == 1 else f", one of {mode.stride} frames"
+    engine = f"{parts.session.engine} ({parts.session.precision})"
+    return f"{prefix}serving bundle {parts.bundle_digest[:12]} on {engine}{every}"
 
 
 def _options(config: RunConfig, host: PluginHost, report: Reporter, board: Board | None) -> RunOptions:

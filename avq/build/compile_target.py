@@ -5,6 +5,7 @@ What is judged here is accuracy, on the exact bytes the target's parser is given
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,8 @@ from avq.build.stand_in import Compiler, StandIn
 from avq.build.target_cost import NAME as COST_MODEL
 from avq.build.target_cost import target_cost
 from avq.build.understand.frontend import Understood
+from avq.bundle import TWIN
+from avq.bundle_engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.progress import Reporter
 from avq.types import CompiledEngine, Detections, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
 
@@ -28,14 +31,16 @@ _UNKNOWN_MS = float("nan")
 
 @dataclass(frozen=True)
 class Compiled:
-    """Engines of one model, one per architecture.
+    """What goes to the target: engines of one model, one per architecture, and what to time them against there.
 
     Attributes:
-        parts: file name in the bundle -> engine.
+        pending: the target cannot run here.
+        parts: file name in the bundle -> content.
         rows: size and build time of each beside the FP16 engine of the same model.
         remarks: why an engine is larger than its FP16 twin, and what the builder warned of.
     """
 
+    pending: bool = False
     parts: Mapping[str, bytes] = field(default_factory=dict)
     rows: tuple[Mapping[str, object], ...] = ()
     remarks: tuple[str, ...] = ()
@@ -72,18 +77,33 @@ class PendingTarget:
         )
 
     def compile(self, plan: QuantizationPlan, report: Reporter) -> Compiled:
-        """Engines of the finished plan for every architecture asked for, and their FP16 twins."""
+        """Engines of the finished plan for every architecture asked for, beside FP16 ones; the FP16 model itself."""
         architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
         model, twin = self.model(plan), self.model(self.finished(self._nothing))
         built = []
         for name in report.track(architectures, "engines", len(architectures)):
             ours = self.compiler.compile(model, name)
             built.append((ours, self.compiler.compile(twin, name) if plan.points else ours))
+        parts = {engine_name(ours.architecture): ours.data for ours, _ in built}
+        if parts:
+            parts[ENGINES] = engines_part(self._keys(model, architectures))
+        if plan.points:
+            parts[TWIN] = twin
         return Compiled(
-            {f"engine.{ours.architecture}": ours.data for ours, _ in built},
+            True,
+            parts,
             tuple(_row(ours, half, plan) for ours, half in built),
             (*_larger(built, *self._weight_bytes(plan)), *_said([ours for ours, _ in built])),
         )
+
+    def _keys(self, model: bytes, architectures: Sequence[str]) -> dict[str, EngineKey]:
+        status, digest = self.compiler.status(), hashlib.sha256(model).hexdigest()
+        return {
+            engine_name(name): EngineKey(
+                model=digest, runtime=status.name, version=status.version, architecture=name
+            )
+            for name in architectures
+        }
 
     # What a workbench asks of whatever serves plans
 

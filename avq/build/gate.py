@@ -112,7 +112,7 @@ def _by_parity(*, proven: bool, sqnr_db: float | None) -> tuple[bool, str]:
 def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
     latency = measured.latency
     if latency is None:
-        return True, ("time was not measured: the target cannot run on this machine",), ()
+        return True, ("time was not measured here: avq compile times it on its target",), ()
     ok, reasons = True, []
     fixes: list[str] = []
     if not measured.is_float:

@@ -41,7 +41,7 @@ class Outcome:
     @property
     def accepted(self) -> bool | Literal["pending-target"]:
         """The manifest's word: what was never timed on its target only waits for it."""
-        return "pending-target" if self.verdict.accepted and self.compiled.parts else self.verdict.accepted
+        return "pending-target" if self.verdict.accepted and self.compiled.pending else self.verdict.accepted
 
     @property
     def answer_is_yes(self) -> bool:
@@ -82,7 +82,7 @@ class Outcome:
         }
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
-        if self.compiled.parts:
+        if self.compiled.rows:
             return [("Engines built for cards that are not here", self.compiled.rows)]
         return [("Engines tried, timed interleaved", [trial.row() for trial in self.trials])]
 
@@ -100,6 +100,8 @@ class Outcome:
         lines.append(f"bundle: {self.folder}   report: {self.folder / 'report.html'}")
         if self.accepted is True:
             lines.append(f"serve:  avq run --bundle {self.folder} --source scene://drive")
+        if self.accepted == "pending-target":
+            lines.append(f"next, on the vehicle:  avq compile {self.folder} --target {self.recipe.target}")
         return lines
 
     def _exclusions(self) -> list[str]:

@@ -16,6 +16,7 @@ from avq.build.compile_target import Compiled, pending_target
 from avq.build.diagnose import find_cause, left_float
 from avq.build.drift_parts import drift_parts
 from avq.build.gate import Limits, judge
+from avq.build.implicit_parts import implicit_parts, with_ranges
 from avq.build.importing import judged_by_parity, prove_import, with_parity
 from avq.build.layer_costs import layer_costs
 from avq.build.outcome import Outcome
@@ -58,13 +59,17 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
         trials = _try_engines(request, understood, planned, probe_set, report)
         ranked = fastest_first(trials, planned.plan, request)
 
-    watch = drift_parts(request, understood, planned.plan, pictures, report)
+    plan = with_ranges(request, understood, planned.plan, calibration, probe_set)
+    planned = replace(planned, plan=plan)
+    extra = {
+        **compiled.parts,
+        **implicit_parts(request, understood, plan),
+        **drift_parts(request, understood, plan, pictures, report),
+    }
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(
-            request, understood, calibration, planned, trial, probe_set, {**compiled.parts, **watch}
-        )
+        staged = stage(request, understood, calibration, planned, trial, probe_set, extra)
         verified = verify(staged, request, probe_set, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)

@@ -33,8 +33,8 @@ class Request:
         float_engines: every installed CPU engine and the target's: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
         families: head families of plugins, asked after the built-in ones.
-        compiler: builds for a target that cannot run here, where there is one; a StandIn then stands among the
-            engines in its place, and no time is measured.
+        compiler: builds for a target whose engines are compiled and timed by ``avq compile``, where it is one; a
+            StandIn then stands among the engines in its place, and no time is measured.
     """
 
     recipe: Recipe
@@ -94,10 +94,11 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
             fix="add --data FOLDER_OF_PICTURES",
         )
     options = _options(recipe, quantizer)
+    _require_dla_target(recipe)
     wanted = (*CPU_ENGINES, recipe.target)
     installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
     reference = reference_engine(host)
-    compiler = None if recipe.target in installed else pending_compiler(recipe.target, host.engines())
+    compiler = pending_compiler(recipe.target, host.engines())
     if compiler is not None:
         _require_pending(recipe, compiler)
         installed[recipe.target] = StandIn(compiler, reference)
@@ -106,14 +107,23 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     return Request(recipe, quantizer, options, engines, installed, reference, host.decoders(), compiler)
 
 
+def _require_dla_target(recipe: Recipe) -> None:
+    if recipe.dla and (recipe.target != "tensorrt" or recipe.data is None):
+        raise RequestError(
+            "--dla writes ranges of every tensor for TensorRT",
+            seen=f"--target {recipe.target}" + ("" if recipe.data else ", no --data"),
+            fix="--target tensorrt --data DIR, or drop --dla",
+        )
+
+
 def _require_pending(recipe: Recipe, compiler: Compiler) -> None:
     """RequestError for architectures nobody builds for, and for what only the GPU could answer."""
     compiler.chosen_architectures(recipe.gpu_arch)
     if recipe.budget_ms is not None:
         raise RequestError(
             "a latency budget cannot be judged without the GPU",
-            seen=f"--budget-ms {recipe.budget_ms:g}, and no card for {recipe.target} here",
-            fix="build without it; the bundle waits for its target and is timed there",
+            seen=f"--budget-ms {recipe.budget_ms:g} for {recipe.target}",
+            fix=f"build without it; on the vehicle: avq compile BUNDLE --budget-ms {recipe.budget_ms:g}",
         )
 
 

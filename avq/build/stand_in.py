@@ -53,9 +53,16 @@ class StandIn:
 
 
 def pending_compiler(target: str, engines: Iterable[Engine]) -> Compiler | None:
-    """The engine of ``target`` when it builds here and cannot run here."""
+    """The engine of ``target`` when its models are compiled, here or on the vehicle; None for every other engine.
+
+    Also where there is a card: what a bundle holds, and how it is proven and timed, is then the same everywhere.
+    """
     for engine in engines:
         if engine.name == target and isinstance(engine, Compiler):
-            status = engine.status()
-            return engine if status.can_build and not status.can_run else None
+            return engine if engine.status().can_build or compiles_on_target(engine) else None
     return None
+
+
+def compiles_on_target(engine: object) -> bool:
+    """Whether its engines are built by ``avq compile`` on the machine that runs them, and nowhere else."""
+    return bool(getattr(engine, "compiles_on_target", False))

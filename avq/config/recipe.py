@@ -64,6 +64,11 @@ class RecipeFile(Document):
         title="GPU architectures",
         description='compute capabilities for GPU targets, such as ["sm89"]',
     )
+    dla: Switch = Field(
+        default=False,
+        title="DLA",
+        description="also write what DLA and TensorRT 10's own calibration take; for tensorrt",
+    )
 
     def recipe(self) -> Recipe:
         """The same as the build's own type."""

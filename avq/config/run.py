@@ -97,6 +97,19 @@ class DriftConfig(Document):
     )
 
 
+class Fallback(Document):
+    """What serves when the bundle does not start: damaged, of another machine, or with other answers than it had."""
+
+    bundle: FilePath | None = Field(
+        default=None, title="Previous bundle", description="the bundle that served before"
+    )
+    onnxruntime: Switch = Field(
+        default=False,
+        title="On onnxruntime",
+        description="run the bundle's own model on onnxruntime: slower than its engine, and right",
+    )
+
+
 class Security(Document):
     """Whose bundles are served."""
 
@@ -153,6 +166,9 @@ class RunConfig(Document):
     )
     allow_unaccepted: Switch = Field(
         default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
+    )
+    fallback: Fallback = Field(
+        default=Fallback(), title="Fallback", description="what serves when the bundle does not start"
     )
     security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
     web: WebConfig = Field(default=WebConfig(), title="Web", description="the page, health and metrics")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Any
 from avq.engines import common
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession, require_card
+from avq.engines.kept import cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Told, build
 from avq.engines.tensorrt_layers import EngineLayer, layers_of, not_in_int8, precision_of, require_planned
 from avq.engines.tensorrt_log import last_words, make_log
@@ -180,9 +180,8 @@ def _load() -> Any:
 
 def _timing_cache_path(trt: Any, architecture: str) -> Path:
     """$XDG_CACHE_HOME/avq/tensorrt, by release and card: times of another one mean nothing."""
-    root = os.environ.get("XDG_CACHE_HOME")
     key = hashlib.sha256(f"{trt.__version__} {architecture} {first_card()}".encode()).hexdigest()[:32]
-    return (Path(root) if root else Path.home() / ".cache") / "avq" / "tensorrt" / f"{key}.times"
+    return cache_folder("tensorrt") / f"{key}.times"
 
 
 def _read(path: Path) -> bytes:

@@ -123,7 +123,7 @@ def build(
     return Built(bytes(memoryview(engine)), times, int(network.num_layers), seconds)
 
 
-def parse(trt: Any, network: Any, model: bytes, log: Any) -> None:
+def parse(trt: Any, network: Any, model: bytes, log: Any, *, target: str = "tensorrt") -> None:
     """Read an ONNX file into ``network``; ModelError names the first node that is refused."""
     parser = trt.OnnxParser(network, log)
     if parser.parse(model):
@@ -131,9 +131,9 @@ def parse(trt: Any, network: Any, model: bytes, log: Any) -> None:
     first = parser.get_error(0) if parser.num_errors else None
     node, operator = (_asked(first, name) for name in ("node_name", "node_operator"))
     raise ModelError(
-        f"TensorRT cannot read {f'node {node!r} ({operator})' if node or operator else 'the model'}",
+        f"{target} cannot read {f'node {node!r} ({operator})' if node or operator else 'the model'}",
         seen=_asked(first, "desc")[:400] or last_words(log),
-        fix="avq lint MODEL --target tensorrt says what to change",
+        fix=f"avq lint MODEL --target {target} says what to change",
     )
 
 

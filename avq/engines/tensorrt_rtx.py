@@ -15,7 +15,10 @@ from typing import Any
 
 from avq.engines import common
 from avq.engines.cuda import first_card, why_no_card
-from avq.engines.tensorrt_rtx_session import RtxSession, open_engine
+from avq.engines.gpu_session import GpuSession
+from avq.engines.tensorrt_build import Told, parse
+from avq.engines.tensorrt_log import last_words, make_log
+from avq.engines.tensorrt_rtx_session import open_engine
 from avq.errors import MachineError, ModelError, RequestError, nearest
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
 
@@ -80,25 +83,33 @@ class TensorRtRtxEngine:
                 )
         return wanted
 
-    def compile(self, model: bytes, architecture: str) -> CompiledEngine:
+    def architecture(self) -> str:
+        """Compute capability of the first card, "sm89"; '' without one."""
+        card = first_card()
+        return card.architecture if card is not None else ""
+
+    def compile(
+        self, model: bytes, architecture: str, options: None = None, told: Told = lambda text: None
+    ) -> CompiledEngine:
         """The engine of one architecture. Needs no GPU, takes seconds to minutes.
 
         Raises ModelError: the parser refuses a node (named), or the builder finds no implementation.
         """
         trt = _load()
-        log = _log(trt)
+        log = make_log(trt)
         builder = trt.Builder(log)
         network = builder.create_network(_strongly_typed(trt))
-        _parse(trt, network, model, log)
+        parse(trt, network, model, log, target=NAME)
         config = builder.create_builder_config()
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, architecture.upper()), 0)
+        told("building")
         started_s = time.monotonic()
         built = builder.build_serialized_network(network, config)
         if built is None:
             raise ModelError(
                 f"TensorRT for RTX cannot build the model for {architecture}",
-                seen=_last(log.errors) or "no reason given",
+                seen=last_words(log) or "no reason given",
                 fix="avq lint MODEL --target tensorrt-rtx; leave the named layer float: avq_keep_float",
             )
         seconds = time.monotonic() - started_s
@@ -106,7 +117,7 @@ class TensorRtRtxEngine:
             architecture, bytes(memoryview(built)), seconds, network.num_layers, tuple(log.warnings)
         )
 
-    def open(self, model: bytes | Path, options: SessionOptions) -> RtxSession:
+    def open(self, model: bytes | Path, options: SessionOptions) -> GpuSession:
         """Compile for this machine's card and open; MachineError where there is none."""
         del options  # precisions are the file's, threads are the card's
         source = common.model_bytes(model)
@@ -114,14 +125,14 @@ class TensorRtRtxEngine:
         quantized = b"QuantizeLinear" in source
         return self.open_engine(self.compile(source, "current").data, "int8+f16" if quantized else "f16")
 
-    def open_engine(self, engine: bytes, precision: str) -> RtxSession:
+    def open_engine(self, engine: bytes, precision: str) -> GpuSession:
         """A session of an engine that was compiled before, such as a bundle's part engine.sm89.
 
         Raises MachineError where there is no card, BundleError for an engine of another machine.
         """
         self._require_card()
         trt = _load()
-        return open_engine(trt, _log(trt), engine, precision=precision)
+        return open_engine(trt, make_log(trt), engine, precision=precision)
 
     def why_not_running(self) -> str:
         """'' when this machine has a card that the installed library knows, and a library for its memory."""
@@ -153,49 +164,6 @@ def _strongly_typed(trt: Any) -> int:
     flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
     member = getattr(flags, "STRONGLY_TYPED", None)
     return 0 if member is None else 1 << int(member)
-
-
-def _parse(trt: Any, network: Any, model: bytes, log: Any) -> None:
-    parser = trt.OnnxParser(network, log)
-    if parser.parse(model):
-        return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    first = errors[0] if errors else None
-    node = _asked(first, "node_name")
-    operator = _asked(first, "node_operator")
-    where = f"node '{node}' ({operator})" if node or operator else "the model"
-    raise ModelError(
-        f"TensorRT for RTX cannot read {where}",
-        seen=_asked(first, "desc")[:400] or _last(log.errors),
-        fix="avq lint MODEL --target tensorrt-rtx says what to change",
-    )
-
-
-def _asked(error: Any, name: str) -> str:
-    ask = getattr(error, name, None)
-    return str(ask()) if callable(ask) else ""
-
-
-def _last(lines: list[str]) -> str:
-    return " ".join(lines[-1].split())[:400] if lines else ""
-
-
-def _log(trt: Any) -> Any:
-    """A logger that keeps what the library says; it prints to standard error otherwise."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-
-    return Log()
 
 
 def _load() -> Any:

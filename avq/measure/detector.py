@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.bundle import MODEL, OpenBundle
+from avq.bundle_engines import ENGINES, require_engine, wanted_key
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import BundleError, MachineError
 from avq.hookspecs import Decoder, Engine, Session
@@ -96,5 +97,11 @@ def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: 
             seen=f"installed: {', '.join(sorted(engines)) or 'none'}",
             fix=f'pip install "avq[{use.name}]", or rebuild with --target cpu',
         )
+    engine = engines[use.name]
+    architecture = getattr(engine, "architecture", None)
+    if architecture is not None and bundle.has(ENGINES):
+        key = wanted_key(bundle, engine.name, engine.status().version, architecture())
+        opened: Session = getattr(engine, "open_engine")(require_engine(bundle, key), use.precision)  # noqa: B009
+        return opened
     options = SessionOptions(threads=threads or use.threads, precision=use.float_precision)
-    return engines[use.name].open(bundle.read(MODEL), options)
+    return engine.open(bundle.read(MODEL), options)

@@ -33,6 +33,7 @@ class Recipe:
         classes: class-name file or preset, or None to read the model's metadata.
         threads: threads of the engine, in timing and in service.
         gpu_arch: compute capabilities for GPU targets, such as ("sm89",).
+        dla: also write what DLA and TensorRT 10's own calibration take.
     """
 
     model: Path
@@ -52,3 +53,4 @@ class Recipe:
     classes: str | None = None
     threads: int = 1
     gpu_arch: tuple[str, ...] = ()
+    dla: bool = False

@@ -34,3 +34,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     )  # fmt: skip
     assert result.stdout, result.stderr
     return bundle, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def pending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built for TensorRT on a machine that has none."""
+    from avq.engines import engine_by_name
+    from avq.scenes import builtin_detector_path
+
+    if engine_by_name("tensorrt").status().can_run:
+        pytest.skip("this machine has a card and TensorRT")
+    folder = tmp_path_factory.mktemp("pending") / "trt.avq"
+    done = run_avq(
+        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "static",
+        "--target", "tensorrt", "--dla",
+        "-o", folder, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["accepted"] == "pending-target" and answer["chosen"]["p50_ms"] is None
+    return folder

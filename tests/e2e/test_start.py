@@ -1,0 +1,120 @@
+"""A start that cannot surprise: golden answers first, and in a failed bundle's place only what was allowed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from avq.assess.trust import keygen, sign
+from avq.bundle import GOLDEN, MODEL, EngineUse, open_bundle
+from avq.config import Camera, RunConfig, Security
+from avq.config.run import Fallback
+from avq.errors import AvqError, BundleError, MachineError
+from avq.plugins import PluginHost
+from avq.progress import Silent
+from avq.serve import serve
+from tests.e2e.resealing import resealed, wrong_golden
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    warning = message
+
+
+@pytest.fixture
+def good(built: tuple[Path, dict], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built[0], tmp_path / "good.avq"))
+
+
+@pytest.fixture
+def bad(good: Path, tmp_path: Path) -> Path:
+    """A sound bundle whose engine gives other answers than were accepted."""
+    copy = Path(shutil.copytree(good, tmp_path / "bad.avq"))
+    resealed(copy, {GOLDEN: wrong_golden(copy)})
+    return copy
+
+
+@pytest.fixture
+def elsewhere(good: Path, tmp_path: Path) -> Path:
+    """A sound bundle of an engine that this machine has not."""
+    copy = Path(shutil.copytree(good, tmp_path / "elsewhere.avq"))
+    use = msgspec.structs.replace(open_bundle(copy).manifest.engine, name="tensorrt", float_precision="f16")
+    assert isinstance(use, EngineUse)
+    resealed(copy, engine=use)
+    return copy
+
+
+def served(path: Path, security: Security | None = None, **fallback: object) -> tuple[int, list[str]]:
+    """(frames published, what was said)."""
+    report = Listening()
+    config = RunConfig(
+        bundle=path,
+        cameras=(Camera(id="front", source="scene://drive?seed=3&size=320x192", policy="every"),),
+        frames=2,
+        fallback=Fallback(**fallback),
+        security=security or Security(),
+    )
+    published = serve(config, PluginHost(), report).as_json()["published"]
+    return published, report.lines
+
+
+def test_a_bundle_serves_after_its_golden_answers(good: Path):
+    published, said = served(good)
+    assert published == 2 and not [line for line in said if "INSTEAD" in line]
+
+
+def test_other_answers_than_were_accepted_are_not_served(bad: Path):
+    with pytest.raises(BundleError, match="does not compute what the bundle"):
+        served(bad)
+
+
+def test_an_engine_that_is_not_here_is_not_replaced_unasked(elsewhere: Path, good: Path):
+    with pytest.raises(MachineError, match="tensorrt"):
+        served(elsewhere)
+
+
+def test_the_previous_bundle_takes_over_loudly(bad: Path, good: Path):
+    published, said = served(bad, bundle=good)
+    assert published == 2
+    assert [line for line in said if "SERVING INSTEAD" in line and str(good) in line and "golden" in line]
+    assert [line for line in said if open_bundle(good).digest[:12] in line]
+
+
+def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path):
+    published, said = served(elsewhere, bundle=bad, onnxruntime=True)
+    assert published == 2
+    assert [line for line in said if "does not start either" in line]
+    assert [line for line in said if "SERVING INSTEAD" in line and "onnxruntime" in line]
+
+
+def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path, tmp_path: Path):
+    bundle = Path(shutil.copytree(pending, tmp_path / "gpu.avq"))
+    resealed(bundle, accepted=True)
+    published, said = served(bundle, onnxruntime=True)
+    assert published == 2 and [line for line in said if "SERVING INSTEAD" in line]
+
+
+def test_wrong_answers_are_wrong_on_onnxruntime_too(bad: Path):
+    with pytest.raises(BundleError, match="does not compute"):
+        served(bad, onnxruntime=True)
+
+
+def test_what_takes_over_must_be_signed_too(bad: Path, good: Path, tmp_path: Path):
+    keygen(tmp_path / "key")
+    sign(bad, tmp_path / "key")
+    security = Security(require_signature=True, trusted_keys=(tmp_path / "key.pub",))
+    with pytest.raises(AvqError, match="does not compute"):
+        served(bad, security, bundle=good)
+    sign(good, tmp_path / "key")
+    assert served(bad, security, bundle=good)[0] == 2
+    (good / MODEL).write_bytes(b"touched")
+    with pytest.raises(AvqError, match="does not compute"):
+        served(bad, security, bundle=good, onnxruntime=True)
