@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,8 @@ def run(call: Call, log: Path | None, **flags: Any) -> int:
     """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
     from avq.serve import run_config, serve, summary_tables
 
-    summary = serve(run_config(**flags), call.host(), call.report, log=log, json_lines=call.json)
+    reread = partial(run_config, **flags)
+    summary = serve(reread(), call.host(), call.report, log=log, json_lines=call.json, reread=reread)
     code = call.answer(summary.as_json(), summary_tables(summary), line=True)
     return summary.exit_code or code
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from avq.alerts import AlertWatch
-from avq.bundle import Trust, read_trust
-from avq.config import Budget, Camera, RunConfig, Security, load_run
+from avq.config import Budget, Camera, RunConfig, load_run
 from avq.daemon import (
     CameraOptions,
     RestartPolicy,
@@ -21,18 +21,30 @@ from avq.daemon import (
     source_providers,
     source_types,
 )
+from avq.daemon.exchange import Exchange
 from avq.daemon.modes import Mode
-from avq.daemon.opening import ModeSource, Opener, parts_of
+from avq.daemon.notify import Notifier
+from avq.daemon.opening import parts_of
 from avq.daemon.starting import Instead, start
 from avq.daemon.watch import Unwatched
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
+from avq.serve_beside import asides_of, exchange_of, mode_sources, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.web import Board, facts, open_page, web_from_flag
 
 STANDARD_OUTPUT = "-"
+#: Events an operator should see without asking for them.
+_WARNED = {
+    "swap_refused",
+    "swap_rolled_back",
+    "drift_raised",
+    "memory_grows",
+    "shadow_failed",
+    "drift_failed",
+}
 T = TypeVar("T", SourceType, SinkType)
 
 
@@ -89,15 +101,17 @@ def serve(
     *,
     log: Path | None = None,
     json_lines: bool = False,
+    reread: Callable[[], RunConfig] | None = None,
 ) -> RunSummary:
     """Open the bundle as it was accepted, serve, and close everything again.
 
     Args:
+        reread: the configuration as it stands now, for SIGHUP.
         log: record an MCAP log there.
         json_lines: one line per published frame on standard output.
     """
     with open_page(config.web, "web" in config.model_fields_set, report) as board:
-        return _serve(config, host, report, board, log=log, json_lines=json_lines)
+        return _serve(config, host, report, board, log=log, json_lines=json_lines, reread=reread)
 
 
 def _serve(
@@ -108,10 +122,15 @@ def _serve(
     *,
     log: Path | None,
     json_lines: bool,
+    reread: Callable[[], RunConfig] | None,
 ) -> RunSummary:
+    notifier = Notifier.from_environment()
+    opener = opener_of(config, host, notifier)
     instead = Instead(config.fallback.bundle, config.fallback.onnxruntime)
-    served = start(_opener(config, host), mode_sources(config), instead, report.warning)
+    served = start(opener, mode_sources(config), instead, report.warning)
+    exchange = exchange_of(config, opener, served, report, reread, notifier)
     try:
+        asides = asides_of(config, host, opener, served, report)
         if board is not None:
             board.describe(facts(config, served.modes))
         sinks = _sinks(config, host, served.modes[0].parts.labels, log=log, json_lines=json_lines)
@@ -122,10 +141,18 @@ def _serve(
             sources={camera.id: camera.source for camera in config.cameras},
             sinks=sinks,
             budget=config.budget.latency_budget(),
-            options=_options(config, host, report, board),
+            options=replace(
+                _options(config, host, report),
+                on_event=_listener(config, host, report, board, exchange),
+                watcher=board or Unwatched(),
+                notifier=notifier,
+                exchange=exchange,
+                asides=asides,
+            ),
         )
     finally:
-        served.close()
+        exchange.close()
+        notifier.close()
     for failure in summary.failures:
         report.warning(f"camera {failure.camera}: {failure.error}")
     return summary
@@ -148,27 +175,6 @@ def summary_tables(summary: RunSummary) -> list[tuple[str, list[Mapping[str, obj
     return tables
 
 
-def _trust(security: Security) -> Trust | None:
-    if not security.require_signature:
-        return None
-    return read_trust(security.trusted_keys, not_before=security.not_before)
-
-
-def _opener(config: RunConfig, host: PluginHost) -> Opener:
-    return Opener(
-        host.running_engines(),
-        families=host.decoders(),
-        trust=_trust(config.security),
-        allow_unaccepted=config.allow_unaccepted,
-    )
-
-
-def mode_sources(config: RunConfig) -> list[ModeSource]:
-    """The ladder of the configuration; without one, the bundle as the only mode."""
-    rows = [ModeSource(mode.name, mode.bundle or config.bundle, mode.stride) for mode in config.modes]
-    return rows or [ModeSource("normal", config.bundle)]
-
-
 def _serving(mode: Mode) -> str:
     parts = mode.parts
     prefix = "" if parts.mode == "normal" else f"mode {parts.mode}: "
@@ -177,16 +183,30 @@ def _serving(mode: Mode) -> str:
     return f"{prefix}serving bundle {parts.bundle_digest[:12]} on {engine}{every}"
 
 
-def _options(config: RunConfig, host: PluginHost, report: Reporter, board: Board | None) -> RunOptions:
+def _listener(
+    config: RunConfig, host: PluginHost, report: Reporter, board: Board | None, exchange: Exchange
+) -> Callable[[Mapping[str, Any]], None]:
+    """What hears every event, on a thread of its own: the page, the hooks, and whoever reads standard error."""
+
     def on_event(event: Mapping[str, Any]) -> None:
+        kind, serving = event.get("kind"), exchange.serving
         if board is not None:
+            if kind in ("bundle_swapped", "swap_rolled_back") and serving.bundle is not None:
+                now = config.model_copy(update={"bundle": serving.bundle.path})
+                board.describe(facts(now, serving.modes))
             board.told(event)
-        if event.get("kind") == "alert":
+        if kind == "alert":
             report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")
-        if event.get("kind") == "alert_raised":
+        if kind in _WARNED:
+            report.warning(str(event.get("reason", kind)))
+        if kind == "alert_raised":
             for failure in host.budget_missed(event):
                 report.warning(failure)
 
+    return on_event
+
+
+def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOptions:
     return RunOptions(
         frames=config.frames,
         cameras={
@@ -195,12 +215,11 @@ def _options(config: RunConfig, host: PluginHost, report: Reporter, board: Board
                 camera.open_timeout_ms,
                 camera.read_timeout_ms,
                 RestartPolicy(camera.reconnect, camera.max_restarts, camera.window_s),
+                None if camera.deadline_ms is None else round(camera.deadline_ms * 1e6),
             )
             for camera in config.cameras
         },
         providers=source_providers(_distinct("source", source_types(), host.sources())),
-        on_event=on_event,
-        watcher=board or Unwatched(),
     )
 
 

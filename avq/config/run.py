@@ -27,6 +27,9 @@ class Camera(Document):
         title="Frame policy",
         description="auto: newest wins for live sources, every frame of files",
     )
+    deadline_ms: PositiveNumber | None = Field(
+        default=None, title="Own deadline", description="capture to publish, milliseconds; else the budget's"
+    )
     open_timeout_ms: Count = Field(
         default=5000, title="Open timeout", description="milliseconds to open the source"
     )

@@ -31,12 +31,17 @@ class Cadence:
             known.append((t_capture_ns - last[1]) / (seq - last[0]))
 
     @property
+    def recent(self) -> set[str]:
+        """Live cameras that are being served."""
+        return set(self._recent)
+
+    @property
     def cameras(self) -> int:
-        """Live cameras that are being served, at least 1."""
-        return max(1, len(set(self._recent)))
+        """How many, at least 1."""
+        return max(1, len(self.recent))
 
     @property
     def period_ns(self) -> float:
         """Of the fastest camera being served; 0 while unknown, and for files."""
-        known = [median(self._intervals_ns[c]) for c in set(self._recent) if c in self._intervals_ns]
+        known = [median(self._intervals_ns[c]) for c in self.recent if c in self._intervals_ns]
         return min(known, default=0.0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import avq
 from avq import errors
+from avq.daemon import notify
 from avq.daemon.messages import STOP, CaptureSettings, Failed, Message, Unframer, decode, framed
 from avq.daemon.slots import Slot
 from avq.errors import AvqError, MachineError
@@ -172,7 +173,8 @@ def _environment() -> dict[str, str]:
     installed = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     paths = [*([] if installed else [home]), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {**_QUIET, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    return {**os.environ, **settings}
+    inherited = {name: value for name, value in os.environ.items() if name not in notify.VARIABLES}
+    return {**inherited, **settings}
 
 
 def error_of(failed: Failed) -> AvqError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from avq.types import LatencyBudget
@@ -91,27 +92,37 @@ class Judgement:
 
 
 class LatencyJudge:
-    """Counts misses over the last ``window_frames`` published frames."""
+    """Counts misses over the last ``window_frames`` published frames.
 
-    def __init__(self, budget: LatencyBudget) -> None:
+    Args:
+        budget: of all cameras.
+        deadlines_ns: of cameras that have one of their own.
+    """
+
+    def __init__(self, budget: LatencyBudget, deadlines_ns: Mapping[str, int] | None = None) -> None:
         self.budget = budget
         self.misses = 0
+        self._deadlines_ns = dict(deadlines_ns or {})
         self._window: deque[bool] = deque(maxlen=budget.window_frames)
 
-    def is_late(self, age_ns: int) -> bool:
-        return age_ns > self.budget.deadline_ns
+    def deadline_ns(self, camera: str) -> int:
+        """Allowed age of its frames at publication."""
+        return self._deadlines_ns.get(camera, self.budget.deadline_ns)
 
-    def count(self, age_ns: int) -> None:
+    def is_late(self, age_ns: int, camera: str = "") -> bool:
+        return age_ns > self.deadline_ns(camera)
+
+    def count(self, age_ns: int, camera: str = "") -> None:
         """Count a frame that says nothing about the work done now: it waited for the work before."""
-        self.misses += self.is_late(age_ns)
+        self.misses += self.is_late(age_ns, camera)
 
     def restart(self) -> None:
         """Judge other work from here on: an empty window."""
         self._window.clear()
 
-    def judge(self, age_ns: int) -> Judgement:
+    def judge(self, age_ns: int, camera: str = "") -> Judgement:
         """Record a published frame's age."""
-        late = self.is_late(age_ns)
+        late = self.is_late(age_ns, camera)
         self.misses += late
         self._window.append(late)
         size = len(self._window)

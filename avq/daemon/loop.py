@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 from avq.clock import Clock, SystemClock
-from avq.daemon.inbox import SharedInbox
+from avq.daemon.aside import tell_asides
+from avq.daemon.heart import Heart
+from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.ledger import STRIDE
-from avq.daemon.messages import CaptureSettings, Policy
+from avq.daemon.memory import MemoryWatch
+from avq.daemon.messages import CaptureSettings
 from avq.daemon.metrics import RunSummary
-from avq.daemon.modes import Mode, as_modes, warmed
+from avq.daemon.modes import Mode, Served, as_modes, warmed
+from avq.daemon.options import RunOptions
 from avq.daemon.pipeline import Pipeline, Turn
 from avq.daemon.publish import Publisher
 from avq.daemon.receiver import Receiver
+from avq.daemon.signals import obeyed
 from avq.daemon.step import Parts
-from avq.daemon.supervisor import RestartPolicy
-from avq.daemon.watch import RunView, Unwatched, Watcher
+from avq.daemon.watch import RunView
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
 
 _WAIT_S = 0.05
 FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class CameraOptions:
-    """How one camera is captured.
-
-    Attributes:
-        policy: "auto" (live: newest, files: every frame), "newest" or "every".
-        open_timeout_ms, read_timeout_ms: of cameras and streams.
-        restarts: how a live camera is brought back.
-    """
-
-    policy: Policy = "auto"
-    open_timeout_ms: int = 5000
-    read_timeout_ms: int = 2000
-    restarts: RestartPolicy = field(default_factory=RestartPolicy)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run goes beyond its sources and sinks.
-
-    Attributes:
-        frames: stop after so many published frames, over all cameras.
-        policy, open_timeout_ms, read_timeout_ms, restarts: as in CameraOptions, for cameras not named in ``cameras``.
-        cameras: camera id -> its own options.
-        providers: "module:function" names that give the capture processes their source types.
-        on_event: called with every event, on a thread of its own.
-        on_turn: called after every frame, on the loop's thread: for tests and progress lines.
-        watcher: a page, metrics; asked on the loop's thread.
-        signals: let SIGINT and SIGTERM end the run cleanly (main thread only).
-    """
-
-    frames: int | None = None
-    policy: Policy = "auto"
-    providers: tuple[str, ...] = ("avq.daemon.kinds:source_types",)
-    open_timeout_ms: int = 5000
-    read_timeout_ms: int = 2000
-    on_event: Callable[[Mapping[str, Any]], None] | None = None
-    on_turn: Callable[[Turn], None] | None = None
-    signals: bool = True
-    cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
-    watcher: Watcher = field(default_factory=Unwatched)
-    restarts: RestartPolicy = field(default_factory=RestartPolicy)
-
-    def of(self, camera: str) -> CameraOptions:
-        """What holds for one camera."""
-        shared = CameraOptions(self.policy, self.open_timeout_ms, self.read_timeout_ms, self.restarts)
-        return self.cameras.get(camera, shared)
 
 
 def serve_bundle(
@@ -104,21 +56,32 @@ def serve_bundle(
     publisher = Publisher(sinks, settled.on_event)
     modes = as_modes(work)
     inbox = SharedInbox()
-    with _stopped_by_signals(inbox, settled.signals):
+    reload = settled.exchange.signalled if settled.exchange is not None else None
+    with obeyed(inbox.stop, reload) if settled.signals else nullcontext():
         try:
             _check(modes, sources)
-            pipeline = Pipeline(warmed(modes), clock or SystemClock(), budget, publisher)
+            settled.notifier.loading("warming the engine up")
+            modes = warmed(modes)
+            if settled.exchange is not None:
+                settled.exchange.began(modes)
+            pipeline = Pipeline(
+                modes, clock or SystemClock(), budget, publisher, deadlines_ns=settled.deadlines_ns
+            )
             restarts = {camera: settled.of(camera).restarts for camera in sources}
             receiver = Receiver(_settings(sources, settled, modes), inbox, restarts)
+            loop = _Loop(inbox, pipeline, publisher, receiver, settled)
             try:
-                _serve(inbox, pipeline, publisher, receiver, settled)
+                loop.run()
             finally:
                 settled.watcher.ended()
+                settled.notifier.stopping()
                 publisher.hurry()
                 receiver.stop()
                 inbox.drop_waiting()
-                _tell_ends(pipeline, receiver)
+                loop.tell_news()
         finally:
+            for aside in settled.asides:
+                aside.close()
             reports = publisher.close()
     if receiver.refused is not None:
         raise receiver.refused
@@ -130,6 +93,7 @@ def serve_bundle(
         tuple(pipeline.events),
         tuple(receiver.failures),
         tuple(reports),
+        {aside.name: aside.state() for aside in settled.asides},
     )
 
 
@@ -164,62 +128,102 @@ def _settings(
     ]
 
 
-@contextmanager
-def _stopped_by_signals(inbox: SharedInbox, wanted: bool) -> Iterator[None]:
-    """The first signal asks for a clean end; the second one acts as if we were not here."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+@dataclass
+class _Loop:
+    """Round and round: install what is ready, take a frame, serve it, tell the news."""
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    inbox: SharedInbox
+    pipeline: Pipeline
+    publisher: Publisher
+    receiver: Receiver
+    options: RunOptions
 
-    def ask(_number: int, _stack: object) -> None:
-        restore()
-        inbox.stop()
+    def __post_init__(self) -> None:
+        self._heart = Heart(self.options.notifier)
+        self._memory = MemoryWatch(lambda: self.receiver.pids)
 
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()
+    def run(self) -> None:
+        options, published = self.options, 0
+        options.watcher.opened(self._view())
+        options.notifier.ready(f"mode {self.pipeline.state.mode}: waiting for the first frame")
+        while not self.inbox.over and published != options.frames:
+            if self.receiver.refused is not None or not self.publisher.alive:
+                return
+            options.watcher.beat()
+            self._install()
+            arrival = self.inbox.next(_WAIT_S)
+            self.tell_news()
+            if arrival is None:
+                self._heart.idle(self._nothing_is_due)
+            elif not self.pipeline.wants(arrival.frame):
+                self.inbox.finished(arrival.frame.camera, STRIDE)
+                arrival.release()
+            else:
+                self._serve(arrival)
+                published += 1
 
+    def _view(self) -> RunView:
+        states = {aside.name: aside.state for aside in self.options.asides}
+        return RunView(
+            self.pipeline.judge.budget,
+            self.inbox.accounts,
+            self.publisher.reports,
+            lambda: self.receiver.pids,
+            swap=self.options.exchange.swap if self.options.exchange is not None else None,
+            drift=states.get("drift", lambda: None),
+            shadow=states.get("shadow", lambda: None),
+        )
 
-def _serve(
-    inbox: SharedInbox, pipeline: Pipeline, publisher: Publisher, receiver: Receiver, options: RunOptions
-) -> None:
-    published = 0
-    run = RunView(pipeline.judge.budget, inbox.accounts, publisher.reports, lambda: receiver.pids)
-    options.watcher.opened(run)
-    while not inbox.over and published != options.frames:
-        if receiver.refused is not None or not publisher.alive:
-            return
-        options.watcher.beat()
-        arrival = inbox.next(_WAIT_S)
-        _tell_ends(pipeline, receiver)
-        if arrival is None:
-            continue
-        if not pipeline.wants(arrival.frame):
-            inbox.finished(arrival.frame.camera, STRIDE)
-            arrival.release()
-            continue
+    def _install(self) -> None:
+        if self.options.exchange is not None:
+            self._now_serves(self.options.exchange.install(self.pipeline))
+
+    def _now_serves(self, served: Served | None) -> None:
+        if served is not None and served.bundle is not None:
+            for aside in self.options.asides:
+                aside.serves(served.bundle)
+
+    def _serve(self, arrival: Arrival) -> None:
+        frame = arrival.frame
         outcome: str | None = FAILED
         try:
-            turn = pipeline.process(arrival)
-            options.watcher.saw(arrival.frame, turn)
+            turn = self._process(arrival)
             outcome = None
+            self.options.watcher.saw(frame, turn)
+            for aside in self.options.asides:
+                aside.saw(frame, turn.published, relaxed=self.pipeline.relaxed)
         finally:
-            inbox.finished(arrival.frame.camera, outcome)
+            self.inbox.finished(frame.camera, outcome)
             arrival.release()
-        published += 1
-        if options.on_turn is not None:
-            options.on_turn(turn)
+        self._heart.published(self.pipeline)
+        if self.options.exchange is not None:
+            self.options.exchange.served()
+        if self.options.on_turn is not None:
+            self.options.on_turn(turn)
 
+    def _process(self, arrival: Arrival) -> Turn:
+        """A new bundle that breaks on one of its first frames gives way to the one before, on this very frame."""
+        try:
+            return self.pipeline.process(arrival)
+        except Exception as error:
+            exchange = self.options.exchange
+            before = exchange.rescue(self.pipeline, error) if exchange is not None else None
+            if before is None:
+                raise
+            self._now_serves(before)
+            return self.pipeline.process(arrival)
 
-def _tell_ends(pipeline: Pipeline, receiver: Receiver) -> None:
-    """Turn what became of cameras into events."""
-    while (event := receiver.next_event()) is not None:
-        pipeline.tell(event)
+    def _nothing_is_due(self) -> bool:
+        """No frame waits, and of every camera it is known why it delivers none, or it is not due yet."""
+        return self.inbox.account().in_flight == 0 and self.receiver.accounted
+
+    def tell_news(self) -> None:
+        """Turn what became of cameras, bundles and memory into events."""
+        tell = self.pipeline.tell
+        while (event := self.receiver.next_event()) is not None:
+            tell(event)
+        while self.options.exchange is not None and (event := self.options.exchange.next_event()) is not None:
+            tell(event)
+        tell_asides(self.options.asides, tell)
+        for event in self._memory.look():
+            tell(event)

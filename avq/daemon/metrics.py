@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The last thing a run says; ``as_json`` has the keys of the command contract."""
+    """The last thing a run says; ``as_json`` has the keys of the command contract.
+
+    ``asides`` holds what "drift" and "shadow" found, where they looked.
+    """
 
     account: Account
     misses: int
@@ -51,6 +55,7 @@ class RunSummary:
     events: tuple[dict[str, Any], ...] = ()
     failures: tuple[Failure, ...] = ()
     sinks: tuple[SinkReport, ...] = ()
+    asides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -77,6 +82,7 @@ class RunSummary:
                 {"name": s.name, "written": s.written, "missed": s.missed, "error": s.error, **s.numbers}
                 for s in self.sinks
             ],
+            **self.asides,
         }
 
 

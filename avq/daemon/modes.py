@@ -8,6 +8,7 @@ from statistics import median
 
 import numpy as np
 
+from avq.bundle import OpenBundle
 from avq.clock import Clock, SystemClock
 from avq.daemon.ladder import Rung
 from avq.daemon.step import Parts, step
@@ -41,10 +42,11 @@ class Mode:
 
 @dataclass(frozen=True)
 class Served:
-    """All modes of a run, best first, and how to free them."""
+    """All modes of a run, best first, how to free them, and the bundle of the best one."""
 
     modes: tuple[Mode, ...]
     close: Callable[[], None] = lambda: None
+    bundle: OpenBundle | None = None
 
     @property
     def bundle_digest(self) -> str:

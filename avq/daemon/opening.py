@@ -43,6 +43,7 @@ class Opener:
         trust: signature policy; None asks for no signature.
         allow_unaccepted: also serve what a gate refused.
         on_open: told every bundle and its detector; raises what speaks against serving it.
+        on_begin: told every bundle that is about to be opened, which may take long.
     """
 
     engines: Mapping[str, Engine]
@@ -50,9 +51,11 @@ class Opener:
     trust: Trust | None = None
     allow_unaccepted: bool = False
     on_open: Callable[[OpenBundle, Detector], None] = field(default=lambda bundle, detector: None)
+    on_begin: Callable[[Path], None] = field(default=lambda path: None)
 
     def open(self, path: Path, mode: str = "normal") -> Opened:
         """Raises BundleError, RefusedError or MachineError; then nothing is left open."""
+        self.on_begin(path)
         bundle = open_bundle(
             path, allow_unaccepted=self.allow_unaccepted, isa=instruction_set(), trust=self.trust
         )
@@ -84,7 +87,7 @@ class Opener:
         modes = (
             Mode(replace(opened[source.bundle].parts, mode=source.name), source.stride) for source in sources
         )
-        return Served(tuple(modes), close)
+        return Served(tuple(modes), close, opened[sources[0].bundle].bundle)
 
 
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:

@@ -6,7 +6,7 @@ The daemon feeds it from cameras and the machine's clock, replay from a log and 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -50,13 +50,20 @@ class Pipeline:
         clock: the only source of time.
         budget: what counts as late.
         publisher: where messages go.
+        deadlines_ns: of cameras that have one of their own.
     """
 
     def __init__(
-        self, work: Parts | Sequence[Mode], clock: Clock, budget: LatencyBudget, publisher: Publishes
+        self,
+        work: Parts | Sequence[Mode],
+        clock: Clock,
+        budget: LatencyBudget,
+        publisher: Publishes,
+        *,
+        deadlines_ns: Mapping[str, int] | None = None,
     ) -> None:
         self.metrics = Metrics()
-        self.judge = LatencyJudge(budget)
+        self.judge = LatencyJudge(budget, deadlines_ns)
         self.events: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.clock = clock
         self.cadence = Cadence()
@@ -82,11 +89,17 @@ class Pipeline:
         return last is None or frame.seq < last or frame.seq - last >= self.mode.stride
 
     def install(self, modes: Sequence[Mode]) -> None:
-        """Serve other bundles from the next frame on; what the ladder knows of the machine's load stays."""
+        """Serve other bundles from the next frame on; loads are learned anew, as costs are of another hour."""
         self._served = tuple(modes)
         rung = min(self.state.ladder.rung, len(self._served) - 1)
         ladder = replace(
-            self.state.ladder, rung=rung, overruns=0, steady=0, switched_ns=self.clock.now_ns(), rose=False
+            self.state.ladder,
+            rung=rung,
+            loads=(),
+            overruns=0,
+            steady=0,
+            switched_ns=self.clock.now_ns(),
+            rose=False,
         )
         self.state = replace(self.state, mode=self._served[rung].name, ladder=ladder)
         self.judge.restart()
@@ -105,7 +118,7 @@ class Pipeline:
             detections,
             age_ns=age_ns,
             dropped_since_last=dropped,
-            late=self.judge.is_late(age_ns),
+            late=self.judge.is_late(age_ns, frame.camera),
             mode=mode.name,
             bundle_digest=mode.parts.bundle_digest,
             picture_size_px=(frame.pixels.shape[1], frame.pixels.shape[0]),
@@ -122,9 +135,9 @@ class Pipeline:
         settled = self.state.is_settled(published.detections.t_capture_ns)
         transition = self._climb(published, times) if len(self._served) > 1 else None
         if transition is not None or not settled:
-            self.judge.count(published.age_ns)
+            self.judge.count(published.age_ns, published.detections.camera)
         else:
-            judgement = self.judge.judge(published.age_ns)
+            judgement = self.judge.judge(published.age_ns, published.detections.camera)
             self.state, transition = govern(self.state, judgement, self.judge.budget)
         if transition is not None:
             self._tell_transition(transition, published)
@@ -132,11 +145,12 @@ class Pipeline:
 
     def _climb(self, published: Published, times: StageTimes) -> Transition | None:
         """Cameras take turns, so a frame's service is a round: it may wait for one frame of each other camera."""
-        cameras, budget = self.cadence.cameras, self.judge.budget
+        cameras, judge = self.cadence.cameras, self.judge
+        strictest_ns = min(map(judge.deadline_ns, self.cadence.recent | {published.detections.camera}))
         service_ns = published.age_ns - times.queue_ns
         queue_ns = max(0, times.queue_ns - (cameras - 1) * service_ns)
         seen = Observation(published.detections.t_capture_ns, cameras * service_ns, queue_ns)
-        deadline = Deadline(budget.deadline_ns, self.cadence.period_ns, budget.max_miss_ratio)
+        deadline = Deadline(strictest_ns, self.cadence.period_ns, judge.budget.max_miss_ratio)
         self.state, transition = move(self.state, seen, rungs(self._served, cameras), deadline)
         if transition is not None:
             self.judge.restart()

@@ -124,9 +124,10 @@ class Receiver:
         return {camera.name: camera.supervisor.restarts for camera in list(self._cameras)}
 
     @property
-    def away(self) -> bool:
-        """No camera delivers, and every one of them was told of."""
-        return all(camera.supervisor.away for camera in list(self._cameras))
+    def accounted(self) -> bool:
+        """Of every camera it is known why it delivers nothing, or it is not due yet."""
+        now_ns = time.monotonic_ns()
+        return all(camera.supervisor.accounted(now_ns) for camera in list(self._cameras))
 
     def _listen_to(self, camera: _Camera) -> None:
         process = camera.process

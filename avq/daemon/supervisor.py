@@ -25,6 +25,7 @@ _DEFAULT_PERIOD_NS = 1_000_000_000 // 30
 _START_ALLOWANCE_NS = 10_000_000_000  # a fresh interpreter on a loaded machine, beyond the open time-out
 _OPEN_REPORT_NS = 2_000_000_000
 _LOOK_NS = 100_000_000
+_UNSEEN_NS = 1_000_000_000  # ten looks: the thread that looks is in trouble
 _BACKOFF_NS = (0, 250_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 4_000_000_000, 8_000_000_000)
 _HEALTHY_FRAMES = 30
 _NS = 1_000_000_000
@@ -196,6 +197,13 @@ class Supervisor:
     def away(self) -> bool:
         """It delivers nothing, and that was told."""
         return self._outage_ns is not None
+
+    def accounted(self, now_ns: int) -> bool:
+        """Whether its silence is known, or is none yet. False too when nobody has looked at it for a while."""
+        if now_ns - self._looked_ns > _UNSEEN_NS:
+            return False
+        waits_for_file = self.state == "open" and not self.live
+        return not waits_for_file or self._silence_ns < self._read_timeout_ns
 
     def orders(
         self, now_ns: int, *, held: bool = False, busy: Callable[[], bool] = lambda: False

@@ -24,6 +24,7 @@ class RunView:
         pids: capture process per camera that is still captured.
         swap: puts another bundle folder into service and says what came of it; None where it cannot.
         drift: what the drift probe found so far; None where nobody looks.
+        shadow: how far a candidate agrees with what serves; None where there is none.
     """
 
     budget: LatencyBudget
@@ -32,6 +33,7 @@ class RunView:
     pids: Callable[[], Mapping[str, int]]
     swap: Callable[[Path], Mapping[str, Any]] | None = None
     drift: Callable[[], Mapping[str, Any] | None] = lambda: None
+    shadow: Callable[[], Mapping[str, Any] | None] = lambda: None
 
 
 class Watcher(Protocol):

@@ -77,3 +77,22 @@ def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
 def test_the_licence_is_whole() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_service_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("no systemd here")
+    unit = tmp_path / "avq.service"
+    text = (ROOT / "launch" / "avq.service").read_text()
+    unit.write_text(text.replace("/opt/avq/bin/avq", "/bin/true"))  # the only path it must find
+    done = subprocess.run([tool, "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_image_copies_what_the_package_needs() -> None:
+    lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") and "--from" not in line
+              for name in line.split()[1:-1]]  # fmt: skip
+    assert copied and all((ROOT / name).exists() for name in copied)
+    assert {"pyproject.toml", "README.md", "LICENSE", "avq", "plugins"} <= set(copied)

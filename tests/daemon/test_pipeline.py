@@ -160,3 +160,15 @@ def test_preprocess_is_the_real_one() -> None:
     parts = null_parts()
     got = parts.preprocessor.prepare(np.full((48, 64, 3), 9, np.uint8))
     assert isinstance(got, ModelInput) and got.tensor.shape == (1, 3, 64, 64)
+
+
+def test_each_camera_may_have_its_own_deadline() -> None:
+    clock, kept = ReplayClock(), Kept()
+    pipeline = Pipeline(
+        timed_parts(clock, [30 * MS] * 4), clock, LatencyBudget(50 * MS), kept, deadlines_ns={"rear": 20 * MS}
+    )
+    for seq, camera in enumerate(["front", "rear"] * 2):
+        clock.advance_to(seq * 100 * MS)
+        pipeline.process(Arrival(Frame(camera, seq // 2, clock.now_ns(), PIXELS)))
+    assert [message.late for message in kept.messages] == [False, True, False, True]
+    assert pipeline.judge.misses == 2

@@ -162,13 +162,18 @@ def report_periods(life: Life, stalled_ns: int, metronome: Metronome) -> float:
 
 
 def replaced_s(life: Life) -> list[float]:
-    """Seconds from each report of a stall to the start of the next capture process."""
-    restarted = life.times("camera_restarted")
-    return [
-        min(at for at in restarted if at >= stalled) / 1e9 - stalled / 1e9
-        for stalled in life.times("camera_stalled")
-        if any(at >= stalled for at in restarted)
-    ]
+    """Seconds from each report of a stall to the start of the next capture process, where it took one."""
+    spans: list[float] = []
+    stalled_ns: int | None = None
+    for event in life.events:
+        if event["kind"] == "camera_stalled":
+            stalled_ns = event["t_ns"]
+        elif event["kind"] == "camera_resumed":
+            stalled_ns = None  # it came back by itself
+        elif event["kind"] == "camera_restarted" and stalled_ns is not None:
+            spans.append((event["t_ns"] - stalled_ns) / 1e9)
+            stalled_ns = None
+    return spans
 
 
 def resources() -> dict[str, int]:

@@ -60,7 +60,10 @@ def _judge(
                 wrong.append(f"{name}: restarted {life.events}")
             continue
         periods += told
-        replaced += replaced_s(life)
+        replaced += (spans := replaced_s(life))
+        if any(span > 1.0 for span in spans):
+            slow = [(event["kind"], event["cause"], event["t_ns"] // 10**6) for event in life.events]
+            print(f"  {name} was replaced after {max(spans):.2f} s: {slow}")
         if not told or max(told) > 3.0:
             wrong.append(f"{name}: told after {told} periods")
         if not life.times("camera_resumed"):

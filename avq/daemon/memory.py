@@ -1,0 +1,99 @@
+"""Memory that only ever grows: told before the machine has none left. Ours, and that of every capture process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SAMPLE_S = 10.0
+_BLOCKS = 6
+_BLOCK_SAMPLES = 60  # ten minutes: an hour decides
+#: Less growth over the hour is nobody's trouble: caches fill, fragments settle.
+_LEAST_BYTES = 16 << 20
+_MB = 1 << 20
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process; None when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class MemoryTrend:
+    """One process. Steady growth is one where each block of samples lies above the block before."""
+
+    def __init__(self) -> None:
+        self._samples: list[int] = []
+
+    def add(self, resident_bytes: int) -> int | None:
+        """Bytes it grew by over an hour of steady growth, told once per hour; else None."""
+        self._samples.append(resident_bytes)
+        if len(self._samples) < _BLOCKS * _BLOCK_SAMPLES:
+            return None
+        levels = [
+            median(self._samples[start : start + _BLOCK_SAMPLES])
+            for start in range(0, len(self._samples), _BLOCK_SAMPLES)
+        ]
+        del self._samples[:_BLOCK_SAMPLES]
+        grown = int(levels[-1] - levels[0])
+        steady = all(a < b for a, b in pairwise(levels))
+        if not steady or grown < _LEAST_BYTES:
+            return None
+        self._samples.clear()
+        return grown * _BLOCKS // (_BLOCKS - 1)  # the first and the last level are five blocks apart
+
+
+class MemoryWatch:
+    """Samples the daemon and its capture processes.
+
+    Args:
+        pids: capture process per camera.
+        now_s: monotonic seconds.
+        resident: process id -> resident bytes, None when it is gone.
+    """
+
+    def __init__(
+        self,
+        pids: Callable[[], Mapping[str, int]],
+        now_s: Callable[[], float] = time.monotonic,
+        resident: Callable[[int], int | None] = resident_bytes,
+    ) -> None:
+        self._pids = pids
+        self._now_s = now_s
+        self._resident = resident
+        self._due_s = now_s()
+        self._trends: dict[tuple[str, int], MemoryTrend] = {}
+
+    def look(self) -> list[dict[str, Any]]:
+        """Events, at most once per process and hour. Cheap between two samples."""
+        if self._now_s() < self._due_s:
+            return []
+        self._due_s += max(SAMPLE_S, self._now_s() - self._due_s)
+        alive = {
+            ("daemon", os.getpid()),
+            *((f"capture of {name}", pid) for name, pid in self._pids().items()),
+        }
+        self._trends = {who: self._trends.get(who, MemoryTrend()) for who in alive}
+        return [event for who, trend in self._trends.items() if (event := self._sampled(who, trend))]
+
+    def _sampled(self, who: tuple[str, int], trend: MemoryTrend) -> dict[str, Any] | None:
+        now = self._resident(who[1])
+        grown = None if now is None else trend.add(now)
+        if now is None or grown is None:
+            return None
+        return {
+            "kind": "memory_grows",
+            "t_ns": time.monotonic_ns(),
+            "process": who[0],
+            "resident_mb": round(now / _MB, 1),
+            "mb_per_hour": round(grown / _MB, 1),
+            "reason": f"{who[0]} grew steadily by {grown / _MB:.0f} MB within an hour, to {now / _MB:.0f} MB",
+        }

@@ -1,0 +1,76 @@
+"""systemd's notification protocol: one datagram per message, and silence where nobody listens."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+#: One engine may take so long to open and warm before the service manager loses patience.
+LOADING_S = 180.0
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Notifier:
+    """Tells the service manager how we are. A full or vanished socket is no reason to wait or to fail.
+
+    Args:
+        address: of the manager's datagram socket, "@" for an abstract one; "" tells nobody.
+        watchdog_s: it wants a sign of life at least so often; 0 for never.
+    """
+
+    def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
+        self.watchdog_s = watchdog_s if address else 0.0
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._socket: socket.socket | None = None
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Notifier:
+        """As the service manager asks for it; a watchdog that is meant for another process is not ours."""
+        given = os.environ if environment is None else environment
+        address = given.get("NOTIFY_SOCKET", "")
+        if not address.startswith(("/", "@")):
+            return cls()
+        ours = given.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        interval = given.get("WATCHDOG_USEC", "")
+        return cls(address, int(interval) / 1e6 if ours and interval.isdecimal() else 0.0)
+
+    @property
+    def listened_to(self) -> bool:
+        return self._socket is not None
+
+    def loading(self, what: str) -> None:
+        """Something slow begins: it may take LOADING_S from now. A hang is noticed when that is over."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(LOADING_S * 1e6)}", f"STATUS={what}")
+
+    def ready(self, what: str) -> None:
+        """Warm and serving; also the end of a reload."""
+        self._send("READY=1", f"STATUS={what}")
+
+    def reloading(self) -> None:
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading again")
+
+    def alive(self) -> None:
+        """Frames go out, or it is accounted for that there are none."""
+        self._send("WATCHDOG=1")
+
+    def status(self, what: str) -> None:
+        self._send(f"STATUS={what}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1", "STATUS=draining")
+
+    def _send(self, *lines: str) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.sendto("\n".join(lines).encode(), self._address)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,108 @@
+"""What a run has beside its frame path, as the configuration asks: other bundles on request, a shadow, drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from avq.bundle import OpenBundle, Trust, read_trust
+from avq.config import RunConfig, Security
+from avq.daemon.aside import Aside
+from avq.daemon.drift import Drift
+from avq.daemon.exchange import Exchange
+from avq.daemon.modes import Served, warm_up
+from avq.daemon.notify import Notifier
+from avq.daemon.opening import ModeSource, Opener, require_classes
+from avq.daemon.shadow import Shadow
+from avq.measure.detector import Detector
+from avq.measure.golden import require_golden
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+
+#: What a reload takes over; every other key needs a restart.
+_RELOADED = {"bundle", "modes"}
+
+
+def opener_of(config: RunConfig, host: PluginHost, notifier: Notifier) -> Opener:
+    """How this run opens bundles, telling the service manager before each of them."""
+    return Opener(
+        host.running_engines(),
+        families=host.decoders(),
+        trust=_trust(config.security),
+        allow_unaccepted=config.allow_unaccepted,
+        on_begin=lambda path: notifier.loading(f"opening {path.name}"),
+    )
+
+
+def _trust(security: Security) -> Trust | None:
+    if not security.require_signature:
+        return None
+    return read_trust(security.trusted_keys, not_before=security.not_before)
+
+
+def mode_sources(config: RunConfig) -> list[ModeSource]:
+    """The ladder of the configuration; without one, the bundle as the only mode."""
+    rows = [ModeSource(mode.name, mode.bundle or config.bundle, mode.stride) for mode in config.modes]
+    return rows or [ModeSource("normal", config.bundle)]
+
+
+def exchange_of(
+    config: RunConfig,
+    opener: Opener,
+    served: Served,
+    report: Reporter,
+    reread: Callable[[], RunConfig] | None,
+    notifier: Notifier,
+) -> Exchange:
+    """Swaps for this run. A candidate must also give the golden answers it was accepted for.
+
+    Args:
+        reread: the configuration as it stands now, for SIGHUP; None where there is no file.
+    """
+
+    def golden(bundle: OpenBundle, detector: Detector) -> None:
+        require_golden(bundle, detector.session, opener.families)
+
+    strict = replace(opener, on_open=golden, on_begin=lambda path: None)
+
+    def prepare(path: Path | None) -> Served:
+        now = reread() if path is None and reread is not None else config
+        if left := _changed(config, now):
+            report.warning(
+                f"only {' and '.join(sorted(_RELOADED))} are taken over; restart for: {', '.join(left)}"
+            )
+        sources = mode_sources(now)
+        if path is not None:
+            sources = [replace(s, bundle=path) if s.bundle == config.bundle else s for s in sources]
+        return strict.ladder(sources)
+
+    return Exchange(served, prepare, notifier)
+
+
+def _changed(before: RunConfig, after: RunConfig) -> list[str]:
+    keys = sorted(set(RunConfig.model_fields) - _RELOADED)
+    return [key for key in keys if getattr(before, key) != getattr(after, key)]
+
+
+def asides_of(
+    config: RunConfig, host: PluginHost, opener: Opener, served: Served, report: Reporter
+) -> tuple[Aside, ...]:
+    """The shadow and the drift watch that are configured, open and warm. Raises what opening the shadow raises."""
+    asides: list[Aside] = []
+    if config.shadow is not None:
+        candidate = opener.open(config.shadow.bundle, "shadow")
+        try:
+            require_classes(candidate.parts, served.modes[0].parts.labels, "the shadow")
+            warm_up(candidate.parts)
+        except BaseException:
+            candidate.close()
+            raise
+        shadow = Shadow(candidate.parts, candidate.close)
+        asides.append(Aside("shadow", config.shadow.every_n, shadow, in_spare_time=True))
+    if config.drift is not None and served.bundle is not None:
+        drift = Drift(host.running_engines(), served.bundle)
+        if drift.why_not:
+            report.warning(f"drift: {drift.why_not}")
+        asides.append(Aside("drift", config.drift.every_n, drift))
+    return tuple(asides)

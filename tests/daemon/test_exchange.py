@@ -1,0 +1,210 @@
+"""Other bundles while frames flow: none lost, each served whole by one bundle, and bad ones refused or taken back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from avq.daemon import Mode, RunOptions, Served, serve_bundle
+from avq.daemon.exchange import PROBATION_FRAMES, Exchange
+from avq.daemon.modes import WARM_UPS
+from avq.daemon.watch import Unwatched
+from avq.errors import BundleError, MachineError, RefusedError
+from avq.sinks import CallbackSink
+from avq.types import LatencyBudget, Published, RawOutputs
+from avq.types.frame import U8
+from tests.daemon.daemon_kit import null_parts
+
+SOURCE = "scene://drive?fps=60&size=96x64"
+
+
+@dataclass
+class Session:
+    """A null engine that breaks on its ``breaks_at``-th frame, and knows whether it was closed."""
+
+    breaks_at: int = 0
+    asked: int = -WARM_UPS
+    closed: bool = False
+    engine: str = "null"
+    precision: str = "f32"
+
+    def infer(self, tensor: U8) -> RawOutputs:
+        assert not self.closed
+        self.asked += 1
+        if self.breaks_at and self.asked == self.breaks_at:
+            raise RuntimeError("the card fell off the bus")
+        return null_parts().session.infer(tensor)
+
+    def run(self, feeds: Mapping[str, Any]) -> RawOutputs:
+        return self.infer(feeds[""])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Shelf:
+    """Bundles by the name of their folder: what they do is in it."""
+
+    sessions: list[tuple[str, Session]] = field(default_factory=list)
+    configured: str = "configured"
+
+    def prepare(self, path: Path | None) -> Served:
+        name = path.name if path is not None else self.configured
+        if name == "damaged":
+            raise BundleError("the part 'model.onnx' is damaged", seen="sha256 1, manifest 2")
+        session = Session(
+            breaks_at={"breaks": 3, "breaks-warm": 1 - WARM_UPS, "breaks-late": 90}.get(name, 0)
+        )
+        self.sessions.append((name, session))
+        parts = replace(null_parts(), session=session, bundle_digest=name)
+        if name == "boats":
+            parts = replace(parts, labels=("boat",))
+        return Served((Mode(parts),), session.close)
+
+
+class Loop(Unwatched):
+    """Serves on a thread of its own until told to end."""
+
+    def __init__(self) -> None:
+        self.shelf, self.kept, self.events = Shelf(), list[Published](), list[Mapping[str, Any]]()
+        self._over, self._news = False, threading.Condition()
+        self.error: BaseException | None = None
+        self.first = self.shelf.prepare(Path("first"))
+        self.exchange = Exchange(self.first, self.shelf.prepare)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self.wait_for(lambda: bool(self.kept))
+
+    def _serve(self) -> None:
+        options = RunOptions(
+            policy="every", exchange=self.exchange, watcher=self, on_event=self._hear, frames=10**6
+        )
+        sink = CallbackSink(self._keep, wants_pixels=False)
+        try:
+            self.summary = serve_bundle(
+                self.first.modes,
+                sources={"front": SOURCE},
+                sinks=[sink],
+                budget=LatencyBudget(10**9),
+                options=options,
+            )
+        except BaseException as error:
+            self.error = error
+        with self._news:
+            self._news.notify_all()
+
+    def _keep(self, message: Published, _: object) -> None:
+        with self._news:
+            self.kept.append(message)
+            self._news.notify_all()
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        with self._news:
+            self.events.append(event)
+            self._news.notify_all()
+
+    def beat(self) -> None:
+        if self._over:
+            raise KeyboardInterrupt
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: what() or self.error is not None, 60) and what(), self.error
+
+    def wait_for_frames(self, count: int) -> None:
+        there = len(self.kept) + count
+        self.wait_for(lambda: len(self.kept) >= there)
+
+    def end(self) -> list[tuple[str, int]]:
+        """(bundle, frames) in the order they served; every frame must be there once."""
+        self._over = True
+        self._thread.join(60)
+        self.exchange.close()
+        assert [message.detections.seq for message in self.kept] == list(range(len(self.kept)))
+        assert all(session.closed for _, session in self.shelf.sessions)
+        return [
+            (name, len(list(run))) for name, run in groupby(message.bundle_digest for message in self.kept)
+        ]
+
+    def told(self) -> list[str]:
+        return [event["kind"] for event in self.events if "camera" not in event]
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    try:
+        yield loop
+    finally:
+        loop.end()
+
+
+def test_a_good_bundle_serves_from_one_frame_to_the_next_and_the_old_one_is_closed(loop: Loop) -> None:
+    for name in ("second", "third", "fourth"):
+        answer = loop.exchange.swap(Path(name))
+        assert answer["swapped"] and answer["settled"] and answer["bundle"] == name
+        assert loop.shelf.sessions[-1][1].closed is False
+    loop.wait_for(lambda: loop.shelf.sessions[-2][1].closed)
+    served = loop.end()
+    assert [name for name, _ in served] == ["first", "second", "third", "fourth"]
+    assert all(frames >= PROBATION_FRAMES for _, frames in served[1:])
+    assert loop.told() == ["bundle_swapped"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("damaged", BundleError, "model.onnx"),
+        ("boats", BundleError, "knows other classes"),
+        ("first", RefusedError, "nothing to swap"),
+        ("breaks-warm", MachineError, "the card fell off the bus"),
+    ],
+)
+def test_a_bad_bundle_is_refused_and_never_serves(
+    loop: Loop, name: str, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        loop.exchange.swap(Path(name))
+    loop.wait_for_frames(5)
+    loop.wait_for(lambda: loop.told() == ["swap_refused"])
+    assert {bundle for bundle, _ in loop.end()} == {"first"}
+
+
+def test_an_engine_that_breaks_on_its_first_frames_gives_way_on_that_very_frame(loop: Loop) -> None:
+    with pytest.raises(MachineError, match="taken out of service") as caught:
+        loop.exchange.swap(Path("breaks"))
+    assert "the card fell off the bus" in caught.value.seen
+    assert loop.exchange.swap(Path("second"))["bundle"] == "second"
+    served = loop.end()
+    assert [name for name, _ in served] == ["first", "breaks", "first", "second"]
+    assert served[1] == ("breaks", 2)  # the third was served by the bundle before
+    assert loop.told() == ["bundle_swapped", "swap_rolled_back", "bundle_swapped"]
+
+
+def test_after_its_probation_a_broken_engine_ends_the_run(loop: Loop) -> None:
+    assert loop.exchange.swap(Path("breaks-late"))["settled"]
+    loop.wait_for(lambda: loop.error is not None)
+    assert isinstance(loop.error, RuntimeError)
+
+
+def test_a_reload_takes_what_the_configuration_says_now(loop: Loop) -> None:
+    loop.exchange.signalled()
+    loop.wait_for(lambda: bool(loop.kept) and loop.kept[-1].bundle_digest == "configured")
+    loop.shelf.configured = "damaged"
+    loop.exchange.signalled()
+    loop.wait_for(lambda: "swap_refused" in loop.told())
+    loop.wait_for_frames(3)
+    assert [name for name, _ in loop.end()] == ["first", "configured"]
+
+
+def test_who_asks_while_the_run_ends_is_answered(loop: Loop) -> None:
+    loop.end()
+    with pytest.raises(MachineError, match="nothing was swapped"):
+        loop.exchange.swap(Path("second"))

@@ -1,0 +1,63 @@
+"""The notification protocol on a real socket: what is said, to whom, and what happens when nobody listens."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from avq.daemon.capture import _environment
+from avq.daemon.notify import Notifier
+from tests.daemon.manager import Manager
+
+
+def test_messages_reach_a_path_and_an_abstract_address(tmp_path: Path) -> None:
+    for address in (tmp_path / "notify", f"@avq-{uuid.uuid4()}"):
+        manager = Manager(address)
+        notifier = Notifier.from_environment(manager.environment(2.0))
+        assert notifier.watchdog_s == 2.0
+        notifier.loading("opening b")
+        notifier.ready("serving")
+        notifier.reloading()
+        notifier.alive()
+        notifier.stopping()
+        assert manager.hear(5, until="STOPPING") == 1
+        assert [sorted(message) for message in manager.said] == [
+            ["EXTEND_TIMEOUT_USEC", "STATUS"],
+            ["READY", "STATUS"],
+            ["MONOTONIC_USEC", "RELOADING", "STATUS"],
+            ["WATCHDOG"],
+            ["STATUS", "STOPPING"],
+        ]
+        notifier.close()
+        manager.close()
+        notifier.alive()  # a manager that went away, a socket that was closed: no error
+
+
+def test_a_full_socket_is_not_waited_for(tmp_path: Path) -> None:
+    manager = Manager(tmp_path / "notify")
+    notifier = Notifier.from_environment(manager.environment())
+    for _ in range(2000):
+        notifier.status("x" * 200)
+    assert 0 < manager.hear(0.2, until="STATUS", times=2000) < 2000
+    notifier.close()
+    manager.close()
+
+
+def test_without_a_manager_nothing_is_said() -> None:
+    for environment in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}):
+        notifier = Notifier.from_environment(environment)
+        assert not notifier.listened_to and notifier.watchdog_s == 0.0
+        notifier.ready("serving")
+
+
+def test_a_watchdog_for_another_process_is_not_ours(tmp_path: Path) -> None:
+    given = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}
+    assert Notifier.from_environment(given).watchdog_s == 0.0
+    assert Notifier.from_environment({**given, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 2.0
+
+
+def test_capture_processes_do_not_speak_for_the_service(monkeypatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(_environment())
