@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -14,56 +14,118 @@ import numpy as np
 from avq.errors import RequestError, nearest
 from avq.hookspecs import Sink
 from avq.recording import schemas
-from avq.recording.writer import LogWriter
+from avq.recording.flusher import Flusher
+from avq.recording.moments import AroundMisses
+from avq.recording.rotation import Limits, RotatingLog
+from avq.recording.writer import Entry, entry
 from avq.types import U8, Frame, Published, StageTimes
+from avq.uris import number, one_of, parameters, whole
 
 FORMATS = ("jpeg", "png", "none")
+LogOn = Literal["all", "miss"]
+LOG_ON: tuple[LogOn, ...] = ("all", "miss")
+PARAMETERS = (
+    "image", "quality", "log_on", "before_s", "after_s", "rotate_mb", "rotate_s", "keep_mb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept of a run.
+
+    Attributes:
+        log_on: "all" frames, or the seconds around each budget "miss"; events are always kept.
+        before_ns, after_ns: kept around a miss.
+        limits: of the files.
+    """
+
+    log_on: LogOn = "all"
+    before_ns: int = 5_000_000_000
+    after_ns: int = 5_000_000_000
+    limits: Limits = field(default_factory=Limits)
 
 
 class RecorderSinkType:
-    """``out.mcap?image=jpeg|png|none&quality=90``. JPEG is small, PNG is lossless and slow."""
+    """``out.mcap?image=jpeg|png|none&quality=90&log_on=all|miss&before_s=5&after_s=5&rotate_mb=&rotate_s=&keep_mb=``.
+
+    JPEG is small, PNG is lossless and slow.
+    """
 
     schemes = ("mcap", ".mcap")
 
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:
-        """Raises RequestError on unknown parameters, DataError when the file cannot be created."""
-        path, _, query = uri.removeprefix("mcap:").partition("?")
-        options = dict(parse_qsl(query))
-        for key in options:
-            if key not in ("image", "quality"):
-                raise RequestError(
-                    f"unknown parameter '{key}'", seen=uri, fix=nearest(key, ("image", "quality"))
-                )
-        quality = options.get("quality", "90")
-        if not (quality.isdecimal() and 1 <= int(quality) <= 100):
-            raise RequestError("parameter 'quality' is not valid", seen=quality, fix="a whole number 1..100")
-        return RecorderSink(
-            Path(path), labels=labels, image=options.get("image", "jpeg"), quality=int(quality)
-        )
+        """Raises RequestError on parameters that are not valid, DataError when the file cannot be created."""
+        path, image, quality, keeping = recorder_options(uri)
+        return RecorderSink(path, labels=labels, image=image, quality=quality, keeping=keeping)
+
+
+def recorder_options(uri: str) -> tuple[Path, str, int, Keeping]:
+    """(file, image format, JPEG quality, what is kept) of a recorder's URI. Raises RequestError."""
+    path = uri.removeprefix("mcap:").partition("?")[0]
+    table = parameters(uri, PARAMETERS)
+    limits = Limits(
+        file_bytes=_scaled(table, "rotate_mb", 1e6),
+        file_ns=_scaled(table, "rotate_s", 1e9),
+        keep_bytes=_scaled(table, "keep_mb", 1e6),
+    )
+    keeping = Keeping(
+        one_of(table, "log_on", LOG_ON),
+        _scaled(table, "before_s", 1e9, 5.0) or 0,
+        _scaled(table, "after_s", 1e9, 5.0) or 0,
+        limits,
+    )
+    return Path(path), table.get("image", FORMATS[0]), whole(table, "quality", 90, 1, 100), keeping
+
+
+def _scaled(table: Mapping[str, str], key: str, unit: float, default: float | None = None) -> int | None:
+    if key not in table and default is None:
+        return None
+    return round(number(table, key, default or 0.0, 0.0, 1e9) * unit)
 
 
 class RecorderSink:
-    """Writes every published frame.
+    """Writes published frames and events.
+
+    A chunk leaves the process when it is full, and at the latest 50 ms after its first message, by a thread of its
+    own; once a second the disk is waited for. So a killed process loses 50 ms, and a power cut its last second.
 
     Log times are Unix time: the monotonic capture clock plus one offset, kept in the metadata record ``avq`` as
     ``unix_minus_monotonic_ns``. So ``log_time`` minus the offset is the exact monotonic publish time.
 
     Args:
-        path: the MCAP file; an existing one is replaced.
+        path: the MCAP file; an existing one is replaced, unless files rotate.
         labels: class names by id.
         image: "jpeg", "png" (lossless) or "none".
         quality: of JPEG, 1..100.
+        keeping: which frames, in which files.
     """
 
-    def __init__(self, path: Path, *, labels: Sequence[str], image: str = "jpeg", quality: int = 90) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        labels: Sequence[str],
+        image: str = "jpeg",
+        quality: int = 90,
+        keeping: Keeping | None = None,
+    ) -> None:
         if image not in FORMATS:
             raise RequestError(f"there is no image format '{image}'", seen=image, fix=nearest(image, FORMATS))
+        kept = keeping or Keeping()
         self.wants_pixels = image != "none"
         self._labels = tuple(labels)
         self._image = image
         self._quality = quality
+        self._misses = AroundMisses(kept.before_ns, kept.after_ns) if kept.log_on == "miss" else None
+        self._timing: list[Entry] = []
         self._offset_ns = time.time_ns() - time.monotonic_ns()
-        self._log = LogWriter(path, {"unix_minus_monotonic_ns": str(self._offset_ns), "format": "1"})
+        metadata = {
+            "unix_minus_monotonic_ns": str(self._offset_ns),
+            "format": "1",
+            "log_on": kept.log_on,
+        }
+        self._log = RotatingLog(path, metadata, kept.limits)
+        self._flusher = Flusher(self._log)
 
     def write(self, message: Published, frame: Frame | None) -> None:
         seen = message.detections
@@ -74,17 +136,20 @@ class RecorderSink:
             "publish_time_ns": capture_ns,
             "sequence": seen.seq,
         }
+        entries, self._timing = self._timing, []
         if frame is not None and self.wants_pixels:
             picture = self._picture(frame.pixels, seen.camera, capture_ns)
-            self._log.write(f"{topic}/image", schemas.COMPRESSED_IMAGE, picture, **stamp)
+            entries.append(entry(f"{topic}/image", schemas.COMPRESSED_IMAGE, picture, **stamp))
         annotations = annotations_message(message, self._labels, capture_ns)
-        self._log.write(f"{topic}/annotations", schemas.IMAGE_ANNOTATIONS, annotations, **stamp)
+        entries.append(entry(f"{topic}/annotations", schemas.IMAGE_ANNOTATIONS, annotations, **stamp))
         body = {**message.as_message(self._labels), "dropped_since_last": message.dropped_since_last}
-        self._log.write(f"{topic}/detections", schemas.DETECTIONS, body, **stamp)
-        self._log.flush()
+        entries.append(entry(f"{topic}/detections", schemas.DETECTIONS, body, **stamp))
+        if self._misses is not None:
+            entries = self._misses.take(entries, stamp["log_time_ns"], miss=message.late)
+        self._flusher.add(entries)
 
     def write_timing(self, message: Published, times: StageTimes) -> None:
-        """One line of /avq/timing per published frame: what replay needs to repeat the timing."""
+        """One line of /avq/timing per published frame, logged with it: what replay needs to repeat the timing."""
         seen = message.detections
         row: dict[str, Any] = {
             "camera": seen.camera,
@@ -94,23 +159,30 @@ class RecorderSink:
             "age_ns": message.age_ns,
         }
         at_ns = seen.t_capture_ns + self._offset_ns
-        self._log.write(
-            "/avq/timing",
-            schemas.TIMING,
-            row,
-            log_time_ns=at_ns + message.age_ns,
-            publish_time_ns=at_ns,
-            sequence=seen.seq,
+        self._timing.append(
+            entry(
+                "/avq/timing",
+                schemas.TIMING,
+                row,
+                log_time_ns=at_ns + message.age_ns,
+                publish_time_ns=at_ns,
+                sequence=seen.seq,
+            )
         )
 
     def write_event(self, event: Mapping[str, Any]) -> None:
         """One message of /avq/events; ``event["t_ns"]`` is monotonic."""
         at_ns = int(event["t_ns"]) + self._offset_ns
-        self._log.write("/avq/events", schemas.EVENT, event, log_time_ns=at_ns, publish_time_ns=at_ns)
-        self._log.flush()
+        self._flusher.add(
+            [entry("/avq/events", schemas.EVENT, event, log_time_ns=at_ns, publish_time_ns=at_ns)]
+        )
+
+    def report(self) -> Mapping[str, int]:
+        """Files begun and deleted, and messages lost because the disk was full."""
+        return {"files": self._log.files, "deleted": self._log.deleted, "lost": self._log.lost}
 
     def close(self) -> None:
-        self._log.close()
+        self._flusher.close()
 
     def _picture(self, pixels: U8, camera: str, capture_ns: int) -> dict[str, Any]:
         settings = [cv2.IMWRITE_JPEG_QUALITY, self._quality] if self._image == "jpeg" else []

@@ -1,15 +1,13 @@
 """An MCAP file that can be read after a crash.
 
 It is written under its final name, not aside: a record that appears only after a clean stop is no flight record.
-Chunks are small and leave the process as soon as they are full, and reach the disk at least once a second, so a
-killed process loses its last chunk and a power cut its last second.
+Chunks are small and leave the process whole: full ones with ``commit``, begun ones after ``end_chunk``.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,35 @@ import msgspec
 from mcap.writer import Writer
 
 from avq.errors import DataError
+from avq.recording.whole_writes import WholeWrites
 
 CHUNK_BYTES = 64 * 1024
-SYNC_EVERY_NS = 1_000_000_000
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message ready to be logged. Times are Unix nanoseconds; ``schema`` is JSON schema with a title."""
+
+    topic: str
+    schema: Mapping[str, Any]
+    data: bytes
+    log_time_ns: int
+    publish_time_ns: int
+    sequence: int = 0
+
+
+def entry(
+    topic: str,
+    schema: Mapping[str, Any],
+    message: Mapping[str, Any],
+    *,
+    log_time_ns: int,
+    publish_time_ns: int,
+    sequence: int = 0,
+) -> Entry:
+    """``message`` as JSON; ``bytes`` values become base64 text."""
+    return Entry(topic, schema, _encode(message), log_time_ns, publish_time_ns, sequence & 0xFFFFFFFF)
 
 
 class LogWriter:
@@ -34,20 +58,31 @@ class LogWriter:
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+        self.path = path
         try:
-            path.unlink(missing_ok=True)
-            self._file = path.open("wb")
+            self._file = WholeWrites(path)
         except OSError as error:
-            raise DataError(
-                f"{path} cannot be written", seen=str(error), fix="choose another place for the log"
-            ) from None
-        self._encode = msgspec.json.Encoder().encode
+            raise _unwritable(path, error) from None
         self._channels: dict[str, int] = {}
-        self._synced_ns = time.monotonic_ns()
-        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)  # type: ignore[arg-type,unused-ignore]
         self._writer.start(profile="", library="avq")
         self._writer.add_metadata("avq", dict(metadata))
-        self._file.flush()
+        try:
+            self._file.commit()
+        except OSError as error:
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise _unwritable(path, error) from None
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, without the chunk that is being filled."""
+        return self._file.tell()
+
+    @property
+    def pending(self) -> int:
+        """Bytes that have not left the process, without the chunk that is being filled."""
+        return self._file.pending
 
     def write(
         self,
@@ -59,36 +94,66 @@ class LogWriter:
         publish_time_ns: int,
         sequence: int = 0,
     ) -> None:
-        """Append one message; ``bytes`` values become base64 text. Times are Unix nanoseconds."""
-        channel = self._channels.get(topic)
+        """Append one message and hand full chunks to the kernel."""
+        self.add(
+            entry(
+                topic,
+                schema,
+                message,
+                log_time_ns=log_time_ns,
+                publish_time_ns=publish_time_ns,
+                sequence=sequence,
+            )
+        )
+        self.commit()
+
+    def add(self, one: Entry) -> None:
+        """Append one message; full chunks wait for ``commit``."""
+        channel = self._channels.get(one.topic)
         if channel is None:
-            channel = self._channels[topic] = self._register(topic, schema)
+            channel = self._channels[one.topic] = self._register(one.topic, one.schema)
         self._writer.add_message(
             channel_id=channel,
-            log_time=log_time_ns,
-            publish_time=publish_time_ns,
-            sequence=sequence & 0xFFFFFFFF,
-            data=self._encode(message),
+            log_time=one.log_time_ns,
+            publish_time=one.publish_time_ns,
+            sequence=one.sequence,
+            data=one.data,
         )
+
+    def commit(self) -> None:
+        """Hand full chunks to the kernel. Raises OSError, and loses nothing, when the disk is full."""
+        if self._file.pending:
+            self._file.commit()
+
+    def end_chunk(self) -> None:
+        """Whatever was added is in a chunk that ``commit`` hands over."""
+        self._writer.flush()
+
+    def synced_later(self) -> Callable[[], None]:
+        """A function that waits until the disk has what the kernel has; it may outlive this writer."""
+        return self._file.synced_later()
 
     def _register(self, topic: str, schema: Mapping[str, Any]) -> int:
         schema_id = self._writer.register_schema(
-            name=schema["title"], encoding="jsonschema", data=self._encode(schema)
+            name=schema["title"], encoding="jsonschema", data=_encode(schema)
         )
         return int(self._writer.register_channel(topic, "json", schema_id))
 
-    def flush(self) -> None:
-        """Hand full chunks to the kernel, and once a second to the disk."""
-        self._file.flush()
-        now_ns = time.monotonic_ns()
-        if now_ns - self._synced_ns >= SYNC_EVERY_NS:
-            os.fdatasync(self._file.fileno())
-            self._synced_ns = now_ns
-
     def close(self) -> None:
-        """Write the index and close; safe to call twice."""
-        if not self._file.closed:
+        """Write the index and close; safe to call twice. Raises OSError when the disk is full."""
+        if self._file.closed:
+            return
+        try:
             self._writer.finish()
-            self._file.flush()
-            os.fdatasync(self._file.fileno())
+            self._file.commit()
+            self._file.synced_later()()
+        finally:
             self._file.close()
+
+    def abandon(self) -> None:
+        """Close without an index and without what has not left the process."""
+        self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be written", seen=str(error), fix="choose another place for the log")

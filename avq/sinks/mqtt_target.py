@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from avq.errors import RequestError
-from avq.sinks.query import parameters, whole
+from avq.uris import parameters, whole
 
 PARAMETERS = ("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages")
 _PORTS = {"mqtt": 1883, "mqtts": 8883}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 from avq.errors import DataError, RequestError, nearest
 from avq.hookspecs import FrameSource, SourceType
+from avq.uris import hidden, number, parameters, whole
 
 FOLDER = "/"
 
@@ -69,39 +69,6 @@ def _neighbour(path: Path) -> str:
     return nearest(path.name, [entry.name for entry in sorted(folder.iterdir())[:50]])
 
 
-def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
-    """The ``?key=value&...`` part of a URI. Raises RequestError on a key that is not valid."""
-    names = list(valid)
-    table: dict[str, str] = {}
-    for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
-        if key not in names:
-            raise RequestError(f"unknown parameter '{key}'", seen=hidden(uri), fix=nearest(key, names))
-        table[key] = value
-    return table
-
-
-def number(table: Mapping[str, str], key: str, default: float, low: float, high: float) -> float:
-    """A parameter as a number within ``low``..``high``. Raises RequestError."""
-    text = table.get(key)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}")
-    return value
-
-
-def whole(table: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
-    """A parameter as a whole number within ``low``..``high``. Raises RequestError."""
-    value = number(table, key, default, low, high)
-    if value != int(value):
-        raise RequestError(f"parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}")
-    return int(value)
-
-
 def size(table: Mapping[str, str], default: tuple[int, int]) -> tuple[int, int]:
     """``size=WIDTHxHEIGHT`` in pixels. Raises RequestError."""
     text = table.get("size")
@@ -113,15 +80,6 @@ def size(table: Mapping[str, str], default: tuple[int, int]) -> tuple[int, int]:
     if max(int(width), int(height)) > 8192:
         raise RequestError("parameter 'size' is too large", seen=text, fix="at most 8192 pixels a side")
     return int(width), int(height)
-
-
-def hidden(uri: str) -> str:
-    """``uri`` without its password, for messages."""
-    try:
-        password = urlsplit(uri).password
-    except ValueError:
-        return uri.rsplit("@", maxsplit=1)[-1]
-    return uri.replace(f":{password}@", ":***@") if password else uri
 
 
 __all__ = ["FOLDER", "hidden", "local_path", "number", "open_source", "parameters", "size", "whole"]
