@@ -183,6 +183,11 @@ def compile_(call: Call, **arguments: Any) -> int:
 @click.option("--bundle", type=_PATH, help="the bundle to serve")
 @click.option("--source", metavar="URI", help="scene://, a file, a folder, rtsp://, v4l2://, log.mcap")
 @click.option("--log", type=_PATH, help="record an MCAP log")
+@click.option("--log-on", type=click.Choice(["all", "miss"]), help="miss: the seconds around each late frame")
+@click.option(
+    "--log-rotate-mb", type=click.FloatRange(min=0, min_open=True), help="then another file is begun"
+)
+@click.option("--log-keep-mb", type=click.FloatRange(min=0, min_open=True), help="then the oldest file goes")
 @click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")
 @click.option("--deadline-ms", type=click.FloatRange(min=0, min_open=True), help="capture to publish")
 @click.option("--every-frame", "policy", flag_value="every", help="drop nothing")
@@ -190,12 +195,20 @@ def compile_(call: Call, **arguments: Any) -> int:
 @click.option("--allow-unaccepted", is_flag=True, help="serve a bundle that the gate refused")
 @click.option("--web", metavar="HOST:PORT", help="where the page listens; 127.0.0.1:8787 when not given")
 @click.option("--no-web", "web", flag_value="off", help="no page, no metrics, no port")
-def run(call: Call, log: Path | None, **flags: Any) -> int:
+def run(
+    call: Call,
+    log: Path | None,
+    log_on: str | None,
+    log_rotate_mb: float | None,
+    log_keep_mb: float | None,
+    **flags: Any,
+) -> int:
     """Serve a bundle on a camera, a file or a log, and keep exact account of every frame."""
     from avq.serve import run_config, serve, summary_tables
 
-    reread = partial(run_config, **flags)
-    summary = serve(reread(), call.host(), call.report, log=log, json_lines=call.json, reread=reread)
+    kept = {"path": log, "log_on": log_on, "rotate_mb": log_rotate_mb, "keep_mb": log_keep_mb}
+    reread = partial(run_config, **flags, log=kept)
+    summary = serve(reread(), call.host(), call.report, json_lines=call.json, reread=reread)
     code = call.answer(summary.as_json(), summary_tables(summary), line=True)
     return summary.exit_code or code
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from avq.alerts import AlertWatch
-from avq.config import Budget, Camera, RunConfig, load_run
+from avq.config import Budget, Camera, RunConfig, load_run, recorder_from
 from avq.daemon import (
     CameraOptions,
     RestartPolicy,
     RunOptions,
     RunSummary,
-    recorder,
     serve_bundle,
     sink_types,
     source_providers,
@@ -58,9 +57,11 @@ def run_config(
     policy: str | None,
     allow_unaccepted: bool,
     web: str | None = None,
+    log: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration file with the flags on top, or one made of flags alone.
 
+    ``log`` holds keys of the table [recorder]; None is not given.
     Raises RequestError when neither says what to serve and what to look at; ConfigError with file:line.
     """
     base = load_run(config) if config is not None else _from_flags(bundle, source)
@@ -80,6 +81,7 @@ def run_config(
         changes["allow_unaccepted"] = True
     if web is not None:
         changes["web"] = web_from_flag(web, base.web)
+    changes["recorder"] = recorder_from(base.recorder, log or {})
     return base.model_copy(update=changes)
 
 
@@ -99,7 +101,6 @@ def serve(
     host: PluginHost,
     report: Reporter,
     *,
-    log: Path | None = None,
     json_lines: bool = False,
     reread: Callable[[], RunConfig] | None = None,
 ) -> RunSummary:
@@ -107,11 +108,10 @@ def serve(
 
     Args:
         reread: the configuration as it stands now, for SIGHUP.
-        log: record an MCAP log there.
         json_lines: one line per published frame on standard output.
     """
     with open_page(config.web, "web" in config.model_fields_set, report) as board:
-        return _serve(config, host, report, board, log=log, json_lines=json_lines, reread=reread)
+        return _serve(config, host, report, board, json_lines=json_lines, reread=reread)
 
 
 def _serve(
@@ -120,7 +120,6 @@ def _serve(
     report: Reporter,
     board: Board | None,
     *,
-    log: Path | None,
     json_lines: bool,
     reread: Callable[[], RunConfig] | None,
 ) -> RunSummary:
@@ -133,7 +132,7 @@ def _serve(
         asides = asides_of(config, host, opener, served, report)
         if board is not None:
             board.describe(facts(config, served.modes))
-        sinks = _sinks(config, host, served.modes[0].parts.labels, log=log, json_lines=json_lines)
+        sinks = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
         for mode in served.modes:
             report.message(_serving(mode))
         summary = serve_bundle(
@@ -237,20 +236,22 @@ def _distinct(kind: str, ours: Sequence[T], theirs: Sequence[T]) -> Sequence[T]:
     return theirs
 
 
-def _sinks(
-    config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, log: Path | None, json_lines: bool
-) -> list[Sink]:
+def _sinks(config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json_lines: bool) -> list[Sink]:
     uris = [sink.address() for sink in config.sinks]
     if json_lines and STANDARD_OUTPUT not in uris:
         uris.append(STANDARD_OUTPUT)
-    if config.recorder is not None and log is None:
+    if config.recorder is not None:
+        _require_folder(config.recorder.path)
         uris.append(config.recorder.address())
-    if log is not None and not log.parent.is_dir():
-        raise DataError(f"the log {log} has no folder", seen=f"no {log.parent}", fix=f"mkdir -p {log.parent}")
     types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
     sinks: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
     sinks += [open_sink(uri, types, labels=labels) for uri in uris]
-    return sinks if log is None else [*sinks, recorder(log, labels)]
+    return sinks
+
+
+def _require_folder(log: Path) -> None:
+    if not log.parent.is_dir():
+        raise DataError(f"the log {log} has no folder", seen=f"no {log.parent}", fix=f"mkdir -p {log.parent}")
 
 
 def _alert_watch(config: RunConfig, labels: tuple[str, ...]) -> AlertWatch:

@@ -5,7 +5,16 @@ file are relative to the file's folder; paths given as flags are relative to whe
 """
 
 from avq.config.alerts import AlertConfig
-from avq.config.load import Kind, check_file, json_schema, load_document, load_recipe, load_run, recipe_from
+from avq.config.load import (
+    Kind,
+    check_file,
+    json_schema,
+    load_document,
+    load_recipe,
+    load_run,
+    recipe_from,
+    recorder_from,
+)
 from avq.config.recipe import RecipeFile
 from avq.config.run import (
     Budget,
@@ -24,4 +33,5 @@ __all__ = [
     "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RecorderConfig",
     "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "is_loopback", "json_schema",
     "key_values", "load_document", "load_recipe", "load_run", "parse_class_map", "recipe_from",
+    "recorder_from",
 ]  # fmt: skip

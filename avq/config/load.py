@@ -12,6 +12,7 @@ from avq.config.checks import run_problems
 from avq.config.explain import Problem, problems_of, refusal
 from avq.config.recipe import RecipeFile
 from avq.config.run import RunConfig
+from avq.config.sinks import RecorderConfig
 from avq.config.toml import TomlFile, read_toml
 from avq.config.values import Document, beside
 from avq.config.words import key_values, parse_class_map
@@ -68,6 +69,15 @@ def refuse(problems: Sequence[Problem], file: TomlFile) -> None:
     """Raise ConfigError when there are any."""
     if problems:
         raise refusal(problems, file, {}, RUN)
+
+
+def recorder_from(base: RecorderConfig | None, flags: Mapping[str, Any]) -> RecorderConfig | None:
+    """The table [recorder] with flags on top; None where there is neither. Raises RequestError."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    if not given:
+        return base
+    whole = {**(base.model_dump(exclude_unset=True) if base else {}), **given}
+    return _validated(RecorderConfig, whole, None, whole, "log")
 
 
 def load_document(path: Path, model: type[_Document], kind: str) -> _Document:

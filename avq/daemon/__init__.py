@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avq.daemon.kinds import recorder, sink_types, source_providers, source_types
+from avq.daemon.kinds import sink_types, source_providers, source_types
 from avq.daemon.loop import serve_bundle
 from avq.daemon.metrics import Failure, RunSummary
 from avq.daemon.modes import Mode, Served, warm_up
@@ -22,7 +22,6 @@ __all__ = [
     "RunSummary",
     "Served",
     "Turn",
-    "recorder",
     "serve_bundle",
     "sink_types",
     "source_providers",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from avq.hookspecs import FrameSource, Sink, SinkType, SourceType
 
@@ -48,10 +47,3 @@ class _LateRecorder:
         from avq.recording import RecorderSinkType
 
         return RecorderSinkType().open(uri, labels=labels)
-
-
-def recorder(path: Path, labels: Sequence[str]) -> Sink:
-    """The flight recorder of ``--log PATH``. Raises DataError when the file cannot be created."""
-    from avq.recording import RecorderSink
-
-    return RecorderSink(path, labels=labels)

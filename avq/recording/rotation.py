@@ -63,7 +63,8 @@ class RotatingLog:
         self._began_ns: int | None = None
         self._uncommitted = 0
         self._retry_at_s = 0.0
-        self._log: LogWriter | None = self._open()
+        self._log: LogWriter | None = None
+        self._log = self._open()
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Append messages; they leave the process with full chunks, or with ``flush``."""
@@ -121,10 +122,20 @@ class RotatingLog:
     def _open(self) -> LogWriter:
         if self._limits.rotates:
             self._make_room()
-        log = LogWriter(self._name(), self._metadata)
+        log = self._begin()
         self.files += 1
         self._uncommitted, self._began_ns = 0, None
         return log
+
+    def _begin(self) -> LogWriter:
+        """A new file, for whose first bytes an old one may have to go."""
+        while True:
+            try:
+                return LogWriter(self._name(), self._metadata)
+            except DataError as error:
+                full = isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
+                if not (full and self._delete_oldest()):
+                    raise
 
     def _name(self) -> Path:
         if not self._limits.rotates:
@@ -162,13 +173,12 @@ class RotatingLog:
 
     def _finish(self, log: LogWriter) -> None:
         """Write the index; where even that finds no room, the file ends with its last whole chunk."""
-        if not self._commit(log):
-            self.lost += self._uncommitted
-        try:
+        log.end_file()
+        if self._commit(log):
             log.close()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
+        elif self._log is log:  # not given up already
+            self.lost += self._uncommitted
+            log.abandon()
 
     def _others(self) -> list[Path]:
         """Finished files of this log, oldest first."""

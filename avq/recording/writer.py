@@ -62,8 +62,9 @@ class LogWriter:
         try:
             self._file = WholeWrites(path)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise _unwritable(path, error) from error
         self._channels: dict[str, int] = {}
+        self._ended = False
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)  # type: ignore[arg-type,unused-ignore]
         self._writer.start(profile="", library="avq")
         self._writer.add_metadata("avq", dict(metadata))
@@ -72,7 +73,7 @@ class LogWriter:
         except OSError as error:
             self._file.close()
             path.unlink(missing_ok=True)
-            raise _unwritable(path, error) from None
+            raise _unwritable(path, error) from error
 
     @property
     def size(self) -> int:
@@ -129,6 +130,12 @@ class LogWriter:
         """Whatever was added is in a chunk that ``commit`` hands over."""
         self._writer.flush()
 
+    def end_file(self) -> None:
+        """Nothing can be added from here on; the index waits for ``commit``, which may be tried again."""
+        if not self._ended:
+            self._ended = True
+            self._writer.finish()
+
     def synced_later(self) -> Callable[[], None]:
         """A function that waits until the disk has what the kernel has; it may outlive this writer."""
         return self._file.synced_later()
@@ -144,7 +151,7 @@ class LogWriter:
         if self._file.closed:
             return
         try:
-            self._writer.finish()
+            self.end_file()
             self._file.commit()
             self._file.synced_later()()
         finally:

@@ -26,26 +26,9 @@ from avq.recording.pictures import bgr_pixels, decode_image
 from avq.recording.reader import Record
 from avq.sinks import open_sink
 from avq.sources import open_source
-from avq.types import Detections, Frame, Published, StageTimes
-
-LABELS = ("car", "person")
-
-
-def picture(seq: int, width_px: int = 320, height_px: int = 180) -> np.ndarray:
-    rng = np.random.default_rng(seq)
-    small = rng.integers(0, 255, (height_px // 20, width_px // 20, 3), np.uint8)
-    return cv2.resize(small, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
-
-
-def published(seq: int, boxes: int = 2) -> tuple[Published, Frame]:
-    corner = np.arange(boxes, dtype=np.float32)[:, None] * 10
-    box = np.concatenate([corner, corner, corner + 20, corner + 30], 1)
-    t_ns = 1_000_000_000 + seq * 33_000_000
-    seen = Detections(
-        box, np.full(boxes, 0.75, np.float32), np.arange(boxes, dtype=np.int64) % 2, "front", seq, t_ns
-    )
-    message = Published(seen, 12_345_678, 0, False, "normal", "d1")
-    return message, Frame("front", seq, t_ns, picture(seq))
+from avq.types import Detections, Published, StageTimes
+from tests.conftest import ROOT
+from tests.recording.recording_kit import LABELS, picture, published
 
 
 def record(path: Path, frames: int, **options: object) -> None:
@@ -185,8 +168,8 @@ def test_a_log_cut_off_as_a_source_delivers_then_tells(whole_log: Path, tmp_path
 
 _KILLED_WRITER = """
 import sys, json
-sys.path.insert(0, {folder!r})
-from test_recording import *
+sys.path.insert(0, {root!r})
+from tests.recording.test_recording import *
 sink = RecorderSink(Path(sys.argv[1]), labels=LABELS)
 for seq in range(10**6):
     sink.write(*published(seq))
@@ -196,7 +179,7 @@ for seq in range(10**6):
 
 def test_a_killed_writer_loses_at_most_its_last_chunk(tmp_path: Path) -> None:
     path = tmp_path / "killed.mcap"
-    code = _KILLED_WRITER.format(folder=str(Path(__file__).parent))
+    code = _KILLED_WRITER.format(root=str(ROOT))
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     last = -1
