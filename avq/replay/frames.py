@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
+from typing import Any
 
 from avq.types import U8
 
@@ -44,29 +45,48 @@ class _Failed:
     error: BaseException
 
 
-Loaded = tuple[LoggedFrame, U8 | None]
-_Item = tuple[LoggedFrame, "Future[U8 | None]"] | _Failed | None
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A frame with its pixels, and what else was made of them ahead; None where they cannot be read."""
+
+    frame: LoggedFrame
+    pixels: U8 | None
+    made: Any = None
+
+
+_Item = tuple[LoggedFrame, "Future[tuple[U8 | None, Any]]"] | _Failed | None
+Make = Callable[[U8], Any]
 
 
 def loaded_ahead(
     frames: Generator[LoggedFrame, None, None], *, workers: int
-) -> Generator[Loaded, None, None]:
-    """(frame, pixels) in the order of ``frames``; at most ``AHEAD`` are decoded before they are asked for.
+) -> Generator[tuple[LoggedFrame, U8 | None], None, None]:
+    """(frame, pixels) as ``made_ahead`` has them."""
+    loaded = made_ahead(frames, None, workers=workers)
+    with closing(loaded):
+        for one in loaded:
+            yield one.frame, one.pixels
 
-    The log is read on a thread of its own, ``workers`` more decode. What reading or decoding raises is raised
-    here, at the place in the order where it happened.
+
+def made_ahead(
+    frames: Generator[LoggedFrame, None, None], make: Make | None, *, workers: int
+) -> Generator[Loaded, None, None]:
+    """The pictures in the order of ``frames``; at most ``AHEAD`` are decoded before they are asked for.
+
+    The log is read on a thread of its own, ``workers`` more decode, and ``make`` something of the pixels. What
+    any of this raises is raised here, at the place in the order where it happened.
     """
     queue: Queue[_Item] = Queue(AHEAD)
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="avq-decode")
-    reader = threading.Thread(target=_read, args=(frames, pool, queue, stopped), daemon=True)
+    reader = threading.Thread(target=_read, args=(frames, pool, queue, stopped, make), daemon=True)
     reader.start()
     try:
         while (item := queue.get()) is not None:
             if isinstance(item, _Failed):
                 raise item.error
-            frame, pixels = item
-            yield frame, pixels.result()
+            frame, future = item
+            yield Loaded(frame, *future.result())
     finally:
         stopped.set()
         with suppress(Empty):  # a reader that waits for room sees the stop
@@ -77,16 +97,25 @@ def loaded_ahead(
 
 
 def _read(
-    frames: Iterable[LoggedFrame], pool: ThreadPoolExecutor, queue: Queue[_Item], stopped: threading.Event
+    frames: Iterable[LoggedFrame],
+    pool: ThreadPoolExecutor,
+    queue: Queue[_Item],
+    stopped: threading.Event,
+    make: Make | None,
 ) -> None:
     last: _Item = None
     try:
         for frame in frames:
-            if not _put(queue, (frame, pool.submit(frame.load)), stopped):
+            if not _put(queue, (frame, pool.submit(_load, frame, make)), stopped):
                 return
     except BaseException as error:
         last = _Failed(error)
     _put(queue, last, stopped)
+
+
+def _load(frame: LoggedFrame, make: Make | None) -> tuple[U8 | None, Any]:
+    pixels = frame.load()
+    return pixels, None if pixels is None or make is None else make(pixels)
 
 
 def _put(queue: Queue[_Item], item: _Item, stopped: threading.Event) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,6 @@ import msgspec
 
 from avq.clock import ReplayClock
 from avq.config import RunConfig, load_run
-from avq.daemon.inbox import Arrival, Inbox
-from avq.daemon.ledger import STRIDE
 from avq.daemon.modes import Mode, warm_up
 from avq.daemon.opening import ModeSource, Opener
 from avq.daemon.pipeline import Pipeline
@@ -23,16 +20,13 @@ from avq.engines.isa import instruction_set
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
-from avq.replay.frames import Loaded, loaded_ahead
-from avq.replay.log import EndOfLogError, Log, open_log
+from avq.replay.drive import Drive, Kept
+from avq.replay.log import Log, open_log
 from avq.replay.result import Answer, ReplayResult
-from avq.replay.timed import Stopwatch, timed
+from avq.replay.timed import PrepareAhead, Stages, timed
 from avq.replay.timing import Bench, Timing, plan_timing
-from avq.types import Frame, LatencyBudget, Published, StageTimes
+from avq.types import LatencyBudget, PreprocessSpec
 
-#: A frame that the daemon dropped on the road is not in its record.
-UNRECORDED = "unrecorded"
-UNREADABLE = "unreadable"
 #: Deadline of ``avq run`` without a configuration.
 _BUDGET = LatencyBudget(100_000_000)
 
@@ -110,21 +104,26 @@ def _replay(
     }
     plan = plan_timing(request.timing, log.recorded, benches, {**request.known, **benches})
     budget = config.budget.latency_budget() if config is not None else _BUDGET
-    clock, watch, kept = ReplayClock(), Stopwatch(), _Kept()
+    clock, kept = ReplayClock(), Kept()
+    stages = Stages(plan, clock)
     for mode in {id(mode.parts.session): mode for mode in modes}.values():
         warm_up(mode.parts)
     ladder = [
         replace(
             mode,
-            parts=timed(mode.parts, plan, clock, watch),
+            parts=timed(mode.parts, stages),
             cost_ns=plan.cost_ns(mode.parts.bundle_digest),
         )
         for mode in modes
     ]
     pipeline = Pipeline(ladder, clock, budget, kept)
     began_ns = time.monotonic_ns()
-    drive = _Drive(log, pipeline, clock, watch, live=_live(request.policy, log))
-    drive.run(request.frames, report)
+    drive = Drive(log, pipeline, stages, _ahead(modes, stages), live=_live(request.policy, log))
+    try:
+        drive.run(request.frames, report)
+        boxes = [stages.boxes(index, message.detections) for index, message in enumerate(kept.messages)]
+    finally:
+        stages.close()
     seconds = (time.monotonic_ns() - began_ns) / 1e9
     if not kept.messages:
         raise DataError(
@@ -141,7 +140,10 @@ def _replay(
         machine=f"{session.engine} {version} {session.precision}, {instruction_set()}",
         labels=modes[0].parts.labels,
         answers=tuple(
-            Answer(m, v, r) for m, v, r in zip(kept.messages, kept.times, drive.measured, strict=True)
+            Answer(replace(message, detections=seen), virtual, row.times())
+            for message, seen, virtual, row in zip(
+                kept.messages, boxes, kept.times, stages.measured, strict=True
+            )
         ),
         events=tuple(pipeline.events),
         account=drive.inbox.account(),
@@ -150,11 +152,17 @@ def _replay(
         timing=plan.kind,
         timing_remark=plan.remark,
         seconds=seconds,
-        engine_seconds=watch.engine_ns / 1e9,
+        engine_seconds=stages.engine_ns / 1e9,
         benches=benches,
         remark=drive.remark,
         start_unix_ns=log.start_unix_ns,
     )
+
+
+def _ahead(modes: Sequence[Mode], stages: Stages) -> PrepareAhead | None:
+    """Inputs for the best mode; one with another preprocessing prepares its own."""
+    spec = getattr(modes[0].parts.preprocessor, "spec", None)
+    return PrepareAhead(spec) if stages.in_advance and isinstance(spec, PreprocessSpec) else None
 
 
 def bench_of(bundle: Path) -> Bench:
@@ -189,99 +197,3 @@ def _config_digest(
         "frames": request.frames,
     }
     return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
-
-
-class _Kept:
-    """Takes what the pipeline publishes."""
-
-    def __init__(self) -> None:
-        self.messages: list[Published] = []
-        self.times: list[StageTimes] = []
-
-    def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
-        self.messages.append(message)
-        self.times.append(times)
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        """The pipeline keeps them."""
-
-
-class _Drive:
-    """The loop of the daemon without threads: time passes where the plan says, or until the next frame comes."""
-
-    def __init__(
-        self, log: Log, pipeline: Pipeline, clock: ReplayClock, watch: Stopwatch, *, live: bool
-    ) -> None:
-        self.inbox = Inbox()
-        self.measured: list[StageTimes] = []
-        self.remark = log.remark
-        self._log, self._pipeline, self._clock, self._watch, self._live = log, pipeline, clock, watch, live
-        self._lost: dict[str, Counter[str]] = {}
-        self._expected: dict[str, int] = {}
-        self._next: Loaded | None = None
-
-    def run(self, limit: int | None, report: Reporter) -> None:
-        """Until the log ends or ``limit`` frames are published."""
-        frames = loaded_ahead(self._log.frames(), workers=self._log.workers)
-        try:
-            self._advance(frames)
-            for _ in report.track(self._turns(frames), f"replay {Path(self._log.uri).name}", limit or 0):
-                if limit is not None and len(self.measured) >= limit:
-                    break
-        finally:
-            frames.close()
-        self.inbox.drop_waiting()
-
-    def _turns(self, frames: Generator[Loaded, None, None]) -> Iterator[None]:
-        """One step per published frame."""
-        while True:
-            self._offer_due(frames)
-            arrival = self.inbox.take()
-            if arrival is None:
-                if self._next is None:
-                    return
-                self._clock.advance_to(self._next[0].arrival_ns)
-            elif not self._pipeline.wants(arrival.frame):
-                self.inbox.finished(arrival.frame.camera, STRIDE)
-            else:
-                self._pipeline.process(arrival)
-                self.inbox.finished(arrival.frame.camera)
-                self.measured.append(self._watch.times)
-                yield
-
-    def _offer_due(self, frames: Generator[Loaded, None, None]) -> None:
-        """Everything that has arrived by now; of a file, the one frame it holds out."""
-        while self._next is not None:
-            frame, pixels = self._next
-            if self._live and frame.arrival_ns > self._clock.now_ns():
-                return
-            lost = self._account_for(frame.camera, frame.seq, readable=pixels is not None)
-            if pixels is not None:
-                picture = Frame(frame.camera, frame.seq, frame.t_capture_ns, pixels)
-                self.inbox.offer(Arrival(picture, live=self._live), lost)
-            else:
-                self.inbox.lost_so_far(frame.camera, lost)
-            self._advance(frames)
-            if not self._live and pixels is not None:
-                return
-
-    def _account_for(self, camera: str, seq: int, *, readable: bool) -> dict[str, int]:
-        """Cumulative losses of a camera, frames missing before this one included."""
-        if camera not in self._lost:
-            self._lost[camera] = Counter()
-            self.inbox.open_camera(camera, every=not self._live)
-        lost = self._lost[camera]
-        missing = seq - self._expected.get(camera, 0)
-        if missing > 0:
-            lost[UNRECORDED] += missing
-        self._expected[camera] = seq + 1
-        if not readable:
-            lost[UNREADABLE] += 1
-        return dict(lost)
-
-    def _advance(self, frames: Generator[Loaded, None, None]) -> None:
-        try:
-            self._next = next(frames, None)
-        except EndOfLogError as end:
-            self._next = None
-            self.remark = self.remark or end.remark
