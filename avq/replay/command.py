@@ -19,7 +19,7 @@ from avq.replay.outcome import Accepted, Outcome
 from avq.replay.reference import Reference, read_reference, require_acceptable, write_reference
 from avq.replay.result import ReplayResult
 from avq.replay.run import Policy, ReplayRequest, bench_of, replay
-from avq.replay.stages import PairedTimes, over_limits, paired_times, slower, table_of
+from avq.replay.stages import PairedTimes, over_limits, paired_times, slower, timed_alone
 from avq.replay.timing import Timing
 from avq.replay.tolerance import Tier, Tolerances, learned
 from avq.replay.verdict import judge, require_same_log
@@ -96,16 +96,19 @@ def compare(request: ReplayRequest, asked: Comparing, host: PluginHost, report: 
         reference = early or read_reference(_file(baseline, result))
     else:
         result = replay(request, host=host, report=report)
-    return _judged(result, reference, asked)
+    timing: list[Difference] = []
+    if asked.limits:
+        alone = timed_alone(open_log(request.log, host.sources()), request.bundle, host)
+        timing = over_limits(alone, dict(asked.limits))
+    return replace(_judged(result, reference, asked), timing=tuple(timing))
 
 
 def _judged(result: ReplayResult, reference: Reference | None, asked: Comparing) -> Outcome:
-    timing = tuple(over_limits(table_of(result), dict(asked.limits)))
     if reference is None:
-        return Outcome(result, timing=timing)
+        return Outcome(result)
     allowed = msgspec.structs.replace(reference.tolerances, **asked.tolerances)
     verdict = judge(reference.result, result, allowed, asked.tier, by_loss=asked.by_loss)
-    return Outcome(result, reference.result, f"reference {reference.address[:12]}", verdict, timing=timing)
+    return Outcome(result, reference.result, f"reference {reference.address[:12]}", verdict)
 
 
 def _against_bundle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def table_of(result: ReplayResult) -> StageTable:
     return _table([answer.measured for answer in answers], [answer.key for answer in answers])
 
 
+def timed_alone(log: Log, bundle: Path, host: PluginHost, frames: int = PAIRED_FRAMES) -> StageTable:
+    """One bundle on the first pictures of the log, nothing else of ours running: what limits are held against."""
+    return _measured(log, (bundle,), host, frames)[0]
+
+
 def paired_times(
     log: Log, reference: Path, new: Path, host: PluginHost, frames: int = PAIRED_FRAMES
 ) -> PairedTimes:
@@ -89,46 +95,44 @@ def paired_times(
 
     Raises DataError when the log has no readable picture.
     """
-    opener = Opener(host.running_engines(), families=host.decoders(), allow_unaccepted=True)
-    opened = []
-    try:
-        for path in (reference, new):
-            opened.append(opener.open(path))
-            warm_up(opened[-1].parts)
-        times, keys = _turns(log, [one.parts for one in opened], frames)
-    finally:
-        for one in opened:
-            one.close()
-    before, after = (_table(side, keys) for side in times)
+    before, after = _measured(log, (reference, new), host, frames)
     ratios = {stage: ratio_interval(_samples(after, stage), _samples(before, stage)) for stage in STAGES}
     return PairedTimes(before, after, ratios)
 
 
-def _turns(
-    log: Log, both: Sequence[Parts], frames: int
-) -> tuple[tuple[list[StageTimes], list[StageTimes]], list[FrameKey]]:
+def _measured(log: Log, bundles: Sequence[Path], host: PluginHost, frames: int) -> list[StageTable]:
+    opener = Opener(host.running_engines(), families=host.decoders(), allow_unaccepted=True)
+    with ExitStack() as opened:
+        sides = []
+        for path in bundles:
+            one = opener.open(path)
+            opened.callback(one.close)
+            warm_up(one.parts)
+            sides.append(one.parts)
+        times, keys = _turns(log, sides, frames)
+    return [_table(side, keys) for side in times]
+
+
+def _turns(log: Log, sides: Sequence[Parts], frames: int) -> tuple[list[list[StageTimes]], list[FrameKey]]:
     clock = SystemClock()
-    times: tuple[list[StageTimes], list[StageTimes]] = ([], [])
+    times: list[list[StageTimes]] = [[] for _ in sides]
     keys: list[FrameKey] = []
     pictures = loaded_ahead(log.frames(), workers=log.workers)
-    try:
+    with closing(pictures), suppress(EndOfLogError):
         for frame, pixels in pictures:
             if pixels is None:
                 continue
             picture = Frame(frame.camera, frame.seq, clock.now_ns(), pixels)
-            for side in (0, 1) if len(keys) % 2 else (1, 0):
-                times[side].append(step(picture, both[side], clock)[1])
+            order = range(len(sides)) if len(keys) % 2 else reversed(range(len(sides)))
+            for side in order:
+                times[side].append(step(picture, sides[side], clock)[1])
             keys.append(frame.key)
             if len(keys) >= frames + _WARM_UP:
                 break
-    except EndOfLogError:
-        pass
-    finally:
-        pictures.close()
     if not keys:
         raise DataError(f"{log.uri} holds no readable picture", fix="check the log")
     start = min(_WARM_UP, len(keys) - 1)
-    return (times[0][start:], times[1][start:]), keys[start:]
+    return [side[start:] for side in times], keys[start:]
 
 
 def _table(times: Sequence[StageTimes], keys: Sequence[FrameKey]) -> StageTable:

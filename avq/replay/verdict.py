@@ -89,6 +89,8 @@ def judge(
     settled, why = tier_for(reference, result, allowed)
     if tier is not None and tier != settled:
         settled, why = tier, f"as asked for, instead of {settled}"
+    if settled == "metric" and by_loss:
+        why = "another bundle: judged by what it loses"
     timed = "measured" not in (reference.timing, result.timing)
     if settled == "metric":
         found, reasons = _metric(reference, result, pairs, metric, allowed, timed=timed, by_loss=by_loss)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from avq.errors import DataError, RequestError
+from avq.progress import Silent
 from avq.recording import RecorderSink
 from avq.replay import ReplayRequest, replay
+from avq.replay.command import Comparing, compare
 from avq.types import Detections, Frame, Published, StageTimes
 from tests.replay.replay_kit import null_bundle, null_host
 
@@ -143,3 +145,11 @@ def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle, tmp_path):
     log.write_bytes(whole[: len(whole) // 2])
     result = replay(ReplayRequest(str(log), bundle), host=null_host())
     assert 0 < result.frames < 300 and result.remark
+
+
+def test_limits_of_stage_times_name_the_slowest_frame(bundle):
+    asked = Comparing(limits=(("infer_worst_ms", 1e-6), ("total_mean_ms", 1e6)))
+    outcome = compare(ReplayRequest("scene://drive?seed=2&frames=6", bundle), asked, null_host(), Silent())
+    (late,) = outcome.differences
+    assert late.field == "timing.infer_worst_ms" and late.b > late.a and 0 <= late.frame < 6
+    assert not outcome.answer_is_yes
