@@ -113,10 +113,18 @@ def _what_changed(outcome: Outcome, verdict: Verdict) -> list[Html]:
     ]
     lead = "Firm boxes (score >= 0.5) not found again: same class, IoU >= 0.5, at least half the score."
     rows = told_cells(verdict.metric.rows())
-    changes = verdict.changes()
-    moved = {name.replace("_", " "): value for name, value in changes.items()}
+    moved = [
+        {"what": name.replace("_", " "), "all boxes": value} for name, value in verdict.changes().items()
+    ]
+    half = len(moved) // 2
     return [
-        section("What changed", columns(*charts), table(rows), table([moved]), lead=lead),
+        section(
+            "What changed",
+            columns(*charts),
+            table(rows),
+            columns(table(moved[:half]), table(moved[half:])),
+            lead=lead,
+        ),
         section("Where on the drive", table(_stretches(verdict)), lead="By camera and stretch, in order."),
     ]
 
