@@ -65,6 +65,7 @@ class StatusReader:
                 for s in (run.sinks() if run else ())
             ],
             "drift": run.drift() if run else None,
+            "shadow": run.shadow() if run else None,
             "machine": self._readings(),
             "viewers": self._viewers(),
         }

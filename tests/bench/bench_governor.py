@@ -1,6 +1,6 @@
 """The governor's ladder against an oracle that knows the future, on a thousand generated traces.
 
-python tests/bench/bench_governor.py [--traces 1000]
+python -m tests.bench.bench_governor [--traces 1000]
 """
 
 from __future__ import annotations
