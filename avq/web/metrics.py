@@ -54,6 +54,7 @@ class RunCollector(Collector):
         if self._board.run is not None:
             yield from _books(self._board.run.accounts())
             yield from _sinks(self._board.run)
+            yield from _beside(self._board.run)
         yield from _times(cameras)
         yield from self._modes()
         yield _counter(
@@ -129,6 +130,18 @@ def _sinks(run: RunView) -> Iterator[Metric]:
         rows[sink.name, str(number), "written"] = sink.written
         rows[sink.name, str(number), "missed"] = sink.missed
     yield _counter("avq_sink_messages", "Messages by what a sink did", ("sink", "number", "outcome"), rows)
+
+
+def _beside(run: RunView) -> Iterator[Metric]:
+    """What a drift watch and a shadow found; nothing where there is none."""
+    cameras = (run.drift() or {}).get("cameras", {})
+    share = {camera: row["share"] for camera, row in cameras.items()}
+    yield _gauge("avq_drift_share_ratio", "Activations outside the calibrated ranges", "camera", share)
+    drifting = {camera: float(row["drifting"]) for camera, row in cameras.items()}
+    yield _gauge("avq_drifting", "1 while pictures are unlike the calibration pictures", "camera", drifting)
+    agreement = (run.shadow() or {}).get("agreement")
+    if agreement is not None:
+        yield GaugeMetricFamily("avq_shadow_agreement_ratio", "Boxes that found a partner", value=agreement)
 
 
 def _times(cameras: Mapping[str, CameraBoard]) -> Iterator[Metric]:

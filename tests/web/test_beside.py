@@ -1,0 +1,42 @@
+"""Drift and shadow on the page's port: as metrics, and whole in the status."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from avq.daemon.watch import RunView
+from avq.types import LatencyBudget
+from avq.web import Board
+from avq.web.machine import MachineReader
+from avq.web.metrics import exposition
+from avq.web.status import StatusReader
+from avq.web.viewers import ViewerCounts
+
+DRIFT = {"available": True, "cameras": {"front": {"share": 0.07, "drifting": True}}}
+
+
+def looked_at(**states: object) -> tuple[dict[str, float], dict[str, object]]:
+    """(metrics without labels' names, status) of a run with these answers."""
+    board, machine, counts = Board(), MachineReader(), ViewerCounts()
+    board.opened(RunView(LatencyBudget(1), dict, list, dict, **states))  # type: ignore[arg-type]
+    text = exposition(board, machine, counts).decode()
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith(("avq_drift", "avq_shadow"))
+    }
+    return found, StatusReader(board, machine, counts).read()
+
+
+def test_what_was_found_is_told() -> None:
+    found, status = looked_at(drift=lambda: DRIFT, shadow=lambda: {"agreement": 0.98, "frames": 4})
+    assert found == {"avq_drift_share_ratio": 0.07, "avq_drifting": 1.0, "avq_shadow_agreement_ratio": 0.98}
+    assert status["drift"] == DRIFT and status["shadow"] == {"agreement": 0.98, "frames": 4}
+
+
+def test_where_nobody_looks_there_is_nothing() -> None:
+    found, status = looked_at()
+    assert found == {} and status["drift"] is None and status["shadow"] is None
+    unavailable, _ = looked_at(drift=lambda: {"available": False, "why": "no probe"})
+    assert unavailable == {}
