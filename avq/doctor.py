@@ -62,7 +62,15 @@ def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
     for gpu in findings["gpus"]:
         table.append(_row("gpu", gpu["name"], "ok", f"driver {gpu['driver_version']}"))
     if not findings["gpus"]:
-        table.append(_row("gpu", "-", "none", "", "nvidia-smi finds no GPU"))
+        table.append(
+            _row(
+                "gpu",
+                "-",
+                "none",
+                "",
+                "nvidia-smi finds no GPU; bundles for one are built here and compiled beside it: avq compile",
+            )
+        )
     cuda = findings["cuda"]
     state = "ok" if cuda["name"] else "missing"
     table.append(_row("gpu", f"memory: {cuda['name'] or '-'}", state, cuda["version"], cuda["why"]))

@@ -71,12 +71,18 @@ def console(*, stderr: bool = False) -> Console:
 def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
     """One table; columns are the keys of the rows in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None)
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+    )
     for column in columns:
         numeric = all(isinstance(row.get(column, 0), (int, float)) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))  # brackets are no markup
     return table
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,22 @@ def test_gpus_are_what_the_driver_lists(tmp_path: Path, monkeypatch: pytest.Monk
     }
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert examine(engines=[])["gpus"] == []
+
+
+def test_a_machine_with_nothing_for_gpus_gets_a_table_that_says_how_to_get_it(tmp_path: Path):
+    script = (
+        "import sys\n"
+        "for name in ('tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda', 'cuda.bindings'): sys.modules[name] = None\n"
+        "from avq.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    for how in ('"avq[tensorrt]"', "tensorrt-rtx-cu12", "pycuda", "nvidia-smi finds no GPU", "avq compile"):
+        assert how in said

@@ -28,7 +28,10 @@ from avq.errors import BundleError, MachineError, RequestError
 from avq.types import U8, CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 
 NAME = "tensorrt"
-_HOW = 'comes with JetPack and DRIVE OS; elsewhere pip install "avq[tensorrt]"'
+_HOW = (
+    "bundles for it are built here, its engines on the vehicle (avq compile); it comes with JetPack and DRIVE OS, "
+    'elsewhere pip install "avq[tensorrt]"'
+)
 
 
 class TensorRtEngine:
