@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,12 +113,13 @@ def test_a_wrong_choice_names_the_nearest_valid_one(tmp_path, flags, expected):
     assert result.exit_code == 2 and expected in json.dumps(problem(result))
 
 
-def test_a_target_that_this_machine_cannot_build_is_code_3(tmp_path):
+def test_a_target_that_this_machine_cannot_build_is_code_3(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as where it is not installed
     write_picture(tmp_path / "pictures")
     (tmp_path / "m.onnx").write_bytes(b"x")
     result = avq(
         "build", tmp_path / "m.onnx", "--data", tmp_path / "pictures", "-o", tmp_path / "b",
-        "--target", "tensorrt", "--json",
+        "--target", "tensorrt-rtx", "--json",
     )  # fmt: skip
     assert result.exit_code == 3 and problem(result)["fix"]
 
