@@ -31,7 +31,7 @@ from avq.web.viewers import ViewerCounts
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VIEWERS = 128
 _BODY_BYTES = 4096
-_BODY_WAIT_S = 5.0
+_BODY_WAIT_S = 3.0
 
 #: Nothing is fetched from elsewhere, nothing inline runs, nobody may frame it.
 _POLICY = (

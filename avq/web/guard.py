@@ -27,7 +27,10 @@ class Guard:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answer(Request(scope)) if scope["type"] == "http" else None
+        try:
+            answer = self._answer(Request(scope)) if scope["type"] == "http" else None
+        except ValueError:  # a Host or Origin that is no address at all
+            answer = PlainTextResponse("the request says nowhere it goes to\n", 400)
         await (answer or self._app)(scope, receive, send)
 
     def _answer(self, request: Request) -> Response | None:

@@ -24,7 +24,7 @@ from avq.web import Board
 from avq.web.health import not_alive, not_ready
 from avq.web.site import open_site
 from tests.daemon.daemon_kit import LABELS, picture_folder
-from tests.web.web_kit import FACTS, events_of, live, turn
+from tests.web.web_kit import ASK, FACTS, events_of, live, turn
 
 SCENE = "scene://drive?seed=2&fps=30&size=320x192"
 
@@ -43,8 +43,8 @@ def value(found: Mapping[Any, float], name: str, **labels: str) -> float:
 
 def test_ready_only_after_frames_were_published_and_no_longer_than_the_run() -> None:
     with open_site("127.0.0.1", 0, None) as (_, address):
-        assert httpx.get(address + "/livez").status_code == 200
-        waits = httpx.get(address + "/readyz")
+        assert ASK.get(address + "/livez").status_code == 200
+        waits = ASK.get(address + "/readyz")
         assert waits.status_code == 503 and "opened and warmed" in waits.json()["reason"]
     with live(SCENE) as run:
         run.wait_for(2)
@@ -138,7 +138,7 @@ def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: P
     got: list[tuple[str, dict[str, Any]]] = []
     with (
         live(SCENE + "&frames=40", sinks=(sink,)) as run,
-        httpx.stream("GET", run.address + "/events?only=detections,events", timeout=20) as stream,
+        ASK.stream("GET", run.address + "/events?only=detections,events", timeout=20) as stream,
     ):
         for kind, number, data in events_of(stream.iter_lines()):
             assert kind in ("hello", "detections", "events")
@@ -160,7 +160,7 @@ def test_a_viewer_resumes_where_its_connection_broke() -> None:
         def seqs(last_id: str, wanted: int) -> list[int]:
             found = []
             headers = {"last-event-id": last_id}
-            with httpx.stream("GET", address + "/events?only=detections", headers=headers) as stream:
+            with ASK.stream("GET", address + "/events?only=detections", headers=headers) as stream:
                 for kind, _, data in events_of(stream.iter_lines()):
                     found += [data["seq"]] if kind == "detections" else []
                     if len(found) == wanted:
@@ -171,7 +171,7 @@ def test_a_viewer_resumes_where_its_connection_broke() -> None:
         assert seqs("another run:90", 100) == list(range(100))
         for seq in range(100, 1000):  # more than the board keeps: what is lost is said
             board.saw(*turn(seq))
-        with httpx.stream(
+        with ASK.stream(
             "GET", address + "/events?only=detections", headers={"last-event-id": f"{board.boot}:90"}
         ) as stream:
             told = [
@@ -183,7 +183,7 @@ def test_a_viewer_resumes_where_its_connection_broke() -> None:
 
 def test_kinds_of_news_that_do_not_exist_are_refused() -> None:
     with open_site("127.0.0.1", 0, None) as (_, address):
-        answer = httpx.get(address + "/events?only=status,pictures")
+        answer = ASK.get(address + "/events?only=status,pictures")
     assert answer.status_code == 400 and "pictures" in answer.json()["what"]
 
 
@@ -232,7 +232,7 @@ def test_a_viewer_that_takes_nothing_is_dropped_and_the_others_are_not() -> None
             with socket.create_connection((host, int(port))) as deaf:
                 deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 deaf.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-                with httpx.stream("GET", address + "/events?only=detections", timeout=20) as stream:
+                with ASK.stream("GET", address + "/events?only=detections", timeout=20) as stream:
                     last = -1
                     for kind, _, data in events_of(stream.iter_lines()):
                         assert kind != "missed"
@@ -240,7 +240,7 @@ def test_a_viewer_that_takes_nothing_is_dropped_and_the_others_are_not() -> None
                             assert data["seq"] == last + 1 or last < 0
                             last = data["seq"]
                             viewers = (
-                                httpx.get(address + "/status").json()["viewers"] if last % 200 == 0 else {}
+                                ASK.get(address + "/status").json()["viewers"] if last % 200 == 0 else {}
                             )
                             if viewers.get("dropped"):
                                 break
@@ -278,9 +278,9 @@ def test_a_web_thread_that_hangs_delays_no_frame(tmp_path: Path) -> None:
         while not board.over:
             time.sleep(0.01)
         with pytest.raises(httpx.TimeoutException):
-            httpx.get(run.address + "/livez", timeout=0.3)
+            ASK.get(run.address + "/livez", timeout=0.3)
         board.release.set()
-        assert httpx.get(run.address + "/livez", timeout=20).status_code == 200
+        assert ASK.get(run.address + "/livez", timeout=20).status_code == 200
     assert [turn.published.detections.seq for turn in run.turns] == list(range(200))
     assert run.summary is not None and run.summary.account.balanced
 
@@ -322,30 +322,30 @@ def test_a_bundle_is_asked_for_and_refusals_say_why() -> None:
     with live(SCENE, board=Swapping(swap)) as run:
         run.wait_for(1)
         address = run.address + "/bundle"
-        good = httpx.post(address, json={"bundle": "/b/good"})
+        good = ASK.post(address, json={"bundle": "/b/good"})
         assert (good.status_code, good.json()) == (200, {"serving": "/b/good"})
-        bad = httpx.post(address, json={"bundle": "/b/bad"})
+        bad = ASK.post(address, json={"bundle": "/b/bad"})
         assert (bad.status_code, bad.json()) == (
             409, {"what": "it is broken", "seen": "a digest", "fix": "build it again"},
         )  # fmt: skip
-        slow = threading.Thread(target=lambda: httpx.post(address, json={"bundle": "/b/slow"}, timeout=30))
+        slow = threading.Thread(target=lambda: ASK.post(address, json={"bundle": "/b/slow"}, timeout=30))
         slow.start()
         while Path("/b/slow") not in asked:
             time.sleep(0.01)
-        assert httpx.post(address, json={"bundle": "/b/good"}).status_code == 409
+        assert ASK.post(address, json={"bundle": "/b/good"}).status_code == 409
         assert run.get("/livez").status_code == 200  # others are answered meanwhile
         hold.set()
         slow.join()
         for body in (b"", b"[]", b"{}", b'{"bundle": 3}', b"x" * 10_000, b"[" * 4000):
-            refused = httpx.post(address, content=body)
+            refused = ASK.post(address, content=body)
             assert refused.status_code == 400, body[:20]
-        assert httpx.get(address).status_code == 405
+        assert ASK.get(address).status_code == 405
     assert asked == [Path("/b/good"), Path("/b/bad"), Path("/b/slow")]
 
 
 def test_a_run_that_cannot_swap_says_so() -> None:
     with open_site("127.0.0.1", 0, None) as (_, address):
-        answer = httpx.post(address + "/bundle", json={"bundle": "/b"})
+        answer = ASK.post(address + "/bundle", json={"bundle": "/b"})
     assert answer.status_code == 501 and answer.json()["seen"] == "the run is starting"
 
 
@@ -354,7 +354,7 @@ def test_nothing_of_a_site_stays_behind() -> None:
     with live(SCENE) as run:
         run.wait_for(2)
         run.get("/camera/front.jpg")
-        with httpx.stream("GET", run.address + "/events") as stream:
+        with ASK.stream("GET", run.address + "/events") as stream:
             next(stream.iter_lines())
     assert {thread.name for thread in threading.enumerate()} <= before
     with pytest.raises(httpx.ConnectError):

@@ -126,7 +126,7 @@ export class Pictures {
       return;
     }
     const { facts } = this.last;
-    canvas.parentElement.style.aspectRatio = `${facts.width_px} / ${facts.height_px}`;
+    canvas.parentElement.style.setProperty("--ratio", `${facts.width_px} / ${facts.height_px}`);
     this.paint(canvas, this.last, true);
     const kinds = new Map();
     for (const box of facts.boxes) kinds.set(box[5], (kinds.get(box[5]) ?? 0) + 1);
