@@ -96,8 +96,8 @@ function show() {
   panels.modes(ladder, status);
   panels.cameras(status.cameras);
   panels.sinks(status.sinks, status.viewers);
-  panels.told("drift", status.drift, "Not watched: [drift] in the configuration turns it on.");
-  panels.told("shadow", status.shadow, "No candidate: [shadow] in the configuration names one.");
+  panels.drift(status.drift);
+  panels.shadow(status.shadow);
   panels.bundle(facts);
   panels.machine(facts, status.machine);
   panels.events(run.events);

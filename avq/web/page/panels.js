@@ -230,16 +230,49 @@ export function machine(facts, now) {
   line(node.querySelector("canvas"), memory);
 }
 
-/** Drift and shadow come as whatever the run tells: a state, a reason, numbers. */
-export function told(name, facts, absent) {
-  const node = $(name);
-  text(`${name}-facts`, facts?.state ?? "");
-  render(node, facts ?? null, () => {
-    if (!facts) return empty(absent);
-    const rows = Object.entries(facts).filter(([key, value]) => key !== "state" && ["string", "number", "boolean"].includes(typeof value));
-    return [el("dl", { class: "facts" }, ...pairs(rows.map(([key, value]) => [key.replaceAll("_", " "), number(value)])))];
+const big = (value, words, tone = "") => el("p", { class: `big ${tone}` }, value, el("small", {}, words));
+
+export function drift(facts) {
+  const state = !facts ? "" : !facts.available ? "unavailable" : facts.drifting ? "drifting" : "usual";
+  text("drift-facts", state);
+  render($("drift"), facts ?? null, () => {
+    if (!facts) return empty("Not watched: [drift] in the configuration turns it on.");
+    if (!facts.available) return empty(facts.why);
+    if (facts.share === null) return empty("No picture was looked at yet.");
+    const rows = Object.entries(facts.cameras).map(([camera, row]) =>
+      el(
+        "li",
+        {},
+        el("span", { class: `dot ${row.drifting ? "bad" : ""}` }, camera),
+        el("span", { class: "value" }, `${row.unusual_pictures} of ${row.pictures} unusual`),
+        el("span", { class: "sub" }, row.unusual.length ? `most in ${row.unusual.slice(0, 2).join(", ")}` : ""),
+        el("span", { class: "sub value" }, `${row.limit} are drift`),
+      ),
+    );
+    const tone = facts.drifting ? "bad-text" : "";
+    return [big(percent(facts.share, 1), "of activations outside the calibrated ranges", tone), el("ul", { class: "rows" }, ...rows)];
   });
 }
 
-const number = (value) => (typeof value !== "number" ? String(value) : Number.isInteger(value) ? count(value) : value.toPrecision(3));
-
+export function shadow(facts) {
+  text("shadow-facts", facts ? `${count(facts.frames)} frames compared` : "");
+  render($("shadow"), facts ?? null, () => {
+    if (!facts) return empty("No candidate: [shadow] in the configuration names one.");
+    if (facts.agreement === null) return empty("No box was compared yet.");
+    const shift = facts.confidence_shift;
+    return [
+      big(percent(facts.agreement, 1), "of boxes agree", facts.agreement < 0.95 ? "warn-text" : ""),
+      el(
+        "dl",
+        { class: "facts" },
+        ...pairs([
+          ["candidate", el("code", { title: facts.candidate }, facts.candidate.slice(0, 12))],
+          ["boxes lost", `${count(facts.lost)} of ${count(facts.boxes)}`],
+          ["boxes added", count(facts.added)],
+          ["confidence shift", shift === null ? "" : `${shift > 0 ? "+" : ""}${shift.toFixed(3)}`],
+          ["service, p50", `${ms(facts.service_p50_ms)} ms`],
+        ]),
+      ),
+    ];
+  });
+}
