@@ -75,6 +75,9 @@ def facts(config: RunConfig, modes: Sequence[Mode]) -> dict[str, Any]:
         "pid": os.getpid(),
         "labels": list(parts.labels),
         "cameras": {camera.id: without_password(camera.source) for camera in config.cameras},
+        "deadlines_ms": {
+            camera.id: camera.deadline_ms or config.budget.deadline_ms for camera in config.cameras
+        },
         "bundle": {
             "name": config.bundle.name,
             "digest": parts.bundle_digest,

@@ -87,8 +87,9 @@ function show() {
   const rows = run.rows.filter((row) => status.cameras.length < 2 || row.camera === pictures.chosen).slice(-KEPT);
   const ladder = facts.modes ?? [];
   text("uptime", span(status.uptime_s + (run.up ? (Date.now() - run.heard) / 1000 : 0)));
-  figures(status, rows, ladder);
-  strip.show(rows, (status.budget.deadline_ms ?? 0) * 1000, ladder);
+  const deadline = facts.deadlines_ms?.[pictures.chosen] ?? status.budget.deadline_ms ?? 0;
+  figures(status, rows, ladder, deadline);
+  strip.show(rows, deadline * 1000, ladder);
   legend($("strip-legend"), Object.keys(status.stages).length ? Object.keys(status.stages) : STAGES);
   text("strip-facts", rows.length ? `last ${count(rows.length)} frames${status.cameras.length > 1 ? ` of ${pictures.chosen}` : ""}` : "");
   panels.stages(rows, status);
@@ -127,8 +128,7 @@ function gone() {
     : "No daemon answers here. This page asks again every second.");
 }
 
-function figures(status, rows, ladder) {
-  const deadline = status.budget.deadline_ms;
+function figures(status, rows, ladder, deadline) {
   const rung = ladder.findIndex((mode) => mode.name === status.mode);
   const since = status.changes.filter((change) => change.kind === "mode_changed").at(-1)?.at;
   figure("now-mode", status.mode || "–", rung > 0 ? "warn" : "", ladder.length > 1 ? `rung ${rung + 1} of ${ladder.length}${since ? ` since ${clock(since)}` : ""}` : "the only mode");

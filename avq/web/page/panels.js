@@ -245,7 +245,7 @@ export function drift(facts) {
         {},
         el("span", { class: `dot ${row.drifting ? "bad" : ""}` }, camera),
         el("span", { class: "value" }, `${row.unusual_pictures} of ${row.pictures} unusual`),
-        el("span", { class: "sub" }, row.unusual.length ? `most in ${row.unusual.slice(0, 2).join(", ")}` : ""),
+        el("span", { class: "sub" }, row.unusual.length ? `most in ${row.unusual[0]}` : ""),
         el("span", { class: "sub value" }, `${row.limit} are drift`),
       ),
     );
