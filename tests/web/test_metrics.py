@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from avq.daemon.latency import Histogram
-from avq.daemon.watch import RunView
 from avq.web import Board
 from avq.web.machine import MachineReader, clocks, temperatures
 from avq.web.metrics import EDGES_NS, cumulative, exposition
 from avq.web.viewers import ViewerCounts
-from tests.web.web_kit import BUDGET, FACTS, turn
 
 
 @given(st.lists(st.one_of(st.integers(0, 10**11), st.sampled_from(EDGES_NS).map(lambda edge: edge - 1),
@@ -40,28 +36,6 @@ def samples(board: Board, sys_folder: Path = Path("/nowhere")) -> dict[str, floa
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def view(**beside: Any) -> RunView:
-    return replace(RunView(BUDGET, dict, list, dict), **beside)
-
-
-def test_drift_and_the_shadow_are_told_when_somebody_looks() -> None:
-    board = Board()
-    board.describe(FACTS)
-    board.saw(*turn(0))
-    board.opened(view())
-    assert not any(name.startswith(("avq_drift", "avq_shadow")) for name in samples(board))
-    row = {"share": 0.25, "drifting": True}
-    shadow: dict[str, Any] = {"frames": 7, "agreement": None}
-    board.opened(view(drift=lambda: {"available": True, "cameras": {"front": row}}, shadow=lambda: shadow))
-    found = samples(board)
-    assert found["avq_drift_ratio['front']"] == 0.25 and found["avq_drift_alert['front']"] == 1
-    assert found["avq_shadow_frames_total[]"] == 7 and "avq_shadow_agreement_ratio[]" not in found
-    shadow["agreement"] = 0.5
-    assert samples(board)["avq_shadow_agreement_ratio[]"] == 0.5
-    board.opened(view(drift=lambda: {"available": False, "why": "no onnxruntime"}))
-    assert not any(name.startswith("avq_drift") for name in samples(board))
 
 
 def test_restarts_of_cameras_are_counted_by_cause() -> None:
