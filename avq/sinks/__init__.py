@@ -1,4 +1,4 @@
-"""Messages out: JSON lines, alerts over MQTT, and a function of the same process.
+"""Messages out: JSON lines, alerts over MQTT, boxes over Zenoh, and a function of the same process.
 
 The recorder is ``avq.recording``. Libraries of a transport are imported when a sink of it is opened.
 """
@@ -11,11 +11,12 @@ from avq.sinks.callback import CallbackSink
 from avq.sinks.jsonl import JsonLinesSink, JsonLinesSinkType
 from avq.sinks.mqtt import MqttSinkType
 from avq.sinks.uri import open_sink
+from avq.sinks.zenoh import ZenohSinkType
 
 
 def builtin_sinks() -> tuple[SinkType, ...]:
     """The kinds avq brings, except the recorder (``avq.recording.RecorderSinkType``)."""
-    return (JsonLinesSinkType(), MqttSinkType())
+    return (JsonLinesSinkType(), MqttSinkType(), ZenohSinkType())
 
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from avq.daemon import sink_types
+from avq.daemon.publish import Lane
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.mqtt_target import mqtt_target
 from avq.sinks.spool import Spool
+from avq.types import StageTimes
 from tests.conftest import ROOT
+from tests.recording.recording_kit import published
 from tests.sinks.broker import Broker, Listener, wait_until
 
 TOPIC = "fleet/17/alerts"
@@ -188,3 +192,18 @@ def test_only_alerts_leave_the_car(tmp_path: Path, broker: Broker, listener: Lis
     assert wait_until(lambda: listener.ids == ["1"])
     sink.close()
     assert listener.ids == ["1"]
+
+
+def test_a_broker_that_accepts_and_never_answers_costs_no_alert_and_no_frame(tmp_path: Path) -> None:
+    pytest.importorskip("paho.mqtt", reason='paho-mqtt is not installed (pip install "avq[mqtt]")')
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"mqtt://127.0.0.1:{silent.getsockname()[1]}/t?spool={tmp_path}"
+        lane = Lane(open_sink(uri, sink_types(), labels=()), "mqtt", 8)
+        for seq in range(50):
+            message, frame = published(seq)
+            lane.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
+        for number in range(5):
+            lane.event({"kind": "alert", "id": str(number)})
+        report = lane.close(20)
+    assert (report.missed, report.error, report.numbers["waiting"]) == (0, "", 5)
+    assert spooled(tmp_path) == ["0", "1", "2", "3", "4"]
