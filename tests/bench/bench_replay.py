@@ -40,8 +40,8 @@ def record(path: Path, seconds: int) -> None:
             pixels = drive.frame(seq).pixels
         t_ns = round(seq * 1e9 / FPS)
         message = Published(Detections.none("front", seq, t_ns), 3_000_000, 0, False, "normal", "")
-        sink.write(message, Frame("front", seq, t_ns, pixels))
         sink.write_timing(message, StageTimes(500_000, 200_000, 2_000_000, 300_000))
+        sink.write(message, Frame("front", seq, t_ns, pixels))
     sink.close()
 
 

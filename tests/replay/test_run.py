@@ -35,8 +35,8 @@ def flight_record(
         t_ns, spent_ns = round(seq * period_ms * MS) + 5 * MS, round(spent_ms * MS)
         seen = Detections.none("front", seq, t_ns)
         message = Published(seen, 2 * MS + spent_ns, 0, False, "normal", bundle_digest)
-        sink.write(message, Frame("front", seq, t_ns, pixels))
         sink.write_timing(message, StageTimes(2 * MS, 0, spent_ns, 0))
+        sink.write(message, Frame("front", seq, t_ns, pixels))
     sink.close()
     return path
 
