@@ -24,7 +24,9 @@ class Metrics:
         """One published frame."""
         self.age.record(age_ns)
         for stage, spent_ns in times.items():
-            self.stages.setdefault(stage, Histogram()).record(spent_ns)
+            if (histogram := self.stages.get(stage)) is None:
+                histogram = self.stages[stage] = Histogram()
+            histogram.record(spent_ns)
 
     def snapshot(self) -> dict[str, dict[str, float]]:
         """Milliseconds per stage, and of "age" (capture to publication)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,12 @@ class StageTimes:
 
     def items(self) -> list[tuple[str, int]]:
         """(stage, ns) in the order a frame walks through them."""
-        return [(f.name.removesuffix("_ns"), getattr(self, f.name)) for f in fields(self)]
+        return [
+            ("queue", self.queue_ns),
+            ("preprocess", self.preprocess_ns),
+            ("infer", self.infer_ns),
+            ("decode", self.decode_ns),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,14 @@ def test_serving_loads_no_build_library() -> None:
     assert not imported_modules("import avq.daemon") & HEAVY
 
 
+def test_the_page_is_loaded_when_a_run_opens_it_only() -> None:
+    assert not imported_modules("import avq.daemon, avq.serve") & {
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+    }
+
+
 def test_importing_avq_loads_no_vendor() -> None:
     assert not imported_modules("import avq, avq.engines, avq.bundle, avq.compare, avq.measure") & HEAVY
 

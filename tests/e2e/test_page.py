@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,3 +215,18 @@ def test_the_page_fits_every_screen_in_both_schemes_and_reads_well(
                     assert tall <= height_px or width_px < 2560
                 assert page.evaluate(UNNAMED) == []
                 assert page.evaluate("document.querySelectorAll('h1').length") == 1
+
+
+def test_without_the_libraries_of_the_page_a_run_says_so_and_serves(built: tuple[Path, dict]) -> None:
+    arguments = ["run", "--bundle", str(built[0]), "--source", "scene://drive?frames=3", "--json"]
+    code = f"""import sys
+sys.modules["starlette"] = None
+sys.argv[1:] = {[*arguments, "--allow-unaccepted"]!r}
+from avq.cli import main
+main()"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["captured"] == 3
+    said = " ".join(done.stderr.split())
+    assert "no page" in said and 'pip install "avq[web]"' in said
