@@ -207,8 +207,9 @@ def run(
     from avq.serve import run_config, serve, summary_tables
 
     kept = {"path": log, "log_on": log_on, "rotate_mb": log_rotate_mb, "keep_mb": log_keep_mb}
-    reread = partial(run_config, **flags, log=kept)
-    summary = serve(reread(), call.host(), call.report, json_lines=call.json, reread=reread)
+    read = partial(run_config, **flags, log=kept)
+    reread = read if flags["config"] is not None else None
+    summary = serve(read(), call.host(), call.report, json_lines=call.json, reread=reread)
     code = call.answer(summary.as_json(), summary_tables(summary), line=True)
     return summary.exit_code or code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,15 @@ def exchange_of(
             sources = [replace(s, bundle=path) if s.bundle == config.bundle else s for s in sources]
         return strict.ladder(sources)
 
-    return Exchange(served, prepare, notifier)
+    return Exchange(served, prepare, notifier, reloads=reread is not None and not _has_terminal())
+
+
+def _has_terminal() -> bool:
+    """Whether somebody may close the terminal we run in: then SIGHUP is no request to reload."""
+    try:
+        return os.isatty(0)
+    except OSError:
+        return False
 
 
 def _changed(before: RunConfig, after: RunConfig) -> list[str]:

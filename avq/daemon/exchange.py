@@ -54,12 +54,19 @@ class Exchange:
         prepare: opens, verifies and compares another ladder: for a bundle, or (None) as the configuration now says.
             Raises AvqError; then nothing is left open.
         notifier: told when the configuration is read again.
+        reloads: SIGHUP means reload; else it ends the run, as where a terminal is closed.
     """
 
     def __init__(
-        self, serving: Served, prepare: Callable[[Path | None], Served], notifier: Notifier | None = None
+        self,
+        serving: Served,
+        prepare: Callable[[Path | None], Served],
+        notifier: Notifier | None = None,
+        *,
+        reloads: bool = False,
     ) -> None:
         self.serving = serving
+        self.reloads = reloads
         self._prepare = prepare
         self._notifier = notifier or Notifier()
         self._requests: SimpleQueue[_Request | Served | None] = SimpleQueue()

@@ -56,14 +56,15 @@ def serve_bundle(
     publisher = Publisher(sinks, settled.on_event)
     modes = as_modes(work)
     inbox = SharedInbox()
-    reload = settled.exchange.signalled if settled.exchange is not None else None
+    exchange = settled.exchange
+    reload = exchange.signalled if exchange is not None and exchange.reloads else None
     with obeyed(inbox.stop, reload) if settled.signals else nullcontext():
         try:
             _check(modes, sources)
             settled.notifier.loading("warming the engine up")
             modes = warmed(modes)
-            if settled.exchange is not None:
-                settled.exchange.began(modes)
+            if exchange is not None:
+                exchange.began(modes)
             pipeline = Pipeline(
                 modes, clock or SystemClock(), budget, publisher, deadlines_ns=settled.deadlines_ns
             )

@@ -24,7 +24,7 @@ from tests.daemon.manager import Manager
 CONFIG = """
 bundle = "{bundle}"
 [budget]
-deadline_ms = 1000
+deadline_ms = 600
 [[cameras]]
 id = "front"
 source = "scene://drive?seed=1&fps=15&size=320x192&weather=night"
@@ -103,6 +103,7 @@ class Service:
                     folder / "run.toml",
                     "--json",
                 ],
+                stdin=subprocess.DEVNULL,  # on a terminal SIGHUP would mean that it was closed
                 stdout=out,
                 stderr=errors,
                 cwd=ROOT,
