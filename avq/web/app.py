@@ -102,11 +102,13 @@ class Endpoints:
         return EventStream(self._feed, kinds, request.headers.get("last-event-id", ""), self._stopping)
 
     async def camera(self, request: Request) -> Response:
-        """The newest picture without boxes; the boxes are in the header ``Avq-Frame``."""
+        """The newest picture; its boxes are in the header ``Avq-Frame``. 204 when it shows none."""
         camera = request.path_params["camera"]
         after = request.query_params.get("after", "")
         if camera not in self._board.cameras:
-            return PlainTextResponse(f"camera {camera!r} has shown nothing\n", 404)
+            if camera in self._board.facts.get("cameras", ()):
+                return Response(status_code=204, headers=_HEADERS)
+            return PlainTextResponse(f"there is no camera {camera!r} here\n", 404)
         got = await self._shots.next(camera, int(after[:9]) if after.isascii() and after.isdecimal() else 0)
         if got is None:
             return Response(status_code=204, headers=_HEADERS)

@@ -73,20 +73,21 @@ export class Strip {
     const top = Math.max(deadline * 1.3, Math.min(worst * 1.12, deadline * 4));
     const y = (value) => floor - (floor - small - 6) * (Math.min(value, top) / top);
 
-    this.grid(pen, width, y, top, small);
+    this.grid(pen, width, y, top, small, deadline);
     seen.forEach((row, index) => this.bar(pen, row, left + index * pitch, pitch - 1, y, top));
     this.limit(pen, width, y(deadline), deadline, small);
     this.ribbon(pen, seen, left, pitch, height - ribbon, ribbon, modes, small);
     this.read();
   }
 
-  grid(pen, width, y, top, small) {
+  grid(pen, width, y, top, small, deadline) {
     const raw = top / 3;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.8);
     pen.font = font(small);
     pen.textBaseline = "bottom";
     for (let value = step; value < top; value += step) {
+      if (Math.abs(y(value) - y(deadline)) < small) continue; // the deadline says it better
       pen.fillStyle = colour("line");
       pen.fillRect(0, Math.round(y(value)), width, 1);
       pen.fillStyle = colour("soft");
