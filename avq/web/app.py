@@ -86,7 +86,10 @@ class Endpoints:
         return Response(text, headers={"content-type": METRICS_TYPE, **_HEADERS})
 
     async def status(self, request: Request) -> Response:
-        answer = {**self._board.facts, **self._status.read(), "events": self._status.events()}
+        """All that is told of a run; the keys of the summary of ``avq run --json`` stand on top, as they do there."""
+        now = self._status.read()
+        age = {key: now["age"][key] for key in ("p50_ms", "p99_ms", "max_ms")}
+        answer = {**self._board.facts, **now, **now["frames"], **age, "events": self._status.events()}
         return JSONResponse(answer, headers=_HEADERS)
 
     async def events(self, request: Request) -> Response | EventStream:

@@ -50,7 +50,7 @@ class StatusReader:
             "reason": waits,
             "budget": _budget(board),
             "mode": board.mode,
-            "modes": dict(board.modes),
+            "mode_frames": dict(board.modes),
             "alert": board.alert,
             "changes": list(board.changes)[-_CHANGES_SHOWN:],
             "frames": _books(accounts, cameras),

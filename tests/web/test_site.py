@@ -106,6 +106,7 @@ def test_metrics_hold_every_frame_exactly(tmp_path: Path) -> None:
         "captured": 25, "published": 24, "dropped": {"unreadable": 1}, "in_flight": 0, "misses": 0,
     }  # fmt: skip
     assert [event["kind"] for event in status["events"]] == ["unreadable"] or status["events"]
+    assert status["frames"].items() <= status.items() and status["max_ms"] == status["age"]["max_ms"]
     assert status["stages"].keys() == {"queue", "preprocess", "infer", "decode"}
 
 

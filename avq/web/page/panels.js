@@ -83,16 +83,16 @@ function bar(node, parts) {
 }
 
 export function modes(ladder, status) {
-  const total = Object.values(status.modes).reduce((sum, number) => sum + number, 0);
+  const total = Object.values(status.mode_frames).reduce((sum, number) => sum + number, 0);
   text("modes-facts", ladder.length > 1 ? `${ladder.length} on the ladder` : "no ladder: one mode");
-  render($("ladder"), [ladder, status.mode, status.modes], () =>
+  render($("ladder"), [ladder, status.mode, status.mode_frames], () =>
     ladder.map((mode, rung) => {
       const row = el(
         "li",
         { "aria-current": mode.name === status.mode ? "true" : null },
         el("span", { class: "rung" }, String(rung + 1)),
         el("b", {}, mode.name),
-        el("span", { class: "value" }, `${percent(status.modes[mode.name] ?? 0, total)} of frames`),
+        el("span", { class: "value" }, `${percent(status.mode_frames[mode.name] ?? 0, total)} of frames`),
         el("span", { class: "sub" }, work(mode)),
       );
       row.style.setProperty("--tone-rung", rung ? "var(--warn)" : "var(--accent)");
@@ -101,7 +101,7 @@ export function modes(ladder, status) {
   );
   bar(
     $("modes-bar"),
-    ladder.map((mode, rung) => [status.modes[mode.name] ?? 0, rung ? "var(--warn-fill)" : "var(--accent)", mode.name]),
+    ladder.map((mode, rung) => [status.mode_frames[mode.name] ?? 0, rung ? "var(--warn-fill)" : "var(--accent)", mode.name]),
   );
   render($("changes"), status.changes, (changes) =>
     changes.length
