@@ -24,30 +24,29 @@ class Heart:
     def __init__(self, notifier: Notifier, now_s: Callable[[], float] = time.monotonic) -> None:
         self._notifier = notifier
         self._now_s = now_s
-        self._beat_every_s = notifier.watchdog_s / _PER_INTERVAL
-        self._beat_s = float("-inf")
+        self._beat_every_s = notifier.watchdog_s / _PER_INTERVAL if notifier.watchdog_s else float("inf")
         self._told_s = now_s()
+        self._beat_s = self._told_s if notifier.watchdog_s else float("inf")  # when the next one is due
         self._frames = 0
 
     def published(self, pipeline: Pipeline) -> None:
         """One frame went out."""
         self._frames += 1
-        self._beat()
-        if (now_s := self._now_s()) - self._told_s >= _STATUS_S:
+        now_s = self._now_s()
+        if now_s >= self._beat_s:
+            self._beat(now_s)
+        if now_s - self._told_s >= _STATUS_S:
             self._tell(pipeline, now_s)
 
     def idle(self, accounted: Callable[[], bool]) -> None:
         """No frame came. ``accounted``: nothing waits, and for every camera it is known why or not yet due."""
-        if self._notifier.watchdog_s and self._is_due() and accounted():
-            self._beat()
+        now_s = self._now_s()
+        if now_s >= self._beat_s and accounted():
+            self._beat(now_s)
 
-    def _is_due(self) -> bool:
-        return self._now_s() - self._beat_s >= self._beat_every_s
-
-    def _beat(self) -> None:
-        if self._notifier.watchdog_s and self._is_due():
-            self._beat_s = self._now_s()
-            self._notifier.alive()
+    def _beat(self, now_s: float) -> None:
+        self._beat_s = now_s + self._beat_every_s
+        self._notifier.alive()
 
     def _tell(self, pipeline: Pipeline, now_s: float) -> None:
         if self._notifier.listened_to:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 
 #: One engine may take so long to open and warm before the service manager loses patience.
 LOADING_S = 180.0
+_PATIENCE = struct.pack("ll", 1, 0)  # a timeval
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class Notifier:
-    """Tells the service manager how we are. A full or vanished socket is no reason to wait or to fail.
+    """Tells the service manager how we are. A full or vanished socket is no reason to fail, nor to hold up a frame.
+
+    What is told once (ready, reloading, stopping) waits for room, a second at most.
 
     Args:
         address: of the manager's datagram socket, "@" for an abstract one; "" tells nobody.
@@ -27,7 +31,7 @@ class Notifier:
         self._socket: socket.socket | None = None
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Notifier:
@@ -56,19 +60,20 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading again")
 
     def alive(self) -> None:
-        """Frames go out, or it is accounted for that there are none."""
-        self._send("WATCHDOG=1")
+        """Frames go out, or it is accounted for that there are none. Never waits."""
+        self._send("WATCHDOG=1", flags=socket.MSG_DONTWAIT)
 
     def status(self, what: str) -> None:
-        self._send(f"STATUS={what}")
+        """Never waits."""
+        self._send(f"STATUS={what}", flags=socket.MSG_DONTWAIT)
 
     def stopping(self) -> None:
         self._send("STOPPING=1", "STATUS=draining")
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, flags: int = 0) -> None:
         if self._socket is not None:
             with suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), self._address)
+                self._socket.sendto("\n".join(lines).encode(), flags, self._address)
 
     def close(self) -> None:
         if self._socket is not None:

@@ -6,7 +6,7 @@ The measured path is the daemon's own: slot -> inbox -> pipeline (preprocess, en
 float NCHW / 255, numpy decode, per-class NMS, json.dumps, print.
 
 One core, one OpenCV thread. Usage: python tests/bench/bench_overhead.py [--frames 600] [--cpu 0]
-Bar: p50 <= 1.5 ms, p99 <= 3 ms, at least 4 times less than the plain loop, telemetry <= 20 us.
+Bar: p50 <= 1.5 ms, p99 <= 3 ms, at least 4 times less than the plain loop. What watching costs: bench_telemetry.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,10 +25,7 @@ import numpy as np
 
 from avq.clock import SystemClock
 from avq.daemon import Parts, Pipeline
-from avq.daemon.heart import Heart
 from avq.daemon.inbox import Arrival, SharedInbox
-from avq.daemon.memory import MemoryWatch
-from avq.daemon.notify import Notifier
 from avq.daemon.publish import Publisher
 from avq.daemon.slots import Slot
 from avq.decoders import DetectionDecoder
@@ -228,34 +223,6 @@ def measure(frames: int) -> dict[str, np.ndarray]:
     return {name: np.array(values[frames // 10 :]) / 1e6 for name, values in taken.items()}
 
 
-def telemetry(rounds: int = 5000) -> np.ndarray:
-    """Microseconds per frame of all that only watches: judge, govern, histograms, cadence, the sign of life."""
-    with Path(os.devnull).open("wb") as file, tempfile.TemporaryDirectory() as folder:
-        daemon = Daemon(canned_output(), file)
-        daemon.capture(np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8))
-        daemon.one(0)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listener.bind(f"{folder}/notify")
-        notifier = Notifier(f"{folder}/notify", watchdog_s=2.0)
-        heart, memory, pipeline = Heart(notifier), MemoryWatch(dict), daemon.pipeline
-        turn = pipeline.process(
-            Arrival(Frame("front", 1, time.monotonic_ns(), daemon.slot.pixels(WIDTH_PX, HEIGHT_PX)))
-        )
-        spent = []
-        for seq in range(2, rounds):
-            before_ns = time.perf_counter_ns()
-            pipeline.cadence.saw("front", seq, seq * 33_000_000)
-            pipeline._decide(turn.published, turn.times)
-            pipeline.metrics.record(turn.times, turn.published.age_ns)
-            heart.published(pipeline)
-            memory.look()
-            spent.append(time.perf_counter_ns() - before_ns)
-        daemon.publisher.close()
-        notifier.close()
-        listener.close()
-    return np.array(spent[rounds // 10 :]) / 1e3
-
-
 def spread(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """2.5 % and 97.5 % of ``statistic`` over 500 resamplings."""
     rng = np.random.default_rng(0)
@@ -280,11 +247,9 @@ def main() -> None:
         print(f"plain loop / avq{kind}, median of pairs: {np.median(ratios):.2f}  [{low:.2f}, {high:.2f}]")
         lows.append(low)
     print(f"load average of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    watching = telemetry()
-    print(f"telemetry: p50 {np.median(watching):.1f} p99 {np.percentile(watching, 99):.1f} us per frame")
-    good = np.median(taken["avq"]) <= 1.5 and lows[0] >= 4 and np.median(watching) <= 20
+    good = np.median(taken["avq"]) <= 1.5 and lows[0] >= 4
     good = good and np.percentile(taken["avq"], 99) <= 3
-    print(f"bar: p50 <= 1.5 ms, p99 <= 3 ms, ratio >= 4, telemetry <= 20 us: {'held' if good else 'MISSED'}")
+    print(f"bar: p50 <= 1.5 ms, p99 <= 3 ms, ratio >= 4: {'held' if good else 'MISSED'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What watching costs the loop per frame: books, histograms, verdict, and the board the page reads.
+"""What watching costs the loop per frame: histograms, verdict, the sign of life, and the board the page reads.
 
 Measured on the loop's own calls, one core: alone, and while a client asks for /metrics and /status five times a
-second. Usage: python tests/bench/bench_telemetry.py [--frames 20000] [--cpu 0]
+second. Usage: python -m tests.bench.bench_telemetry [--frames 20000] [--cpu 0]
 Bar: p50 of all telemetry <= 20 us per frame.
 """
 
@@ -16,12 +16,18 @@ from collections.abc import Callable
 import httpx
 import numpy as np
 
+from avq.clock import SystemClock
+from avq.daemon.heart import Heart
 from avq.daemon.latency import LatencyJudge
+from avq.daemon.memory import MemoryWatch
 from avq.daemon.metrics import Metrics
-from avq.daemon.pipeline import Turn
+from avq.daemon.notify import Notifier
+from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.publish import Publisher
 from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
 from avq.web import Board
 from avq.web.site import open_site
+from tests.daemon.daemon_kit import null_parts
 
 
 def turns(count: int) -> list[tuple[Frame, Turn]]:
@@ -41,17 +47,24 @@ def turns(count: int) -> list[tuple[Frame, Turn]]:
 def measure(frames: list[tuple[Frame, Turn]], board: Board) -> dict[str, np.ndarray]:
     """Microseconds per frame of each part."""
     metrics, judge = Metrics(), LatencyJudge(LatencyBudget(50_000_000))
-    rows: dict[str, list[int]] = {"histograms and verdict": [], "board": []}
+    pipeline = Pipeline(null_parts(), SystemClock(), judge.budget, Publisher([]))
+    heart, memory = Heart(Notifier("@nobody", watchdog_s=2.0)), MemoryWatch(dict)
+    rows: dict[str, list[int]] = {"histograms and verdict": [], "cadence, life, memory": [], "board": []}
     for frame, turn in frames:
         t0 = time.perf_counter_ns()
         judge.judge(turn.published.age_ns)
         metrics.record(turn.times, turn.published.age_ns)
         t1 = time.perf_counter_ns()
+        pipeline.cadence.saw(frame.camera, frame.seq, frame.t_capture_ns)
+        heart.published(pipeline)
+        memory.look()
+        t2 = time.perf_counter_ns()
         board.beat()
         board.saw(frame, turn)
-        t2 = time.perf_counter_ns()
+        t3 = time.perf_counter_ns()
         rows["histograms and verdict"].append(t1 - t0)
-        rows["board"].append(t2 - t1)
+        rows["cadence, life, memory"].append(t2 - t1)
+        rows["board"].append(t3 - t2)
         time.sleep(0)
     parts = {name: np.array(spent) / 1e3 for name, spent in rows.items()}
     return {**parts, "all": sum(parts.values(), np.zeros(len(frames)))}

@@ -14,12 +14,13 @@ from urllib.request import urlopen
 
 import pytest
 
-from avq.daemon import RestartPolicy, RunOptions, RunSummary, Turn, recorder, serve_bundle
+from avq.daemon import RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle
 from avq.daemon.aside import Aside
 from avq.daemon.modes import WARM_UPS
 from avq.daemon.notify import Notifier
 from avq.daemon.receiver import Receiver
 from avq.daemon.watch import RunView, Unwatched
+from avq.recording import RecorderSink
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Frame, LatencyBudget, Published, RawOutputs
 from avq.types.frame import U8
@@ -70,7 +71,7 @@ class Recorder:
     """The flight recorder behind a gate."""
 
     def __init__(self, path: Path, gate: Gate) -> None:
-        self._inner, self._gate = recorder(path, LABELS), gate
+        self._inner, self._gate = RecorderSink(path, labels=LABELS), gate
         self.wants_pixels = self._inner.wants_pixels
 
     def write(self, message: Published, frame: Frame | None) -> None:
@@ -355,9 +356,11 @@ def test_ready_comes_after_the_warm_up_and_stopping_before_the_end(service: Serv
     service.parts = replace(service.parts, session=Warming(service.gate))
     service.start()
     assert "EXTEND_TIMEOUT_USEC" in warm[0] and not any("READY" in keys for keys in warm)
-    service.manager.hear(20, until="READY")
-    service.end()
-    service.manager.hear(1)
+    ending = threading.Thread(target=service.end)
+    ending.start()
+    service.manager.hear(30, until="STOPPING")
+    ending.join(60)
+    service.manager.hear(0.2)
     keys = service.manager.keys()
     assert keys.index("EXTEND_TIMEOUT_USEC") < keys.index("READY") < keys.index("STOPPING")
     assert "WATCHDOG" not in keys[: keys.index("READY")]
