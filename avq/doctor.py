@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from avq.engines.cuda import describe_library
 from avq.engines.isa import instruction_set
 from avq.errors import AvqError
 from avq.hookspecs import Engine
+from avq.muted import STANDARD_ERROR, muted
 from avq.plugins import PluginHost
 from avq.types import EngineStatus
 
@@ -139,24 +138,11 @@ def _codecs() -> list[dict[str, object]]:
 
 def _codec(name: str, path: Path, fourcc: str) -> dict[str, object]:
     try:
-        with _muted():
+        with muted(STANDARD_ERROR):  # the video library talks past every Python setting
             why = _write_and_read(path, fourcc)
     except Exception as error:  # OpenCV builds differ in what they raise
         why = f"{type(error).__name__}: {error}"
     return {"name": name, "works": not why, "why": why}
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Nothing on standard error: the video library talks past every Python setting."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _write_and_read(path: Path, fourcc: str) -> str:

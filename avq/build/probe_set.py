@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,11 +89,17 @@ class ProbeSet:
             float_detections=None if boxes is None else boxes[:pictures],
         )
 
-    def ask(self, session: Session, *, floor: float = LOOK_FLOOR) -> Answers:
-        """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs."""
+    def ask(
+        self, session: Session, *, floor: float = LOOK_FLOOR, picture: str = "", at_once: int = 1
+    ) -> Answers:
+        """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs.
+
+        ``at_once`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
+        input ``picture``.
+        """
         meter, found = SqnrMeter(), []
-        for model_input, reference in zip(self.inputs, self.float_outputs, strict=True):
-            raw = session.infer(model_input.tensor)
+        answers = _answers(session, self.inputs, picture, at_once)
+        for model_input, reference, raw in zip(self.inputs, self.float_outputs, answers, strict=True):
             meter.add(reference, raw)
             if self.decoder is not None:
                 found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
@@ -120,6 +128,23 @@ class ProbeSet:
         if reference is None or found is None:
             return None
         return fidelity(reference, found, with_map=False)
+
+
+def _answers(
+    session: Session, inputs: Sequence[ModelInput], picture: str, at_once: int
+) -> Iterator[RawOutputs]:
+    """Outputs in order. Threads of one run wait for each other at every layer; pictures do not."""
+    if at_once < 2:
+        yield from (session.infer(one.tensor) for one in inputs)
+        return
+    pending = deque[Future[RawOutputs]]()
+    with ThreadPoolExecutor(at_once) as runners:
+        for one in inputs:
+            pending.append(runners.submit(session.run, {picture: one.tensor}))
+            if len(pending) > at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def prepare_probe_set(

@@ -7,6 +7,7 @@ fastest float engine in every round.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -27,11 +28,11 @@ from avq.types import Detections, GraphView, Latency, PlanScore, QuantizationPla
 
 T = TypeVar("T")
 # Open sessions hold a copy of the weights and their scratch memory each.
-_OPEN_AT_ONCE = 6
+_OPEN_AT_ONCE, _OPENERS = 6, 2
 _SORTING_ROUNDS = 12
 _SERVE_ROUNDS = 100
 # Opening costs more than running, and one session's luck with its memory is not mended by more rounds.
-_QUICK_ROUNDS, _COUNTED_ROUNDS = 30, 12
+_QUICK_ROUNDS, _COUNTED_ROUNDS = 20, 12
 # Building the same model again gives a session a percent faster or slower: float is the median of some.
 _FLOAT_SESSIONS = 4
 _ANCHOR = "float"
@@ -129,7 +130,8 @@ class Serving:
         """Those that open, by their time."""
         tensor = self.probe_set.inputs[0].tensor
         with ExitStack() as stack:
-            opened = {c: s for c in candidates if (s := self._try_open(plan, c, stack)) is not None}
+            sessions = self._try_open_all([(plan, c) for c in candidates], stack)
+            opened = {c: s for c, s in zip(candidates, sessions, strict=True) if s is not None}
             if not opened:
                 return []
             runs = {c.label: _runner(s, tensor) for c, s in opened.items()}
@@ -189,10 +191,11 @@ class Serving:
     ) -> list[tuple[int, Latency]]:
         tensor = self.probe_set.inputs[0].tensor
         with ExitStack() as stack:
+            opened = self._try_open_all([(plan, candidate) for _, plan, candidate in todo], stack)
             sessions = {
                 str(index): session
-                for index, plan, candidate in todo
-                if (session := self._try_open(plan, candidate, stack)) is not None
+                for (index, _, _), session in zip(todo, opened, strict=True)
+                if session is not None
             }
             runs = {label: _runner(session, tensor) for label, session in sessions.items()}
             anchors = {f"{_ANCHOR} {i}": _runner(session, tensor) for i, session in enumerate(floats)}
@@ -205,6 +208,13 @@ class Serving:
             nothing = QuantizationPlan(graph_digest=self.graph.digest)
             self._fastest_float = self._fastest_first(nothing, candidates_for(self.request, nothing))[0]
         return self._fastest_float
+
+    def _try_open_all(
+        self, wanted: Sequence[tuple[QuantizationPlan, Candidate]], stack: ExitStack
+    ) -> list[Session | None]:
+        """Side by side: compiling takes longer than all runs, and runtimes do it outside of Python's lock."""
+        with ThreadPoolExecutor(min(_OPENERS, self.request.probe_threads)) as openers:
+            return list(openers.map(lambda one: self._try_open(one[0], one[1], stack), wanted))
 
     def _try_open(self, plan: QuantizationPlan, candidate: Candidate, stack: ExitStack) -> Session | None:
         try:

@@ -62,7 +62,7 @@ class HostWorkbench:
     figures: list[Figure] = field(default_factory=list)
     group_rows: list[GroupRow] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
-    _answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
+    _answers: dict[str, Answers] = field(default_factory=dict)
 
     @property
     def symmetric_only(self) -> bool:
@@ -89,8 +89,10 @@ class HostWorkbench:
         return replace(self, _collect=other.collect, _moments=other.moments, _adjusted=other.adjusted)
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
-        count = len(self.probe_set.items) if pictures is None else max(pictures, 1)
-        return self.probe_set.first(count).judge(self._reference_answers(plan, count))
+        if pictures is None or pictures >= len(self.probe_set.items):
+            return self.probe_set.judge(self._reference_answers(plan))
+        some = self.probe_set.first(max(pictures, 1))
+        return some.judge(self._answer(plan, some, exactly=False))
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         served = self._serving.serve([plan])[0]
@@ -125,25 +127,26 @@ class HostWorkbench:
         if pending is not None:
             return pending
         model = self.understood.model
-        everything = len(self.probe_set.items)
-
-        def meant(plan: QuantizationPlan) -> Answers:
-            return self._reference_answers(plan, everything)
-
         by_labels = map_drop(self.request, self.understood.class_names, self.probe_set)
-        return Serving(self.request, model.proto, model.view, self.probe_set, meant, by_labels)
+        return Serving(
+            self.request, model.proto, model.view, self.probe_set, self._reference_answers, by_labels
+        )
 
-    def _reference_answers(self, plan: QuantizationPlan, pictures: int) -> Answers:
-        key = (plan.digest, min(pictures, len(self.probe_set.items)))
-        if key not in self._answers:
-            model = lower(self.understood.model.proto, plan, reference_encoding(plan))
-            options = SessionOptions(threads=self.request.probe_threads, optimise=False)
-            session = self.request.reference.open(model, options)
-            try:
-                self._answers[key] = self.probe_set.first(pictures).ask(session)
-            finally:
-                session.close()
-        return self._answers[key]
+    def _reference_answers(self, plan: QuantizationPlan) -> Answers:
+        """What the plan means, on every picture; asked once."""
+        if plan.digest not in self._answers:
+            self._answers[plan.digest] = self._answer(plan, self.probe_set, exactly=True)
+        return self._answers[plan.digest]
+
+    def _answer(self, plan: QuantizationPlan, pictures: ProbeSet, *, exactly: bool) -> Answers:
+        model = lower(self.understood.model.proto, plan, reference_encoding(plan))
+        options = SessionOptions(threads=1, optimise=not exactly, integers=exactly)
+        session = self.request.reference.open(model, options)
+        try:
+            name = self.understood.model.view.inputs[0].name
+            return pictures.ask(session, picture=name, at_once=self.request.probe_threads)
+        finally:
+            session.close()
 
 
 def reference_encoding(plan: QuantizationPlan) -> str:

@@ -68,7 +68,8 @@ class OnnxRuntimeEngine:
                 fix="ask for f32, or use openvino",
             )
         ort, source = _load(), common.model_bytes(model)
-        profiled = options.optimise and any(mark in source for mark in _QUANTIZED_MARKS)
+        integers = options.optimise and options.integers
+        profiled = integers and any(mark in source for mark in _QUANTIZED_MARKS)
         # A path keeps weights in external files reachable; bytes do not.
         given = str(model) if isinstance(model, Path) else source
         with _profile_folder() if profiled else contextlib.nullcontext() as folder:
@@ -193,8 +194,10 @@ def _settings(ort: Any, options: SessionOptions, profile: Path | None) -> Any:
     # A pattern preplans one block for all activations: measured 30 MB more and no faster.
     settings.enable_mem_pattern = False
     # The arena settles in the warm-up and is then reused: no allocator call of size on the frame path.
-    # Reference sessions come and go by the dozen in a build; plain malloc gives their memory back.
-    settings.enable_cpu_mem_arena = options.optimise
+    # Sessions that judge come and go by the dozen in a build; plain malloc gives their memory back.
+    settings.enable_cpu_mem_arena = options.optimise and options.integers
+    if not options.integers:
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     settings.log_severity_level = _QUIET
     if profile is not None:
         settings.enable_profiling = True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 
 from avq.errors import DataError, MachineError
+from avq.muted import STANDARD_ERROR, muted
 from avq.types import U8
 
 # libvpx encodes as thoroughly as a second per frame allows, unless a frame is shown for a second: then it works
@@ -55,7 +56,8 @@ def _write(path: Path, frames: Iterator[U8]) -> int:
         raise DataError("a clip needs at least one frame", fix="give frames")
     height, width = first.shape[0] & ~1, first.shape[1] & ~1
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet_stderr():
+    # OpenCV prints that WebM has no tag for VP8; it is right and harmless.
+    with muted(STANDARD_ERROR):
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), 1.0, (width, height))
     try:
         if not writer.isOpened():
@@ -97,17 +99,3 @@ def _retime(path: Path, fps: float) -> None:
             header = header.replace(old, mark + round(one_second / fps).to_bytes(length, "big"), 1)
         file.seek(0)
         file.write(header)
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """OpenCV prints that WebM has no tag for VP8, straight to the descriptor; it is right and harmless."""
-    saved = os.dup(2)
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(sink)

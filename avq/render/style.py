@@ -123,6 +123,7 @@ details > summary { cursor: pointer; color: var(--accent); font-size: .9375rem; 
 .columns { display: grid; gap: 1.5rem 2.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
 img, video { display: block; width: 100%; height: auto; border-radius: .5rem; background: var(--wash); }
+.pair img { max-height: 26rem; object-fit: contain; }
 pre { margin: 0; padding: .95rem 1.15rem; border-radius: .6rem; background: var(--wash); overflow-x: auto;
   font: .875rem/1.65 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
 pre code { user-select: all; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from avq.muted import STANDARD_OUTPUT, muted
 from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
 from avq.toolbox.bias_correction import BiasCorrection, correct_biases, corrected_biases
 from avq.toolbox.decoding import decoding_nodes
@@ -19,6 +20,7 @@ from avq.toolbox.placement import (
 from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, round_weights
 
 __all__ = [
+    "STANDARD_OUTPUT",
     "BiasCorrection",
     "Equalization",
     "GridOptions",
@@ -43,6 +45,7 @@ __all__ = [
     "gram_rounded_weights",
     "int8_mac_share",
     "macs_by_node",
+    "muted",
     "place",
     "quantize",
     "residual_identity_edges",

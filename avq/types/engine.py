@@ -16,11 +16,14 @@ class SessionOptions:
         threads: compute threads, fixed for the session's life.
         precision: what the float parts run in; quantized parts run as the model says.
         optimise: False turns graph rewrites off: the reference semantics.
+        integers: False rounds where quantizers stand and computes in float; other rewrites stay. Not to the bit
+            what the reference gives, in a good deal less time.
     """
 
     threads: int = 1
     precision: EnginePrecision = "f32"
     optimise: bool = True
+    integers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avq.toolbox import STANDARD_OUTPUT, muted
 from avq.types import F64, AnyArray
 from avq_mixed.costs import CostModel
 from avq_mixed.groups import OUTSIDE
@@ -58,13 +59,14 @@ def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float
     ]
     if edges:
         constraints.append(LinearConstraint(_edge_rows(problem.cost, groups), -np.inf, 0.0))
-    solved = milp(
-        objective,
-        integrality=np.concatenate([np.ones(groups), nothing]),
-        bounds=Bounds(0.0, 1.0),
-        constraints=constraints,
-        options={"time_limit": _SECONDS},
-    )
+    with muted(STANDARD_OUTPUT):  # the solver prints notes to itself, also when asked not to
+        solved = milp(
+            objective,
+            integrality=np.concatenate([np.ones(groups), nothing]),
+            bounds=Bounds(0.0, 1.0),
+            constraints=constraints,
+            options={"time_limit": _SECONDS},
+        )
     return None if solved.x is None else np.asarray(solved.x[:groups] > 0.5)
 
 

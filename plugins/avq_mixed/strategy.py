@@ -23,16 +23,17 @@ from avq_mixed.sensitivity import damages, measure
 from avq_mixed.solve import Problem, candidates
 
 # Predicted fastest maps under a floor of INT8: where memory or a later target counts more than this engine's time.
-_SHARES = (0.92,)
+_SHARES = (0.6, 0.92)
 # Enough that every group is seen in both precisions beside neighbours of both.
 _COUNTED_MAPS = 20
+_PICTURES_PER_CALIBRATOR = 48
 _NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
 
 
 class MixedOptions(RangingOptions):
     """Options of ``mixed``."""
 
-    pictures: int = Field(24, ge=1, description="pictures that rank the groups; finalists see all of them")
+    pictures: int = Field(16, ge=1, description="pictures that rank the groups; finalists see all of them")
     probes: int = Field(
         120,
         ge=1,
@@ -100,7 +101,9 @@ class MixedQuantizer:
         if options.calibrator != "auto" or not groups:
             return with_calibrator("mse" if options.calibrator == "auto" else options.calibrator)
         tried = [with_calibrator(method) for method in CALIBRATORS]
-        scores = [maps.error(maps.without_kind("depthwise")).badness for maps in tried]
+        scores = [
+            maps.error(maps.without_kind("depthwise"), _PICTURES_PER_CALIBRATOR).badness for maps in tried
+        ]
         bench.note(
             "mixed: calibrators, all but depthwise in INT8",
             [{"calibrator": m, "badness": round(b, 5)} for m, b in zip(CALIBRATORS, scores, strict=True)],

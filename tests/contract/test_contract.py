@@ -104,6 +104,19 @@ def test_the_workbench_is_real_and_answers_a_question_once():
     assert kept and all(kept.values())
 
 
+def test_a_quick_look_says_what_the_reference_says():
+    def ask(graph: Any, bench: Any) -> tuple[Any, Any]:
+        plan = OneLayer().plan(graph, bench, NoOptions())
+        whole = bench.error(plan)
+        return whole, bench.error(plan, pictures=whole.fidelity.images - 1)
+
+    whole, quick = on_workbench(ask)
+    assert quick.fidelity.images == whole.fidelity.images - 1
+    for name, noise_db in whole.sqnr_db.items():
+        assert quick.sqnr_db[name] == pytest.approx(noise_db, abs=1.0)
+        assert noise_db < 60
+
+
 def test_the_command_passes_a_built_in_strategy():
     done = contract(
         "--quantizer", "static", "--option", "calibrator=minmax", "--option", "depthwise=int8", "--json"

@@ -70,6 +70,17 @@ def test_a_quantized_model_unoptimised_is_the_reference(engine):
     assert noise < 1e-4
 
 
+@EACH
+def test_without_integers_quantizers_round_and_everything_runs_in_float(engine):
+    net = small_net()
+    content = lower(net, simple_plan(net), "u8")
+    wanted = answers(content, [picture(0)])[0]["boxes"]
+    session = engine.open(content, SessionOptions(integers=False))
+    got = session.infer(picture(0))["boxes"]
+    assert session.precision == "f32"
+    assert float(((got - wanted) ** 2).mean() / (wanted**2).mean()) < 1e-4
+
+
 def test_openvino_reads_back_the_precision_it_ran():
     engine = engine_by_name("openvino")
     if not engine.status().available:

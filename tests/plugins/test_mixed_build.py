@@ -10,6 +10,7 @@ import pytest
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle_plan import plan_from_parts
 from avq.scenes import builtin_detector_path
+from avq.scenes.dataset import write_labelled_set
 from tests.conftest import ROOT
 from tests.e2e.conftest import run_avq
 
@@ -22,7 +23,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     bundle = tmp_path_factory.mktemp("mixed") / "mixed.avq"
     result = run_avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed", *QUICK,
-        "-o", bundle, "--json",
+        "-o", bundle, "--json", timeout_s=900,
     )  # fmt: skip
     assert result.stdout, result.stderr
     answer = json.loads(result.stdout)
@@ -62,24 +63,32 @@ def test_every_operator_of_a_quantized_plan_has_its_reason_in_numbers(built):
     assert all("% time" in p.reason for p in plan.precisions.values() if p.precision == "int8")
 
 
-def build(bundle: Path, *flags: object) -> tuple[int, dict]:
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few pictures: enough to see what a flag does."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_labelled_set(folder, seeds=range(6_200_000, 6_200_020))
+    return folder
+
+
+def build(bundle: Path, data: Path, *flags: object) -> tuple[int, dict]:
     result = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "mixed", *QUICK, *flags,
-        "-o", bundle, "--json",
+        "build", builtin_detector_path(), "--data", data, "--strategy", "mixed", *QUICK, *flags,
+        "-o", bundle, "--json", timeout_s=900,
     )  # fmt: skip
     assert result.stdout, result.stderr
     return result.returncode, json.loads(result.stdout)
 
 
-def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path):
-    code, answer = build(tmp_path / "b.avq", "--labels", CALIBRATION / "labels.json", "--max-drop", "20")
+def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path, scenes):
+    code, answer = build(tmp_path / "b.avq", scenes, "--labels", scenes / "labels.json", "--max-drop", "20")
     said = " ".join(answer["reasons"])
     assert code == 0 and "the fastest that loses at most 20 % of the mAP" in said
     assert "mAP loss %" in (Path(answer["bundle"]) / "report.html").read_text()
 
 
-def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path):
-    code, answer = build(tmp_path / "b.avq", "--budget-ms", "0.001")
+def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path, scenes):
+    code, answer = build(tmp_path / "b.avq", scenes, "--budget-ms", "0.001")
     said = " ".join(answer["reasons"])
     assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in said and "over" in said
 

@@ -18,7 +18,7 @@ from avq.build.graph.edit import (
     replace_nodes,
     subgraphs,
 )
-from avq.build.graph.read import quiet
+from avq.muted import STANDARD_ERROR, muted
 from avq.types import AnyArray
 
 _NOT_CONSTANT = frozenset(
@@ -53,7 +53,7 @@ def forget_shapes(graph: onnx.GraphProto) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    with quiet():
+    with muted(STANDARD_ERROR):
         return shape_inference.infer_shapes(model, data_prop=True)
 
 

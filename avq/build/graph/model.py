@@ -13,9 +13,10 @@ from avq.build.graph.fold import fold
 from avq.build.graph.inputs import drop_listed_initializers, fix_inputs, half_to_float
 from avq.build.graph.norms import fold_norms
 from avq.build.graph.opset import raise_opset
-from avq.build.graph.read import quiet, read_model
+from avq.build.graph.read import read_model
 from avq.build.graph.view import tensor_view, view_of
 from avq.errors import ModelError
+from avq.muted import STANDARD_ERROR, muted
 from avq.types import GraphView
 
 __all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]
@@ -127,7 +128,7 @@ def _finished(
         if not output.type.tensor_type.HasField("shape"):
             _declare(output, declared[output.name])
     try:
-        with quiet():
+        with muted(STANDARD_ERROR):
             onnx.checker.check_model(model)
     except Exception as error:  # the checker raises ValidationError, and RuntimeError on its own limits
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,8 +9,8 @@ import onnx
 from onnx import helper, version_converter
 
 from avq.build.graph.edit import attribute, drop_attributes, fresh_name, name_nodes, set_constant, sort_nodes
-from avq.build.graph.read import quiet
 from avq.errors import ModelError
+from avq.muted import STANDARD_ERROR, muted
 from avq.types import AnyArray
 
 MIN_OPSET = 17
@@ -39,7 +39,7 @@ def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         )
     message = f"operator set raised from {version} to {MIN_OPSET}"
     try:
-        with quiet():
+        with muted(STANDARD_ERROR):
             raised = version_converter.convert_version(model, MIN_OPSET)
             onnx.checker.check_model(raised)
     except Exception as error:  # the converter raises RuntimeError, ConvertError, ValidationError ...

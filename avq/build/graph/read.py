@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -28,20 +23,6 @@ _OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"{", "a JSON file"),
 )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the onnx library's C++ prints to standard error off the screen."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as sink:
-        saved = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def read_model(path: Path) -> onnx.ModelProto:

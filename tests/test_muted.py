@@ -1,0 +1,31 @@
+"""Solvers and codecs print past Python: what is muted stays silent, and nothing else does."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from avq.muted import STANDARD_ERROR, STANDARD_OUTPUT, muted
+
+C = ctypes.CDLL(None)
+
+
+def test_what_c_buffers_while_muted_never_comes_out(capfd):
+    C.puts(b"before")
+    with muted(STANDARD_OUTPUT):
+        C.puts(b"a note to itself")
+        print("and one of Python's")
+    C.puts(b"after")
+    C.fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_only_the_named_descriptor_is_muted_and_only_until_an_error(capfd):
+    with pytest.raises(ValueError, match="on the way"), muted(STANDARD_ERROR):
+        C.puts(b"an answer")
+        raise ValueError("on the way")
+    C.perror(b"told")
+    C.fflush(None)
+    captured = capfd.readouterr()
+    assert captured.out == "an answer\n" and captured.err.startswith("told")
