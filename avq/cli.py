@@ -337,9 +337,9 @@ def config() -> None:
 @click.argument("file", type=_PATH)
 def check(call: Call, file: Path) -> int:
     """Check a run or recipe file; errors name file:line and the nearest valid key."""
-    from avq.config import check_file
+    from avq.run_check import check_config
 
-    return call.answer({"file": str(file), "kind": check_file(file), "valid": True})
+    return call.answer(check_config(file, call.host()))
 
 
 @command(config)

@@ -5,15 +5,21 @@ file are relative to the file's folder; paths given as flags are relative to whe
 """
 
 from avq.config.alerts import AlertConfig
+from avq.config.checks import implausible
+from avq.config.explain import Problem
 from avq.config.load import (
     Kind,
     check_file,
+    file_kind,
     json_schema,
     load_document,
     load_recipe,
     load_run,
+    read_recipe,
+    read_run,
     recipe_from,
     recorder_from,
+    refuse,
 )
 from avq.config.recipe import RecipeFile
 from avq.config.run import (
@@ -30,8 +36,8 @@ from avq.config.web import WebConfig, is_loopback
 from avq.config.words import key_values, parse_class_map
 
 __all__ = [
-    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "RecipeFile", "RecorderConfig",
-    "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "is_loopback", "json_schema",
-    "key_values", "load_document", "load_recipe", "load_run", "parse_class_map", "recipe_from",
-    "recorder_from",
+    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "Problem", "RecipeFile",
+    "RecorderConfig", "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "file_kind",
+    "implausible", "is_loopback", "json_schema", "key_values", "load_document", "load_recipe", "load_run",
+    "parse_class_map", "read_recipe", "read_run", "recipe_from", "recorder_from", "refuse",
 ]  # fmt: skip

@@ -16,8 +16,13 @@ _PERIODS = 10
 
 def run_problems(config: RunConfig) -> list[Problem]:
     """All of them, in the order of the checks."""
-    checks = (_names, _modes, _cameras, _budget, _alerts, _sinks, _shadow)
+    checks = (_names, _modes, _cameras, _alerts, _sinks, _shadow)
     return [problem for check in checks for problem in check(config)]
+
+
+def implausible(config: RunConfig) -> list[Problem]:
+    """What can be run, as a test may want to, but cannot be meant: told by ``avq config check`` only."""
+    return list(_budget(config))
 
 
 def _names(config: RunConfig) -> Iterator[Problem]:
@@ -59,7 +64,8 @@ def _cameras(config: RunConfig) -> Iterator[Problem]:
         )
     for index, camera in enumerate(config.cameras):
         period_ms = frame_period_ms(camera)
-        if period_ms is not None and camera.read_timeout_ms <= period_ms:
+        told = "read_timeout_ms" in camera.model_fields_set
+        if told and period_ms is not None and camera.read_timeout_ms <= period_ms:
             yield Problem(
                 ("cameras", index, "read_timeout_ms"),
                 f"{camera.read_timeout_ms} ms is within one frame period ({period_ms:.0f} ms): "
@@ -70,16 +76,28 @@ def _cameras(config: RunConfig) -> Iterator[Problem]:
 
 def _budget(config: RunConfig) -> Iterator[Problem]:
     """Deadlines that were written down, against frame rates that were written down."""
-    if "deadline_ms" not in config.budget.model_fields_set:
-        return
-    deadline_ms = config.budget.deadline_ms
-    periods = [period for camera in config.cameras if (period := frame_period_ms(camera)) is not None]
-    if periods and deadline_ms > _PERIODS * max(periods):
+    if "deadline_ms" in config.budget.model_fields_set:
+        periods = [period for camera in config.cameras if (period := frame_period_ms(camera)) is not None]
+        yield from _deadline(("budget", "deadline_ms"), config.budget.deadline_ms, max(periods, default=None))
+    for index, camera in enumerate(config.cameras):
+        if camera.deadline_ms is not None:
+            at = ("cameras", index, "deadline_ms")
+            yield from _deadline(at, camera.deadline_ms, frame_period_ms(camera))
+
+
+def _deadline(at: tuple[str | int, ...], deadline_ms: float, period_ms: float | None) -> Iterator[Problem]:
+    if deadline_ms < 1:
         yield Problem(
-            ("budget", "deadline_ms"),
-            f"{deadline_ms:g} ms is {deadline_ms / max(periods):.0f} frame periods: no camera is slower than one "
-            f"frame in {max(periods):.0f} ms, and answers that old are late whatever is meant",
-            f"at most {_PERIODS * max(periods):.0f}; below {max(periods):.0f} no frame is dropped",
+            at,
+            f"{deadline_ms:g} ms: no picture becomes a message within a millisecond; are seconds meant?",
+            f"milliseconds: {deadline_ms * 1000:g}",
+        )
+    if period_ms is not None and deadline_ms > _PERIODS * period_ms:
+        yield Problem(
+            at,
+            f"{deadline_ms:g} ms is {deadline_ms / period_ms:.0f} frame periods: answers that old are of no use, "
+            "and so late a service is never called late",
+            f"at most {_PERIODS * period_ms:.0f}; below {period_ms:.0f} no frame has to be dropped",
         )
 
 

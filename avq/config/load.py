@@ -61,14 +61,21 @@ def read_run(path: Path) -> tuple[RunConfig, TomlFile]:
     """``load_run``, and the file, to tell where something stands."""
     file = read_toml(path)
     config = _validated(RunConfig, file.data, file, {}, RUN)
-    refuse(run_problems(config), file)
+    refuse(run_problems(config), file, "run")
     return config, file
 
 
-def refuse(problems: Sequence[Problem], file: TomlFile) -> None:
+def read_recipe(path: Path) -> tuple[RecipeFile, TomlFile]:
+    """A recipe as it stands; it may leave model and output to the command line. Raises ConfigError."""
+    file = read_toml(path)
+    stand_in = {key: "-" for key in ("model", "output") if key not in file.data}
+    return _validated(RecipeFile, {**file.data, **stand_in}, file, stand_in, "recipe"), file
+
+
+def refuse(problems: Sequence[Problem], file: TomlFile, kind: Kind) -> None:
     """Raise ConfigError when there are any."""
     if problems:
-        raise refusal(problems, file, {}, RUN)
+        raise refusal(problems, file, {}, RUN if kind == "run" else "recipe")
 
 
 def recorder_from(base: RecorderConfig | None, flags: Mapping[str, Any]) -> RecorderConfig | None:
@@ -86,14 +93,18 @@ def load_document(path: Path, model: type[_Document], kind: str) -> _Document:
     return _validated(model, file.data, file, {}, kind)
 
 
+def file_kind(path: Path) -> Kind:
+    """What the file looks like: "run" or "recipe". Raises ConfigError when it is no TOML."""
+    return _kind_of(read_toml(path).data)
+
+
 def check_file(path: Path) -> Kind:
     """Validate ``path`` as what it looks like, and say which: "run" or "recipe"."""
-    file = read_toml(path)
-    kind = _kind_of(file.data)
+    kind = file_kind(path)
     if kind == "run":
-        load_run(path)
+        read_run(path)
     else:
-        _check_recipe_file(file)
+        read_recipe(path)
     return kind
 
 
@@ -109,12 +120,6 @@ def _kind_of(data: Mapping[str, Any]) -> Kind:
     """The document whose keys the file shares most; a run when in doubt."""
     shared = {kind: len(set(data) & set(model.model_fields)) for kind, model in _KINDS.items()}
     return "recipe" if shared["recipe"] > shared["run"] else "run"
-
-
-def _check_recipe_file(file: TomlFile) -> None:
-    """A recipe may leave model and output to the command line."""
-    stand_in = {key: "-" for key in ("model", "output") if key not in file.data}
-    _validated(RecipeFile, {**file.data, **stand_in}, file, stand_in, "recipe")
 
 
 def _validated(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from avq.config.values import Count, Document, FilePath, PositiveNumber, Seconds, Text, Uri
+from avq.config.values import Document, FilePath, PositiveNumber, Seconds, Text, Uri
 
 _MQTT = ("mqtt:", "mqtts:")
 
@@ -45,8 +45,10 @@ class SinkConfig(Document):
         title="Spool",
         description="MQTT: folder where alerts wait while the broker is away; one per daemon",
     )
-    spool_messages: Count | None = Field(
-        default=None, title="Spool size", description="MQTT: alerts that may wait; then the oldest go"
+    spool_messages: Annotated[int, Field(strict=True, ge=2, le=1_000_000)] | None = Field(
+        default=None,
+        title="Spool size",
+        description="MQTT: alerts that may wait, 2 or more; then the oldest go",
     )
 
     @field_validator("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages")

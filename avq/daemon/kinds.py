@@ -39,6 +39,11 @@ class _LateLogSource:
 
         return LogSource().open(uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms)
 
+    def check(self, uri: str) -> None:
+        from avq.recording.source import asked_log
+
+        asked_log(uri)
+
 
 class _LateRecorder:
     schemes = ("mcap", ".mcap")
@@ -47,3 +52,8 @@ class _LateRecorder:
         from avq.recording import RecorderSinkType
 
         return RecorderSinkType().open(uri, labels=labels)
+
+    def check(self, uri: str) -> None:
+        from avq.recording.recorder import recorder_options
+
+        recorder_options(uri)

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from avq.recording.rotation import RotatingLog
 from avq.recording.writer import Entry
 
-#: A message leaves the process after so long at the latest, and reaches the disk after so long.
-FLUSH_S = 0.05
+#: A message leaves the process after so long, and reaches the disk after so long; half of the 50 ms that are promised,
+#: because on a busy machine a thread is called late.
+FLUSH_NS = 25_000_000
 SYNC_S = 1.0
 
 
 class Flusher:
-    """Guards a log with a lock; its thread ends chunks that would wait too long.
+    """Guards a log with a lock; ends chunks that would wait too long, with the next message or on its own thread.
 
     Args:
         log: written through this object only, and closed with it.
@@ -26,47 +27,61 @@ class Flusher:
         self._lock = threading.Lock()
         self._fresh = threading.Event()
         self._over = threading.Event()
+        self._waiting_since_ns: int | None = None
         self._error: OSError | None = None
-        self._synced_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="recorder flush", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in ((self._flush_in_time, "recorder flush"), (self._sync_in_time, "recorder sync"))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Log messages. Raises the OSError that stopped the thread: a disk that broke, not one that is full."""
+        """Log messages. Raises the OSError that stopped a thread: a disk that broke, not one that is full."""
         if self._error is not None:
             raise self._error
+        now_ns = time.monotonic_ns()
         with self._lock:
             self._log.add(entries)
+            if self._waiting_since_ns is None:
+                self._waiting_since_ns = now_ns
+            elif now_ns - self._waiting_since_ns >= FLUSH_NS:
+                self._flush()
         self._fresh.set()
 
     def close(self) -> None:
         """Write what waits and finish the file."""
         self._over.set()
         self._fresh.set()
-        self._thread.join()
+        self._threads[0].join()  # the other one may wait for the disk
         with self._lock:
             self._log.close()
 
-    def _run(self) -> None:
-        while self._fresh.wait() and not self._over.wait(FLUSH_S * 0.8):  # the rest is for the scheduler
+    def _flush(self) -> None:
+        self._log.flush()
+        self._waiting_since_ns = None
+
+    def _flush_in_time(self) -> None:
+        while self._fresh.wait() and not self._over.wait(FLUSH_NS / 1e9):
             self._fresh.clear()
             if self._over.is_set():
                 return
             try:
                 with self._lock:
-                    self._log.flush()
-                self._sync()
+                    self._flush()
             except OSError as error:
                 self._error = error
                 return
 
-    def _sync(self) -> None:
-        """The disk may take its time: the lock is not held while it does."""
-        if time.monotonic() - self._synced_s < SYNC_S:
-            return
-        self._synced_s = time.monotonic()
-        with self._lock:
-            running = self._log.running
-            wait = running.synced_later() if running is not None else None
-        if wait is not None:
-            wait()
+    def _sync_in_time(self) -> None:
+        """The disk may take its time: no lock is held while it does."""
+        while not self._over.wait(SYNC_S):
+            with self._lock:
+                running = self._log.running
+                wait = running.synced_later() if running is not None else None
+            try:
+                if wait is not None:
+                    wait()
+            except OSError as error:
+                self._error = error
+                return

@@ -63,6 +63,7 @@ def recorder_options(uri: str) -> tuple[Path, str, int, Keeping]:
     """(file, image format, JPEG quality, what is kept) of a recorder's URI. Raises RequestError."""
     path = uri.removeprefix("mcap:").partition("?")[0]
     table = parameters(uri, PARAMETERS)
+    one_of(table, "image", FORMATS)
     limits = Limits(
         file_bytes=_scaled(table, "rotate_mb", 1e6),
         file_ns=_scaled(table, "rotate_s", 1e9),

@@ -50,7 +50,7 @@ class Drive:
     _set: _Stage = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_drive(self.seed, self.weather, self.width_px, self.height_px, self.fps)
         object.__setattr__(self, "_set", _build_stage(self))
 
     def frame(self, index: int) -> LabelledScene:
@@ -77,15 +77,17 @@ class _Stage:
     rain: float
 
 
-def _check(drive: Drive) -> None:
-    if drive.weather not in WEATHERS:
-        raise RequestError("unknown weather", seen=repr(drive.weather), fix=nearest(drive.weather, WEATHERS))
-    if drive.seed < 0:
-        raise RequestError("a seed is a non-negative integer", seen=f"seed={drive.seed}", fix="use seed=0")
-    if drive.width_px < 64 or drive.height_px < 64 or drive.fps <= 0:
-        seen = f"{drive.width_px}x{drive.height_px} at {drive.fps} fps"
+def check_drive(seed: int, weather: str, width_px: int, height_px: int, fps: float) -> None:
+    """Raise RequestError when there can be no such drive; nothing is drawn."""
+    if weather not in WEATHERS:
+        raise RequestError("unknown weather", seen=repr(weather), fix=nearest(weather, WEATHERS))
+    if seed < 0:
+        raise RequestError("a seed is a non-negative integer", seen=f"seed={seed}", fix="use seed=0")
+    if width_px < 64 or height_px < 64 or fps <= 0:
         raise RequestError(
-            "a drive needs a size of at least 64x64 and a positive rate", seen=seen, fix="use 640x360 at 30"
+            "a drive needs a size of at least 64x64 and a positive rate",
+            seen=f"{width_px}x{height_px} at {fps} fps",
+            fix="use 640x360 at 30",
         )
 
 

@@ -10,7 +10,7 @@ from avq.sinks.alerts import AlertSink, rule_of
 from avq.sinks.callback import CallbackSink
 from avq.sinks.jsonl import JsonLinesSink, JsonLinesSinkType
 from avq.sinks.mqtt import MqttSinkType
-from avq.sinks.uri import open_sink
+from avq.sinks.uri import open_sink, sink_key
 from avq.sinks.zenoh import ZenohSinkType
 
 
@@ -27,4 +27,5 @@ __all__ = [
     "builtin_sinks",
     "open_sink",
     "rule_of",
+    "sink_key",
 ]

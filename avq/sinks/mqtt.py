@@ -40,6 +40,10 @@ class MqttSinkType:
         """Raises RequestError on a URI that does not fit, MachineError without paho-mqtt, DataError on the spool."""
         return MqttSink(mqtt_target(uri))
 
+    def check(self, uri: str) -> None:
+        """The address without the password, which may be on the vehicle only. Raises RequestError."""
+        mqtt_target(uri, with_password=False)
+
 
 class MqttSink:
     """Delivers events of kind "alert".

@@ -34,7 +34,9 @@ class MqttTarget:
     spool_messages: int
 
 
-def mqtt_target(uri: str, environment: Mapping[str, str] = os.environ) -> MqttTarget:
+def mqtt_target(
+    uri: str, environment: Mapping[str, str] = os.environ, *, with_password: bool = True
+) -> MqttTarget:
     """Read a URI and the password it points to. Raises RequestError."""
     parts, port = _split(uri)
     table = parameters(uri, PARAMETERS)
@@ -60,7 +62,7 @@ def mqtt_target(uri: str, environment: Mapping[str, str] = os.environ) -> MqttTa
         topic=topic,
         tls=parts.scheme == "mqtts",
         user=user,
-        password=_password(table, user, environment),
+        password=_password(table, user, environment) if with_password else "",
         ca_file=table.get("ca_file", ""),
         client_id=table.get("client_id") or _client_id(name),
         spool=spool,

@@ -17,13 +17,14 @@ def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> 
         DataError: it cannot be created.
     """
     claims = {scheme: kind for kind in types for scheme in kind.schemes}
-    key = _key(uri, set(claims))
+    key = sink_key(uri, set(claims))
     if key not in claims:
         raise RequestError(f"no sink writes '{uri}'", seen=key or "no suffix", fix=nearest(key, claims))
     return claims[key].open(uri, labels=labels)
 
 
-def _key(uri: str, known: set[str]) -> str:
+def sink_key(uri: str, known: set[str]) -> str:
+    """The scheme or suffix by which a type claims ``uri``."""
     scheme, colon, _ = uri.partition(":")
     if uri in known:
         return uri

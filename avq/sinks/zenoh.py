@@ -31,6 +31,10 @@ class ZenohSinkType:
         key, settings = zenoh_settings(uri)
         return ZenohSink(key, settings, labels)
 
+    def check(self, uri: str) -> None:
+        """Raises RequestError on a URI that does not fit."""
+        zenoh_settings(uri)
+
 
 def zenoh_settings(uri: str) -> tuple[str, dict[str, Any]]:
     """(key prefix, Zenoh configuration by path). Raises RequestError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from avq.errors import RequestError, nearest
 from avq.hookspecs import FrameSource
@@ -22,6 +22,12 @@ class SceneSource:
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises RequestError on an unknown scene, parameter or weather. The time-outs do not apply."""
         return _LiveScene(*asked_drive(uri))
+
+    def check(self, uri: str) -> None:
+        """Raises RequestError as ``open``; draws nothing."""
+        from avq.scenes.drive import check_drive
+
+        check_drive(**_asked(uri)[0])
 
 
 class _Picture(Protocol):
@@ -42,16 +48,25 @@ def asked_drive(uri: str) -> tuple[DrawnDrive, float, int | None]:
     """
     from avq.scenes import Drive
 
+    wanted, frames = _asked(uri)
+    return Drive(**wanted), wanted["fps"], frames
+
+
+def _asked(uri: str) -> tuple[dict[str, Any], int | None]:
+    """The drive's own arguments, and how many frames or None."""
     name = uri.split("://", 1)[1].split("?", 1)[0].strip("/")
     if name not in SCENES:
         raise RequestError(f"there is no scene '{name}'", seen=uri, fix=nearest(name, SCENES))
     table = parameters(uri, PARAMETERS)
-    fps = number(table, "fps", 30.0, 0.1, 1000.0)
-    frames = whole(table, "frames", 0, 1, 10**9) or None
     width_px, height_px = size(table, (640, 360))
-    seed = whole(table, "seed", 0, 0, 2**32 - 1)
-    weather = table.get("weather", "mixed")
-    return Drive(seed=seed, weather=weather, width_px=width_px, height_px=height_px, fps=fps), fps, frames
+    wanted = {
+        "seed": whole(table, "seed", 0, 0, 2**32 - 1),
+        "weather": table.get("weather", "mixed"),
+        "width_px": width_px,
+        "height_px": height_px,
+        "fps": number(table, "fps", 30.0, 0.1, 1000.0),
+    }
+    return wanted, whole(table, "frames", 0, 1, 10**9) or None
 
 
 class _LiveScene:

@@ -40,6 +40,10 @@ class V4l2Source:
             )
         return _Camera(device, capture)
 
+    def check(self, uri: str) -> None:
+        """Raises RequestError on parameters that do not fit."""
+        _mode(uri)
+
 
 def _mode(uri: str) -> tuple[tuple[int, int], ...]:
     table = parameters(uri, ("size", "fps"))

@@ -313,7 +313,7 @@ def test_logs_without_pictures_and_other_files_are_refused(tmp_path: Path) -> No
         ("{d}/no/such/folder/x.mcap", "cannot be written"),
         ("{d}/x.mcap?qualty=3", "unknown parameter 'qualty'"),
         ("{d}/x.mcap?quality=0", "'quality' is not valid"),
-        ("{d}/x.mcap?image=jpg", "no image format 'jpg'"),
+        ("{d}/x.mcap?image=jpg", "'image' is not valid"),
         ("{d}/x.mcp", "no sink writes"),
     ],
 )
