@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from avq.recording.rotation import RotatingLog
 from avq.recording.writer import Entry
 
-#: A message leaves the process after so long, and reaches the disk after so long; half of the 50 ms that are promised,
-#: because on a busy machine a thread is called late.
+#: After so long a message leaves the process: half of the 50 ms promised, as busy machines call threads late.
 FLUSH_NS = 25_000_000
+#: How often the disk is waited for.
 SYNC_S = 1.0
 
 
