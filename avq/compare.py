@@ -78,7 +78,7 @@ def compare_detections(
     Raises DataError when neither run has a frame, or one has a frame twice.
     """
     allowed = tolerance or Tolerance()
-    left, right = _by_frame(a, "first"), _by_frame(b, "second")
+    left, right = by_frame(a, "first"), by_frame(b, "second")
     keys = sorted(set(left) | set(right))
     if not keys:
         raise DataError(
@@ -155,7 +155,8 @@ def _area(boxes: F64) -> F64:
     return area
 
 
-def _by_frame(run: Iterable[Detections], which: str) -> dict[FrameKey, Detections]:
+def by_frame(run: Iterable[Detections], which: str) -> dict[FrameKey, Detections]:
+    """A run keyed by camera and sequence number, in its order. Raises DataError for a frame that is there twice."""
     table: dict[FrameKey, Detections] = {}
     for detections in run:
         key = (detections.camera, detections.seq)
@@ -180,8 +181,8 @@ def _frame_differences(
     found = [Difference(frame, camera, *d) for i, j in pairs for d in _box_differences(a, i, b, j, allowed)]
     lone_a = sorted(set(range(len(a))) - {i for i, _ in pairs})
     lone_b = sorted(set(range(len(b))) - {j for _, j in pairs})
-    found += [Difference(frame, camera, "box", _box(a, i), None) for i in lone_a]
-    return found + [Difference(frame, camera, "box", None, _box(b, j)) for j in lone_b]
+    found += [Difference(frame, camera, "box", box_json(a, i), None) for i in lone_a]
+    return found + [Difference(frame, camera, "box", None, box_json(b, j)) for j in lone_b]
 
 
 def _box_differences(
@@ -210,7 +211,8 @@ def _rounded(corners: list[float]) -> list[float]:
     return [round(v, 1) for v in corners]
 
 
-def _box(d: Detections, index: int) -> dict[str, Any]:
+def box_json(d: Detections, index: int) -> dict[str, Any]:
+    """One box as JSON values."""
     return {
         "class_id": int(d.class_ids[index]),
         "score": float(d.scores[index]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.compare import assign, iou_matrix
+from avq.compare import assign, by_frame, iou_matrix
 from avq.errors import DataError
 from avq.replay.frames import FrameKey
 from avq.types import Detections
@@ -68,7 +68,7 @@ def pair_frames(a: Sequence[Detections], b: Sequence[Detections]) -> tuple[Frame
 
     Raises DataError when neither run has a frame, or one has a frame twice.
     """
-    left, right = _by_frame(a, "reference"), _by_frame(b, "replayed")
+    left, right = by_frame(a, "reference"), by_frame(b, "replayed")
     keys = [*left, *(key for key in right if key not in left)]
     if not keys:
         raise DataError(
@@ -82,20 +82,6 @@ def size_of(seen: Detections, index: int) -> str:
     x0, y0, x1, y1 = seen.boxes_xyxy_px[index].astype(np.float64).tolist()
     area = max(0.0, x1 - x0) * max(0.0, y1 - y0)
     return next((name for limit, name in _SIZES if area < limit), "large")
-
-
-def _by_frame(run: Sequence[Detections], which: str) -> dict[FrameKey, Detections]:
-    table: dict[FrameKey, Detections] = {}
-    for seen in run:
-        key = (seen.camera, seen.seq)
-        if key in table:
-            raise DataError(
-                f"the {which} run has a frame twice",
-                seen=f"camera '{key[0]}', frame {key[1]}",
-                fix="compare one run at a time",
-            )
-        table[key] = seen
-    return table
 
 
 def _pair(key: FrameKey, a: Detections | None, b: Detections | None) -> FramePair:

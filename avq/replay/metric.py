@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.compare import Difference
+from avq.compare import Difference, box_json
 from avq.errors import DataError, MachineError
 from avq.measure.accuracy import Boxes, as_boxes, average_precision
 from avq.measure.fidelity import FIRM_SCORE, MIN_SCORE_SHARE, TRUTH_SCORE
@@ -184,18 +184,10 @@ def _frame(pair: FramePair, allowed: Tolerances) -> Iterable[Difference]:
             yield Difference(frame, camera, "score", *scores, f"of the box {box}")
     for i in pair.vanished:
         if float(a.scores[i]) >= FIRM_SCORE:
-            yield Difference(frame, camera, "box", _box(a, i), None, "vanished")
+            yield Difference(frame, camera, "box", box_json(a, i), None, "vanished")
     for j in pair.appeared:
         if float(b.scores[j]) >= FIRM_SCORE:
-            yield Difference(frame, camera, "box", None, _box(b, j), "appeared")
-
-
-def _box(seen: Detections, index: int) -> dict[str, Any]:
-    return {
-        "class_id": int(seen.class_ids[index]),
-        "score": float(seen.scores[index]),
-        "box_xyxy_px": seen.boxes_xyxy_px[index].tolist(),
-    }
+            yield Difference(frame, camera, "box", None, box_json(b, j), "appeared")
 
 
 def _precisions(pairs: Sequence[FramePair], labels: Sequence[str]) -> dict[tuple[str, str], float]:
