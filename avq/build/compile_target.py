@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -22,11 +23,15 @@ from avq.build.target_cost import target_cost
 from avq.build.understand.frontend import Understood
 from avq.bundle import TWIN
 from avq.bundle_engines import ENGINES, EngineKey, engine_name, engines_part
+from avq.errors import RefusedError
+from avq.hookspecs import Session
 from avq.progress import Reporter
 from avq.types import CompiledEngine, Detections, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
 
 ENCODING = "s8"
 _UNKNOWN_MS = float("nan")
+#: Rounding flips of a coarse trained grid leave 20 dB and more; wrong numbers 14 or less.
+_WRONG_DB = 15.0
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,21 @@ class PendingTarget:
         return lower(self.understood.model.proto, plan, ENCODING)
 
     def trial(self, plan: QuantizationPlan) -> Trial:
-        """What became of the finished plan: numbers of the rehearsal, no time."""
+        """What became of the finished plan: numbers of the rehearsal, no time.
+
+        Raises RefusedError where no boxes are judged and FP16 beside INT8 gives other answers than FP32 there.
+        """
         answers = self._answer(plan)
+        said = "not run here: judged on the bytes its parser gets, in the unoptimised reference"
+        if self.probe_set.decoder is None and plan.points:
+            said = f"{said}; {self._beside_fp32(plan)}"
         return Trial(
             Candidate(self.compiler.name, ENCODING, "f16"),
             runs_in="int8+f16" if plan.points else "f16",
             deviation=None,
             sqnr_db=answers.worst_sqnr_db,
             right=True,
-            why="not run here: judged on the bytes its parser gets, in the unoptimised reference",
+            why=said,
         )
 
     def compile(self, plan: QuantizationPlan, report: Reporter) -> Compiled:
@@ -151,14 +162,32 @@ class PendingTarget:
 
     def _answer(self, plan: QuantizationPlan) -> Answers:
         if plan.digest not in self._answers:
-            rehearsal = StandIn(self.compiler, self.request.reference)
-            session = rehearsal.open(self.model(plan), SessionOptions(threads=self.request.probe_threads))
+            session = self._rehearsed(plan)
             try:
                 floor = LOOK_FLOOR if self._map_drop is None else SCORE_FLOOR
                 self._answers[plan.digest] = self.probe_set.ask(session, floor=floor)
             finally:
                 session.close()
         return self._answers[plan.digest]
+
+    def _beside_fp32(self, plan: QuantizationPlan) -> str:
+        """The file with its FP16 against the same without: a trained quantization has one right answer."""
+        with closing(self._rehearsed(replace(plan, precisions={}))) as single:
+            told = self.probe_set.told_by(single)
+        with closing(self._rehearsed(plan)) as sided:
+            sqnr_db = told.ask(sided).worst_sqnr_db
+        why = f"SQNR {sqnr_db:.1f} dB to FP32 beside it"
+        if sqnr_db < _WRONG_DB:
+            raise RefusedError(
+                "FP16 beside INT8 changes what the model answers",
+                seen=why,
+                fix="leave the nodes with large values in FP32: avq_keep_float, or report the model",
+            )
+        return f"FP16 beside INT8: {why}"
+
+    def _rehearsed(self, plan: QuantizationPlan) -> Session:
+        rehearsal = StandIn(self.compiler, self.request.reference)
+        return rehearsal.open(self.model(plan), SessionOptions(threads=self.request.probe_threads))
 
     def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
         """Bytes of the constants in the plan's model, and in FP16."""

@@ -1,6 +1,6 @@
 """Every strategy on every replica, each file really parsed and built: ``python tests/soak/strategies_on_rtx.py``.
 
-Prints one line per pair. The suite does the same for one model per strategy and one strategy per model
+Prints one line per pair. The suite does the same for every strategy on one of them and for two more heads
 (``tests/replicas/test_on_rtx.py``). Exit code 1 when the parser or the builder refuses one.
 """
 
