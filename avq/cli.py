@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from avq import __version__
-from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, model_options
+from avq.cli_kit import AvqGroup, Call, DefaultCommandGroup, command, model_options, ray_option
 from avq.cli_log import log
 
 _PATH = click.Path(path_type=Path)
@@ -71,13 +71,14 @@ def plugins(call: Call) -> int:
 @click.option("--gpu-arch", help="compute capabilities for GPU targets, such as sm89")
 @click.option("--dla", is_flag=True, default=None, help="also what DLA takes, for tensorrt")
 @click.option("--recipe", type=_PATH, help="a TOML recipe; flags override it")
+@ray_option
 @click.option("-o", "--output", type=_PATH, help="the bundle folder to write")
-def build(call: Call, recipe: Path | None, **flags: Any) -> int:
+def build(call: Call, recipe: Path | None, ray: str | None, **flags: Any) -> int:
     """Build a bundle: calibrate, plan, try every engine, and pass it through the gate."""
     from avq.build import build as build_bundle
     from avq.config import recipe_from
 
-    outcome = build_bundle(recipe_from(recipe, flags), call.host(), call.report)
+    outcome = build_bundle(recipe_from(recipe, flags), call.host(), call.report, ray=ray)
     return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
 
 
@@ -90,6 +91,7 @@ def calibrate() -> None:
 @click.argument("model", type=_PATH)
 @click.option("--data", type=_PATH, required=True, help="calibration pictures")
 @click.option("--shard", metavar="I/N", help="only the pictures of shard I of N, counted from 0")
+@ray_option
 @model_options
 @click.option("-o", "--output", type=_PATH, required=True, help="the .avqcal file to write")
 def calibrate_run(call: Call, **arguments: Any) -> int:

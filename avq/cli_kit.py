@@ -152,3 +152,10 @@ def model_options(handler: Callable[..., int]) -> Callable[..., int]:
     ):
         handler = option(handler)
     return handler
+
+
+def ray_option(handler: Callable[..., int]) -> Callable[..., int]:
+    """``--ray``, of every command whose work can be spread."""
+    return click.option(
+        "--ray", metavar="ADDRESS", help="spread over a Ray cluster; local starts one on this machine"
+    )(handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AvqError(Exception):
@@ -27,6 +28,10 @@ class AvqError(Exception):
         self.fix = fix
         super().__init__(what, seen, fix)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes: keyword arguments must, too."""
+        return _rebuilt, (type(self), self.what, self.seen, self.fix)
+
     def __str__(self) -> str:
         lines = [self.what]
         if self.seen:
@@ -34,6 +39,12 @@ class AvqError(Exception):
         if self.fix:
             lines.append(f"do:   {self.fix}")
         return "\n".join(lines)
+
+
+def _rebuilt(kind: type[AvqError], what: str, seen: str, fix: str) -> AvqError:
+    error = kind.__new__(kind)
+    AvqError.__init__(error, what, seen=seen, fix=fix)
+    return error
 
 
 class RequestError(AvqError):

@@ -138,6 +138,12 @@ class Workbench(Protocol):
         """
         ...
 
+    def errors(
+        self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
+    ) -> Sequence[PlanScore]:
+        """``error`` of each. Plans that can be judged independently of each other: with ``--ray``, they are."""
+        ...
+
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         """Measured on the target engine, paired with the float engines; None if it cannot run here."""
         ...

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from avq.types import Recipe
 
 
-def build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
-    """Build one bundle; see ``pipeline.run_build``. The onnx package is loaded here, not on import."""
-    from avq.build.pipeline import run_build
+def build(recipe: Recipe, host: PluginHost, report: Reporter, *, ray: str | None = None) -> Outcome:
+    """Build one bundle; see ``pipeline.run_build``. The onnx package is loaded here, not on import.
 
-    return run_build(recipe, host, report)
+    ``ray`` spreads calibration and the judging of plans: "local", or the address of a cluster.
+    """
+    from avq.build.pipeline import run_build
+    from avq.fanout import fleet_of
+
+    with fleet_of(ray) as fleet:
+        return run_build(recipe, host, report, fleet)

@@ -30,19 +30,20 @@ from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model
 from avq.build.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
+from avq.fanout import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import Finding, Recipe, Verdict
 
 
-def run_build(recipe: Recipe, host: PluginHost, report: Reporter) -> Outcome:
+def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet | None = None) -> Outcome:
     """Understand, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
 
     Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
     folder and its report stay.
     """
     started_s = time.monotonic()
-    request = check(recipe, host)
+    request = replace(check(recipe, host), fleet=fleet or Fleet())
     pictures = open_pictures(recipe, report)
     understood = understand_model(request, pictures.samples, report)
     probe_set = prepare_probe_set(request, understood, pictures, report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from avq.build.stand_in import Compiler, StandIn, pending_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
+from avq.fanout import Fleet
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
 from avq.plugins import PluginHost, validate_options
 from avq.types import TARGETS, GraphView, QuantizationPlan, Recipe
@@ -45,6 +46,7 @@ class Request:
     reference: Engine
     families: Sequence[Decoder] = ()
     compiler: Compiler | None = None
+    fleet: Fleet = field(default_factory=Fleet)
 
     @property
     def imports(self) -> bool:

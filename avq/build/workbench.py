@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import onnx
+
 from avq.build.calibrate.commands import Calibration
 from avq.build.compile_target import PendingTarget, pending_target
 from avq.build.gate import DEFAULT_LOST_PERCENT
@@ -15,7 +17,7 @@ from avq.build.probe_set import Answers, ProbeSet
 from avq.build.request import Request
 from avq.build.serving import Serving
 from avq.build.understand.frontend import Understood
-from avq.hookspecs import CalibrationStats
+from avq.hookspecs import CalibrationStats, Engine
 from avq.progress import Reporter
 from avq.types import (
     AnyArray,
@@ -89,10 +91,26 @@ class HostWorkbench:
         return replace(self, _collect=other.collect, _moments=other.moments, _adjusted=other.adjusted)
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
-        if pictures is None or pictures >= len(self.probe_set.items):
+        few = self._few(pictures)
+        if few is None:
             return self.probe_set.judge(self._reference_answers(plan))
-        some = self.probe_set.first(max(pictures, 1))
-        return some.judge(self._answer(plan, some, exactly=False))
+        question = self._question(few, at_once=self.request.probe_threads)
+        return question.probe_set.judge(question.answer(plan))
+
+    def errors(
+        self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
+    ) -> Sequence[PlanScore]:
+        fleet, few = self.request.fleet, self._few(pictures)
+        if not fleet.spreads:
+            return [self.error(plan, pictures=pictures) for plan in plans]
+        question = self._question(few, at_once=1)
+        asked = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._answers}
+        told = self.report.track(fleet.map(question.answer, asked.values()), "plans", len(asked))
+        answers = dict(zip(asked, told, strict=True))
+        if few is None:
+            self._answers |= answers
+            answers = self._answers
+        return [question.probe_set.judge(answers[plan.digest]) for plan in plans]
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         served = self._serving.serve([plan])[0]
@@ -135,16 +153,50 @@ class HostWorkbench:
     def _reference_answers(self, plan: QuantizationPlan) -> Answers:
         """What the plan means, on every picture; asked once."""
         if plan.digest not in self._answers:
-            self._answers[plan.digest] = self._answer(plan, self.probe_set, exactly=True)
+            question = self._question(None, at_once=self.request.probe_threads)
+            self._answers[plan.digest] = question.answer(plan)
         return self._answers[plan.digest]
 
-    def _answer(self, plan: QuantizationPlan, pictures: ProbeSet, *, exactly: bool) -> Answers:
-        model = lower(self.understood.model.proto, plan, reference_encoding(plan))
-        options = SessionOptions(threads=1, optimise=not exactly, integers=exactly)
-        session = self.request.reference.open(model, options)
+    def _question(self, pictures: int | None, *, at_once: int) -> Question:
+        """None: all pictures, exactly; else the first so many, to rank plans."""
+        model = self.understood.model
+        return Question(
+            model.proto,
+            self.request.reference,
+            self.probe_set if pictures is None else self.probe_set.first(pictures),
+            model.view.inputs[0].name,
+            exactly=pictures is None,
+            at_once=at_once,
+        )
+
+    def _few(self, pictures: int | None) -> int | None:
+        """How many pictures are asked for, where they are not all."""
+        return None if pictures is None or pictures >= len(self.probe_set.items) else max(pictures, 1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """How a plan answers pictures in the reference; can be sent to a worker.
+
+    Attributes:
+        picture: name of the float model's input.
+        exactly: as the plan is meant, without optimisations; else quickly.
+        at_once: threads, each with a picture of its own.
+    """
+
+    float_model: onnx.ModelProto
+    reference: Engine
+    probe_set: ProbeSet
+    picture: str
+    exactly: bool = True
+    at_once: int = 1
+
+    def answer(self, plan: QuantizationPlan) -> Answers:
+        model = lower(self.float_model, plan, reference_encoding(plan))
+        options = SessionOptions(threads=1, optimise=not self.exactly, integers=self.exactly)
+        session = self.reference.open(model, options)
         try:
-            name = self.understood.model.view.inputs[0].name
-            return pictures.ask(session, picture=name, at_once=self.request.probe_threads)
+            return self.probe_set.ask(session, picture=self.picture, at_once=self.at_once)
         finally:
             session.close()
 

@@ -39,6 +39,9 @@ class Maps:
     def error(self, int8: AnyArray, pictures: int | None = None) -> PlanScore:
         return self.bench.error(self.plan(int8), pictures=pictures)
 
+    def errors(self, int8_maps: Sequence[AnyArray], pictures: int | None = None) -> Sequence[PlanScore]:
+        return self.bench.errors([self.plan(int8) for int8 in int8_maps], pictures=pictures)
+
     def all_int8(self) -> AnyArray:
         return np.ones(len(self.groups), bool)
 

@@ -37,9 +37,10 @@ def measure(maps: Maps, pictures: int, probes: int) -> list[Sensitivity]:
     """
     longest = -(-len(maps.groups) // probes)
     found: list[Sensitivity] = []
-    for run in neighbours(maps.groups, longest):
-        inside = np.isin(np.arange(len(maps.groups)), run)
-        whole = sensitivity_of(maps.error(inside, pictures))
+    runs = neighbours(maps.groups, longest)
+    scores = maps.errors([np.isin(np.arange(len(maps.groups)), run) for run in runs], pictures)
+    for run, score in zip(runs, scores, strict=True):
+        whole = sensitivity_of(score)
         found += [Sensitivity(whole.noise / len(run), whole.badness / len(run))] * len(run)
     return found
 

@@ -101,9 +101,8 @@ class MixedQuantizer:
         if options.calibrator != "auto" or not groups:
             return with_calibrator("mse" if options.calibrator == "auto" else options.calibrator)
         tried = [with_calibrator(method) for method in CALIBRATORS]
-        scores = [
-            maps.error(maps.without_kind("depthwise"), _PICTURES_PER_CALIBRATOR).badness for maps in tried
-        ]
+        plans = [maps.plan(maps.without_kind("depthwise")) for maps in tried]
+        scores = [score.badness for score in bench.errors(plans, pictures=_PICTURES_PER_CALIBRATOR)]
         bench.note(
             "mixed: calibrators, all but depthwise in INT8",
             [{"calibrator": m, "badness": round(b, 5)} for m, b in zip(CALIBRATORS, scores, strict=True)],

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from avq.build.calibrate import avqcal
-from avq.build.calibrate.run import run_calibrate
+from avq.build.calibrate.write import run_calibrate
 from avq.build.dataset import open_set
 from tests.build.calibrate.calibration_case import run_on, write_pictures
 

@@ -18,10 +18,10 @@ from avq.build.calibrate.run import (
     CalibrationRun,
     check_belongs,
     origin_of,
-    run_calibrate,
     thresholds_table,
 )
 from avq.build.calibrate.stats import HistogramStats
+from avq.build.calibrate.write import run_calibrate
 from avq.build.dataset import CalibrationSet, open_set
 from avq.build.graph.view import view_of
 from avq.build.lower.model import Model
@@ -29,6 +29,7 @@ from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_alone
 from avq.errors import CalibrationError, RequestError, nearest
+from avq.fanout import fleet_of
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors
@@ -105,7 +106,7 @@ class Calibration:
             return found
         run = calibration_run(self._request, self._understood, self._pictures, tensors, self._report)
         path.parent.mkdir(parents=True, exist_ok=True)
-        run_calibrate(run, path)
+        run_calibrate(run, path, self._request.fleet)
         return avqcal.read(path)
 
     def _from_cache(self, path: Path) -> CalibrationFile | None:
@@ -186,15 +187,21 @@ def calibrate_model(
     classes: str | None,
     host: PluginHost,
     report: Reporter,
+    ray: str | None = None,
 ) -> dict[str, Any]:
-    """``avq calibrate MODEL --data DIR [--shard I/N] -o FILE``: the keys of its --json."""
+    """``avq calibrate MODEL --data DIR [--shard I/N] [--ray ADDRESS] -o FILE``: the keys of its --json."""
+    if ray is not None and shard is not None:
+        raise RequestError(
+            "a shard is one machine's part", seen=f"--shard {shard} and --ray {ray}", fix="drop one of them"
+        )
     pictures = open_set(data, report)
     request, understood = understand_alone(
         model, pictures, host, report, decoder=decoder, preprocess=preprocess, classes=classes
     )
     tensors = calibration_tensors(understood.model.view)
     run = calibration_run(request, understood, pictures, tensors, report, part=_part(shard))
-    return run_calibrate(run, output)
+    with fleet_of(ray) as fleet:
+        return run_calibrate(run, output, fleet)
 
 
 def _part(text: str | None) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from avq.build.calibrate import avqcal, thresholds
 from avq.build.calibrate.avqcal import CalibrationFile, Origin, Shard
 from avq.build.calibrate.counting import PictureQueue, Worker, opencv_on_one_thread
 from avq.build.calibrate.histogram import Histogram
-from avq.build.calibrate.memory import peak_rss_mb
 from avq.build.calibrate.observe import Observation, Observer, observe
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.dataset import Item, refuse_unreadable, shard
@@ -207,34 +206,6 @@ def calibrate(
         run.close()
 
 
-def run_calibrate(run: CalibrationRun, output: Path) -> dict[str, Any]:
-    """``avq calibrate``: run, write ``output``, drop the checkpoint; the keys of its --json.
-
-    The checkpoint, unless one is given, lies beside the output, so that starting again resumes.
-    """
-    started = time.monotonic()
-    avqcal.check_writable(output)
-    if run.checkpoint is None:
-        run.checkpoint = output.with_name(f".{output.name}.checkpoint")
-    try:
-        data = run.run()
-    finally:
-        run.close()
-    avqcal.write(output, data)
-    avqcal.discard(run.checkpoint)
-    return {
-        "images": len(data.images),
-        "tensors": len(data.histograms),
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "digest": data.digest,
-        "inferences": run.inferences,
-        "resumed": run.resumed,
-        "not_finite": sorted(name for name, h in data.histograms.items() if h.nans or h.infinities),
-        "file": str(output),
-    }
-
-
 def origin_of(
     engine: Engine, spec: PreprocessSpec, graph_digest: str, *, optimise: bool = True, passes: int = 1
 ) -> Origin:
@@ -336,6 +307,5 @@ __all__ = [
     "calibrate",
     "check_belongs",
     "origin_of",
-    "run_calibrate",
     "thresholds_table",
 ]

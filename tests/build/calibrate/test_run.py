@@ -17,8 +17,9 @@ from avq.build.calibrate import avqcal
 from avq.build.calibrate.histogram import Histogram
 from avq.build.calibrate.moments import channel_means
 from avq.build.calibrate.observe import observe
-from avq.build.calibrate.run import calibrate, check_belongs, run_calibrate, thresholds_table
+from avq.build.calibrate.run import calibrate, check_belongs, thresholds_table
 from avq.build.calibrate.stats import HistogramStats
+from avq.build.calibrate.write import run_calibrate
 from avq.build.dataset import CalibrationSet, Item, open_set, read_picture
 from avq.build.graph.model import load_graph
 from avq.build.understand.fold_input import fold_input

@@ -1,0 +1,100 @@
+"""Ray tasks as a pool of workers; ``ray`` is imported here only, and only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from avq.errors import MachineError
+from avq.fanout.lost import RETRIES, WorkerLostError
+
+#: No telemetry. A cluster that is started here opens its ports on the loopback only: Ray has one switch for that,
+#: named after the systems it was made for.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_STORE_BYTES = 512 * 2**20
+
+
+class RayPool:
+    """Tasks of one CPU each. Ray does the work of a worker or node that died again.
+
+    Args:
+        workers: CPUs of the cluster that is started here.
+        address: of a running cluster, which keeps its own number; None starts one.
+
+    Raises:
+        MachineError: ray is not installed, or no cluster answers at the address.
+    """
+
+    def __init__(self, workers: int, address: str | None) -> None:
+        self._ray = _load_ray(address)
+        self._folder: str | None = None
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            self._connect(workers, address)
+        self.workers = max(1, int(self._ray.cluster_resources().get("CPU", workers)))
+        self._task = self._ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
+
+    def _connect(self, workers: int, address: str | None) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        try:
+            if address is not None:
+                self._ray.init(address=address, **quiet)
+                return
+            self._folder = tempfile.mkdtemp(prefix="avq-ray-", dir="/tmp")
+            self._ray.init(
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=self._folder,
+                **quiet,
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            self.close()
+            raise MachineError(
+                f"Ray cannot be reached at {address}" if address else "Ray does not start here",
+                seen=str(error).splitlines()[0] if str(error) else repr(error),
+                fix="--ray local starts a cluster on this machine; without --ray the work is done in this process",
+            ) from error
+
+    def carry(self, function: Callable[[Any], Any]) -> Any:
+        return self._ray.put(function)
+
+    def send(self, carried: Any, item: Any) -> Any:
+        return self._task.remote(carried, item)
+
+    def take(self, handle: Any, carried: Any, item: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(handle)
+        except errors.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, Exception) else error from error
+        except errors.RayError as error:
+            raise WorkerLostError(item, str(error).splitlines()[0]) from error
+
+    def close(self) -> None:
+        if self._ours:
+            self._ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+def _load_ray(address: str | None) -> Any:
+    for name, value in {**_QUIET, **(_LOOPBACK if address is None else {})}.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MachineError(
+            "ray is not installed here", seen=str(error), fix='pip install "avq[ray]", or leave --ray out'
+        ) from error
