@@ -217,8 +217,9 @@ def run(
 
 
 @command(cli)
-@click.argument("log", metavar="LOG")
-@click.option("--bundle", type=_PATH, required=True, help="the bundle to replay with")
+@click.argument("logs", metavar="LOG...", nargs=-1, required=True)
+@click.option("--bundle", "bundles", type=_PATH, multiple=True, required=True, help="to replay with")
+@ray_option
 @click.option(
     "--baseline", type=_PATH, help="a reference, a folder of them, or another bundle to compare with"
 )
@@ -237,10 +238,10 @@ def run(
 @click.option("--newest", "policy", flag_value="newest", help="the newest frame wins")
 @click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")
 def replay(call: Call, **flags: Any) -> int:
-    """Replay a log, video, folder or drawn drive exactly, and say what changed."""
-    from avq.replay.command import replay_log
+    """Replay a log, video, folder or drawn drive exactly, and say what changed; or many, with every bundle."""
+    from avq.replay.asked import replay_asked
 
-    outcome = replay_log(**flags, host=call.host(), report=call.report)
+    outcome = replay_asked(**flags, host=call.host(), report=call.report)
     return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
 
 

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from avq.errors import MachineError, RequestError
-from avq.fanout import fan_out
+from avq.fanout import Fleet, fan_out
+from tests.ray_kit import always_killed, killed_once, ray_processes
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 
@@ -38,7 +39,7 @@ def test_what_a_call_raises_is_raised_here_after_the_results_before_it(executor)
         next(results)
 
 
-def test_a_worker_that_dies_is_a_machine_error():
+def test_a_worker_that_always_dies_is_a_machine_error():
     with pytest.raises(MachineError, match="worker process died"):
         list(fan_out(os._exit, [1], executor="processes"))
 
@@ -62,12 +63,43 @@ def test_without_ray_the_fix_is_named():
     assert 'pip install "avq[ray]"' in caught.value.fix
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not HAVE_RAY, reason="ray is not installed")
-def test_ray_gives_the_same_answers():
-    assert list(fan_out(partial(pow, 2), range(6), executor="ray", workers=2)) == [2**n for n in range(6)]
+def test_ray_gives_the_same_answers(ray_fleet):
+    assert list(ray_fleet.map(partial(pow, 2), range(6))) == [2**n for n in range(6)]
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
-        list(fan_out(math.sqrt, [-1.0], executor="ray"))
+        list(ray_fleet.map(math.sqrt, [-1.0]))
+    with pytest.raises(RequestError) as caught:
+        list(ray_fleet.map(refused, [1]))
+    assert (caught.value.seen, caught.value.fix) == ("1", "ask for 2")
+
+
+def refused(number: int) -> None:
+    raise RequestError("refused", seen=str(number), fix="ask for 2")
+
+
+def test_ray_listens_on_the_loopback_only(ray_fleet):
+    import psutil
+
+    processes = [psutil.Process(pid) for pid in ray_processes()]
+    listening = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
+    assert processes and listening and set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert not any(c.laddr.port == 8265 for p in processes for c in p.net_connections("inet"))
+
+
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_work_of_a_killed_worker_is_done_again(request, tmp_path, executor):
+    fleet = request.getfixturevalue("ray_fleet") if executor == "ray" else Fleet("processes", 2)
+    numbers = list(fleet.map(partial(killed_once, tmp_path), range(8)))
+    assert numbers == [n * n for n in range(8)] and (tmp_path / "killed").exists()
+    if executor == "processes":
+        fleet.close()
+
+
+def test_an_item_that_kills_every_worker_costs_itself_only():
+    with Fleet("processes", 2) as fleet:
+        numbers = list(
+            fleet.map(always_killed, range(6), on_lost=lambda item, error: (item, error.exit_code))
+        )
+    assert numbers == [0, 1, 2, (3, 3), 4, 5]
 
 
 def test_unknown_executors_are_refused_with_the_nearest():

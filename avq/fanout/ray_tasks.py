@@ -93,8 +93,26 @@ def _load_ray(address: str | None) -> Any:
     for name, value in {**_QUIET, **(_LOOPBACK if address is None else {})}.items():
         os.environ.setdefault(name, value)
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise MachineError(
             "ray is not installed here", seen=str(error), fix='pip install "avq[ray]", or leave --ray out'
         ) from error
+    if address is None:
+        # For a program that imported ray before: the switch is read on import.
+        importlib.import_module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+    _talk_on_stderr(importlib.import_module("ray._private.worker"))
+    return ray
+
+
+def _talk_on_stderr(worker: Any) -> None:
+    """Ray tells of dead workers on standard output, which is the answer's; there is no setting for it."""
+    told = getattr(worker, "print_to_stdstream", None)
+    if told is None or getattr(told, "on_stderr", False):
+        return
+
+    def tell(data: dict[str, Any], *rest: Any, **named: Any) -> None:
+        told({**data, "is_err": True}, *rest, **named)
+
+    tell.on_stderr = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = tell

@@ -1,0 +1,168 @@
+"""Many replays, calibrations and plans over workers: the bits of one process, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from avq.build.workbench import Question
+from avq.cli import cli
+from avq.fanout import Fleet
+from avq.progress import Silent
+from avq.replay.fleet import replay_many
+from avq.scenes import builtin_detector_path
+from tests.e2e.conftest import CALIBRATION
+from tests.ray_kit import KillsAWorker
+from tests.replay.bundle_kit import int8_plan, known, write_real_bundle
+
+DRIVES = [f"scene://drive?seed={seed}&weather=day&frames=8&size=320x180" for seed in range(6)]
+OPTIONS = {
+    "config": None, "timing": None, "policy": None, "frames": None, "baseline": None, "accept": False, "runs": 1,
+    "tier": None,
+}  # fmt: skip
+
+
+def avq(*arguments: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg]
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_real_bundle(tmp_path_factory.mktemp("bundles") / "float.avq")
+
+
+def many(bundle: Path, fleet: Fleet, folder: Path | None = None, logs: list[str] = DRIVES) -> dict:  # type: ignore[type-arg]
+    merged = replay_many(
+        logs=logs, bundles=[bundle], fleet=fleet, report_folder=folder, report=Silent(), **OPTIONS
+    )
+    return merged.summary()
+
+
+def core(answer: dict) -> list[tuple]:  # type: ignore[type-arg]
+    """What must not depend on who did it."""
+    keys = ("log", "frames", "sha256", "decisions_sha256", "dropped", "misses", "modes", "boxes")
+    return [tuple(row[key] for key in keys) for row in answer["replays"]]
+
+
+def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(bundle, ray_fleet):
+    serial = many(bundle, Fleet())
+    assert serial["frames"] == 48 and len({row["sha256"] for row in serial["replays"]}) == 6
+    with KillsAWorker() as accident:
+        spread = many(bundle, ray_fleet)
+    assert accident.killed is not None
+    assert core(spread) == core(serial) and spread["failed"] == []
+    assert spread["sha256"] == serial["sha256"] and spread["decisions_sha256"] == serial["decisions_sha256"]
+
+
+def test_a_calibration_over_ray_is_the_file_of_one_process(ray_fleet, tmp_path):
+    model = builtin_detector_path()
+    avq("calibrate", model, "--data", CALIBRATION, "-o", tmp_path / "one.avqcal")
+    with KillsAWorker() as accident:
+        avq("calibrate", model, "--data", CALIBRATION, "-o", tmp_path / "ray.avqcal", "--ray", "local")
+    assert accident.killed is not None
+    assert (tmp_path / "one.avqcal").read_bytes() == (tmp_path / "ray.avqcal").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.avqcal", "ray.avqcal"]
+
+
+def test_plans_are_judged_alike_by_workers(ray_fleet):
+    it = known()
+    question = Question(it.understood.model.proto, it.request.reference, it.probe_set.first(2), 1)
+    here = question.answer(int8_plan())
+    there = next(ray_fleet.map(question.answer, [int8_plan()]))
+    assert dict(there.sqnr_db) == dict(here.sqnr_db)
+    for a, b in zip(here.detections, there.detections, strict=True):
+        assert (
+            a.boxes_xyxy_px.tobytes() == b.boxes_xyxy_px.tobytes()
+            and a.scores.tobytes() == b.scores.tobytes()
+        )
+
+
+def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle, tmp_path):
+    answer = avq("replay", DRIVES[0], tmp_path / "none.mp4", DRIVES[1], "--bundle", bundle, code=1)
+    assert [row["error"] is None for row in answer["replays"]] == [True, False, True]
+    assert answer["failed"][0]["log"].endswith("none.mp4") and answer["frames"] == 16
+
+
+def test_an_interrupted_night_goes_on_where_it_stopped(bundle, tmp_path):
+    night = tmp_path / "night"
+    many(bundle, Fleet(), night, DRIVES[:2])
+    first = {path: path.stat().st_mtime_ns for path in (night / "rows").iterdir()}
+    answer = many(bundle, Fleet(), night, DRIVES[:3])
+    second = {path: path.stat().st_mtime_ns for path in (night / "rows").iterdir()}
+    assert len(first) == 2 and len(second) == 3 and first.items() <= second.items()
+    assert core(answer) == core(many(bundle, Fleet(), None, DRIVES[:3]))
+    page = (night / "report.html").read_text()
+    assert "3 replays" in page and "none with differences" in page
+    assert len(list(night.glob("*/report.html"))) == 3
+
+
+def test_changes_are_told_over_all_logs(bundle, tmp_path):
+    refs = tmp_path / "refs"
+    avq("replay", *DRIVES[:2], "--bundle", bundle, "--baseline", refs, "--accept", "--runs", "1")
+    assert avq("replay", *DRIVES[:2], "--bundle", bundle, "--baseline", refs)["identical"] is True
+    other = write_real_bundle(tmp_path / "int8.avq", int8_plan())
+    answer = avq(
+        "replay",
+        *DRIVES[:2],
+        "--bundle",
+        bundle,
+        "--bundle",
+        other,
+        "--baseline",
+        refs,
+        "--tier",
+        "exact",
+        code=1,
+    )
+    assert [row["yes"] for row in answer["replays"]][::2] == [True, True]
+    assert len(answer["replays"]) == 4 and answer["identical"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--baseline", "ref.mcap"), "folder"),
+        (("--bundle", "x.avq", "--baseline", "refs", "--accept"), "right"),
+    ],
+)
+def test_wrong_requests_over_many_are_refused(bundle, flags, said):
+    problem = avq("replay", *DRIVES[:2], "--bundle", bundle, *flags, code=2)["error"]
+    assert said in problem["fix"]
+
+
+def test_a_shard_is_not_spread(tmp_path):
+    flags = ("--data", CALIBRATION, "--shard", "0/2", "--ray", "local", "-o", tmp_path / "x.avqcal")
+    assert "--shard" in avq("calibrate", builtin_detector_path(), *flags, code=2)["error"]["seen"]
+
+
+def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
+    """What an interrupted calibration left is used only where it fits."""
+    from avq.build.calibrate import avqcal
+    from avq.build.calibrate.commands import calibration_run
+    from avq.build.calibrate.spread import spread
+    from avq.build.dataset import open_set
+    from avq.toolbox import calibration_tensors
+
+    it, pictures = known(), open_set(CALIBRATION)
+    tensors = calibration_tensors(it.understood.model.view)[:2]
+
+    def run(items):  # type: ignore[no-untyped-def]
+        made = calibration_run(it.request, it.understood, pictures, tensors, Silent())
+        made.items = items
+        return made
+
+    keep = tmp_path / "shards"
+    whole = spread(run(pictures.items[:8]), Fleet(), keep)
+    again = run(pictures.items[:8])
+    (keep / "2.avqcal").write_bytes(b"cut off")
+    assert spread(again, Fleet(), keep) == whole and again.resumed == 6 and again.inferences == 2
+    other = run(pictures.items[8:16])
+    assert spread(other, Fleet(), keep) == run(pictures.items[8:16]).run() and other.resumed == 0
+    assert avqcal.merge([whole]).images == whole.images
+    shutil.rmtree(keep)
