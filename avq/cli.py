@@ -246,6 +246,20 @@ def replay(call: Call, **flags: Any) -> int:
 
 
 @command(cli)
+@click.argument("log", metavar="LOG")
+@click.option("--good", type=_PATH, required=True, help="the bundle that is right")
+@click.option("--bad", type=_PATH, required=True, help="the bundle that differs")
+@click.option("--frames", type=click.IntRange(min=1), help="replay only so many frames")
+@click.option("--report", "report_folder", type=_PATH, metavar="DIR", help="report.html, diff.md, both.mcap")
+def bisect(call: Call, **arguments: Any) -> int:
+    """Which groups of the bad bundle's plan cause a difference on a log, by replaying mixtures of the two plans."""
+    from avq.replay.bisect import bisect as bisect_bundles
+
+    found = bisect_bundles(**arguments, host=call.host(), report=call.report)
+    return call.answer(found.summary(), found.tables(), found.closing(), yes=found.answer_is_yes)
+
+
+@command(cli)
 @click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=_PATH)
 def inspect(call: Call, subject: Path) -> int:
     """What a bundle, model, calibration file, calibration cache or AIMET encodings file holds."""

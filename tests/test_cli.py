@@ -20,7 +20,7 @@ def avq(*arguments: str | Path) -> Result:
     "command",
     [
         "demo", "doctor", "build", "calibrate", "eval", "bench", "run", "inspect", "diff", "lint", "plugins",
-        "config", "log",
+        "config", "log", "bisect",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):

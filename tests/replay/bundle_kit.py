@@ -23,43 +23,45 @@ from avq.toolbox import Ranging, assemble, place, wanted_statistics
 from avq.types import GraphView, NodePrecision, QuantizationPlan, Recipe
 from tests.e2e.conftest import CALIBRATION
 
+BUILTIN = builtin_detector_path()
+
 
 @dataclass(frozen=True)
 class Known:
-    """The built-in detector, understood."""
+    """A float detector of drawn scenes, understood."""
 
     request: Request
     understood: Understood
     probe_set: ProbeSet
 
 
-@lru_cache(maxsize=1)
-def known() -> Known:
-    recipe = Recipe(model=builtin_detector_path(), output=Path(), data=CALIBRATION, strategy="float")
+@lru_cache(maxsize=2)
+def known(model: Path = BUILTIN) -> Known:
+    recipe = Recipe(model=model, output=Path(), data=CALIBRATION, strategy="float")
     request = check(recipe, PluginHost())
     pictures = open_pictures(recipe, Silent())
     understood = understand_model(request, pictures.samples, Silent())
     return Known(request, understood, prepare_probe_set(request, understood, pictures, Silent()))
 
 
-@lru_cache(maxsize=1)
-def int8_plan() -> QuantizationPlan:
-    """Everything but the decoded head in INT8 by min-max, symmetric."""
+@lru_cache(maxsize=2)
+def int8_plan(model: Path = BUILTIN, *, everything: bool = False) -> QuantizationPlan:
+    """INT8 by min-max, symmetric: everything but what is better kept float, or really everything."""
 
     def ask(graph: GraphView, bench: Workbench) -> QuantizationPlan:
-        placements = place(graph, bench.keep_float)
+        placements = place(graph, () if everything else bench.keep_float)
         stats = bench.collect(wanted_statistics(graph, placements))
         precisions = {p.node: NodePrecision("int8", "test") for p in placements}
         return assemble(
             graph, placements, stats, Ranging("minmax", 99.99, True), precisions, owner=("test", "1")
         )
 
-    return on_workbench(ask, data=CALIBRATION)
+    return on_workbench(ask, model=model, data=CALIBRATION)
 
 
-def write_real_bundle(folder: Path, plan: QuantizationPlan | None = None) -> Path:
+def write_real_bundle(folder: Path, plan: QuantizationPlan | None = None, *, model: Path = BUILTIN) -> Path:
     """A bundle on onnxruntime, one thread; of the float model without a plan."""
-    understood = known().understood
+    understood = known(model).understood
     proto, view = understood.model.proto, understood.model.view
     manifest = Manifest(
         avq_version="0.1.0",
