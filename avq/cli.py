@@ -226,6 +226,11 @@ def run(
 @click.option("--accept", is_flag=True, help="write the reference --baseline names")
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="runs to accept after")
 @click.option("--report", "report_folder", type=_PATH, metavar="DIR", help="report.html, diff.md, both.mcap")
+@click.option("--mine", "mine_folder", type=_PATH, metavar="DIR", help="write the strangest frames as a set")
+@click.option(
+    "--mine-count", type=click.IntRange(min=1), default=32, show_default=True, help="at most so many"
+)
+@click.option("--licence", default="not stated", show_default=True, help="of mined pictures, for index.csv")
 @click.option("--config", type=_PATH, help="a run configuration: its budget and modes decide")
 @click.option(
     "--timing", type=click.Choice(["recorded", "scaled", "measured"]), help="stage times to replay with"

@@ -162,6 +162,20 @@ def open_exchange(good: Path, bad: Path, reference: Engine) -> Exchange:
     return exchange
 
 
+def write_float_twin(path: Path, folder: Path) -> Path:
+    """The bundle ``path`` with its quantizers taken out, in float32: weights as the plan rounded them.
+
+    Raises ModelError when its model cannot be read back, BundleError when it is damaged.
+    """
+    side = _side(path)
+    engine = msgspec.structs.replace(
+        side.manifest.engine, precision="f32", float_precision="f32", encoding=""
+    )
+    manifest = msgspec.structs.replace(side.manifest, engine=engine, plan_digest="", parts={})
+    write_bundle(staging_folder(folder), folder, manifest, {MODEL: side.proto.SerializeToString()})
+    return folder
+
+
 def _side(path: Path) -> Side:
     bundle = open_bundle(path, allow_unaccepted=True)
     model = bundle.read(MODEL)
@@ -296,4 +310,4 @@ def _joined(entities: Iterable[tuple[str, ...]]) -> dict[str, str]:
     return {node: root(node) for node in list(parent)}
 
 
-__all__ = ["Difference", "Exchange", "Group", "Side", "open_exchange"]
+__all__ = ["Difference", "Exchange", "Group", "Side", "open_exchange", "write_float_twin"]

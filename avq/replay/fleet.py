@@ -59,7 +59,7 @@ def replay_many(
         options: the other arguments of ``replay_log``; baselines are folders of references, or a bundle.
     """
     jobs = [
-        Job(_absolute(log), bundle.resolve(), _folder(report_folder, number, log), tuple(options.items()))
+        Job(absolute(log), bundle.resolve(), _folder(report_folder, number, log), tuple(options.items()))
         for number, (log, bundle) in enumerate((log, bundle) for log in logs for bundle in bundles)
     ]
     kept = _Kept(report_folder)
@@ -110,7 +110,7 @@ def _with_jobs(jobs: Sequence[Job], rows: Iterator[dict[str, Any]]) -> Iterator[
     return zip(jobs, rows, strict=True)
 
 
-def _absolute(log: str) -> str:
+def absolute(log: str) -> str:
     """Workers start in folders of their own."""
     if "://" in log:
         return log

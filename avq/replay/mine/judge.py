@@ -1,0 +1,176 @@
+"""What speaks for each frame of one log; runs in a worker."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from avq.bundle import DRIFT, PROBE, open_bundle
+from avq.hookspecs import Engine
+from avq.measure.drift import DriftReference
+from avq.plugins import PluginHost
+from avq.preprocess import Preprocessor
+from avq.recording import LogReader
+from avq.replay.frames import FrameKey, loaded_ahead
+from avq.replay.log import open_log
+from avq.replay.matching import pair_frames
+from avq.replay.mine.choose import Frame
+from avq.replay.result import ReplayResult
+from avq.replay.run import ReplayRequest, replay
+from avq.sources.uri import local_path
+from avq.types import Detections, SessionOptions
+
+#: Boxes that are proposed to who labels.
+_PROPOSED = 0.3
+
+
+@dataclass(frozen=True)
+class MineJob:
+    """One log; plain data.
+
+    Attributes:
+        other: the bundle to compare with; None takes the float network of ``bundle`` itself.
+    """
+
+    log: str
+    bundle: Path
+    other: Path | None
+    frames: int | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A log's frames, and the digests that ``avq replay`` would have told."""
+
+    frames: tuple[Frame, ...]
+    sha256: str
+    log_sha256: str
+    seconds: float
+
+
+def judge_log(job: MineJob) -> Judged:
+    """Replay both models, and ask the drift probe where the bundle has one. Raises what a replay raises."""
+    host = PluginHost()
+    result = _replayed(job, job.bundle, host)
+    with tempfile.TemporaryDirectory() as folder:
+        other = job.other or _float_twin(job.bundle, Path(folder), host)
+        reference = _replayed(job, other, host) if other is not None else None
+    signals: dict[FrameKey, dict[str, float]] = {answer.key: {} for answer in result.answers}
+    for name, seen in (("float", reference and reference.detections), ("recorded", _recorded(job, result))):
+        if seen:
+            _compare(signals, name, seen, result.detections)
+    for key, score in _drift(job, host, signals).items():
+        signals[key]["drift"] = score
+    better = {(d.camera, d.seq): d for d in (reference or result).detections}
+    frames = tuple(
+        Frame(
+            job.log,
+            answer.key,
+            answer.detections.t_capture_ns,
+            signals[answer.key],
+            _proposals(better.get(answer.key, answer.detections), result.labels),
+        )
+        for answer in result.answers
+    )
+    return Judged(frames, result.sha256, result.log_digest, result.seconds)
+
+
+def _replayed(job: MineJob, bundle: Path, host: PluginHost) -> ReplayResult:
+    return replay(ReplayRequest(job.log, bundle, policy="every", frames=job.frames), host=host)
+
+
+def _float_twin(bundle: Path, folder: Path, host: PluginHost) -> Path | None:
+    """None for a float bundle: it has nothing to disagree with."""
+    if not open_bundle(bundle, allow_unaccepted=True).manifest.plan_digest:
+        return None
+    from avq.build.exchange import write_float_twin
+
+    return write_float_twin(bundle, folder / "float.avq")
+
+
+def _compare(
+    signals: dict[FrameKey, dict[str, float]], name: str, a: Sequence[Detections], b: Sequence[Detections]
+) -> None:
+    for pair in pair_frames(a, b):
+        if pair.a is not None and pair.b is not None and pair.key in signals:
+            signals[pair.key][name] = pair.badness
+
+
+class _Row(msgspec.Struct):
+    label: str
+    score: float
+    box_xyxy_px: tuple[float, float, float, float]
+
+
+class _Message(msgspec.Struct):
+    camera: str
+    seq: int
+    bundle: str
+    detections: list[_Row]
+
+
+def _recorded(job: MineJob, result: ReplayResult) -> list[Detections]:
+    """What another bundle published on the road, from a flight record; boxes of classes this one has not are left."""
+    path = local_path(job.log)
+    if path.suffix.lower() != ".mcap" or not path.is_file():
+        return []
+    classes = {name: index for index, name in enumerate(result.labels)}
+    found: dict[FrameKey, Detections] = {}
+    with LogReader(path) as log:
+        for record in log:
+            if record.schema_name != "avq.Detections" or record.message_encoding != "json":
+                continue
+            try:
+                message = msgspec.json.decode(record.data, type=_Message)
+            except msgspec.MsgspecError:
+                continue
+            if message.bundle != result.bundle_digest:
+                rows = [row for row in message.detections if row.label in classes]
+                found[message.camera, message.seq] = Detections(
+                    np.array([row.box_xyxy_px for row in rows], np.float32).reshape(-1, 4),
+                    np.array([row.score for row in rows], np.float32),
+                    np.array([classes[row.label] for row in rows], np.int64),
+                    message.camera,
+                    message.seq,
+                    0,
+                )
+    return list(found.values())
+
+
+def _drift(job: MineJob, host: PluginHost, wanted: Mapping[FrameKey, object]) -> dict[FrameKey, float]:
+    """How many spreads each frame is from the calibration pictures; nothing without probe and reference."""
+    bundle = open_bundle(job.bundle, allow_unaccepted=True)
+    engine: Engine | None = host.running_engines().get("onnxruntime")
+    if engine is None or not (bundle.has(PROBE) and bundle.has(DRIFT)) or bundle.manifest.preprocess is None:
+        return {}
+    usual = DriftReference.from_json(bundle.read(DRIFT))
+    preprocessor = Preprocessor(bundle.manifest.preprocess)
+    log = open_log(job.log, host.sources())
+    scores: dict[FrameKey, float] = {}
+    session = engine.open(bundle.read(PROBE), SessionOptions())
+    try:
+        with closing(loaded_ahead(log.frames(), workers=log.workers)) as frames:
+            for frame, pixels in frames:
+                if pixels is not None and frame.key in wanted:
+                    ratios = session.infer(preprocessor.prepare(pixels).tensor)
+                    scores[frame.key] = usual.score({name: float(v) for name, v in ratios.items()})
+                if len(scores) == len(wanted):
+                    break
+    finally:
+        session.close()
+    return scores
+
+
+def _proposals(seen: Detections, labels: Sequence[str]) -> tuple[tuple[str, float, tuple[float, ...]], ...]:
+    firm = seen.above(_PROPOSED)
+    rows = zip(firm.class_ids.tolist(), firm.scores.tolist(), firm.boxes_xyxy_px.tolist(), strict=True)
+    return tuple(
+        (labels[k] if k < len(labels) else str(k), round(score, 4), tuple(round(v, 2) for v in box))
+        for k, score, box in rows
+    )
