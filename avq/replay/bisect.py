@@ -254,7 +254,7 @@ def _shown(
     verdict = judge(good, mixed, Tolerances(), "exact")
     outcome = Outcome(mixed, good, "the good plan", verdict)
     worst = outcome.worst_pairs()
-    files = {} if folder is None else write_report(outcome, folder, host, report)
+    files = {} if folder is None else write_report(outcome, folder, host)
     return (worst[0] if worst else None), files
 
 
