@@ -72,7 +72,12 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_fleet, tmp_path):
 
 def test_plans_are_judged_alike_by_workers(ray_fleet):
     it = known()
-    question = Question(it.understood.model.proto, it.request.reference, it.probe_set.first(2), 1)
+    question = Question(
+        it.understood.model.proto,
+        it.request.reference,
+        it.probe_set.first(2),
+        it.understood.model.view.inputs[0].name,
+    )
     here = question.answer(int8_plan())
     there = next(ray_fleet.map(question.answer, [int8_plan()]))
     assert dict(there.sqnr_db) == dict(here.sqnr_db)
