@@ -71,9 +71,9 @@ def measure(frames: list[tuple[Frame, Turn]], board: Board) -> dict[str, np.ndar
 
 
 def report(title: str, parts: dict[str, np.ndarray]) -> None:
-    print(f"\n{title:<26}{'p50 us':>10}{'p90 us':>10}{'p99 us':>10}")
+    print(f"\n{title:<26}{'p10 us':>10}{'p50 us':>10}{'p90 us':>10}{'p99 us':>10}")
     for name, spent in parts.items():
-        print(f"{name:<26}" + "".join(f"{np.percentile(spent, q):>10.1f}" for q in (50, 90, 99)))
+        print(f"{name:<26}" + "".join(f"{np.percentile(spent, q):>10.1f}" for q in (10, 50, 90, 99)))
 
 
 def while_scraped(address: str, work: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
