@@ -43,6 +43,9 @@ class CaptureProcess:
         self.noise_fd = -1
         try:
             self._process = self._spawn(child_announce, child_credit)
+        except BaseException:  # no process to be had: nothing may stay open
+            self._close_own()
+            raise
         finally:
             os.close(child_announce)
             os.close(child_credit)
@@ -133,15 +136,19 @@ class CaptureProcess:
 
     def release(self) -> None:
         """Close every descriptor; the child ends by that, unless the kernel holds it. Never waits."""
-        with self._lock:
-            if self._credit_fd < 0:
-                return
-            os.close(self._credit_fd)
-            self._credit_fd = -1
-        os.close(self.announce_fd)
+        if self._credit_fd < 0:
+            return
+        self._close_own()
         self.swallow_noise()
         assert self._process.stderr is not None
         self._process.stderr.close()
+
+    def _close_own(self) -> None:
+        """Our ends of the pipes, and the slots."""
+        with self._lock:
+            os.close(self._credit_fd)
+            self._credit_fd = -1
+        os.close(self.announce_fd)
         for slot in self._slots:
             slot.close()
 

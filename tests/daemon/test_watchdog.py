@@ -26,6 +26,7 @@ from avq.types import Frame, LatencyBudget, Published, RawOutputs
 from avq.types.frame import U8
 from tests.daemon.daemon_kit import LABELS, null_parts
 from tests.daemon.manager import Manager
+from tests.faults.scenarios import resources
 
 WATCHDOG_S = 0.4
 SOURCE = "scene://drive?fps=25&size=96x64"
@@ -337,10 +338,13 @@ def test_a_capture_process_that_dies_or_hangs_is_replaced_and_the_watchdog_fed(
 
 
 def test_a_camera_that_stays_away_is_accounted_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resources()
     service.start()
     os.kill(service.pid, signal.SIGKILL)
     monkeypatch.setattr("avq.daemon.capture.sys.executable", "/nonexistent")  # no process to be had any more
     assert service.manager.hear(20, until="WATCHDOG", times=20) == 20
+    service.end()
+    assert resources()["memfds"] == before["memfds"]
 
 
 def test_ready_comes_after_the_warm_up_and_stopping_before_the_end(service: Service) -> None:

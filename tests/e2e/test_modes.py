@@ -152,6 +152,7 @@ def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(veh
 def test_a_stride_drops_by_its_own_cause(vehicle: Vehicle) -> None:
     config = (
         CONFIG.format(fps=30)
+        .replace("deadline_ms = 400", "deadline_ms = 300")
         .replace('name = "best"', 'name = "best"\nstride = 3')
         .replace("scene://drive?", "scene://drive?frames=45&")
     )

@@ -85,6 +85,7 @@ class Grown:
 
 def live(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> Grown:
     """One run; frames come as fast as the capture process gives them."""
+    gc.collect()
     before = {**resources(), "threads": threading.active_count()}
     parts = null_parts()
 
