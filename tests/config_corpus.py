@@ -1,5 +1,5 @@
 """Wrong configurations: typos, units, impossible budgets, options a source cannot have, and what users of other
-services stumbled over. ``python -m tests.config_corpus`` checks them all and prints how long each took.
+services stumbled over. ``python -m tests.config_corpus`` checks them all and prints the processor time they took.
 """
 
 from __future__ import annotations
@@ -337,12 +337,13 @@ def main() -> int:
     spent, bad = [], 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "conf.toml"
-        path.write_text(VALID)
-        check_config(path, host)
+        for text in (VALID, RECIPE):  # what is imported late
+            path.write_text(text)
+            check_config(path, host)
         for wrong in corpus():
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             error = refusal(wrong, path, host)
-            spent.append(time.perf_counter() - start_s)
+            spent.append(time.process_time() - start_s)
             for fault in faults(wrong, error, path):
                 bad += 1
                 print(f"{wrong.line!r} -> {wrong.becomes!r}: {fault}")
