@@ -14,7 +14,7 @@ from avq.compare import Difference
 from avq.errors import RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.replay.log import open_log
+from avq.replay.open_log import open_log
 from avq.replay.outcome import Accepted, Outcome
 from avq.replay.reference import Reference, read_reference, require_acceptable, write_reference
 from avq.replay.result import ReplayResult

@@ -21,7 +21,8 @@ from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
 from avq.replay.drive import Drive, Kept
-from avq.replay.log import Log, open_log
+from avq.replay.log import Log
+from avq.replay.open_log import open_log
 from avq.replay.result import Answer, ReplayResult
 from avq.replay.timed import PrepareAhead, Stages, timed
 from avq.replay.timing import Bench, Timing, plan_timing

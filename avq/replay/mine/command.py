@@ -14,10 +14,11 @@ from avq.fanout import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.replay.frames import FrameKey
-from avq.replay.log import open_log, pictures_of
+from avq.replay.log import pictures_of
 from avq.replay.mine.choose import SIGNALS, Ranked, choose, rank
 from avq.replay.mine.judge import Judged, MineJob, judge_log
 from avq.replay.mine.write import write_set
+from avq.replay.open_log import open_log
 from avq.types import U8
 
 COUNT = 32

@@ -18,9 +18,9 @@ from avq.plugins import PluginHost
 from avq.preprocess import Preprocessor
 from avq.recording import LogReader
 from avq.replay.frames import FrameKey, loaded_ahead
-from avq.replay.log import open_log
 from avq.replay.matching import pair_frames
 from avq.replay.mine.choose import Frame
+from avq.replay.open_log import open_log
 from avq.replay.result import ReplayResult
 from avq.replay.run import ReplayRequest, replay
 from avq.sources.uri import local_path

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from avq.errors import DataError
 from avq.plugins import PluginHost
-from avq.replay.log import open_log, pictures_of
+from avq.replay.log import pictures_of
+from avq.replay.open_log import open_log
 from avq.replay.outcome import Outcome
 from avq.replay.report.foxglove import write_both
 from avq.replay.report.markdown import markdown
