@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -177,7 +178,8 @@ def replaced_s(life: Life) -> list[float]:
 
 
 def resources() -> dict[str, int]:
-    """Processes, descriptors and memory files that this process holds."""
+    """Processes, descriptors and memory files that this process holds, garbage left out."""
+    gc.collect()
     names = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
