@@ -44,6 +44,7 @@ _WARNED = {
     "shadow_failed",
     "drift_failed",
 }
+_CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead"}
 T = TypeVar("T", SourceType, SinkType)
 
 
@@ -198,6 +199,8 @@ def _listener(
             report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")
         if kind in _WARNED:
             report.warning(str(event.get("reason", kind)))
+        if kind in _CAMERA_WARNED:
+            report.warning(f"camera {event['camera']}: {event['reason']}")
         if kind == "alert_raised":
             for failure in host.budget_missed(event):
                 report.warning(failure)

@@ -284,7 +284,7 @@ class Receiver:
         if all(one.supervisor.exhausted and not one.supervisor.ever_opened for one in self._cameras):
             names = ", ".join(camera.name for camera in self._cameras)
             self._hopeless = MachineError(
-                f"no camera could be opened: {names}", seen=str(error), fix=error.fix
+                f"no camera could be opened: {names}", seen=_one_line(error), fix=error.fix
             )
             self._inbox.wake()
 

@@ -24,7 +24,8 @@ class V4l2Source:
         device = Path(uri.removeprefix("v4l2://").split("?", 1)[0])
         if not device.exists():
             cameras = [str(path) for path in Path("/dev").glob("video*")]
-            raise DataError(f"there is no camera {device}", seen=uri, fix=nearest(str(device), cameras))
+            fix = nearest(str(device), cameras) if cameras else "connect one: this machine has no /dev/video*"
+            raise DataError(f"there is no camera {device}", seen=uri, fix=fix)
         capture = CvCapture(
             str(device),
             cv2.CAP_V4L2,
