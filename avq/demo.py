@@ -14,7 +14,7 @@ from avq.build.dataset import CalibrationSet, open_set
 from avq.build.outcome import Outcome
 from avq.bundle import open_bundle
 from avq.daemon import RunOptions, RunSummary, serve_bundle
-from avq.demo_report import Served, demo_page, write_aside
+from avq.demo_report import Served, demo_page
 from avq.engines.isa import instruction_set
 from avq.errors import RequestError
 from avq.measure.detector import detector_of
@@ -27,6 +27,7 @@ from avq.scenes.dataset import write_labelled_set
 from avq.serve import parts_of
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Accuracy, Detections, Frame, LatencyBudget, Published, Recipe
+from avq.whole_file import write_whole
 
 FPS = 30
 DEADLINE_MS = 50
@@ -146,7 +147,7 @@ def run_demo(folder: Path, *, frames: int, report: Reporter) -> Result:
         folder, outcome, accuracy["float"], accuracy["INT8"], served.run, (sizes_mb[0], sizes_mb[1])
     )
     page = demo_page(result.rows(), outcome, served, pictures, boxes["float"], boxes["INT8"], own_commands())
-    write_aside(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
     return result
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from avq.build.dataset import CalibrationSet
 from avq.build.disagreement import worst_pairs
@@ -106,10 +104,3 @@ def _pairs(
     """The pictures on which the two disagree most."""
     blocks = worst_pairs(pictures.items, floats, found, labels, named="INT8", count=_SHOWN_PAIRS)
     return section("Where they disagree most", *blocks, lead="Held-out scenes, worst first.")
-
-
-def write_aside(path: Path, text: str) -> None:
-    """The file appears when it is complete."""
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -8,6 +8,7 @@ from typing import Any
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle_plan import plan_from_parts
 from avq.errors import RequestError, nearest
+from avq.whole_file import write_whole
 
 FORMATS = ("trt-cache", "aimet")
 NEWEST_AIMET = "2.0.0"
@@ -23,7 +24,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         version: of the AIMET encodings; for a cache, the number in its header, such as "8501".
 
     Raises:
-        RequestError: a float bundle, an unknown kind or version, an output that cannot be written.
+        RequestError: a float bundle, an unknown kind or version. DataError: the output cannot be written.
         PlanError: the plan has grids that the format cannot express; they are named.
     """
     from avq.build.sidefiles.lowered import look_at_lowered
@@ -44,7 +45,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         written = plan_as_aimet(plan, lowered, version or NEWEST_AIMET)
     else:
         written = plan_as_cache(plan, lowered, cache_header(version))
-    _put(output, written.data)
+    write_whole(output, written.data)
     return {
         "bundle": str(bundle),
         "format": kind,
@@ -53,16 +54,3 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         "entries": written.entries,
         "unsaid": {reason: list(names) for reason, names in written.unsaid.items()},
     }
-
-
-def _put(output: Path, data: bytes) -> None:
-    aside = output.with_name(f".{output.name}.new")
-    try:
-        aside.write_bytes(data)
-        aside.replace(output)
-    except OSError as error:
-        raise RequestError(
-            f"cannot write {output}",
-            seen=error.strerror or str(error),
-            fix="check the path and its permissions",
-        ) from None

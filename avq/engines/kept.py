@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from avq.errors import DataError
+from avq.whole_file import write_whole
 
 
 def cache_folder(kind: str) -> Path:
     """$XDG_CACHE_HOME/avq/``kind``."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "avq" / kind
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Whole or not at all; nothing fails because nothing can be kept."""
+    with suppress(OSError, DataError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,9 @@ class Kept:
 
     def put(self, key: Mapping[str, str], content: bytes) -> None:
         """Whole or not at all; nothing fails because nothing can be kept."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_aside(self._path(key), content)
-            sidecar = json.dumps({**key, "sha256": _sha256(content)}, sort_keys=True)
-            _write_aside(self._path(key).with_suffix(".json"), sidecar.encode())
-        except OSError:
-            return
+        keep(self._path(key), content)
+        sidecar = json.dumps({**key, "sha256": _sha256(content)}, sort_keys=True)
+        keep(self._path(key).with_suffix(".json"), sidecar.encode())
 
     def _path(self, key: Mapping[str, str]) -> Path:
         return self.folder / f"{_sha256(json.dumps(dict(key), sort_keys=True).encode())[:32]}.kept"
@@ -82,9 +88,3 @@ def _read_key(path: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) else None
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from avq.engines import common
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession, require_card
-from avq.engines.kept import cache_folder
+from avq.engines.kept import cache_folder, keep
 from avq.engines.tensorrt_build import BuildOptions, Told, build
 from avq.engines.tensorrt_layers import EngineLayer, layers_of, not_in_int8, precision_of, require_planned
 from avq.engines.tensorrt_log import last_words, make_log
@@ -106,7 +105,8 @@ class TensorRtEngine:
         finally:
             if cuda is not None:
                 cuda.close()
-        _keep(cache, built.timing_cache)
+        if built.timing_cache:
+            keep(cache, built.timing_cache)
         return CompiledEngine(here, built.data, built.seconds, built.layers, tuple(log.warnings))
 
     def open(self, model: bytes | Path, options: SessionOptions) -> TensorRtSession:
@@ -192,16 +192,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Whole or not at all; a build does not fail because nothing can be kept."""
-    if not content:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-    except OSError:
-        return

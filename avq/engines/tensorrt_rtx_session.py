@@ -7,13 +7,12 @@ TensorRT for RTX runs on, so nothing of this file but its refusals has been run.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from avq.engines.cuda import open_cuda
 from avq.engines.gpu_session import GpuSession
-from avq.engines.kept import cache_folder
+from avq.engines.kept import cache_folder, keep
 from avq.engines.tensorrt_log import last_words
 from avq.errors import BundleError
 
@@ -41,7 +40,7 @@ def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> GpuSessio
     # The library captures the graph of a frame itself: a second one around it would hold nothing.
     session = GpuSession(NAME, trt, runtime, engine, context, open_cuda(), precision=precision, graph=False)
     if kept is not None:
-        _write_aside(cache, bytes(memoryview(kept.serialize())))
+        keep(cache, bytes(memoryview(kept.serialize())))
     return session
 
 
@@ -84,10 +83,3 @@ def _cache_path(trt: Any, data: bytes) -> Path:
     """$XDG_CACHE_HOME/avq/rtx, by engine and library version."""
     key = hashlib.sha256(data + str(trt.__version__).encode()).hexdigest()
     return cache_folder("rtx") / f"{key}.kernels"
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)

@@ -16,8 +16,8 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
 from avq.replay.command import replay_log
 from avq.replay.merged import Merged
-from avq.replay.report import write_aside
 from avq.sources.uri import local_path
+from avq.whole_file import write_whole
 
 #: Finished replays of an interrupted run, below the folder of the report.
 ROWS = "rows"
@@ -149,7 +149,7 @@ class _Kept:
     def put(self, job: Job, row: dict[str, Any]) -> None:
         path = self._path(job)
         if path is not None and row["error"] is None:
-            write_aside(path, json.dumps(row))
+            write_whole(path, json.dumps(row))
 
     def _path(self, job: Job) -> Path | None:
         if self._folder is None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from avq.render.page import Fact, Headline, Tone, key_figures, page, section, table
-from avq.replay.report import COMMENT, PAGE, write_aside
+from avq.replay.report import COMMENT, PAGE
+from avq.whole_file import write_whole
 
 Row = Mapping[str, Any]
 
@@ -92,8 +93,8 @@ class Merged:
     def written(self, folder: Path) -> Merged:
         """One page and one comment over all; each replay's own report lies in a folder beside them."""
         files = {"page": folder / PAGE, "comment": folder / COMMENT}
-        write_aside(files["page"], self._page())
-        write_aside(files["comment"], self._comment())
+        write_whole(files["page"], self._page())
+        write_whole(files["comment"], self._comment())
         return replace(self, files=files)
 
     def _page(self) -> str:

@@ -23,6 +23,7 @@ from avq.replay.result import Answer, ReplayResult
 from avq.replay.timing import Timing
 from avq.replay.tolerance import Tolerances
 from avq.types import Detections, Published, StageTimes
+from avq.whole_file import written_whole
 
 FORMAT = "avq replay reference 1"
 _TOPIC = "/avq/replay"
@@ -98,10 +99,10 @@ def require_acceptable() -> None:
 def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) -> str:
     """Write ``path`` whole or not at all; returns the address. Raises DataError when it cannot be written."""
     address = address_of(result, tolerances)
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}")
     head = msgspec.json.encode(_head(result, tolerances), order="sorted").decode()
-    try:
+    with suppress(OSError):  # the writer below tells
         path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as aside:
         log = LogWriter(aside, {"format": FORMAT, "address": address, "head": head})
         for answer in result.answers:
             seen = answer.detections
@@ -115,12 +116,6 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
                 sequence=seen.seq,
             )
         log.close()
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None
-    finally:
-        with suppress(OSError):
-            aside.unlink()
     return address
 
 

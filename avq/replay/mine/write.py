@@ -16,8 +16,8 @@ import numpy as np
 from avq.errors import DataError
 from avq.replay.frames import FrameKey
 from avq.replay.mine.choose import Ranked
-from avq.replay.report import write_aside
 from avq.types import U8
+from avq.whole_file import write_whole
 
 COLUMNS = ("file", "sha256", "scene", "source", "licence")
 INDEX, PROPOSALS = "index.csv", "proposals.json"
@@ -49,7 +49,7 @@ def write_set(
         name = f"mined_{digest[:16]}.png"
         if digest not in known:
             known.add(digest)
-            _put(folder / name, data)
+            write_whole(folder / name, data)
             rows.append(_row(name, digest, row, log_digests[row.frame.log], licence))
             images.append({"file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
             boxes.append((name, row))
@@ -58,7 +58,7 @@ def write_set(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    write_aside(folder / INDEX, text.getvalue())
+    write_whole(folder / INDEX, text.getvalue())
     return len(images)
 
 
@@ -99,15 +99,6 @@ def _existing(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _put(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None
-
-
 def _write_proposals(
     path: Path, images: Sequence[Mapping[str, Any]], boxes: Sequence[tuple[str, Ranked]]
 ) -> None:
@@ -140,4 +131,4 @@ def _write_proposals(
                 }
             )
     table["categories"] = [{"id": number, "name": name} for name, number in ids.items()]
-    write_aside(path, json.dumps(table))
+    write_whole(path, json.dumps(table))

@@ -12,6 +12,7 @@ from avq.replay.outcome import Outcome
 from avq.replay.report.foxglove import write_both
 from avq.replay.report.markdown import markdown
 from avq.replay.report.page import replay_page, shown_pairs
+from avq.whole_file import write_whole
 
 PAGE, COMMENT, BOTH = "report.html", "diff.md", "both.mcap"
 #: What people attach to an issue and open on a phone.
@@ -36,19 +37,9 @@ def write_report(outcome: Outcome, folder: Path, host: PluginHost) -> dict[str, 
         shown = shown[: len(shown) // 2]
         text = replay_page(outcome, shown, pictures)
     files = {"page": folder / PAGE, "comment": folder / COMMENT}
-    write_aside(files["page"], text)
-    write_aside(files["comment"], markdown(outcome))
+    write_whole(files["page"], text)
+    write_whole(files["comment"], markdown(outcome))
     if outcome.verdict is not None:
         files["both"] = folder / BOTH
         write_both(files["both"], outcome, pictures)
     return files
-
-
-def write_aside(path: Path, text: str) -> None:
-    """The file appears when it is complete. Raises DataError when it cannot be written."""
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from avq.errors import DataError
 from avq.recording import LogWriter
 from avq.recording.recorder import annotations_message, picture_message
 from avq.recording.schemas import COMPRESSED_IMAGE, IMAGE_ANNOTATIONS
@@ -18,6 +15,7 @@ from avq.replay.frames import FrameKey
 from avq.replay.outcome import Outcome
 from avq.replay.result import Answer, ReplayResult
 from avq.types import U8
+from avq.whole_file import written_whole
 
 #: With pictures of the worst frames the file stays below the report's 3 MB.
 _PICTURE_BYTES = 2_000_000
@@ -34,9 +32,8 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
 
     Raises DataError when it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}")
     chosen = {pair.key for pair in outcome.worst_pairs()[:_MOST_FRAMES]} | set(pictures)
-    try:
+    with written_whole(path) as aside:
         log = LogWriter(aside, {"format": "avq replay both 1", "headline": outcome.headline})
         _write_pictures(log, outcome.result, pictures)
         for name, run in (("reference", outcome.reference), ("replay", outcome.result)):
@@ -54,12 +51,6 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
                 publish_time_ns=stamp,
             )
         log.close()
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="check path and space") from None
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def _stamp(answer: Answer, result: ReplayResult) -> int:
