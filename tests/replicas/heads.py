@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ def rows(x: Tensor, features: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, features)
 
 
-class DenseHead(nn.Module):
+class DenseHead(nn.Module, ABC):
     """Anchors or points on three maps, assigned by score and overlap.
 
     Subclasses give ``predict`` for the loss and ``exported`` for the file; both read what ``forward`` computes.
@@ -54,11 +55,13 @@ class DenseHead(nn.Module):
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("strides", strides, persistent=False)
 
+    @abstractmethod
     def predict(self, raw: list[list[Tensor]]) -> Prediction:
-        raise NotImplementedError
+        """What the loss reads."""
 
+    @abstractmethod
     def exported(self, raw: list[list[Tensor]]) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """What the file's outputs are."""
 
     def score_loss(self, found: Prediction, targets: Targets) -> Tensor:
         return sigmoid_scores(found, targets)
