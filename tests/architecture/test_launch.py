@@ -71,7 +71,7 @@ def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "python -m pytest -n 2 -k one thing\n"
+    assert done.stdout == "python -m pytest -n 2 --dist loadfile -k one thing\n"
 
 
 def test_the_licence_is_whole() -> None:

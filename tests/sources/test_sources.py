@@ -165,7 +165,7 @@ def test_a_scene_is_live_paced_and_repeatable() -> None:
         ("{d}/drvie.mp4", DataError, "did you mean 'drive.mp4'?"),
         ("{d}/nowhere/x.mp4", DataError, "does not exist either"),
         ("{d}/notes.txt", RequestError, ".mp4"),
-        ("v4l2:///dev/video987", DataError, "valid:"),
+        ("v4l2:///dev/video987", DataError, "/dev/video"),
     ],
 )
 def test_wrong_requests_are_told_with_the_nearest_right_one(
