@@ -13,7 +13,7 @@ from pathlib import Path
 
 from avq.errors import ConfigError
 from avq.plugins import PluginHost
-from avq.run_check import check_config
+from avq.serve.check import check_config
 
 VALID = """\
 bundle = "model.avq"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from avq import bundle as bundles
 from avq.bundle import EngineUse, Manifest, StrategyUse, open_bundle, staging_folder, write_bundle
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.errors import BundleError, PlanError, RefusedError
 from avq.types import (
     DecoderSpec,
@@ -129,7 +129,7 @@ def test_a_cut_manifest_is_noticed(length: int) -> None:
 
 
 def bundles_parse(raw: bytes) -> None:
-    from avq.bundle_manifest import parse
+    from avq.bundle.manifest import parse
 
     parse(raw, "somewhere")
 
@@ -203,7 +203,7 @@ def test_a_bundle_is_replaced_whole(folder: Path) -> None:
 
 
 def test_replacing_without_an_exchange_of_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avq.bundle_write._exchange", lambda a, b: False)
+    monkeypatch.setattr("avq.bundle.write._exchange", lambda a, b: False)
     write_bundle(staging_folder(folder), folder, manifest(), {"model.onnx": b"new"})
     assert open_bundle(folder).read("model.onnx") == b"new"
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -262,7 +262,7 @@ def test_arrays_are_read_without_unpickling(tmp_path: Path) -> None:
 
 def test_reading_a_bundle_needs_no_heavy_library(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from avq.bundle import open_bundle; import avq.bundle_plan\n"
+        "import sys; from pathlib import Path; from avq.bundle import open_bundle; import avq.bundle.plan\n"
         "open_bundle(Path(sys.argv[1])).verify()\n"
         "heavy = {'onnx', 'scipy', 'torch', 'onnxruntime', 'openvino', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from avq.config import json_schema, load_run
 from avq.errors import ConfigError
 from avq.plugins import PluginHost
-from avq.run_check import check_config
+from avq.serve.check import check_config
 from tests.config_corpus import RECIPE, VALID, corpus, faults, refusal
 
 

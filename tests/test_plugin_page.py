@@ -21,7 +21,7 @@ import pytest
 from avq import hookspecs
 from avq.build import build
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.config import load_run
 from avq.contract.__main__ import main as contract_command
 from avq.contract.sample import sample_answer, sample_model, sample_picture

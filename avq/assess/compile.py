@@ -30,7 +30,7 @@ from avq.bundle import (
     staging_folder,
     write_staged,
 )
-from avq.bundle_engines import ENGINES, EngineKey, engine_keys, engine_name, engines_part
+from avq.bundle.engines import ENGINES, EngineKey, engine_keys, engine_name, engines_part
 from avq.engines.isa import instruction_set
 from avq.errors import MachineError, RefusedError, RequestError, nearest
 from avq.hookspecs import Engine

@@ -11,7 +11,7 @@ import msgspec
 
 from avq.build.plan_diff import diff_plans
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, Manifest, OpenBundle, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.types import QuantizationPlan
 
 # Equal decisions may be measured at other times and packed into other bytes.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError, nearest
 from avq.whole_file import write_whole
 

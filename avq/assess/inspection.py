@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, is_bundle, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError
 
 

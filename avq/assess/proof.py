@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from avq.assess.roads import Road
 from avq.build.gate import MAX_SLOWDOWN
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, TWIN, EngineUse, OpenBundle
-from avq.bundle_engines import EngineKey, differences, engine_keys, engine_name, wanted_key
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.engines import EngineKey, differences, engine_keys, engine_name, wanted_key
+from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError
 from avq.hookspecs import Decoder, Engine, Session
 from avq.measure.golden import GoldenAnswer, ask_golden, golden_inputs

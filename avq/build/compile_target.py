@@ -22,7 +22,7 @@ from avq.build.target_cost import NAME as COST_MODEL
 from avq.build.target_cost import target_cost
 from avq.build.understand.frontend import Understood
 from avq.bundle import TWIN
-from avq.bundle_engines import ENGINES, EngineKey, engine_name, engines_part
+from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError
 from avq.hookspecs import Session
 from avq.progress import Reporter

@@ -27,7 +27,7 @@ from avq.bundle import (
     staging_folder,
     write_bundle,
 )
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.errors import RequestError
 from avq.hookspecs import Engine
 from avq.types import AnyArray, Edge, GraphView, QuantizationPlan, QuantPoint, SessionOptions

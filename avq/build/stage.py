@@ -32,7 +32,7 @@ from avq.bundle import (
     staging_folder,
     write_staged,
 )
-from avq.bundle_plan import plan_to_parts
+from avq.bundle.plan import plan_to_parts
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
 from avq.toolbox.macs import int8_mac_share

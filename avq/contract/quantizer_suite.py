@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.errors import PluginError, RequestError
 from avq.hookspecs import Quantizer, Workbench
 from avq.plugins import validate_options

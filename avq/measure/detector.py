@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from avq.bundle import MODEL, OpenBundle
-from avq.bundle_engines import ENGINES, require_engine, wanted_key
+from avq.bundle.engines import ENGINES, require_engine, wanted_key
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import BundleError, MachineError
 from avq.hookspecs import Decoder, Engine, Session

@@ -23,7 +23,7 @@ from avq.build import build
 from avq.build.dataset import open_set
 from avq.build.understand.host import understand_alone
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, OpenBundle, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.demo import builtin_recipe
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost

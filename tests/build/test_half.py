@@ -14,7 +14,7 @@ from avq.build.graph.view import view_of
 from avq.build.half import activation_peaks, in_half
 from avq.build.lower import lower
 from avq.build.target_cost import target_cost
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import engine_by_name
 from avq.types import GraphView, QuantizationPlan
 from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net

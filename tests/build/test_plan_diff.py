@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from avq.build.plan_diff import diff_plans
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.errors import PlanError
 from avq.types import Edge, NodePrecision, QuantizationPlan, QuantPoint
 

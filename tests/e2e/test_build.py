@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avq.bundle import GOLDEN, PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.errors import RefusedError
 from avq.scenes import builtin_detector_path
 from tests.e2e.conftest import CALIBRATION, run_avq

@@ -19,7 +19,7 @@ from avq.assess.trust import keygen, sign
 from avq.build.dataset import open_set, read_picture
 from avq.build.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
-from avq.bundle_engines import ENGINES, engine_keys, engines_part
+from avq.bundle.engines import ENGINES, engine_keys, engines_part
 from avq.engines import engine_by_name
 from avq.engines.isa import instruction_set
 from avq.engines.tensorrt_build import BuildOptions

@@ -13,7 +13,7 @@ from avq.build.sidefiles import WRITTEN_VERSIONS
 from avq.build.sidefiles.read import read_side_file
 from avq.build.understand.fold_input import fold_input
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.scenes import builtin_detector_path
 from avq.types import GraphView, QuantizationPlan
 from tests.e2e.conftest import run_avq

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.scenes import builtin_detector_path
 from tests.e2e.conftest import CALIBRATION, run_avq
 

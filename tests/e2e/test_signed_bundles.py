@@ -13,7 +13,7 @@ import pytest
 
 from avq.assess import trust
 from avq.bundle import MANIFEST, SIGNATURE, open_bundle, read_trust, render, sealed
-from avq.bundle_manifest import parse
+from avq.bundle.manifest import parse
 from avq.config import Camera, RunConfig, Security
 from avq.errors import AvqError, BundleError, RequestError
 from avq.plugins import PluginHost

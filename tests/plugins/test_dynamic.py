@@ -10,7 +10,7 @@ import pytest
 from avq_dynamic import DynamicOptions, DynamicQuantizer
 
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.contract.workbench import check_strategy, on_workbench
 from avq.errors import RequestError
 from avq.scenes import builtin_detector_path

@@ -13,7 +13,7 @@ from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
 from avq.build.dataset import open_set
 from avq.bundle import GOLDEN, MODEL, PLAN_ARRAYS, PLAN_JSON, PROBE, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.engines import builtin_engines
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.scenes import builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
 from tests.conftest import ROOT

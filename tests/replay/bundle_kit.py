@@ -13,7 +13,7 @@ from avq.build.request import Request, check
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
-from avq.bundle_plan import plan_to_parts
+from avq.bundle.plan import plan_to_parts
 from avq.contract.workbench import on_workbench
 from avq.hookspecs import Workbench
 from avq.plugins import PluginHost

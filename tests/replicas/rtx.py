@@ -12,7 +12,7 @@ from avq.build.lower import lower
 from avq.build.outcome import Outcome
 from avq.build.understand.host import understand_alone
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
-from avq.bundle_plan import plan_from_parts
+from avq.bundle.plan import plan_from_parts
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Recipe

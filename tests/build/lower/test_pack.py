@@ -15,7 +15,7 @@ from avq.build.lower import lower, saturation_probe
 from avq.build.lower.grid import quantize_constant, spread
 from avq.build.lower.model import Model
 from avq.build.lower.pack import pack, packed_bytes, write_unpacking
-from avq.bundle_plan import plan_from_parts, plan_to_parts
+from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import builtin_engines, engine_by_name
 from avq.errors import PlanError
 from avq.types import Edge, QuantizationPlan, QuantPoint, SessionOptions

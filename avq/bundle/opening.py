@@ -13,55 +13,27 @@ from pathlib import Path
 
 import numpy as np
 
-from avq.bundle_manifest import (
-    FORMAT,
+from avq.bundle.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    CalibrationUse,
-    EngineUse,
     Manifest,
     Part,
-    StrategyUse,
     check_machine,
     parse,
     render,
-    sealed,
 )
-from avq.bundle_signature import (
+from avq.bundle.signature import (
     MAX_SIGNATURE_BYTES,
     SIGNATURE,
     PublicKey,
     Trust,
-    generate_key,
-    read_trust,
     sign_manifest,
 )
-from avq.bundle_write import (
-    publish,
+from avq.bundle.write import (
     put_signature,
-    require_replaceable,
-    staging_folder,
-    write_bundle,
-    write_staged,
 )
 from avq.errors import BundleError, RefusedError, nearest
 from avq.types import AnyArray
-
-MODEL = "model.onnx"
-PLAN_JSON = "plan.json"
-PLAN_ARRAYS = "plan.npz"
-GOLDEN = "golden.npz"
-#: The same network without INT8, where the build wrote one: what a vehicle times INT8 against.
-TWIN = "float.onnx"
-#: Engines compiled ahead, by compute capability: "engine.sm87".
-ENGINE_PREFIX = "engine."
-#: What DLA and TensorRT 10's own calibration take: no Q/DQ, ranges beside the file, precisions by layer name.
-IMPLICIT = "implicit.onnx"
-IMPLICIT_CACHE = "implicit.cache"
-IMPLICIT_PRECISIONS = "implicit.json"
-PROBE = "probe.onnx"
-DRIFT = "drift.json"
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -230,43 +202,3 @@ def _difference(content: bytes, listed: Part) -> str:
     if len(content) < listed.bytes:
         return f"{len(content)} of {listed.bytes} bytes"
     return f"sha256 {hashlib.sha256(content).hexdigest()[:12]}, manifest {listed.sha256[:12]}"
-
-
-__all__ = [
-    "DRIFT",
-    "ENGINE_PREFIX",
-    "FORMAT",
-    "GOLDEN",
-    "IMPLICIT",
-    "IMPLICIT_CACHE",
-    "IMPLICIT_PRECISIONS",
-    "MANIFEST",
-    "MODEL",
-    "PLAN_ARRAYS",
-    "PLAN_JSON",
-    "PROBE",
-    "REPORT",
-    "SIGNATURE",
-    "TWIN",
-    "CalibrationUse",
-    "EngineUse",
-    "Manifest",
-    "OpenBundle",
-    "Part",
-    "PublicKey",
-    "StrategyUse",
-    "Trust",
-    "check_machine",
-    "generate_key",
-    "is_bundle",
-    "open_bundle",
-    "publish",
-    "read_trust",
-    "render",
-    "require_replaceable",
-    "sealed",
-    "sign_bundle",
-    "staging_folder",
-    "write_bundle",
-    "write_staged",
-]

@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from avq.cli_kit import AvqGroup, Call, command
+from avq.cli.kit import PATH, AvqGroup, Call, cli, command
 
-_PATH = click.Path(path_type=Path)
-_OUTPUT = click.option("-o", "--output", type=_PATH, required=True, help="what to write")
+_OUTPUT = click.option("-o", "--output", type=PATH, required=True, help="what to write")
 
 
-@click.group(name="log", cls=AvqGroup)
+@cli.group(name="log", cls=AvqGroup)
 def log() -> None:
     """Look into logs, recover, cut, merge, convert and check them (MCAP files and rosbag2 folders)."""
 
@@ -24,7 +23,7 @@ def _blur_options(handler: Callable[..., int]) -> Callable[..., int]:
         click.option(
             "--blur-class", "blur_classes", multiple=True, metavar="NAME", help="hide these instead"
         ),
-        click.option("--bundle", type=_PATH, help="with --blur: finds what to hide, beside recorded boxes"),
+        click.option("--bundle", type=PATH, help="with --blur: finds what to hide, beside recorded boxes"),
         click.option("--blur", "blurred", is_flag=True, help="hide every detected person and vehicle"),
     ):
         handler = option(handler)
@@ -32,7 +31,7 @@ def _blur_options(handler: Callable[..., int]) -> Callable[..., int]:
 
 
 @command(log)
-@click.argument("path", metavar="LOG", type=_PATH)
+@click.argument("path", metavar="LOG", type=PATH)
 def info(call: Call, path: Path) -> int:
     """Topics, rates, span and damage of a log."""
     from avq.logs.info import info as look
@@ -43,7 +42,7 @@ def info(call: Call, path: Path) -> int:
 
 
 @command(log)
-@click.argument("path", metavar="LOG", type=_PATH)
+@click.argument("path", metavar="LOG", type=PATH)
 def verify(call: Call, path: Path) -> int:
     """Read everything with every check; exit code 1 when anything is damaged."""
     from avq.logs.info import verify as check
@@ -56,7 +55,7 @@ def verify(call: Call, path: Path) -> int:
 
 
 @command(log)
-@click.argument("path", metavar="LOG", type=_PATH)
+@click.argument("path", metavar="LOG", type=PATH)
 @_OUTPUT
 @click.option("--from", "start_s", type=click.FloatRange(min=0), help="seconds after the first message")
 @click.option("--to", "end_s", type=click.FloatRange(min=0), help="seconds after the first message")
@@ -76,7 +75,7 @@ def cut(call: Call, path: Path, output: Path, **arguments: Any) -> int:
 
 
 @command(log)
-@click.argument("paths", metavar="LOG...", type=_PATH, nargs=-1, required=True)
+@click.argument("paths", metavar="LOG...", type=PATH, nargs=-1, required=True)
 @_OUTPUT
 def merge(call: Call, paths: tuple[Path, ...], output: Path) -> int:
     """Write several logs as one, by log time; what two of them hold is written once."""
@@ -86,7 +85,7 @@ def merge(call: Call, paths: tuple[Path, ...], output: Path) -> int:
 
 
 @command(log)
-@click.argument("path", metavar="LOG", type=_PATH)
+@click.argument("path", metavar="LOG", type=PATH)
 @_OUTPUT
 @click.option("--storage", default="mcap", show_default=True, help="of a rosbag2 folder: mcap, sqlite3")
 @_blur_options

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from avq.bundle_manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
-from avq.bundle_signature import SIGNATURE
+from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
+from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
 
 _AT_FDCWD = -100

@@ -14,7 +14,8 @@ from avq.build.dataset import CalibrationSet, open_set
 from avq.build.outcome import Outcome
 from avq.bundle import open_bundle
 from avq.daemon import RunOptions, RunSummary, serve_bundle
-from avq.demo_report import Served, demo_page
+from avq.daemon.opening import parts_of
+from avq.demo.report import Served, demo_page
 from avq.engines.isa import instruction_set
 from avq.errors import RequestError
 from avq.measure.detector import detector_of
@@ -24,7 +25,6 @@ from avq.progress import Reporter
 from avq.render import draw_detections, write_clip
 from avq.scenes import CLASS_NAMES, builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
-from avq.serve import parts_of
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Accuracy, Detections, Frame, LatencyBudget, Published, Recipe
 from avq.whole_file import write_whole

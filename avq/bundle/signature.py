@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from avq import ed25519
+from avq.bundle import ed25519
 from avq.errors import BundleError, RequestError
 
 SIGNATURE = "signature"

@@ -1,4 +1,4 @@
-"""What all commands share: --json, one answer, errors with exit codes, nearest names."""
+"""What all commands share: their root, --json, one answer, errors with exit codes, nearest names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from avq import __version__
 from avq.errors import AvqError, nearest
 from avq.terminal import Terminal, as_table, console
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from avq.plugins import PluginHost
 
 Tables = Sequence[tuple[str, Sequence[Mapping[str, object]]]]
+#: The type of arguments and options that name files.
+PATH = click.Path(path_type=Path)
 
 
 class Call:
@@ -96,6 +99,12 @@ class AvqGroup(click.Group):
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"no command '{args[0]}': {nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
+
+
+@click.group(cls=AvqGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="avq")
+def cli() -> None:
+    """Build INT8 detection engines that are measured, serve them inside a latency budget, and say why."""
 
 
 class DefaultCommandGroup(click.Group):

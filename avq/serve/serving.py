@@ -23,14 +23,13 @@ from avq.daemon import (
 from avq.daemon.exchange import Exchange
 from avq.daemon.modes import Mode
 from avq.daemon.notify import Notifier
-from avq.daemon.opening import parts_of
 from avq.daemon.starting import Instead, start
 from avq.daemon.watch import Unwatched
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.serve_beside import asides_of, exchange_of, mode_sources, opener_of
+from avq.serve.beside import asides_of, exchange_of, mode_sources, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.web import Board, facts, open_page, web_from_flag
 
@@ -272,6 +271,3 @@ def _alert_watch(config: RunConfig, labels: tuple[str, ...]) -> AlertWatch:
         unix_minus_monotonic_ns=time.time_ns() - time.monotonic_ns(),
         vehicle=config.vehicle,
     )
-
-
-__all__ = ["mode_sources", "parts_of", "run_config", "serve", "summary_tables"]
