@@ -131,7 +131,7 @@ def _serve(
     try:
         asides = asides_of(config, host, opener, served, report)
         if board is not None:
-            board.describe(facts(config, served.modes))
+            board.describe(facts(config, served))
         sinks = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
         for mode in served.modes:
             report.message(_serving(mode))
@@ -188,11 +188,10 @@ def _listener(
     """What hears every event, on a thread of its own: the page, the hooks, and whoever reads standard error."""
 
     def on_event(event: Mapping[str, Any]) -> None:
-        kind, serving = event.get("kind"), exchange.serving
+        kind = event.get("kind")
         if board is not None:
-            if kind in ("bundle_swapped", "swap_rolled_back") and serving.bundle is not None:
-                now = config.model_copy(update={"bundle": serving.bundle.path})
-                board.describe(facts(now, serving.modes))
+            if kind in ("bundle_swapped", "swap_rolled_back"):
+                board.describe(facts(config, exchange.serving))
             board.told(event)
         if kind == "alert":
             report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")

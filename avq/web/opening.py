@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from avq.config import RunConfig, WebConfig
-from avq.daemon import Mode
+from avq.daemon.modes import Served
 from avq.errors import MachineError, RequestError
 from avq.progress import Reporter
 from avq.web.board import Board
@@ -65,9 +65,13 @@ def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[Board 
         yield board
 
 
-def facts(config: RunConfig, modes: Sequence[Mode]) -> dict[str, Any]:
-    """What does not change while the run lasts, or until another bundle serves."""
-    parts = modes[0].parts
+def facts(config: RunConfig, served: Served) -> dict[str, Any]:
+    """What does not change while the run lasts, or until another bundle serves.
+
+    What serves need not be what the configuration names: a fallback, or a bundle that was swapped in.
+    """
+    parts = served.modes[0].parts
+    folder = served.bundle.path if served.bundle is not None else config.bundle
     return {
         "version": version("avq"),
         "host": platform.node(),
@@ -79,7 +83,7 @@ def facts(config: RunConfig, modes: Sequence[Mode]) -> dict[str, Any]:
             camera.id: camera.deadline_ms or config.budget.deadline_ms for camera in config.cameras
         },
         "bundle": {
-            "name": config.bundle.name,
+            "name": folder.name,
             "digest": parts.bundle_digest,
             "engine": parts.session.engine,
             "precision": parts.session.precision,
@@ -94,7 +98,7 @@ def facts(config: RunConfig, modes: Sequence[Mode]) -> dict[str, Any]:
                 "input_px": list(mode.parts.input_size_px),
                 "stride": mode.stride,
             }
-            for mode in modes
+            for mode in served.modes
         ],
     }
 

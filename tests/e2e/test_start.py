@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from urllib.request import urlopen
 
 import msgspec
 import pytest
 
 from avq.assess.trust import keygen, sign
 from avq.bundle import GOLDEN, MODEL, EngineUse, open_bundle
-from avq.config import Camera, RunConfig, Security
+from avq.config import Camera, RunConfig, Security, WebConfig
 from avq.config.run import Fallback
 from avq.errors import AvqError, BundleError, MachineError
 from avq.plugins import PluginHost
@@ -27,6 +29,22 @@ class Listening(Silent):
         self.lines.append(text)
 
     warning = message
+
+
+class Looking(Listening):
+    """Opens the page when it hears what serves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: dict = {}
+
+    def message(self, text: str) -> None:
+        super().message(text)
+        if text.startswith("serving bundle"):
+            address = next(line.removeprefix("page: ") for line in self.lines if line.startswith("page: "))
+            with urlopen(f"{address}/events?only=status", timeout=30) as stream:
+                lines = (line.decode() for line in stream)
+                self.facts = next(json.loads(line[6:]) for line in lines if line.startswith("data: "))
 
 
 @pytest.fixture
@@ -52,15 +70,18 @@ def elsewhere(good: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def served(path: Path, security: Security | None = None, **fallback: object) -> tuple[int, list[str]]:
+def served(
+    path: Path, security: Security | None = None, report: Listening | None = None, **fallback: object
+) -> tuple[int, list[str]]:
     """(frames published, what was said)."""
-    report = Listening()
+    report = report or Listening()
     config = RunConfig(
         bundle=path,
         cameras=(Camera(id="front", source="scene://drive?seed=3&size=320x192", policy="every"),),
         frames=2,
         fallback=Fallback(**fallback),
         security=security or Security(),
+        web=WebConfig(port=0),
     )
     published = serve(config, PluginHost(), report).as_json()["published"]
     return published, report.lines
@@ -86,6 +107,14 @@ def test_the_previous_bundle_takes_over_loudly(bad: Path, good: Path):
     assert published == 2
     assert [line for line in said if "SERVING INSTEAD" in line and str(good) in line and "golden" in line]
     assert [line for line in said if open_bundle(good).digest[:12] in line]
+
+
+def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path, good: Path):
+    pytest.importorskip("avq.web.app", reason="the extra 'web' is not installed")
+    report = Looking()
+    served(bad, report=report, bundle=good)
+    shown = report.facts["bundle"]
+    assert (shown["name"], shown["digest"]) == ("good.avq", open_bundle(good).digest)
 
 
 def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path):
