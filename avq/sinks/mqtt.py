@@ -77,7 +77,7 @@ class MqttSink:
         """Frames stay in the car."""
 
     def write_event(self, event: Mapping[str, Any]) -> None:
-        """Spool an alert; it is on disk when this returns."""
+        """Spool an alert; it is on disk when this returns, if the disk takes it."""
         if event.get("kind") == "alert":
             self._spool.add(self._encode({key: value for key, value in event.items() if key != "kind"}))
             self._calls.put(("look", 0))
@@ -86,6 +86,7 @@ class MqttSink:
         return {
             "delivered": self._delivered,
             "waiting": len(self._spool),
+            "unsaved": self._spool.unsaved,
             "dropped": self._spool.dropped,
             "connected": int(self._connected),
         }

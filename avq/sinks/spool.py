@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ class Waiting:
 class Spool:
     """A queue that survives its process.
 
-    A message is written aside, synced and renamed, so it is there whole or not at all. Where the bound is reached the
-    oldest message goes, except the very oldest, which may be on its way out.
+    A message is written aside, synced and renamed, so it is there whole or not at all. What the disk refuses waits in
+    memory, and is saved when the disk takes messages again. Where the bound is reached the oldest message goes, except
+    the very oldest, which may be on its way out.
 
     Args:
         folder: made when absent; one process at a time.
@@ -60,35 +62,71 @@ class Spool:
             ) from None
         for path in folder.glob("*.new"):
             path.unlink(missing_ok=True)  # half-written by a process that was killed
+        self._unsaved: dict[int, bytes] = {}
         self._numbers = sorted(int(path.stem) for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit())
         self._next = self._numbers[-1] + 1 if self._numbers else 1
 
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def unsaved(self) -> int:
+        """Messages that only this process has, because the disk refused them."""
+        return len(self._unsaved)
+
     def add(self, body: bytes) -> None:
-        """Keep a message; it is on disk when this returns. Raises OSError."""
-        path = self._path(self._next)
-        aside = path.with_suffix(".new")
-        with aside.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-        _sync_folder(self._folder)
+        """Keep a message: on disk when this returns, or in memory where the disk is full or broken."""
+        number = self._next
+        self._next += 1
+        saved = self._save_what_waits() and self._saved(number, body)
         with self._mutex:
-            self._numbers.append(self._next)
-            self._next += 1
+            if not saved:
+                self._unsaved[number] = body
+            self._numbers.append(number)
             while len(self._numbers) > self._limit:
-                self._path(self._numbers.pop(1)).unlink(missing_ok=True)
+                self._forget(self._numbers.pop(1))
                 self.dropped += 1
+
+    def _save_what_waits(self) -> bool:
+        """Save what the disk refused before, oldest first; False when it still does."""
+        for number, body in list(self._unsaved.items()):
+            if not self._saved(number, body):
+                return False
+            with self._mutex:
+                if self._unsaved.pop(number, None) is None:  # delivered meanwhile
+                    self._forget(number)
+        return True
+
+    def _saved(self, number: int, body: bytes) -> bool:
+        try:
+            self._save(number, body)
+        except OSError:
+            return False
+        return True
+
+    def _save(self, number: int, body: bytes) -> None:
+        path = self._path(number)
+        aside = path.with_suffix(".new")
+        try:
+            with aside.open("wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(path)
+            _sync_folder(self._folder)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
 
     def oldest(self) -> Waiting | None:
         """The next message to deliver. One that cannot be read any more is passed over and counted as dropped."""
         with self._mutex:
             while self._numbers:
+                number = self._numbers[0]
                 try:
-                    return Waiting(self._numbers[0], self._path(self._numbers[0]).read_bytes())
+                    body = self._unsaved.get(number)
+                    return Waiting(number, self._path(number).read_bytes() if body is None else body)
                 except OSError:
                     self.dropped += 1
                     del self._numbers[0]
@@ -98,7 +136,12 @@ class Spool:
         """It was delivered."""
         with self._mutex:
             self._numbers.remove(number)
-        self._path(number).unlink(missing_ok=True)
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._unsaved.pop(number, None)
+        with suppress(OSError):
+            self._path(number).unlink(missing_ok=True)
 
     def close(self) -> None:
         os.close(self._lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from avq.daemon.publish import Lane
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.mqtt_target import mqtt_target
-from avq.sinks.spool import Spool
+from avq.sinks.spool import Spool, Waiting
 from avq.types import StageTimes
 from tests.conftest import ROOT
 from tests.recording.recording_kit import published
@@ -181,6 +182,35 @@ def test_the_spool_is_bounded_whole_and_of_one_process(tmp_path: Path) -> None:
     # the very oldest may be on its way out, so the next ones went
     assert (bodies, spool.dropped, sorted(tmp_path.glob("*.new"))) == ([b"0", b"4", b"5", b"6"], 3, [])
     again.close()
+
+
+def test_what_the_disk_refuses_waits_in_memory_and_is_saved_later(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", limit=6)
+    spool.add(b"a")
+    (tmp_path / "spool").rename(tmp_path / "gone")
+    for body in (b"b", b"c", b""):
+        spool.add(body)
+    assert (len(spool), spool.unsaved, spool.dropped) == (4, 3, 0)
+    (tmp_path / "gone").rename(tmp_path / "spool")
+    for number, body in enumerate((b"a", b"b"), 1):
+        assert spool.oldest() == Waiting(number, body)
+        spool.remove(number)
+    assert spool.unsaved == 2
+    spool.add(b"d")
+    assert spool.unsaved == 0
+    spool.close()
+    again = Spool(tmp_path / "spool", limit=6)
+    assert [path.read_bytes() for path in sorted((tmp_path / "spool").glob("*.json"))] == [b"c", b"", b"d"]
+    again.close()
+
+
+def test_memory_that_stands_in_for_a_disk_is_bounded_too(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", limit=3)
+    shutil.rmtree(tmp_path / "spool")
+    for number in range(10):
+        spool.add(str(number).encode())
+    assert (len(spool), spool.unsaved, spool.dropped) == (3, 3, 7)
+    spool.close()
 
 
 def test_only_alerts_leave_the_car(tmp_path: Path, broker: Broker, listener: Listener) -> None:
