@@ -18,6 +18,8 @@ from avq.uris import one_of, parameters
 
 PARAMETERS = ("mode", "connect", "listen", "scout")
 MODES = ("peer", "client")
+#: Closing cuts off what is not out yet, and Zenoh does not say when all of it is.
+_LINGER_S = 0.5
 _KEY = re.compile(r"[^/*$#?\s]+(/[^/*$#?\s]+)*")
 
 
@@ -62,6 +64,9 @@ def _endpoint(text: str, uri: str) -> str:
 class ZenohSink:
     """One publisher per camera, declared with its first message; nobody has to listen.
 
+    A listener that takes too little is waited for, on the sink's thread: what it misses is then counted. (Zenoh alone
+    would drop it and not say so.) One that takes nothing for five seconds is given up by Zenoh, until it comes back.
+
     Args:
         key: prefix of the keys.
         settings: of Zenoh, by path.
@@ -97,8 +102,16 @@ class ZenohSink:
     def write(self, message: Published, frame: Frame | None) -> None:
         camera = message.detections.camera
         if camera not in self._publishers:
-            self._publishers[camera] = self._session.declare_publisher(f"{self._key}/{camera}/detections")
+            self._publishers[camera] = self._declared(camera)
         self._publishers[camera].put(self._arrays.cdr(message))
 
+    def _declared(self, camera: str) -> Any:
+        from zenoh import CongestionControl
+
+        return self._session.declare_publisher(
+            f"{self._key}/{camera}/detections", congestion_control=CongestionControl.BLOCK
+        )
+
     def close(self) -> None:
+        time.sleep(_LINGER_S if self._publishers else 0.0)
         self._session.close()

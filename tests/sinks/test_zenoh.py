@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from avq.sinks.zenoh import zenoh_settings
 from avq.types import StageTimes
 from tests.conftest import ROOT
 from tests.recording.recording_kit import LABELS, published
-from tests.sinks.broker import free_port
+from tests.sinks.broker import free_port, wait_until
 
 pytest.importorskip("zenoh", reason='eclipse-zenoh is not installed (pip install "avq[zenoh]")')
 pytest.importorskip("rosbags", reason='rosbags is not installed (pip install "avq[zenoh]")')
@@ -59,6 +60,35 @@ def _publish_until_heard(sink, peer, message) -> dict:  # type: ignore[no-untype
             if selector.select(0.05):
                 return json.loads(peer.stdout.readline())
     raise AssertionError("the peer heard nothing in 20 s")
+
+
+def test_what_a_slow_listener_misses_is_counted() -> None:
+    endpoint = f"tcp/127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "tests.sinks.zenoh_peer", f"{endpoint}#so_rcvbuf=65536", "a/**", "5"]
+    peer = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert peer.stdin is not None and peer.stdout is not None
+    try:
+        assert peer.stdout.readline() == "READY\n"
+        uri = f"zenoh://a?connect={endpoint}#so_sndbuf=65536&scout=false"
+        sink = open_sink(uri, sink_types(), labels=LABELS)
+        _publish_until_heard(sink, peer, published(0)[0])
+        lines: list[str] = []
+        reading = threading.Thread(target=lines.extend, args=(peer.stdout,))
+        reading.start()
+        lane = Lane(sink, "zenoh", 8)
+        for _ in range(700):
+            lane.offer(*published(1, boxes=100), StageTimes(1, 1, 1, 1), wait=False)
+            time.sleep(0.001)
+        report = lane.close(20)
+        wait_until(lambda: len(lines) >= report.written)
+    finally:
+        peer.stdin.close()
+        peer.wait(20)
+    reading.join(20)
+    peer.stdout.close()
+    heard = sum(len(json.loads(line)["found"]) == 100 for line in lines)
+    assert (report.written + report.missed, report.error) == (700, "") and report.missed > 0
+    assert heard == report.written
 
 
 def test_without_any_listener_nothing_waits_and_nothing_is_missed() -> None:

@@ -1,25 +1,28 @@
 """A Zenoh peer in a process of its own: prints READY, then what it hears as one line of JSON per message.
 
-Usage: python -m tests.sinks.zenoh_peer ENDPOINT KEY
+Usage: python -m tests.sinks.zenoh_peer ENDPOINT KEY [PAUSE_MS]   (after each message)
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 
 import zenoh
 
 from avq.sinks.vision_msgs import DETECTIONS, vision_types
 
 
-def main(endpoint: str, key: str) -> None:
+def main(endpoint: str, key: str, pause_ms: str = "0") -> None:
     store = vision_types()
     config = zenoh.Config()
     config.insert_json5("listen/endpoints", json.dumps([endpoint]))
     config.insert_json5("scouting/multicast/enabled", "false")
+    config.insert_json5("transport/shared_memory/enabled", "false")  # as on another machine
 
     def hear(sample: zenoh.Sample) -> None:
+        time.sleep(float(pause_ms) / 1000)
         message = store.deserialize_cdr(bytes(sample.payload), DETECTIONS)
         stamp = message.header.stamp
         print(
