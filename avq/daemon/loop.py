@@ -58,7 +58,12 @@ def serve_bundle(
     inbox = SharedInbox()
     exchange = settled.exchange
     reload = exchange.signalled if exchange is not None and exchange.reloads else None
-    with obeyed(inbox.stop, reload) if settled.signals else nullcontext():
+
+    def stop() -> None:
+        publisher.hurry()  # the loop may be waiting for a sink
+        inbox.stop()
+
+    with obeyed(stop, reload) if settled.signals else nullcontext():
         try:
             _check(modes, sources)
             settled.notifier.loading("warming the engine up")
@@ -83,7 +88,7 @@ def serve_bundle(
         finally:
             for aside in settled.asides:
                 aside.close()
-            reports = publisher.close()
+            reports = publisher.close(settled.drain_s)
     if receiver.refused is not None:
         raise receiver.refused
     return RunSummary(

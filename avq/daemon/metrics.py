@@ -80,10 +80,7 @@ class RunSummary:
             "stages": self.metrics,
             "events": list(self.events),
             "failures": [_failure_row(failure) for failure in self.failures],
-            "sinks": [
-                {"name": s.name, "written": s.written, "missed": s.missed, "error": s.error, **s.numbers}
-                for s in self.sinks
-            ],
+            "sinks": [sink.as_json() for sink in self.sinks],
             **self.asides,
         }
 

@@ -11,6 +11,7 @@ from avq.daemon.exchange import Exchange
 from avq.daemon.messages import Policy
 from avq.daemon.notify import Notifier
 from avq.daemon.pipeline import Turn
+from avq.daemon.publish import DRAIN_S
 from avq.daemon.supervisor import RestartPolicy
 from avq.daemon.watch import Unwatched, Watcher
 
@@ -49,6 +50,7 @@ class RunOptions:
         notifier: the service manager.
         exchange: puts other bundles in service; stays the caller's to close.
         asides: work beside the frame path; closed with the run.
+        drain_s: what the sinks have, together, to write what waits when the run ends.
     """
 
     frames: int | None = None
@@ -65,6 +67,7 @@ class RunOptions:
     notifier: Notifier = field(default_factory=Notifier)
     exchange: Exchange | None = None
     asides: tuple[Aside, ...] = ()
+    drain_s: float = DRAIN_S
 
     def of(self, camera: str) -> CameraOptions:
         """What holds for one camera."""

@@ -14,6 +14,8 @@ from avq.types import Frame, Published, StageTimes
 
 MESSAGES_QUEUED = 256
 PICTURES_QUEUED = 8
+#: What sinks have, together, to write what waits when a run ends.
+DRAIN_S = 10.0
 _LOOK_AGAIN_S = 0.001
 
 
@@ -64,6 +66,11 @@ class SinkReport:
     error: str
     numbers: Mapping[str, int] = field(default_factory=dict)
 
+    def as_json(self) -> dict[str, Any]:
+        """One row, for the summary and the status."""
+        row = {"name": self.name, "written": self.written, "missed": self.missed, "error": self.error}
+        return {**row, **self.numbers}
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -92,6 +99,7 @@ class Lane:
         self._refused = 0  # counted by the loop
         self._unheard = 0  # events, from any thread
         self._lock = threading.Lock()  # of events: more than one thread tells them
+        self._in_hand = False  # the sink has been given one and has not come back
         self._events_only = isinstance(sink, EventsOnly) and sink.events_only
         self._patient = True
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
@@ -129,11 +137,13 @@ class Lane:
             if self.error:
                 self._unwritten += 1
                 continue
+            self._in_hand = True
             try:
                 self._write(item)
             except Exception as error:  # a sink's fault must not reach the frame path
                 self.error = f"{type(error).__name__}: {error}"
                 self._unwritten += 1
+            self._in_hand = False
         self._close_sink()
 
     def _write(self, item: _Item | Mapping[str, Any]) -> None:
@@ -157,14 +167,22 @@ class Lane:
         """Wait no longer for a sink that does not keep up."""
         self._patient = False
 
-    def close(self, timeout_s: float) -> SinkReport:
-        """Write what waits, close the sink; a sink that takes longer than ``timeout_s`` is given up."""
+    def finish(self) -> None:
+        """No more will be offered: write what waits, then close the sink."""
         self._queue.put(None)
+
+    def finished(self, timeout_s: float) -> SinkReport:
+        """After ``finish``: what became of it. A sink that does not finish within ``timeout_s`` is given up."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._refused += self._abandon()
-            self.error = self.error or f"did not finish within {timeout_s:g} s"
+            self.error = self.error or "did not finish in time"
         return self.report()
+
+    def close(self, timeout_s: float) -> SinkReport:
+        """Both of these."""
+        self.finish()
+        return self.finished(timeout_s)
 
     def report(self) -> SinkReport:
         """What became of it so far."""
@@ -173,11 +191,11 @@ class Lane:
         return SinkReport(self._name, self._written, missed, self.error, numbers)
 
     def _abandon(self) -> int:
-        """Messages the hung sink never got, the one in its hands included."""
-        left = 1
+        """Messages and events the hung sink never got, the one in its hands included."""
+        left = int(self._in_hand)
         while True:
             try:
-                left += isinstance(self._queue.get_nowait(), _Item)
+                left += self._queue.get_nowait() is not None
             except Empty:
                 return left
 
@@ -224,12 +242,18 @@ class Publisher:
         for lane in (*self._finders, *self._lanes):
             lane.hurry()
 
-    def close(self, timeout_s: float = 10.0) -> list[SinkReport]:
-        """Drain and close every sink."""
-        found = [lane.close(timeout_s) for lane in self._finders]
-        if self._listener is not None:
-            self._listener.close(timeout_s)
-        return [*found, *(lane.close(timeout_s) for lane in self._lanes)]
+    def close(self, timeout_s: float = DRAIN_S) -> list[SinkReport]:
+        """Drain and close every sink: within ``timeout_s`` together, however many of them hang."""
+        began_s = time.monotonic()
+        found = _ended(self._finders, began_s + timeout_s / 2)  # what they find still goes to the others
+        listener = [self._listener] if self._listener is not None else []
+        return [*found, *_ended([*self._lanes, *listener], began_s + timeout_s)[: len(self._lanes)]]
+
+
+def _ended(lanes: Sequence[Lane], until_s: float) -> list[SinkReport]:
+    for lane in lanes:
+        lane.finish()
+    return [lane.finished(max(0.0, until_s - time.monotonic())) for lane in lanes]
 
 
 def _lane(sink: Sink) -> Lane:

@@ -60,10 +60,7 @@ class StatusReader:
             ],
             "age": _merged([camera.age for camera in cameras.values()]).summary_ms(),
             "stages": _stages(cameras),
-            "sinks": [
-                {"name": s.name, "written": s.written, "missed": s.missed, "error": s.error}
-                for s in (run.sinks() if run else ())
-            ],
+            "sinks": [sink.as_json() for sink in (run.sinks() if run else ())],
             "drift": run.drift() if run else None,
             "shadow": run.shadow() if run else None,
             "machine": self._readings(),

@@ -97,6 +97,56 @@ def test_a_sink_that_hangs_is_given_up_and_its_messages_counted() -> None:
     hang.set()
 
 
+def test_sinks_that_hang_do_not_take_the_time_of_the_others() -> None:
+    hang, may_go, got = threading.Event(), threading.Event(), []
+
+    def slow(published: Published, frame: Frame | None) -> None:
+        may_go.wait(10)
+        got.append(published.detections.seq)
+
+    hung = [CallbackSink(lambda *_: hang.wait(60) and None, wants_pixels=False) for _ in range(3)]
+    publisher = Publisher(
+        [*hung, CallbackSink(slow, wants_pixels=False)], lambda event: hang.wait(60) and None
+    )
+    publisher.event({"kind": "alert_raised"})
+    send(publisher, 20)
+    threading.Timer(0.1, may_go.set).start()
+    reports = publisher.close(timeout_s=1.0)
+    assert [report.missed for report in reports] == [20, 20, 20, 0] and got == list(range(20))
+    assert ["did not finish" in report.error for report in reports] == [True, True, True, False]
+    hang.set()
+
+
+def test_events_that_a_hung_sink_never_got_are_counted() -> None:
+    class Alerts(CallbackSink):
+        events_only = True
+
+        def write_event(self, event: Mapping[str, Any]) -> None:
+            if event["number"] == 2:
+                hang.wait(60)
+
+    hang = threading.Event()
+    publisher = Publisher([Alerts(lambda *_: None, wants_pixels=False)])
+    for number in range(9):
+        publisher.event({"kind": "alert", "number": number})
+    (report,) = publisher.close(timeout_s=0.2)
+    assert (report.written, report.missed) == (2, 7)
+    hang.set()
+
+
+def test_a_sink_that_hangs_only_while_it_is_closed_missed_nothing() -> None:
+    class Slow(CallbackSink):
+        def close(self) -> None:
+            hang.wait(60)
+
+    hang = threading.Event()
+    publisher = Publisher([Slow(lambda *_: None, wants_pixels=False)])
+    send(publisher, 5)
+    (report,) = publisher.close(timeout_s=0.2)
+    assert (report.written, report.missed) == (5, 0) and "did not finish" in report.error
+    hang.set()
+
+
 def test_a_waiting_publisher_lets_go_when_the_run_is_to_stop() -> None:
     hang = threading.Event()
     publisher = Publisher([CallbackSink(lambda *_: hang.wait(10) and None)])
