@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from avq import __version__
+from avq.cli.output import told
 from avq.errors import AvqError, nearest
 from avq.terminal import Terminal, as_table, console
 
@@ -51,9 +52,16 @@ class Call:
         line: bool = False,
         always_json: bool = False,
     ) -> int:
-        """Print the answer for whoever reads, and return the exit code."""
-        if self.json or always_json:
-            click.echo(json.dumps(_plain(answer), indent=None if line else 2))
+        """Print the answer for whoever reads, and return the exit code.
+
+        Args:
+            line: of a service: one line, which a reader that hangs does not hold up.
+        """
+        if self.json and line:
+            if not told(json.dumps(_plain(answer))):
+                self.report.error("nobody reads standard output: the summary was not written")
+        elif self.json or always_json:
+            click.echo(json.dumps(_plain(answer), indent=2))
         else:
             _print(answer, tables, closing)
         return 0 if yes else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,24 @@ class JsonLinesSinkType:
         """Raises DataError when the file cannot be created."""
         name = uri.removeprefix("jsonl:")
         if name == "-":
-            return JsonLinesSink(sys.stdout.buffer, labels)
+            return JsonLinesSink(_standard_output(), labels)
         try:
-            return JsonLinesSink(Path(name).open("wb"), labels)
+            return JsonLinesSink(Path(name).open("wb", buffering=0), labels)
         except OSError as error:
             raise DataError(f"{name} cannot be written", seen=str(error), fix="choose another file") from None
+
+
+def _standard_output() -> BinaryIO:
+    """A descriptor of our own: a reader that hangs then holds no lock that the end of the process needs."""
+    sys.stdout.flush()
+    return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
 
 
 class JsonLinesSink:
     """Keys: camera, seq, t_capture_ns, age_ms, late, mode, bundle, detections[{label, score, box_xyxy_px}].
 
     Args:
-        file: binary, flushed after every line; closed with the sink unless it is standard output.
+        file: binary, unbuffered or flushed after every line; closed with the sink.
         labels: class names by id.
     """
 
@@ -49,9 +56,11 @@ class JsonLinesSink:
     def write(self, message: Published, frame: Frame | None) -> None:
         self._encoder.encode_into(message.as_message(self._labels), self._line)
         self._line += b"\n"
-        self._file.write(self._line)
+        with memoryview(self._line) as line:
+            done = 0
+            while done < len(line):
+                done += self._file.write(line[done:])
         self._file.flush()
 
     def close(self) -> None:
-        if self._file is not sys.stdout.buffer:
-            self._file.close()
+        self._file.close()

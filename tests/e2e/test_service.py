@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import pytest
 
 from avq.bundle import GOLDEN, MANIFEST, MODEL, Part, open_bundle, render, sealed
 from tests.conftest import ROOT
+from tests.daemon.daemon_kit import picture_folder
 from tests.daemon.manager import Manager
 
 CONFIG = """
@@ -158,3 +160,32 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     shadow, drift = summary["shadow"], summary["drift"]
     assert shadow["frames"] > 0 and shadow["agreement"] == 1.0 and shadow["boxes"] > 0
     assert drift["available"] and 0 <= drift["share"] <= 1 and drift["cameras"]["front"]["pictures"] > 0
+
+
+def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> None:
+    """A run of files waits for whoever reads standard output, until it is told to end."""
+    pictures = picture_folder(folder / "pictures", 300)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    manager = Manager(folder / "notify")
+    command = ["run", "--bundle", folder / "first.avq", "--source", pictures, "--no-web", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from avq.cli import main; main()", *map(str, command)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **manager.environment(0.4)},
+    )
+    os.close(writer)
+    try:
+        assert manager.hear(60, until="READY") == 1
+        while manager.hear(1.0, until="WATCHDOG"):
+            pass
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        manager.close()
+        os.close(reader)
+    assert process.returncode == 0 and "nobody reads standard output" in errors, errors
