@@ -35,8 +35,8 @@ def yolov8_spec() -> DecoderSpec:
     return DecoderSpec("yolov8", params, num_classes=len(LABELS))
 
 
-def null_parts(busy_ms: float = 0.0) -> Parts:
-    engine = NullEngine({"out": canned_output(2)}, int(busy_ms * 1e6))
+def null_parts(busy_ms: float = 0.0, boxes: int = 2) -> Parts:
+    engine = NullEngine({"out": canned_output(boxes)}, int(busy_ms * 1e6))
     return Parts(
         Preprocessor(PreprocessSpec(width_px=64, height_px=64)),
         engine.open(b"", SessionOptions()),

@@ -54,6 +54,11 @@ class Broker:
             time.sleep(0.02)
         raise AssertionError("mosquitto does not listen")
 
+    def freeze(self) -> None:
+        """It holds its connections and does nothing any more; SIGKILL still ends it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)
