@@ -25,9 +25,9 @@ class Waiting:
 class Spool:
     """A queue that survives its process.
 
-    A message is written aside, synced and renamed, so it is there whole or not at all. What the disk refuses waits in
-    memory, and is saved when the disk takes messages again. Where the bound is reached the oldest message goes, but not
-    the very oldest, which may be on its way out.
+    A message is written aside, synced and renamed, so it is there whole or not at all. What the disk refuses waits
+    in memory, and is saved when the disk takes messages again. Where the bound is reached the oldest message goes,
+    except the very oldest, which may be on its way out.
 
     Args:
         folder: made when absent; one process at a time.
