@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mcap.exceptions import EndOfFile, McapError
+from mcap.exceptions import EndOfFile
 from mcap.reader import make_reader
 from mcap.records import Attachment, Channel, Chunk, Header, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
-
-_BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, OverflowError, struct.error)
+from avq.recording.descriptions import BROKEN, Descriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,9 @@ class LogReader:
         self.metadata: dict[str, dict[str, str]] = {}
         self.attachments: list[Attachment] = []
         self._check_data = check_data
-        self._schemas: dict[int, Schema] = {}
-        self._channels: dict[int, Channel] = {}
+        self._told: dict[str, str] = {}
+        self._described = Descriptions(path)
+        self._undescribed: set[int] = set()
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -80,9 +79,9 @@ class LogReader:
             for record in stream.records:
                 yield from self._messages(record)
         except EndOfFile:
-            self.damage = "the file is cut off: its writer was killed, or it was not copied whole"
-        except _BROKEN as error:
-            self.damage = f"damaged record: {error!r}"
+            self._tell("end", "the file is cut off: its writer was killed, or it was not copied whole")
+        except BROKEN as error:
+            self._tell("end", f"damaged record: {error!r}")
 
     def indexed_channels(self) -> list[tuple[str, str, str, int]] | None:
         """(topic, schema name, message encoding, messages) as the index tells; None without a whole index."""
@@ -103,7 +102,7 @@ class LogReader:
                 for key, channel in summary.channels.items()
                 if channel.schema_id in summary.schemas
             ]
-        except _BROKEN:
+        except BROKEN:
             return None
         finally:
             self._file.seek(0)
@@ -112,10 +111,8 @@ class LogReader:
         if isinstance(record, Chunk):
             for inner in self._chunk(record):
                 yield from self._messages(inner)
-        elif isinstance(record, Schema):
-            self._schemas[record.id] = record
-        elif isinstance(record, Channel):
-            self._channels[record.id] = record
+        elif isinstance(record, Schema | Channel):
+            self._described.met(record)
         elif isinstance(record, Metadata):
             self.metadata[record.name] = dict(record.metadata)
         elif isinstance(record, Attachment):
@@ -123,23 +120,27 @@ class LogReader:
         elif isinstance(record, Header):
             self.profile = record.profile
         elif isinstance(record, Message):
-            yield self._record(record)
+            yield from self._record(record)
 
     def _chunk(self, chunk: Chunk) -> list[object]:
         """The records of one chunk; a damaged chunk is skipped, the next one can still be read."""
         try:
             return list(breakup_chunk(chunk, validate_crc=True))
         except Exception as error:  # decompressors raise their own types
-            self.damage = self.damage or f"damaged chunk skipped: {error!r}"
+            self._tell("chunk", self._told.get("chunk", f"damaged chunk skipped: {error!r}"))
             return []
 
-    def _record(self, message: Message) -> Record:
-        channel = self._channels.get(message.channel_id)
+    def _record(self, message: Message) -> Iterator[Record]:
+        """The message; nothing where no part of the file that is left says what its channel is."""
+        channel = self._described.channel(message.channel_id)
         if channel is None:
-            raise ValueError(f"message on channel {message.channel_id}, which the file does not describe")
-        schema = self._schemas.get(channel.schema_id)
+            self._undescribed.add(message.channel_id)
+            numbers = ", ".join(map(str, sorted(self._undescribed)))
+            self._tell("channel", f"messages skipped of channels that nothing describes: {numbers}")
+            return
+        schema = self._described.schema(channel)
         self.messages += 1
-        return Record(
+        yield Record(
             channel.topic,
             schema.name if schema else "",
             channel.message_encoding,
@@ -151,6 +152,10 @@ class LogReader:
             schema.data if schema else b"",
             channel.metadata,
         )
+
+    def _tell(self, kind: str, what: str) -> None:
+        self._told[kind] = what
+        self.damage = "; ".join(self._told.values())
 
     def close(self) -> None:
         self._file.close()

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from mcap.data_stream import RecordBuilder
+from mcap.records import Channel, Schema
 from mcap.writer import Writer
 
 from avq.errors import DataError
@@ -141,10 +143,15 @@ class LogWriter:
         return self._file.synced_later()
 
     def _register(self, topic: str, schema: Mapping[str, Any]) -> int:
-        schema_id = self._writer.register_schema(
-            name=schema["title"], encoding="jsonschema", data=_encode(schema)
-        )
-        return int(self._writer.register_channel(topic, "json", schema_id))
+        """Described twice: in the chunk that begins, and before it, so that a damaged chunk costs only itself."""
+        title, encoding, text = schema["title"], "jsonschema", _encode(schema)
+        schema_id = self._writer.register_schema(title, encoding, text)
+        channel_id = int(self._writer.register_channel(topic, "json", schema_id))
+        outside = RecordBuilder()
+        Schema(schema_id, text, encoding, title).write(outside)
+        Channel(channel_id, topic, "json", {}, schema_id).write(outside)
+        self._file.write(outside.end())
+        return channel_id
 
     def close(self) -> None:
         """Write the index and close; safe to call twice. Raises OSError when the disk is full."""
