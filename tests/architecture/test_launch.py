@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["launch/demo", "launch/test", ".ci/run"]
@@ -88,6 +95,19 @@ def test_the_service_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     unit.write_text(text.replace("/opt/avq/bin/avq", "/bin/true"))  # the only path it must find
     done = subprocess.run([tool, "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_what_the_service_and_the_image_install_exists() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"])
+    unit = (ROOT / "launch" / "avq.service").read_text()
+    image = (ROOT / "launch" / "Dockerfile").read_text().replace("${ENGINE}", "onnxruntime,openvino,tensorrt")
+    for text in (unit, image):
+        (asked,) = re.findall(r'pip install .*"(?:avq|\.)\[([a-z,]+)\]"', text)
+        assert set(asked.split(",")) <= extras
+    assert (
+        ROOT / "launch" / "front-camera.toml"
+    ).exists() and "launch/front-camera.toml /etc/avq/run.toml" in unit
 
 
 def test_the_image_copies_what_the_package_needs() -> None:
