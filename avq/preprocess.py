@@ -39,12 +39,10 @@ class Preprocessor:
 
     def __init__(self, spec: PreprocessSpec) -> None:
         self.spec = spec
-        self._padded: U8 = np.full((spec.height_px, spec.width_px, 3), spec.pad_value, np.uint8)
         self._tensor: U8 = np.empty((1, 3, spec.height_px, spec.width_px), np.uint8)
-        planes = list(self._tensor[0])
-        self._bgr_planes = planes if spec.channel_order == "BGR" else planes[::-1]
         self._picture_size_px = (0, 0)
-        self._window = self._padded
+        self._resized: U8 = np.empty((0, 0, 3), np.uint8)
+        self._bgr_windows: list[U8] = []  # where the picture lies in each plane of the tensor
         self._model_to_image: F64 = np.zeros((2, 3))
 
     def prepare(self, picture: Frame | U8, *, copy: bool = False) -> ModelInput:
@@ -61,9 +59,9 @@ class Preprocessor:
         size_px = (pixels.shape[1], pixels.shape[0])
         if size_px != self._picture_size_px:
             self._lay_out(*size_px)
-        height, width = self._window.shape[:2]
-        cv2.resize(pixels, (width, height), dst=self._window, interpolation=cv2.INTER_LINEAR)
-        cv2.split(self._padded, self._bgr_planes)
+        height, width = self._resized.shape[:2]
+        cv2.resize(pixels, (width, height), dst=self._resized, interpolation=cv2.INTER_LINEAR)
+        cv2.split(self._resized, self._bgr_windows)
         tensor = self._tensor.copy() if copy else self._tensor
         return ModelInput(tensor, self._model_to_image, size_px)
 
@@ -74,8 +72,10 @@ class Preprocessor:
                 "the picture is empty", seen=f"{width_px}x{height_px} px", fix="check the picture's source"
             )
         x, y, width, height = letterbox_window(self.spec, width_px, height_px)
-        self._padded[...] = self.spec.pad_value
-        self._window = self._padded[y : y + height, x : x + width]
+        self._tensor[...] = self.spec.pad_value
+        self._resized = np.empty((height, width, 3), np.uint8)
+        windows = list(self._tensor[0, :, y : y + height, x : x + width])
+        self._bgr_windows = windows if self.spec.channel_order == "BGR" else windows[::-1]
         step_x, step_y = width_px / width, height_px / height
         self._model_to_image = np.array([[step_x, 0.0, -x * step_x], [0.0, step_y, -y * step_y]])
         self._model_to_image.flags.writeable = False

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avq.errors import ConfigError, DataError, RequestError
-from avq.preprocess import PRESETS, Preprocessor, spec_from_json, spec_named, spec_to_json
+from avq.preprocess import PRESETS, Preprocessor, letterbox_window, spec_from_json, spec_named, spec_to_json
 from avq.types import Frame, PreprocessSpec
 
 
@@ -99,6 +99,20 @@ def test_the_picture_s_corners_map_back_exactly(spec: PreprocessSpec, width: int
     ys, xs = np.nonzero(given_.tensor[0].min(axis=0) == 255)
     corners = np.array([[xs.min(), ys.min(), 1], [xs.max() + 1, ys.max() + 1, 1]], np.float64)
     np.testing.assert_allclose(corners @ given_.model_to_image.T, [[0, 0], [width, height]], atol=1e-9 * 300)
+
+
+@given(specs, st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=3))
+def test_pictures_of_any_sizes_in_a_row_are_letterboxed_as_plain_code_does(
+    spec: PreprocessSpec, sizes: list[tuple[int, int]]
+) -> None:
+    prepare = Preprocessor(spec)
+    for seed, (width, height) in enumerate([size for size in sizes for _ in range(2)]):
+        pixels = picture(width, height, seed)
+        x, y, w, h = letterbox_window(spec, width, height)
+        padded = np.full((spec.height_px, spec.width_px, 3), spec.pad_value, np.uint8)
+        padded[y : y + h, x : x + w] = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_LINEAR)
+        planes = padded if spec.channel_order == "BGR" else padded[..., ::-1]
+        np.testing.assert_array_equal(prepare.prepare(pixels).tensor[0], planes.transpose(2, 0, 1))
 
 
 @given(specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -11,9 +12,10 @@ from avq.decoders.boxes import Candidates
 from avq.decoders.recognise import NONE, find_decoder
 from avq.errors import DataError
 from avq.hookspecs import Decoder
-from avq.types import F32, F64, I64, DecoderSpec, Detections, ModelInput, RawOutputs
+from avq.types import F32, F64, I64, AnyArray, DecoderSpec, Detections, ModelInput, RawOutputs
 
 _MOST_CANDIDATES = 30_000
+_OPENCV_SUMS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class DetectionDecoder:
@@ -61,7 +63,7 @@ class DetectionDecoder:
 def check_finite(raw: RawOutputs) -> None:
     """Raise DataError naming the first float output that holds NaN or Inf."""
     for name, values in raw.items():
-        if values.dtype.kind != "f" or np.isfinite(np.add.reduce(values, axis=None)):
+        if values.dtype.kind != "f" or math.isfinite(_sum(values)):
             continue  # one sum tells: NaN and Inf survive addition
         bad = int(values.size - np.isfinite(values).sum())
         if bad:
@@ -70,6 +72,13 @@ def check_finite(raw: RawOutputs) -> None:
                 seen=f"{bad} of {values.size} are NaN or Inf",
                 fix="compare it with the float model: avq eval BUNDLE --reference MODEL",
             )
+
+
+def _sum(values: AnyArray) -> float:
+    """OpenCV adds up a large output about three times as fast as NumPy."""
+    if values.size and values.dtype in _OPENCV_SUMS and values.flags.c_contiguous:
+        return cv2.sumElems(values.reshape(1, -1))[0]
+    return float(np.add.reduce(values, axis=None))
 
 
 def _sound(found: Candidates) -> Candidates:

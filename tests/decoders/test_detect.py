@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from avq.decoders import DetectionDecoder, named, recognise
+from avq.decoders.detect import check_finite
 from avq.errors import DataError, ModelError, RequestError
 from avq.preprocess import PRESETS, Preprocessor
 from avq.types import DecoderSpec, ModelInput
@@ -77,6 +80,38 @@ def test_numbers_that_are_not_finite_are_an_error_naming_the_output(bad: float) 
     with pytest.raises(DataError, match=name) as error:
         DetectionDecoder(recognise(model.view)).decode(raw, given())
     assert "1 of" in error.value.seen
+
+
+@hypothesis.given(
+    kind=st.sampled_from([np.float16, np.float32, np.float64]),
+    shape=st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(1, 40)),
+    largest=st.booleans(),
+    bad=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([np.nan, np.inf, -np.inf])), max_size=3
+    ),
+    turned=st.booleans(),
+    locked=st.booleans(),
+)
+def test_each_number_that_is_not_finite_is_seen_and_no_large_one_is_mistaken_for_it(
+    kind: type,
+    shape: tuple[int, int, int],
+    largest: bool,
+    bad: list[tuple[float, float]],
+    turned: bool,
+    locked: bool,
+) -> None:
+    values = np.full(shape, np.finfo(kind).max if largest else 0.5, kind)
+    for share, value in bad if values.size else []:
+        values.reshape(-1)[int(share * values.size)] = value
+    count = int(values.size - np.isfinite(values).sum())
+    values = values.T if turned else values
+    values.flags.writeable = not locked
+    if not count:
+        check_finite({"o": values, "ids": np.arange(3)})
+        return
+    with pytest.raises(DataError) as error:
+        check_finite({"o": values})
+    assert error.value.seen == f"{count} of {values.size} are NaN or Inf"
 
 
 def test_a_missing_output_is_named() -> None:
