@@ -47,6 +47,8 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
     pictures = open_pictures(recipe, report)
     understood = understand_model(request, pictures.samples, report)
     probe_set = prepare_probe_set(request, understood, pictures, report)
+    if recipe.gate and recipe.labels is None:
+        probe_set.require_boxes()
     calibration = Calibration(request, understood, pictures.calibration, report)
     planned = make_plan(request, understood, calibration, probe_set, host, report)
     parity = prove_import(request, understood, probe_set)

@@ -16,7 +16,7 @@ from avq.build.pictures import Pictures
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.decoders import DetectionDecoder, builtin_decoders
-from avq.errors import ModelError
+from avq.errors import ModelError, RefusedError
 from avq.hookspecs import Session
 from avq.measure.fidelity import FIRM_SCORE, fidelity
 from avq.measure.sqnr import SqnrMeter
@@ -73,6 +73,18 @@ class ProbeSet:
     decoder: DetectionDecoder | None
     float_outputs: tuple[Mapping[str, AnyArray], ...]
     float_detections: tuple[Detections, ...] | None
+
+    def require_boxes(self) -> None:
+        """RefusedError when the float model's answers hold no firm box: then no loss can be told from them."""
+        if self.float_detections is None or any(len(b.above(FIRM_SCORE)) for b in self.float_detections):
+            return
+        best = max((float(b.scores.max(initial=0.0)) for b in self.float_detections), default=0.0)
+        raise RefusedError(
+            f"nothing to compare: the float model has no box with score >= {FIRM_SCORE:g}",
+            seen=f"{len(self.items)} pictures, best score {best:.2f}",
+            fix="give pictures of what the model detects (--data) or its own preprocessing (--preprocess); "
+            "--no-gate builds without judging",
+        )
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -75,8 +75,8 @@ def fit(
     layout = _Layout.of(groups, boundaries, counted)
     rows = np.array([layout.row(t.int8) for t in timings])
     calls = sorted({t.call for t in timings})
-    # One session's luck is common to a call; the first call stands for all.
-    shifts = np.array([[t.call == c for c in calls[1:]] for t in timings], np.float64)
+    # The luck of the float sessions is common to a call: none of them stands for the others.
+    shifts = np.array([[t.call == c for c in calls] for t in timings], np.float64)
     found = _robust(
         np.hstack([rows, shifts]),
         np.array([t.ratio for t in timings]),

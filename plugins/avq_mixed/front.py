@@ -86,15 +86,23 @@ def _beats(a: Point, b: Point) -> bool:
     return faster and a.loss <= b.loss and a.weight_bytes <= b.weight_bytes
 
 
+def with_share(points: Sequence[Point], least: float) -> list[Point]:
+    """Those with at least that share of the multiply-adds in INT8; the one with most where none has it."""
+    return [p for p in points if p.share >= least] or [max(points, key=lambda p: p.share)]
+
+
 def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float | None) -> tuple[Point, str]:
     """The point to serve, and why.
 
     Under a budget the most accurate inside it; under ``max_drop`` the fastest inside it; without either
-    the knee. A point must be inside the gate's limits. Float always is, so there is always an answer.
+    the knee. A point must be inside the gate's limits. Float always is; where it was not among them and
+    nothing else is, the least lossy one is left to the gate.
     """
     limit = loss_limit(points) if max_drop is None else max_drop
     right = [p for p in points if p.is_float or _accurate(p, limit)]
-    worth = [p for p in right if p.is_float or p.served.latency.ratio < 1.0]
+    if not right:
+        return min(points, key=lambda p: p.loss), "the least lossy: none is inside the gate's limits"
+    worth = [p for p in right if p.is_float or p.served.latency.ratio < 1.0] or right
     if budget_ms is not None:
         inside = [p for p in right if p.served.latency.p50_ms <= budget_ms]
         if inside:

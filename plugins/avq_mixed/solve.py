@@ -86,12 +86,19 @@ def _edge_rows(cost: CostModel, groups: int) -> object:
     return rows.tocsr()
 
 
-def candidates(problem: Problem, steps: int, shares: Sequence[float]) -> list[AnyArray]:
-    """Maps worth building: the predicted front from the fastest map towards float, then maps with much INT8."""
-    found = [fastest(problem)]
+def candidates(
+    problem: Problem, steps: int, shares: Sequence[float], least_share: float = 0.0
+) -> list[AnyArray]:
+    """Maps worth building: the predicted front from the fastest map towards float, then maps with much INT8.
+
+    None of them has less than ``least_share`` of the groups' multiply-adds in INT8.
+    """
+    found = [fastest(problem, min_share=least_share)]
     peak = float(problem.damage @ found[0]) if found[0] is not None else 0.0
-    found += [fastest(problem, max_damage=peak * _STEP**i) for i in range(1, steps)]
-    found += [_much_int8(problem, share) for share in shares]
+    found += [fastest(problem, max_damage=peak * _STEP**i, min_share=least_share) for i in range(1, steps)]
+    found += [
+        _much_int8(problem, share) for share in sorted({least_share, *shares}) if 0.0 < share >= least_share
+    ]
     unique = {tuple(m.tolist()): m for m in found if m is not None and m.any()}
     return list(unique.values())
 

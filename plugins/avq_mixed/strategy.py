@@ -14,7 +14,7 @@ from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, Quantiz
 from avq_mixed.costs import CostModel
 from avq_mixed.explain import group_reasons, group_rows
 from avq_mixed.fit import Counted, Timing, count, fit
-from avq_mixed.front import Point, choose, front
+from avq_mixed.front import Point, choose, front, with_share
 from avq_mixed.front_figure import front_figure
 from avq_mixed.groups import Group, boundaries, fusion_groups
 from avq_mixed.maps import Maps
@@ -42,6 +42,12 @@ class MixedOptions(RangingOptions):
     maps: int = Field(54, ge=6, le=200, description="random precision maps that the cost model is fitted to")
     seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
     steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
+    least_int8: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="least share of the multiply-adds in INT8: for memory, or a later target; 0 lets float win",
+    )
 
 
 class MixedQuantizer:
@@ -69,9 +75,11 @@ class MixedQuantizer:
         cost = timed.learn([*always.values(), *drawn])
         problem = Problem(cost, damages(measured), mac_shares(maps.groups))
         # What is best by a model flatters the model: time those maps, correct it, and solve again.
-        problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES)))
-        points = _measure(maps, problem, {**always, **_solved(problem, options)})
-        point, why = choose(points, budget_ms=bench.budget_ms, max_drop=bench.max_drop)
+        least = _least_of_groups(maps, options.least_int8)
+        problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES, least)))
+        points = _measure(maps, problem, {**always, **_solved(problem, options.steps, least)})
+        allowed = with_share(points, options.least_int8)
+        point, why = choose(allowed, budget_ms=bench.budget_ms, max_drop=bench.max_drop)
 
         kept = {id(p) for p in front(points)}
         rows = [{**p.row(), "front": id(p) in kept, "chosen": p is point} for p in _by_time(points)]
@@ -124,8 +132,15 @@ def _unlike(named: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     return {name: named[name] for name in first.values()}
 
 
-def _solved(problem: Problem, options: MixedOptions) -> dict[str, AnyArray]:
-    return {f"solved {i + 1}": m for i, m in enumerate(candidates(problem, options.steps, _SHARES))}
+def _solved(problem: Problem, steps: int, least_share: float) -> dict[str, AnyArray]:
+    found = candidates(problem, steps, _SHARES, least_share)
+    return {f"solved {i + 1}": m for i, m in enumerate(found)}
+
+
+def _least_of_groups(maps: Maps, least: float) -> float:
+    """``least`` of all multiply-adds as a share of the groups', who are not all of them."""
+    everything, ours = sum(macs_by_node(maps.graph).values()), sum(g.macs for g in maps.groups)
+    return min(1.0, least * everything / max(ours, 1))
 
 
 def mac_shares(groups: Sequence[Group]) -> F64:

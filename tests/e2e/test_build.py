@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -99,6 +100,21 @@ def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path):
     serve = ("run", "--bundle", output, "--source", "scene://drive?seed=3&fps=60", "--frames", "5", "--json")
     assert run_avq(*serve).returncode == 1
     assert run_avq(*serve, "--allow-unaccepted").returncode == 0
+
+
+def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
+    pictures = tmp_path / "grey"
+    pictures.mkdir()
+    for index in range(4):
+        cv2.imwrite(str(pictures / f"{index}.png"), np.full((120, 160, 3), 90 + index, np.uint8))
+    output = tmp_path / "blind.avq"
+    build = run_avq(
+        "build", builtin_detector_path(), "--data", pictures, "--strategy", "mixed", "-o", output, "--json"
+    )
+    error = json.loads(build.stdout)["error"]
+    assert build.returncode == 1 and "no box with score >= 0.5" in error["what"]
+    assert "4 pictures" in error["seen"] and "--data" in error["fix"]
+    assert not list(tmp_path.glob("*.avq*"))
 
 
 def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):

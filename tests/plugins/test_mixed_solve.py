@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from avq_mixed.costs import CostModel, crossings
 from avq_mixed.fit import Counted, Timing, count, fit
-from avq_mixed.front import Point, choose, front
+from avq_mixed.front import Point, choose, front, with_share
 from avq_mixed.groups import OUTSIDE, Boundary, Group, boundaries, fusion_groups
 from avq_mixed.random_maps import random_maps
 from avq_mixed.sensitivity import Sensitivity, damages, neighbours
@@ -77,6 +77,15 @@ def test_candidates_are_unlike_and_hold_one_with_much_int8():
     assert len({m.tobytes() for m in found}) == len(found)
     assert any(problem.share @ m >= 0.9 for m in found)
     assert min(problem.damage @ m for m in found) < 0.05
+
+
+def test_no_candidate_has_less_int8_than_asked_for():
+    rng = np.random.default_rng(4)
+    slower = CostModel(1.0, np.abs(rng.normal(size=12)) * 0.01, np.zeros(0), np.zeros(0), ())
+    problem = Problem(slower, rng.dirichlet(np.ones(12)), np.full(12, 1 / 12))
+    assert not candidates(problem, 5, ())  # float is fastest
+    found = candidates(problem, 5, (0.6, 0.92), 0.75)
+    assert found and all(problem.share @ m >= 0.75 - 1e-9 for m in found)
 
 
 def test_the_fit_finds_what_boundaries_cost():
@@ -200,6 +209,16 @@ def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate():
     assert choose(points, budget_ms=9.5, max_drop=None)[0] is GOOD
     assert choose(points, budget_ms=20.0, max_drop=None)[0] is FLOAT
     assert choose(points, budget_ms=1.0, max_drop=None)[0] is BOLD
+
+
+def test_a_least_share_of_int8_leaves_no_way_out_to_float():
+    full = replace(point("slow but whole", 1.05, 0.002), share=0.9)
+    float_ = replace(FLOAT, share=0.0)
+    assert with_share([float_, GOOD, full], 0.85) == [full]
+    assert with_share([float_, GOOD], 0.85) == [GOOD]  # none has it: the most there is
+    assert choose([full], budget_ms=None, max_drop=None)[0] is full
+    least_lossy, why = choose([RUINED, point("bad", 0.7, 0.2)], budget_ms=None, max_drop=None)
+    assert least_lossy.name == "bad" and "none is inside" in why
 
 
 def test_float_is_the_answer_when_int8_is_slower_or_ruined():
