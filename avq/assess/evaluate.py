@@ -14,6 +14,7 @@ from avq.build.dataset import CalibrationSet, open_set, read_picture
 from avq.config import parse_class_map
 from avq.errors import RequestError
 from avq.measure.accuracy import evaluate as accuracy_of
+from avq.measure.bootstrap import bootstrap_interval
 from avq.measure.detector import Detector
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
 from avq.measure.labels import Labels, load_labels
@@ -23,6 +24,7 @@ from avq.types import Accuracy, Detections
 
 # COCO metrics integrate over the score, so nearly everything the model says has to be kept.
 SCORE_FLOOR = 0.01
+_RESAMPLES = 1000
 
 
 def evaluate(
@@ -38,8 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The keys of ``avq eval --json``.
 
-    With labels, ``map`` is against them and ``reference`` (if named) is measured the same way. Without labels,
-    ``map`` is against the reference's boxes with score >= 0.3.
+    With labels, ``map`` is against them and ``reference`` (if named) is measured the same way, with the paired
+    interval of the difference. Without labels, ``map`` is against the reference's boxes with score >= 0.3.
 
     Raises RequestError when there is neither a label file nor a reference to compare with.
     """
@@ -86,7 +88,7 @@ def _against(
     """What the reference adds: its own accuracy where labels exist, and fidelity to it in any case."""
     faithful = fidelity(expected, found)
     own = accuracy_on(truth, pictures, expected) if truth is not None else None
-    block = {
+    block: dict[str, Any] = {
         "map": own.map if own is not None else faithful.map,
         "ap50": own.ap50 if own is not None else faithful.ap50,
         "lost": faithful.lost,
@@ -95,9 +97,19 @@ def _against(
         "fidelity_map": faithful.map,
         "fidelity_ap50": faithful.ap50,
     }
-    if "map" in answer:
+    if truth is not None:
+        block["map_change"] = _change(truth, pictures, expected, found)
         return {"reference": block}
     return {"map": faithful.map, "ap50": faithful.ap50, "per_class": {}, "reference": block}
+
+
+def _change(
+    truth: Labels, pictures: CalibrationSet, expected: Sequence[Detections], found: Sequence[Detections]
+) -> dict[str, float]:
+    """mAP minus the reference's, and where it lies by chance of the pictures (95 %)."""
+    both = (by_image(truth, pictures, expected), by_image(truth, pictures, found))
+    change = bootstrap_interval(truth, *both, resamples=_RESAMPLES)
+    return {"difference": change.difference, "low": change.low, "high": change.high}
 
 
 def detections_of(
@@ -115,10 +127,15 @@ def detections_of(
 
 def accuracy_on(truth: Labels, pictures: CalibrationSet, found: Sequence[Detections]) -> Accuracy:
     """COCO metrics over the labelled pictures among ``pictures``."""
+    return accuracy_of(truth, by_image(truth, pictures, found))
+
+
+def by_image(truth: Labels, pictures: CalibrationSet, found: Sequence[Detections]) -> dict[int, Detections]:
+    """Label file's image id -> boxes, for the labelled pictures among ``pictures``."""
     paths = [item.path for item in pictures.items]
     image_ids = truth.match(paths)
     pairs = zip(paths, found, strict=True)
-    return accuracy_of(truth, {image_ids[path]: boxes for path, boxes in pairs if path in image_ids})
+    return {image_ids[path]: boxes for path, boxes in pairs if path in image_ids}
 
 
 def mean_confidence(found: Sequence[Detections]) -> float:

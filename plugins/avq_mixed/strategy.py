@@ -26,6 +26,8 @@ from avq_mixed.solve import Problem, candidates
 _SHARES = (0.6, 0.92)
 # Enough that every group is seen in both precisions beside neighbours of both.
 _COUNTED_MAPS = 20
+# Each call opens float sessions of its own to stand against: their luck averages out over some calls.
+_MAPS_PER_CALL = 21
 _PICTURES_PER_CALIBRATOR = 48
 _NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
 
@@ -39,7 +41,7 @@ class MixedOptions(RangingOptions):
         ge=1,
         description="judgements spent on sensitivities; larger networks are judged in runs of layers",
     )
-    maps: int = Field(54, ge=6, le=200, description="random precision maps that the cost model is fitted to")
+    maps: int = Field(84, ge=6, le=200, description="random precision maps that the cost model is fitted to")
     seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
     steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
     least_int8: float = Field(
@@ -177,13 +179,17 @@ class Timed:
 
     def learn(self, int8_maps: Sequence[AnyArray]) -> CostModel:
         """Time these too, and fit again."""
+        for start in range(0, len(int8_maps), _MAPS_PER_CALL):
+            self._time(int8_maps[start : start + _MAPS_PER_CALL])
+        self.cost = fit(self.maps.groups, self._edges, self.counted, self.known)
+        return self.cost
+
+    def _time(self, int8_maps: Sequence[AnyArray]) -> None:
         times = self.maps.bench.latencies([self.maps.plan(m) for m in int8_maps])
         self.known += [
             Timing(m, t.ratio, self._calls) for m, t in zip(int8_maps, times, strict=True) if t is not None
         ]
         self._calls += 1
-        self.cost = fit(self.maps.groups, self._edges, self.counted, self.known)
-        return self.cost
 
 
 def _measure(maps: Maps, problem: Problem, named: Mapping[str, AnyArray]) -> list[Point]:

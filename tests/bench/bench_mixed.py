@@ -1,6 +1,6 @@
 """Does the cost model of ``mixed`` predict times? Against random precision maps that it was not fitted to.
 
-    python tests/bench/bench_mixed.py [MODEL ...] [--maps 30] [--sessions 7] [--clock processor] [--quick]
+    python tests/bench/bench_mixed.py [MODEL ...] [--maps 30] [--sessions 21] [--clock processor] [--quick]
 
 The search runs first as ``avq build --strategy mixed`` would, whole: its seconds and peak memory are told. Then
 come maps that it never saw: for half of them every group is in INT8 by itself, with one probability per map
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS, help=f"of {', '.join(MODELS)}")
     parser.add_argument("--material", type=Path, default=MATERIAL)
     parser.add_argument("--maps", type=int, default=30)
-    parser.add_argument("--sessions", type=int, default=7)
+    parser.add_argument("--sessions", type=int, default=21)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument(
         "--quick", action="store_true", help="hardly judge accuracy: only times are looked at"

@@ -35,6 +35,9 @@ def test_eval_measures_bundle_and_float_model_on_the_same_labels(built, scenes):
     answer = json.loads(result.stdout)
     assert result.returncode == 0 and answer["images"] == 24
     assert answer["map"] > 0.5 and abs(answer["map"] - answer["reference"]["map"]) < 0.02
+    change = answer["reference"]["map_change"]
+    assert change["low"] <= change["difference"] <= change["high"] and change["low"] < change["high"]
+    assert change["difference"] == pytest.approx(answer["map"] - answer["reference"]["map"], abs=1e-4)
     assert set(answer["per_class"]) == {"car", "truck", "pedestrian", "cyclist", "traffic_light"}
 
 

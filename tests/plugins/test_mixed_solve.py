@@ -113,8 +113,10 @@ def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit
     maps = [rng.random(12) < 0.5 for _ in range(40)]
 
     def timings(*, bad: float, shift: float) -> list[Timing]:
-        told = [Timing(m, 1.0 - 0.01 * m.sum() + (bad if i == 5 else 0.0), 0) for i, m in enumerate(maps)]
-        return [*told[:30], *(Timing(t.int8, t.ratio + shift, 1) for t in told[30:])]
+        told = [1.0 - 0.01 * m.sum() + (bad if i == 5 else 0.0) for i, m in enumerate(maps)]
+        calls = [i // 10 for i in range(len(maps))]
+        lucky = [ratio + (shift if call == 3 else 0.0) for ratio, call in zip(told, calls, strict=True)]
+        return [Timing(m, ratio, call) for m, ratio, call in zip(maps, lucky, calls, strict=True)]
 
     clean = fit(groups, [], None, timings(bad=0.0, shift=0.0))
     disturbed = fit(groups, [], None, timings(bad=0.3, shift=0.015))
