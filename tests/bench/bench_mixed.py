@@ -10,7 +10,8 @@ fastest float engine; its measured time is the median over its sessions. Buildin
 another time (where its memory happens to lie), and that noise is told beside.
 
 Per model: rank correlation (Spearman) of predicted and measured times, and the median error over that of the
-best constant (the median of the measured), both with 95 % intervals (bootstrap over maps).
+best constant, both with 95 % intervals (bootstrap over maps). Beside them the same two figures of one half of
+the sessions as the prediction of the other half: what no model can be expected to beat.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def summary(predicted: np.ndarray, ratios: np.ndarray) -> dict[str, object]:
     rank = spearman(predicted, times)
     ranks = [spearman(predicted[p], times[p]) for p in picks]
     errors = [error_ratio(predicted[p], times[p]) for p in picks]
+    half = len(ratios) // 2
+    halves = [np.median(part, axis=0) for part in (ratios[:half], ratios[half:])] if half else [times, times]
     one_session = np.median(np.abs(ratios - times), axis=None)
     return {
         "maps": times.size,
@@ -133,6 +136,7 @@ def summary(predicted: np.ndarray, ratios: np.ndarray) -> dict[str, object]:
         "Spearman": f"{rank:.3f} {interval(ranks)}",
         "median error": round(float(np.median(np.abs(predicted - times))), 4),
         "over best constant": f"{error_ratio(predicted, times):.2f} {interval(errors)}",
+        "half against half": f"{spearman(*halves):.3f}, {error_ratio(*halves):.2f}",
         "noise of one session": round(float(one_session), 4),
         "of the median": round(noise_of_median(ratios), 4),
     }
