@@ -53,7 +53,7 @@ def serve_bundle(
         Whatever the engine or decoder raises on a frame.
     """
     settled = options or RunOptions()
-    publisher = Publisher(sinks, settled.on_event)
+    publisher = Publisher(sinks, settled.on_event, settled.addresses)
     modes = as_modes(work)
     inbox = SharedInbox()
     exchange = settled.exchange

@@ -50,6 +50,7 @@ class RunOptions:
         notifier: the service manager.
         exchange: puts other bundles in service; stays the caller's to close.
         asides: work beside the frame path; closed with the run.
+        addresses: where the sinks write, in their order, for reports.
         drain_s: what the sinks have, together, to write what waits when the run ends.
     """
 
@@ -67,6 +68,7 @@ class RunOptions:
     notifier: Notifier = field(default_factory=Notifier)
     exchange: Exchange | None = None
     asides: tuple[Aside, ...] = ()
+    addresses: tuple[str, ...] = ()
     drain_s: float = DRAIN_S
 
     def of(self, camera: str) -> CameraOptions:

@@ -58,18 +58,37 @@ class Reports(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SinkReport:
-    """What became of one sink. ``missed`` messages found its queue full, or the sink broken."""
+    """What became of one sink.
+
+    Attributes:
+        name: its type.
+        written: messages, or events for a sink of events.
+        missed: that found its queue full, or the sink broken.
+        error: what ended it, or "".
+        numbers: what it tells of itself.
+        address: where it writes.
+        queued: that wait for it.
+    """
 
     name: str
     written: int
     missed: int
     error: str
     numbers: Mapping[str, int] = field(default_factory=dict)
+    address: str = ""
+    queued: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """One row, for the summary and the status."""
-        row = {"name": self.name, "written": self.written, "missed": self.missed, "error": self.error}
-        return {**row, **self.numbers}
+        return {
+            "name": self.name,
+            "address": self.address,
+            "written": self.written,
+            "missed": self.missed,
+            "queued": self.queued,
+            "error": self.error,
+            **self.numbers,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +105,12 @@ class Lane:
         sink: written and closed on the lane's thread only.
         name: for reports.
         capacity: messages that may wait.
+        address: where the sink writes, for reports.
     """
 
-    def __init__(self, sink: Sink, name: str, capacity: int) -> None:
+    def __init__(self, sink: Sink, name: str, capacity: int, address: str = "") -> None:
         self.error = ""
+        self._address = address
         self._sink = sink
         self._name = name
         self._capacity = capacity
@@ -188,7 +209,8 @@ class Lane:
         """What became of it so far."""
         missed = self._refused + self._unheard + self._unwritten
         numbers = self._sink.report() if isinstance(self._sink, Reports) else {}
-        return SinkReport(self._name, self._written, missed, self.error, numbers)
+        queued = self._queue.qsize() if self._thread.is_alive() else 0
+        return SinkReport(self._name, self._written, missed, self.error, numbers, self._address, queued)
 
     def _abandon(self) -> int:
         """Messages and events the hung sink never got, the one in its hands included."""
@@ -206,13 +228,18 @@ class Publisher:
     Args:
         sinks: closed by ``close()``.
         on_event: told every event on a thread of its own.
+        addresses: where they write, for reports; "" or left out where nobody knows.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], on_event: Callable[[Mapping[str, Any]], None] | None = None
+        self,
+        sinks: Sequence[Sink],
+        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        addresses: Sequence[str] = (),
     ) -> None:
-        self._lanes = [_lane(sink) for sink in sinks if not isinstance(sink, RaisesEvents)]
-        self._finders = [_lane(sink) for sink in sinks if isinstance(sink, RaisesEvents)]
+        named = list(zip(sinks, [*addresses, *[""] * len(sinks)], strict=False))
+        self._lanes = [_lane(*one) for one in named if not isinstance(one[0], RaisesEvents)]
+        self._finders = [_lane(*one) for one in named if isinstance(one[0], RaisesEvents)]
         self._listener = Lane(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
         for sink in sinks:
             if isinstance(sink, RaisesEvents):
@@ -256,8 +283,9 @@ def _ended(lanes: Sequence[Lane], until_s: float) -> list[SinkReport]:
     return [lane.finished(max(0.0, until_s - time.monotonic())) for lane in lanes]
 
 
-def _lane(sink: Sink) -> Lane:
-    return Lane(sink, type(sink).__name__, PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED)
+def _lane(sink: Sink, address: str) -> Lane:
+    capacity = PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED
+    return Lane(sink, type(sink).__name__, capacity, address)
 
 
 class _Listener:

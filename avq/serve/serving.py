@@ -31,6 +31,7 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.serve.beside import asides_of, exchange_of, mode_sources, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
+from avq.uris import hidden
 from avq.web import Board, facts, open_page, web_from_flag
 
 STANDARD_OUTPUT = "-"
@@ -132,7 +133,7 @@ def _serve(
         asides = asides_of(config, host, opener, served, report)
         if board is not None:
             board.describe(facts(config, served))
-        sinks = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
+        sinks, addresses = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
         for mode in served.modes:
             report.message(_serving(mode))
         summary = serve_bundle(
@@ -147,6 +148,7 @@ def _serve(
                 notifier=notifier,
                 exchange=exchange,
                 asides=asides,
+                addresses=addresses,
             ),
         )
     finally:
@@ -237,7 +239,10 @@ def _distinct(kind: str, ours: Sequence[T], theirs: Sequence[T]) -> Sequence[T]:
     return theirs
 
 
-def _sinks(config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json_lines: bool) -> list[Sink]:
+def _sinks(
+    config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json_lines: bool
+) -> tuple[list[Sink], tuple[str, ...]]:
+    """The sinks, opened, and where each of them writes, as people may read it."""
     uris = [sink.address() for sink in config.sinks]
     if json_lines and STANDARD_OUTPUT not in uris:
         uris.append(STANDARD_OUTPUT)
@@ -245,9 +250,15 @@ def _sinks(config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json
         _require_folder(config.recorder.path)
         uris.append(config.recorder.address())
     types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
-    sinks: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
-    sinks += [open_sink(uri, types, labels=labels) for uri in uris]
-    return sinks
+    finders: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
+    sinks = [*finders, *(open_sink(uri, types, labels=labels) for uri in uris)]
+    return sinks, (*[""] * len(finders), *map(_place, uris))
+
+
+def _place(uri: str) -> str:
+    if uri == STANDARD_OUTPUT:
+        return "standard output"
+    return hidden(uri).partition("?")[0]
 
 
 def _require_folder(log: Path) -> None:

@@ -147,6 +147,23 @@ def test_a_sink_that_hangs_only_while_it_is_closed_missed_nothing() -> None:
     hang.set()
 
 
+def test_reports_tell_what_waits_and_where_it_goes() -> None:
+    busy, may_go = threading.Event(), threading.Event()
+
+    def slow(published: Published, frame: Frame | None) -> None:
+        busy.set()
+        may_go.wait(60)
+
+    sinks = [CallbackSink(slow, wants_pixels=False), CallbackSink(lambda *_: None, wants_pixels=False)]
+    publisher = Publisher(sinks, addresses=["standard output"])
+    send(publisher, 6)
+    assert busy.wait(10)
+    rows = [report.as_json() for report in publisher.reports()]
+    assert [row["address"] for row in rows] == ["standard output", ""] and rows[0]["queued"] == 5
+    may_go.set()
+    assert [report.queued for report in publisher.close()] == [0, 0]
+
+
 def test_a_waiting_publisher_lets_go_when_the_run_is_to_stop() -> None:
     hang = threading.Event()
     publisher = Publisher([CallbackSink(lambda *_: hang.wait(10) and None)])

@@ -44,8 +44,8 @@ CONTRASTS = """() => {
   return poor;
 }"""
 #: How many different colours a canvas shows; 1 is blank.
-COLOURS = """(id) => {
-  const canvas = document.getElementById(id);
+COLOURS = """(selector) => {
+  const canvas = document.querySelector(selector);
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const seen = new Set();
   for (let i = 0; i < data.length; i += 4 * 97) seen.add(data[i] * 65536 + data[i + 1] * 256 + data[i + 2]);
@@ -82,9 +82,16 @@ def port() -> int:
         return listener.getsockname()[1]
 
 
+REAR = """
+[[cameras]]
+id = "rear"
+source = "scene://drive?seed=8&fps=4&size=320x192&weather=night"
+"""
+
+
 @contextmanager
-def daemon(vehicle: Vehicle, port: int) -> Iterator[subprocess.Popen[str]]:
-    process = vehicle.run(CONFIG.format(fps=FPS), "--web", f"127.0.0.1:{port}")
+def daemon(vehicle: Vehicle, port: int, more: str = "") -> Iterator[subprocess.Popen[str]]:
+    process = vehicle.run(CONFIG.format(fps=FPS) + more, "--web", f"127.0.0.1:{port}")
     try:
         yield process
     finally:
@@ -156,12 +163,13 @@ def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
         state(page, "live")
         assert page.inner_text("#now-mode") == "best" and page.title().startswith("Live")
         until(page, "!document.getElementById('picture-note').textContent")
-        assert page.evaluate(COLOURS, "picture") > 200
-        assert page.evaluate(COLOURS, "strip") > 5
+        assert page.evaluate(COLOURS, "#picture") > 200
+        assert page.evaluate(COLOURS, "#strip") > 5
         assert page.inner_text("#picture-facts").startswith("frame ")
         before = page.inner_text("#frames-sum")
         until(page, "(was) => document.getElementById('frames-sum').innerText !== was", before)
         assert "all accounted for" in page.inner_text("#frames-sum")
+        assert "standard output" in page.inner_text("#sinks")
 
         vehicle.set_load(10.0)
         until(page, "document.getElementById('now-mode').textContent === 'small'")
@@ -196,13 +204,15 @@ def test_the_page_fits_every_screen_in_both_schemes_and_reads_well(
     vehicle: Vehicle, browser: Any, port: int
 ) -> None:
     vehicle.set_load(1.0)
-    with daemon(vehicle, port):
+    with daemon(vehicle, port, REAR):
         wait_for_port(port)
         address = f"http://127.0.0.1:{port}"
         for scheme in ("light", "dark"):
             with looking(browser, address, color_scheme=scheme, reduced_motion="reduce") as page:
                 state(page, "live")
                 until(page, "!document.getElementById('picture-note').textContent")
+                for camera in ("front", "rear"):  # also the one that is shown large
+                    until(page, f"(one) => ({COLOURS})(one) > 50", f"[data-camera={camera}] canvas")
                 assert page.evaluate("document.getAnimations().length") == 0
                 assert page.evaluate(CONTRASTS) == []
                 for width_px, height_px in SIZES_PX:

@@ -151,6 +151,7 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     assert [digest for digest, _ in groupby(message["bundle"] for message in messages)] == digests
     assert [message["seq"] for message in messages] == list(range(len(messages)))
     assert summary["captured"] == summary["published"] + summary["dropped"].get("stopped", 0)
+    assert [sink["address"] for sink in summary["sinks"]] == ["standard output"]
     events = [event for event in summary["events"] if event["kind"].startswith(("swap", "bundle"))]
     assert [event["kind"] for event in events] == ["swap_refused"] * 5 + ["bundle_swapped", "swap_refused"]
     said = " ".join(event["reason"] for event in events)

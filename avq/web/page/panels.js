@@ -141,8 +141,9 @@ export function events(list) {
       ? [...all].reverse().map((event) => {
           const kind = String(event.kind ?? "event");
           const tone = TONES.find(([pattern]) => pattern.test(kind))?.[1] ?? "";
+          const which = kind === "alert" ? ` ${event.alert}` : "";
           const where = event.camera ? ` · ${event.camera}` : "";
-          return entry(event.at, kind.replaceAll("_", " ") + where, event.reason ?? rest(event), tone);
+          return entry(event.at, kind.replaceAll("_", " ") + which + where, event.reason ?? rest(event), tone);
         })
       : [el("li", { class: "empty" }, "Nothing happened yet")],
   );
@@ -172,11 +173,30 @@ export function cameras(list) {
   );
 }
 
+/** What a sink tells of itself, in words; what is zero is not worth one. */
+const NUMBERS = {
+  waiting: "waiting for the broker",
+  unsaved: "not on disk",
+  dropped: "given up",
+  lost: "lost",
+  deleted: "old files deleted",
+};
+
+function sinkState(sink) {
+  const told = Object.entries(NUMBERS).filter(([name]) => sink[name] > 0).map(([name, words]) => `${count(sink[name])} ${words}`);
+  if (sink.queued > 0) told.unshift(`${count(sink.queued)} queued`);
+  if (sink.connected === 0) told.unshift("not connected");
+  const poor = sink.connected === 0 || sink.missed || sink.dropped || sink.lost || sink.unsaved || sink.queued > 8;
+  return [sink.error ? "bad" : poor ? "warn" : "", [sink.error, told.join(", ")].filter(Boolean).join("; ")];
+}
+
 export function sinks(list, viewers) {
   render($("sinks"), [list, viewers], () => [
-    ...list.map((sink) =>
-      row(sink.error ? "bad" : sink.missed ? "warn" : "", sink.name, `${count(sink.written)} written`, sink.error, `${count(sink.missed)} missed`),
-    ),
+    ...list.map((sink) => {
+      const [tone, told] = sinkState(sink);
+      const below = [sink.address && el("span", {}, sink.address), told && el("b", { class: `${tone || "good"}-text` }, told)];
+      return row(tone, sink.name, `${count(sink.written)} written`, below, `${count(sink.missed)} missed`);
+    }),
     row(viewers.now ? "" : "idle", "Event stream", `${viewers.now} watching`, viewers.dropped ? `${viewers.dropped} were too slow` : "", `${count(viewers.missed)} missed`),
   ]);
 }
@@ -187,7 +207,7 @@ const row = (tone, name, value, below, right) =>
     {},
     el("span", { class: `dot ${tone}` }, name),
     el("span", { class: "value" }, value),
-    el("span", { class: "sub" }, below ?? ""),
+    el("span", { class: "sub" }, ...[below ?? ""].flat()),
     el("span", { class: "sub value" }, right ?? ""),
   );
 
@@ -246,7 +266,7 @@ export function drift(facts) {
         el("span", { class: `dot ${row.drifting ? "bad" : ""}` }, camera),
         el("span", { class: "value" }, `${row.unusual_pictures} of ${row.pictures} unusual`),
         el("span", { class: "sub" }, row.unusual.length ? `most in ${row.unusual[0]}` : ""),
-        el("span", { class: "sub value" }, `${row.limit} are drift`),
+        el("span", { class: "sub value" }, `drift from ${row.limit} on`),
       ),
     );
     const tone = facts.drifting ? "bad-text" : "";

@@ -13,6 +13,7 @@ export class Pictures {
     this.names = [];
     this.chosen = null;
     this.last = null;
+    this.shrunkMs = 0;
     this.numbers = new Map();
     new ResizeObserver(() => this.draw()).observe($("picture"));
     this.watch();
@@ -98,7 +99,7 @@ export class Pictures {
       const name = others[turn % Math.max(1, others.length)];
       if (name && this.awake()) {
         const got = await this.take(name).catch(() => null);
-        const canvas = [...$("thumbs").children].find((one) => one.dataset.camera === name)?.firstChild;
+        const canvas = this.thumb(name);
         if (got && canvas) this.paint(canvas, got, false);
         got?.picture.close();
       }
@@ -114,9 +115,21 @@ export class Pictures {
     }
     this.last?.picture.close();
     this.last = got;
+    this.shrink(got);
     text("picture-note", "");
     $("picture").parentElement.classList.remove("stale");
     this.draw();
+  }
+
+  /** The small picture of the camera that is shown large. */
+  shrink(got) {
+    if (this.names.length < 2 || Date.now() - this.shrunkMs < THUMB_MS) return;
+    this.shrunkMs = Date.now();
+    this.paint(this.thumb(this.chosen), got, false);
+  }
+
+  thumb(name) {
+    return [...$("thumbs").children].find((one) => one.dataset.camera === name)?.firstChild;
   }
 
   draw() {

@@ -21,8 +21,9 @@ export class Strip {
     this.canvas = $("strip");
     this.chosen = null; // index of a frame
     this.state = { rows: [], deadline: 0, modes: [] };
-    this.canvas.addEventListener("pointermove", (event) => this.choose(this.at(event.offsetX)));
-    this.canvas.addEventListener("pointerleave", () => this.choose(null));
+    for (const kind of ["pointerdown", "pointermove"])
+      this.canvas.addEventListener(kind, (event) => this.choose(this.at(event.offsetX)));
+    this.canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.choose(null));
     this.canvas.addEventListener("blur", () => this.choose(null));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
@@ -164,7 +165,7 @@ export class Strip {
   read() {
     const row = this.state.rows.find((one) => one.i === this.chosen);
     if (!row) {
-      text("strip-read", "Point at a frame, or focus the chart and use the arrow keys.");
+      text("strip-read", "Point at a frame or tap it, or focus the chart and use the arrow keys.");
       return;
     }
     const stages = Object.entries(row.stages).map(([name, spent]) => `${name} ${ms(spent / 1000)}`);
