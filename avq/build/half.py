@@ -1,7 +1,8 @@
 """FP16 for everything that is not INT8, as node precisions in the plan: what GPU targets want.
 
 Range rules of NVIDIA's AutoCast (Model Optimizer): a node whose tensors go beyond 512 in size, or whose constants
-beyond 65504, stays FP32; so do operators without an FP16 form. Graph inputs and outputs keep their types.
+beyond 65504, stays FP32; so do operators without an FP16 form, and readers of INT4 weights whose scales, which
+then are FP16 too, do not fit it. Graph inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 import onnx
 
 from avq.build.calibrate.observe import observe
-from avq.build.lower.precision import LARGEST_HALF, SIDED_OPSET, has_half_form
+from avq.build.lower.grid import quantize_constant
+from avq.build.lower.precision import LARGEST_HALF, SIDED_OPSET, SMALLEST_HALF_SCALE, has_half_form
 from avq.hookspecs import Engine
-from avq.types import U8, GraphView, NodePrecision, NodeView, QuantizationPlan, SessionOptions
+from avq.types import U8, GraphView, NodePrecision, NodeView, QuantizationPlan, QuantPoint, SessionOptions
 
 LARGEST_ACTIVATION = 512.0
 PICTURES = 16
@@ -56,12 +58,13 @@ def activation_peaks(
 
 
 def in_half(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]) -> QuantizationPlan:
-    """``plan`` with FP16 wherever the rules allow it, reasons included; points and overrides stay."""
+    """``plan`` with FP16 wherever the rules allow it, reasons included; what points and overrides say stays."""
+    plan = replace(plan, points=tuple(_with_dead_scales_raised(graph, plan, p) for p in plan.points))
     precisions = dict(plan.precisions)
     for node in graph.nodes:
         if node.op in _OWN_TYPE or not all(_is_float(graph, out) for out in node.outputs if out):
             continue
-        why_not = _why_not(graph, node, peaks)
+        why_not = _why_not(graph, node, peaks) or _why_no_half_scales(plan, node)
         before = precisions.get(node.name)
         if _is_quantized(plan, node):
             reason = before.reason if before is not None else "quantized"
@@ -91,6 +94,34 @@ def _why_not(graph: GraphView, node: NodeView, peaks: Mapping[str, float]) -> st
     for name, peak, limit in _magnitudes(graph, node, peaks):
         if not peak <= limit:  # NaN too
             return f"|{name}| reaches {peak:g}, FP16 is used up to {limit:g}"
+    return ""
+
+
+def _with_dead_scales_raised(graph: GraphView, plan: QuantizationPlan, point: QuantPoint) -> QuantPoint:
+    """INT4 channels of zeros are zero with any scale: theirs shall not keep a whole node from FP16."""
+    if not point.native_int4 or point.axis is None or point.block_size:
+        return point
+    name = point.edge.tensor
+    integers = quantize_constant(plan.overrides.get(name, graph.constants[name]), point)
+    dead = ~np.moveaxis(integers, point.axis, 0).reshape(point.scale.size, -1).any(axis=1)
+    if not dead.any():
+        return point
+    raised = np.where(dead, np.maximum(point.scale, np.float32(SMALLEST_HALF_SCALE)), point.scale)
+    return replace(point, scale=raised.astype(np.float32))
+
+
+def _why_no_half_scales(plan: QuantizationPlan, node: NodeView) -> str:
+    """'' unless the node reads INT4 weights with a scale outside FP16's normal numbers."""
+    for index, name in enumerate(node.inputs):
+        point = plan.point_for(name, node.name, index)
+        if point is None or not point.native_int4:
+            continue
+        low, high = float(point.scale.min()), float(point.scale.max())
+        if low < SMALLEST_HALF_SCALE or high > LARGEST_HALF:
+            return (
+                f"its INT4 weights have scales from {low:g} to {high:g}, FP16 holds {SMALLEST_HALF_SCALE:g} "
+                f"to {LARGEST_HALF:g}"
+            )
     return ""
 
 

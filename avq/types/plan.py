@@ -109,6 +109,11 @@ class QuantPoint:
         """True when the grid is signed around zero: the only kind TensorRT takes."""
         return self.signed and not np.any(self.zero_point)
 
+    @property
+    def native_int4(self) -> bool:
+        """True when the file holds the constant as ONNX's own 4-bit integers."""
+        return self.bits == 4 and self.mode == "weight-only" and not self.packed
+
     def settings(self) -> dict[str, object]:
         """Everything but the arrays, as JSON values; ``packed`` only where it holds, as older plans lack it."""
         return {

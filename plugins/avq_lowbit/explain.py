@@ -57,7 +57,12 @@ def _reason(plans: Plans, group: Group, bits: int) -> str:
     stored = storage(bits, native=plans.native)
     said = f"{group.kind}: weights in {bits} bits ({stored}), {group.bytes_at(bits)} bytes"
     if not plans.allowed(group, plans.widths[-1]):
-        said += "; fewer bits refused: the target has INT4 weights for matrix products only"
+        why = (
+            "for matrix products only"
+            if group.kind != "matmul"
+            else "in pairs only, and these are odd in number"
+        )
+        said += f"; fewer bits refused: the target has INT4 weights {why}"
     return said
 
 

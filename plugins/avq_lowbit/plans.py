@@ -36,8 +36,8 @@ class Plans:
     """Plans over one graph that differ in the widths of weights only.
 
     Attributes:
-        native: the target unpacks nothing: INT8 anywhere, INT4 as weights of matrix products with float data.
-            Otherwise any width goes anywhere, packed in the file.
+        native: the target unpacks nothing: INT8 anywhere, INT4 as weights of matrix products with float data, an
+            even number of them. Otherwise any width goes anywhere, packed in the file.
         corrections: applied to every plan; None for none.
         owner: name and version of the strategy.
     """
@@ -57,7 +57,7 @@ class Plans:
         return NATIVE_WIDTHS if self.native else WIDTHS
 
     def allowed(self, group: Group, bits: int) -> bool:
-        return not self.native or bits == 8 or group.kind == "matmul"
+        return not self.native or bits == 8 or (group.kind == "matmul" and group.count % 2 == 0)
 
     def plan(self, bits: Bits, reasons: Mapping[str, str] | None = None) -> QuantizationPlan:
         """The corrected plan with the groups' weights in ``bits``; FLOAT leaves a group float, its data too."""

@@ -16,10 +16,11 @@ from avq.build.lower import lower
 from avq.build.target_cost import target_cost
 from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import engine_by_name
-from avq.types import GraphView, QuantizationPlan
-from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
+from avq.errors import PlanError
+from avq.types import Edge, GraphView, NodePrecision, QuantizationPlan
+from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net, weight_point
 
-REFERENCE = engine_by_name("onnxruntime")
+REFERENCE, RTX = engine_by_name("onnxruntime"), engine_by_name("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,67 @@ def test_the_cost_model_prefers_int8_and_charges_for_boundaries(net, view, halve
     assert shared
     without = tuple(p for p in halved.points if p.edge.tensor != shared[0])
     assert target_cost(view, replace(halved, points=without)) > target_cost(view, halved)
+
+
+# INT4 weights, whose scales are FP16 where their readers are
+
+
+def four_bits(net: onnx.ModelProto, view: GraphView, scale: np.ndarray | None = None) -> QuantizationPlan:
+    """The Gemm's weights alone in 4 bits, one scale per output channel."""
+    point = weight_point(Edge("fc.w"), view.constants["fc.w"], 0)
+    fitting = point.scale * np.float32(127 / 7) if scale is None else scale
+    low = replace(point, scale=fitting, bits=4, mode="weight-only")
+    return QuantizationPlan(view.digest, (low,))
+
+
+def int4_reader(model: onnx.ModelProto) -> tuple[int, list[int]]:
+    """(element type of the scale, types that DequantizeLinear is told to write)."""
+    (node,) = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    assert kinds[node.input[0]] == TensorProto.INT4
+    return kinds[node.input[1]], [a.i for a in node.attribute if a.name == "output_dtype"]
+
+
+def test_int4_weights_of_an_fp16_node_have_fp16_scales(net, view):
+    quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
+    plan = in_half(view, four_bits(net, view), quiet)
+    assert plan.precisions["fc"].precision == "fp16"
+    lowered = lower(net, plan, "s8")
+    assert int4_reader(onnx.load_model_from_string(lowered)) == (TensorProto.FLOAT16, [])
+    single, halved = (
+        answers(lower(net, p, "s8"), [picture(3)])[0]["scores"] for p in (four_bits(net, view), plan)
+    )
+    assert np.abs(halved - single).max() <= 5e-3 * np.abs(single).max()
+
+
+def test_int4_weights_whose_scales_do_not_fit_fp16_keep_their_node_in_fp32_and_say_why(net, view):
+    quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
+    tiny = np.array([0.02, 0.02, 1e-6, 0.02, 0.02], np.float32)
+    plan = in_half(view, four_bits(net, view, tiny), quiet)
+    chosen = plan.precisions["fc"]
+    assert chosen.precision == "fp32" and "INT4" in chosen.reason and "1e-06" in chosen.reason
+    assert int4_reader(onnx.load_model_from_string(lower(net, plan, "s8"))) == (TensorProto.FLOAT, [])
+    forced = replace(plan, precisions={"fc": NodePrecision("fp16", "test")})
+    with pytest.raises(PlanError, match="do not fit FP16"):
+        lower(net, forced, "s8")
+
+
+def test_a_dead_channels_scale_keeps_nothing_from_fp16(net, view):
+    quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
+    weights = view.constants["fc.w"].copy()
+    weights[2] = 0.0
+    tiny = np.array([0.02, 0.02, 1e-9, 0.02, 0.02], np.float32)
+    plan = in_half(view, replace(four_bits(net, view, tiny), overrides={"fc.w": weights}), quiet)
+    assert plan.precisions["fc"].precision == "fp16"
+    lowered = lower(net, plan, "s8")
+    assert int4_reader(onnx.load_model_from_string(lowered)) == (TensorProto.FLOAT16, [])
+    assert np.isfinite(answers(lowered, [picture(3)])[0]["scores"]).all()
+
+
+@pytest.mark.skipif(not RTX.status().can_build, reason=f"tensorrt-rtx: {RTX.status().why}")
+@pytest.mark.parametrize("smallest", [0.02, 1e-6], ids=["fp16", "fp32"])
+def test_the_real_builder_takes_int4_weights_either_way(net, view, smallest):
+    quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
+    scale = np.array([0.02, 0.02, smallest, 0.02, 0.02], np.float32)
+    model = lower(net, in_half(view, four_bits(net, view, scale), quiet), "s8")
+    assert len(RTX.compile(model, "sm89").data) > 1000

@@ -184,6 +184,24 @@ def test_a_target_that_unpacks_nothing_gets_its_own_integers_and_the_reason():
     assert {onnx.TensorProto.INT4, onnx.TensorProto.INT8} <= kinds
 
 
+def test_an_odd_number_of_weights_stays_in_8_bits_where_the_target_packs_pairs():
+    bench = Ruled(symmetric_only=True)
+    bench.max_drop = 90.0
+    for tensor in bench.net.graph.initializer:
+        if tensor.name in (
+            "up.w",
+            "boxes_conv.w",
+            "fc.w",
+        ):  # five channels instead of six: 25 weights in the Gemm
+            fewer = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)[:, :5])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(fewer, tensor.name))
+    del bench.net.graph.value_info[:]
+    bench.net = onnx.shape_inference.infer_shapes(bench.net)
+    bench.floats = answers(bench.net, [picture(0)])[0]
+    plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions(**QUICK))
+    assert weight_bits(plan)["fc.w"] == 8 and "odd in number" in plan.precisions["fc"].reason
+
+
 def test_a_model_without_weights_to_reduce_stays_float():
     bench = Ruled(keep_float={n.name: "asked" for n in view_of(small_net()).nodes})
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions())

@@ -94,7 +94,6 @@ def needed_opset(points: Iterable[QuantPoint], model_has_halves: bool) -> int:
     """The oldest operator set that can say all ``points``."""
     opset = 19 if model_has_halves else 13
     for point in points:
-        native_int4 = point.bits == 4 and point.mode == "weight-only" and not point.packed
-        if point.block_size or point.bits > 8 or native_int4:
+        if point.block_size or point.bits > 8 or point.native_int4:
             opset = 21  # blocks, 16-bit and 4-bit integers
     return opset

@@ -69,8 +69,7 @@ def constant_grid(point: QuantPoint) -> Grid:
 
     ``packed`` points come as 8 or 16 bits out of the unpacking.
     """
-    native = point.bits == 4 and point.mode == "weight-only" and not point.packed
-    width = 4 if native else 8 if point.bits <= 8 else 16
+    width = 4 if point.native_int4 else 8 if point.bits <= 8 else 16
     return Grid(f"int{width}" if point.signed else f"uint{width}", 0)
 
 

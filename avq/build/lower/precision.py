@@ -2,7 +2,8 @@
 hint), because no CPU runtime takes BF16 graphs and the only ones that run it convert by themselves.
 
 Where INT8 nodes have an FP16 side, the pairs around them change type as well: Q reads FP16, DQ writes it, and the
-scales stay FP32 (opset 23), since FP16 would round them and lose the small ones.
+scales stay FP32 (opset 23), since FP16 would round them and lose the small ones. INT4 weights are the exception:
+TensorRT's builder infers the type of what they become from their scales, so these are FP16 where the readers are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from avq.types import AnyArray, QuantizationPlan
 
 _HALF, _SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 LARGEST_HALF = 65504.0
+#: Below it FP16 loses bits, and TensorRT refuses such scales.
+SMALLEST_HALF_SCALE = float(np.finfo(np.float16).tiny)
 #: The first operator set whose Q and DQ take FP16 data with FP32 scales.
 SIDED_OPSET = 23
 
@@ -70,10 +73,32 @@ class _Island:
             return self.convert(node)
         if self._pairs_too and node.op_type == "QuantizeLinear" and node.input[0] in self._halves:
             node.input[0] = self._halves[node.input[0]]
-        elif self._pairs_too and node.op_type == "DequantizeLinear" and self._only_halves_read(node):
-            node.attribute.append(helper.make_attribute("output_dtype", _HALF))
-            return [node, self._write(node, 0)]
+        elif node.op_type == "DequantizeLinear" and self._only_halves_read(node):
+            if self._reads_four_bits(node):
+                node.input[1] = self._half_scale(node.input[1])
+                return [node, self._write(node, 0)]
+            if self._pairs_too:
+                node.attribute.append(helper.make_attribute("output_dtype", _HALF))
+                return [node, self._write(node, 0)]
         return [node]
+
+    def _reads_four_bits(self, node: onnx.NodeProto) -> bool:
+        stored = self.model.initializers.get(node.input[0])
+        return stored is not None and stored.data_type == onnx.TensorProto.INT4
+
+    def _half_scale(self, scale: str) -> str:
+        values = numpy_helper.to_array(self.model.initializers[scale])
+        if float(values.min(initial=np.inf)) < SMALLEST_HALF_SCALE:
+            raise PlanError(
+                f"the scales '{scale}' do not fit FP16",
+                seen=f"smallest {float(values.min()):g}, FP16 is exact from {SMALLEST_HALF_SCALE:g} on",
+                fix="leave the nodes that read these weights in fp32",
+            )
+        if scale not in self._halves:
+            half = self.model.names.fresh(f"{scale}/fp16")
+            self._add_constant(scale, half, values)
+            self._halves[scale] = half
+        return self._halves[scale]
 
     def _only_halves_read(self, node: onnx.NodeProto) -> bool:
         readers = self.model.readers.get(node.output[0], [])

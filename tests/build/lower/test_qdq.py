@@ -226,7 +226,7 @@ def test_dynamic_scales_follow_the_picture(net, plan):
 
     assert 0 < noise(got, 1) < noise(static, 1) / 4
     for engine in builtin_engines():
-        if engine.status().available:
+        if engine.status().can_run:
             boxes = engine.open(lowered, SessionOptions()).infer(pictures[0])["boxes"]
             assert float(((boxes - got[0]["boxes"]) ** 2).mean()) <= noise(got, 0)
 
