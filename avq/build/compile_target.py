@@ -14,6 +14,7 @@ from functools import cached_property
 from avq.build.candidates import Candidate, Trial
 from avq.build.half import activation_peaks, in_half
 from avq.build.labelled import map_drop
+from avq.build.lint import lint_errors
 from avq.build.lower import lower
 from avq.build.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.build.request import Request
@@ -32,6 +33,7 @@ ENCODING = "s8"
 _UNKNOWN_MS = float("nan")
 #: Rounding flips of a coarse trained grid leave 20 dB and more; wrong numbers 14 or less.
 _WRONG_DB = 15.0
+_NOT_COMPILED = "nothing was compiled: avq lint refuses the model"
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,14 @@ class PendingTarget:
         )
 
     def compile(self, plan: QuantizationPlan, report: Reporter) -> Compiled:
-        """Engines of the finished plan for every architecture asked for, beside FP16 ones; the FP16 model itself."""
+        """Engines of the finished plan for every architecture asked for, beside FP16 ones; the FP16 model itself.
+
+        A model that lint refuses reaches no builder: some of those end the process instead of saying no.
+        """
         architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
         model, twin = self.model(plan), self.model(self.finished(self._nothing))
+        if lint_errors(model, self.request.recipe.target):
+            return Compiled(True, {TWIN: twin} if plan.points else {}, remarks=(_NOT_COMPILED,))
         built = []
         for name in report.track(architectures, "engines", len(architectures)):
             ours = self.compiler.compile(model, name)

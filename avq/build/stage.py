@@ -9,12 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from avq import __version__
 from avq.build.calibrate.commands import Calibration
 from avq.build.candidates import FLOAT, Trial
-from avq.build.lint import lint
+from avq.build.lint import lint_errors
 from avq.build.lower import lower
 from avq.build.planning import Planned
 from avq.build.probe_set import ProbeSet
@@ -36,7 +35,7 @@ from avq.bundle.plan import plan_to_parts
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
 from avq.toolbox.macs import int8_mac_share
-from avq.types import TARGETS, Finding, SessionOptions
+from avq.types import Finding, SessionOptions
 
 GOLDEN_FRAMES = 4
 
@@ -79,14 +78,7 @@ def stage(
     folder = staging_folder(request.recipe.output)
     manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
     share = int8_mac_share(understood.model.view, plan)
-    return Staged(folder, manifest, share, _lint_errors(model, request.recipe.target))
-
-
-def _lint_errors(model: bytes, target: str) -> tuple[Finding, ...]:
-    if target not in TARGETS:
-        return ()  # a plugin's engine: its rules are not known here
-    found = lint(onnx.load_model_from_string(model), target)
-    return tuple(finding.as_finding() for finding in found if finding.severity == "error")
+    return Staged(folder, manifest, share, lint_errors(model, request.recipe.target))
 
 
 def _manifest(

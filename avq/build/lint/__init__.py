@@ -2,23 +2,24 @@
 
 The rules for TensorRT and TensorRT-RTX are those of its ``IQuantizeLayer`` documentation and of the ONNX parser
 (onnx-tensorrt ``docs/operators.md``); many were found by feeding the parser such files. A float model has nothing to
-find. Families: grids (scales, zero points), pairs (Q with DQ), placement (where they stand), structure (what is no
-ONNX graph), operators (what the parser has no importer for).
+find. Families: grids (scales, zero points), blocks (scales per block), four_bits (INT4), both_sides (integers that
+meet), pairs (Q with DQ), placement (where they stand), structure (what is no ONNX graph), operators (what the parser
+has no importer for).
 """
 
 from __future__ import annotations
 
 import onnx
 
-from avq.build.lint import grids, operators, pairs, placement, structure
+from avq.build.lint import blocks, both_sides, four_bits, grids, operators, pairs, placement, structure
 from avq.build.lint.graph import LintGraph
 from avq.build.lint.rule import REGISTERED, LintFinding, Rule
 from avq.errors import RequestError, nearest
-from avq.types import TARGETS
+from avq.types import TARGETS, Finding
 
-__all__ = ["FAMILIES", "LintFinding", "RULES", "Rule", "lint"]
+__all__ = ["FAMILIES", "LintFinding", "RULES", "Rule", "lint", "lint_errors"]
 
-FAMILIES = (grids, pairs, placement, structure, operators)
+FAMILIES = (grids, blocks, four_bits, both_sides, pairs, placement, structure, operators)
 #: The one table, by id.
 RULES: tuple[Rule, ...] = tuple(sorted(REGISTERED, key=lambda rule: rule.id))
 
@@ -32,3 +33,11 @@ def lint(proto: onnx.ModelProto, target: str) -> tuple[LintFinding, ...]:
         raise RequestError(f"there is no target '{target}'", fix=nearest(target, TARGETS))
     graph = LintGraph(proto, target)
     return tuple(found for rule in RULES if target in rule.targets for found in rule.findings(graph))
+
+
+def lint_errors(model: bytes, target: str) -> tuple[Finding, ...]:
+    """What rejects a file for ``target``; nothing for a plugin's engine, whose rules are not known here."""
+    if target not in TARGETS:
+        return ()
+    found = lint(onnx.load_model_from_string(model), target)
+    return tuple(finding.as_finding() for finding in found if finding.severity == "error")

@@ -127,6 +127,15 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
+def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
+    """The integer type that a Q makes or a DQ reads; UNDEFINED when the file does not say."""
+    if len(node.input) > 2 and node.input[2]:
+        return graph.element(node.input[2])
+    if node.op_type == "QuantizeLinear":
+        return attribute(node, "output_dtype", TensorProto.UNDEFINED)
+    return graph.element(node.input[0])
+
+
 def integers(node: onnx.NodeProto, name: str) -> list[int]:
     """An attribute that is a list of integers; empty when absent."""
     return next((list(a.ints) for a in node.attribute if a.name == name), [])

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from avq.build.lint.graph import LintGraph, attribute, type_name
+from avq.build.lint.graph import LintGraph, attribute, grid_type, type_name
 from avq.build.lint.rule import ALL, TRT, Hit, error, warning
 
 _UNSIGNED = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4)
-_SIGNED_BYTE = (TensorProto.UNDEFINED, TensorProto.INT8)
+_SIGNED = (TensorProto.UNDEFINED, TensorProto.INT8, TensorProto.INT4)
 _WIDE = (TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4, TensorProto.UINT4)
 
 
@@ -23,7 +23,7 @@ _WIDE = (TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4, TensorProto.UI
 )
 def _unsigned(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
-        kind = _grid_type(graph, node)
+        kind = grid_type(graph, node)
         if kind in _UNSIGNED:
             yield node, f"zero point or value is {type_name(kind)}"
 
@@ -107,7 +107,7 @@ def _half_scales(graph: LintGraph) -> Iterator[Hit]:
 @error(14, ALL, "4- and 16-bit integers need opset 21", "raise the opset to 21")
 def _wide_integers(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
-        kind = _grid_type(graph, node)
+        kind = grid_type(graph, node)
         if graph.opset < 21 and kind in _WIDE:
             yield node, f"{type_name(kind)} at opset {graph.opset}"
 
@@ -125,25 +125,17 @@ def _misfit(graph: LintGraph) -> Iterator[Hit]:
             yield node, seen
 
 
-@error(22, TRT, "eight-bit integers with a scale per block cannot be read", "one scale per output channel")
-def _blocks(graph: LintGraph) -> Iterator[Hit]:
-    for node in graph.linears:
-        size = attribute(node, "block_size", 0)
-        if size:
-            yield node, f"block_size {size}"
-
-
 @error(
     23,
     TRT,
-    "the grid is not one of signed bytes around zero",
+    "the grid is not one of signed integers of 8 or 4 bits around zero",
     "write an int8 zero point of 0, or output_dtype INT8",
 )
 def _other_grid(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
-        kind = _grid_type(graph, node)
+        kind = grid_type(graph, node)
         bias = graph.element(node.input[0]) == TensorProto.INT32  # has a rule of its own
-        if kind not in (*_SIGNED_BYTE, *_UNSIGNED) and not bias:
+        if kind not in (*_SIGNED, *_UNSIGNED) and not bias:
             yield node, f"{type_name(kind)}"
 
 
@@ -164,7 +156,8 @@ def _integer_scale(graph: LintGraph) -> Iterator[Hit]:
 )
 def _rounded_scales(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
-        if graph.element(node.input[1]) == TensorProto.FLOAT16:
+        four_bits = grid_type(graph, node) == TensorProto.INT4  # whose scales have the type of their result
+        if graph.element(node.input[1]) == TensorProto.FLOAT16 and not four_bits:
             yield node, "float16"
             return  # one line says it for the whole file
 
@@ -180,15 +173,6 @@ def _coarse_bias(graph: LintGraph) -> Iterator[Hit]:
         bias = graph.dequantizer_of(node, 2)
         if bias is not None and graph.element(bias.input[0]) != TensorProto.INT32:
             yield node, f"{node.input[2]} comes from {bias.name or bias.op_type}"
-
-
-def _grid_type(graph: LintGraph, node: NodeProto) -> int:
-    """The integer type that a Q makes or a DQ reads; UNDEFINED when the file does not say."""
-    if len(node.input) > 2 and node.input[2]:
-        return graph.element(node.input[2])
-    if node.op_type == "QuantizeLinear":
-        return attribute(node, "output_dtype", TensorProto.UNDEFINED)
-    return graph.element(node.input[0]) if graph.is_constant(node.input[0]) else TensorProto.UNDEFINED
 
 
 def _why_misfit(graph: LintGraph, node: NodeProto) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
-from avq.build.lint.graph import MOVES, LintGraph, attribute
+from avq.build.lint.graph import MOVES, LintGraph, attribute, grid_type
 from avq.build.lint.rule import ALL, CPU, TRT, Hit, error, warning
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -66,7 +66,10 @@ def _weight_axis(graph: LintGraph) -> Iterator[Hit]:
     _AXIS_FIX,
 )
 def _summed_axis(graph: LintGraph) -> Iterator[Hit]:
-    yield from _off_axis(graph)
+    for node, seen in _off_axis(graph):
+        dequantizer = graph.dequantizer_of(node, 1)
+        if dequantizer is None or grid_type(graph, dequantizer) != TensorProto.INT4:
+            yield node, seen  # 4-bit weights are multiplied in float, after their scales
 
 
 @warning(
@@ -146,7 +149,7 @@ def _doubled_residual(graph: LintGraph) -> Iterator[Hit]:
             yield node, f"behind {', '.join(convolved)}"
 
 
-def _off_axis(graph: LintGraph) -> Iterator[Hit]:
+def _off_axis(graph: LintGraph) -> Iterator[tuple[NodeProto, str]]:
     for node in graph.of_type(*_WEIGHTED):
         dequantizer = graph.dequantizer_of(node, 1)
         if dequantizer is None or graph.on_activation(dequantizer):

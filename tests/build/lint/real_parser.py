@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +77,13 @@ def real_parser() -> Parser:
 
     log = Log()
     return Parser(trt, log, trt.Builder(log))
+
+
+def survives(model: bytes) -> bool:
+    """Whether a process of its own gets through building the model; False when a signal ends it."""
+    told = "import sys; from tests.build.lint.real_parser import real_parser as parser\n"
+    told += "assert not parser().builds(sys.stdin.buffer.read())"
+    root, command = Path(__file__).parents[3], [sys.executable, "-c", told]
+    done = subprocess.run(command, input=model, cwd=root, capture_output=True, timeout=120, check=False)
+    assert done.returncode <= 0, done.stderr.decode()
+    return done.returncode == 0
