@@ -207,7 +207,17 @@ def test_flags_win_over_the_file_and_tables_merge(tmp_path: Path) -> None:
     assert recipe.model == tmp_path / "m.onnx", "paths in a file are beside the file"
     assert (recipe.strategy, recipe.gate) == ("static", False)
     assert recipe.options == {"bits": "6", "search": "true"}
+    assert recipe.option_folders == {"search": tmp_path}, "bits came from the command line"
     assert recipe.class_map == {"person": ("person",), "vehicle": ("car",)}
+
+
+def test_a_preprocessing_or_class_file_is_beside_the_recipe_and_a_known_name_stays(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("car\n")
+    (tmp_path / "yolox").mkdir()
+    file = write(tmp_path, 'model = "m"\noutput = "b"\npreprocess = "yolox"\nclasses = "names.txt"\n')
+    recipe = recipe_from(file, flags())
+    assert (recipe.preprocess, recipe.classes) == ("yolox", str(tmp_path / "names.txt"))
+    assert recipe_from(file, flags(classes="names.txt")).classes == "names.txt", "a flag stays as it was typed"
 
 
 def test_wrong_flags_and_wrong_files_are_told_apart(tmp_path: Path) -> None:

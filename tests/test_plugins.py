@@ -9,18 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FilePath
 
 import avq
 from avq import hookimpl
 from avq.build.graph.view import view_of
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import PluginError, RequestError
-from avq.plugins import PluginHost, validate_options
+from avq.plugins import PluginHost, option_paths, validate_options
 from avq.types import Edge, Finding, QuantizationPlan, QuantPoint, Range, Recipe
 from tests.build.lower.lowering_nets import peaks, small_net, weight_point
 
@@ -326,3 +327,36 @@ def test_options_from_text():
     with pytest.raises(RequestError) as caught:
         validate_options(MinMax(), {"bits": "six"})
     assert caught.value.seen == "bits=six"
+
+
+class Beside(BaseModel):
+    """Options that name files in every way a model can declare them."""
+
+    table: Path
+    maybe: Path | None = None
+    there: FilePath | None = None
+    many: tuple[Path, ...] = ()
+    either: Path | Literal["auto"] = "auto"
+    text: str = ""
+
+
+def test_paths_among_options_are_relative_to_the_file_that_named_them(tmp_path: Path):
+    (tmp_path / "real.json").touch()
+    reads = SimpleNamespace(name="reads", options=Beside)
+    named = {"table": "a.json", "maybe": "/b.json", "there": "real.json", "many": "c.json, sub/d.json"}
+    named |= {"either": "auto", "text": "a.json"}
+    options = validate_options(reads, named, dict.fromkeys(named, tmp_path))
+    assert options == Beside(
+        table=tmp_path / "a.json",
+        maybe=Path("/b.json"),
+        there=tmp_path / "real.json",
+        many=(tmp_path / "c.json", tmp_path / "sub" / "d.json"),
+        text="a.json",
+    )
+    assert set(option_paths(options)) == {
+        *(tmp_path / name for name in ("a.json", "real.json", "c.json", "sub/d.json")),
+        Path("/b.json"),
+    }
+    flag = validate_options(reads, {"table": "a.json", "maybe": "none"}, {"maybe": tmp_path})
+    assert flag == Beside(table=Path("a.json")), "a flag is relative to where it was typed"
+    assert option_paths(None) == ()

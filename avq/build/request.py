@@ -167,9 +167,14 @@ def refused_targets(quantizer: Quantizer) -> Mapping[str, str]:
     return refused
 
 
+def options_of(recipe: Recipe, host: PluginHost) -> BaseModel | None:
+    """The strategy's validated options; None for float. Raises RequestError as a build would."""
+    return _options(recipe, None if recipe.strategy == FLOAT_STRATEGY else _quantizer(recipe, host))
+
+
 def _options(recipe: Recipe, quantizer: Quantizer | None) -> BaseModel | None:
     if quantizer is not None:
-        return validate_options(quantizer, recipe.options)
+        return validate_options(quantizer, recipe.options, recipe.option_folders)
     if recipe.options:
         raise RequestError(
             "the float strategy has no options",

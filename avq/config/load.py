@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +29,8 @@ _KINDS: dict[Kind, type[Document]] = {"run": RunConfig, "recipe": RecipeFile}
 def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe at ``path`` (or none) with ``overrides`` on top, keyed like the file.
 
-    Overrides that are None are not given; ``options`` and ``map`` are merged key by key.
+    Overrides that are None are not given; ``options`` and ``map`` are merged key by key. Paths in the file are
+    relative to it; those among the options are for the strategy's model to tell (``Recipe.option_folders``).
     Raises ConfigError (file:line) or RequestError (a flag).
     """
     file = read_toml(path) if path is not None else None
@@ -37,7 +39,10 @@ def load_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     for key in ("options", "map"):
         if isinstance(data.get(key), dict) and key in given:
             given[key] = {**data[key], **given[key]}
-    return _validated(RecipeFile, {**data, **given}, file, given, "recipe").recipe()
+    recipe = _validated(RecipeFile, {**data, **given}, file, given, "recipe").recipe()
+    flags = overrides.get("options") or {}
+    named_here = {key: file.path.parent for key in recipe.options if file and key not in flags}
+    return replace(recipe, option_folders=named_here)
 
 
 def recipe_from(path: Path | None, flags: Mapping[str, Any]) -> Recipe:

@@ -8,6 +8,7 @@ from avq.config.values import (
     Count,
     Document,
     FilePath,
+    NameOrFile,
     Names,
     OptionValue,
     Percent,
@@ -52,10 +53,10 @@ class RecipeFile(Document):
         default=None, title="Calibration", description="an .avqcal file instead of a calibration pass"
     )
     decoder: Text | None = Field(default=None, title="Decoder", description="head family, or none")
-    preprocess: Text | None = Field(
+    preprocess: NameOrFile | None = Field(
         default=None, title="Preprocessing", description="preset name or JSON file"
     )
-    classes: Text | None = Field(default=None, title="Classes", description="class-name file, or coco")
+    classes: NameOrFile | None = Field(default=None, title="Classes", description="class-name file, or coco")
     threads: Count = Field(
         default=1, title="Threads", description="threads of the engine, in timing and service"
     )

@@ -28,6 +28,15 @@ def _path_beside(path: Path, info: ValidationInfo) -> Path:
     return Path(context["folder"]) / path
 
 
+def _file_beside(name: str, info: ValidationInfo) -> str:
+    """A file beside the document where there is one; else the name is one that avq knows."""
+    context = info.context or {}
+    if not context or info.field_name in context["flags"]:
+        return name
+    beside = Path(context["folder"]) / name
+    return str(beside) if beside.is_file() else name
+
+
 def _uri_beside(uri: str, info: ValidationInfo) -> str:
     """Plain paths are relative to the file; anything with a scheme, and "-", is left as it is."""
     if not info.context or uri == "-" or ":" in uri.partition("?")[0]:
@@ -43,6 +52,7 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)
 Ratio = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_file_beside)]
 FilePath = Annotated[Path, AfterValidator(_path_beside)]
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri_beside)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1)]

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field, model_validator
 
-from avq import __version__
 from avq.bundle import is_bundle
-from avq.config import load_document, load_recipe
+from avq.config import load_document
 from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
 from avq.errors import RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
+from avq.replay.built import built
 from avq.replay.command import Comparing, accept_reference, compare, reported
-from avq.replay.log import file_digest
 from avq.replay.outcome import Outcome
 from avq.replay.run import ReplayRequest
-from avq.replay.tolerance import Tolerances
 from avq.sources.uri import local_path
 
 CASE = "case.toml"
@@ -180,48 +173,6 @@ def run_case(
     return reported(outcome, report_folder / case.name, plugins)
 
 
-def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) -> Path:
-    """The bundle of a recipe, from the cache where nothing it is made from has changed since.
-
-    Processes that want the same bundle wait for the one that builds it.
-    """
-    from avq.build import build
-
-    recipe = load_recipe(recipe_path, {"output": Path("-")})
-    key = hashlib.sha256(
-        msgspec.json.encode(
-            [__version__, recipe_path.read_text(), file_digest(recipe.model), _set_digest(recipe.data)]
-        )
-    ).hexdigest()[:16]
-    folder = cache / f"{recipe_path.stem}-{key}.avq"
-    cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / f".{folder.name}.lock"):
-        if not is_bundle(folder):
-            build(replace(recipe, output=folder), host, report)
-    if not is_bundle(folder):
-        raise RequestError(
-            f"the recipe {recipe_path} gave no bundle",
-            seen="its gate refused",
-            fix="set gate = false in the recipe to replay it all the same",
-        )
-    return folder
-
-
-def _set_digest(data: Path | None) -> str:
-    """Of an index where there is one; a folder of loose pictures counts by its names."""
-    if data is None:
-        return ""
-    index = data / "index.csv"
-    return file_digest(index) if index.is_file() else ",".join(sorted(entry.name for entry in data.iterdir()))
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _named(recipe: Path | None) -> Path:
     if recipe is None:
         raise RequestError("a case needs a bundle or a recipe", fix="add bundle or recipe to case.toml")
@@ -232,4 +183,4 @@ def _tolerances(given: CaseTolerances) -> dict[str, Any]:
     return {name: value for name, value in given.model_dump().items() if value is not None}
 
 
-__all__ = ["CASE", "Case", "CaseFile", "Tolerances", "built", "load_case", "run_case"]
+__all__ = ["CASE", "Case", "CaseFile", "load_case", "run_case"]

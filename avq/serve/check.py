@@ -43,7 +43,7 @@ def check_config(path: Path, host: PluginHost) -> dict[str, Any]:
         problems += _bundle(config, remarks)
     else:
         recipe, file = read_recipe(path)
-        problems = list(_recipe(recipe, host))
+        problems = list(_recipe(recipe, host, path.parent))
     refuse(problems, file, kind)
     return {"file": str(path), "kind": kind, "valid": True, "remarks": remarks}
 
@@ -114,12 +114,13 @@ def _bundle(config: RunConfig, remarks: list[str]) -> Iterator[Problem]:
                 yield Problem(("alerts", index, "classes"), reason, nearest(name, labels))
 
 
-def _recipe(recipe: RecipeFile, host: PluginHost) -> Iterator[Problem]:
+def _recipe(recipe: RecipeFile, host: PluginHost, folder: Path) -> Iterator[Problem]:
     strategies = {one.name: one for one in host.quantizers()}
     yield from _unknown(("strategy",), recipe.strategy, ["float", *strategies], "there is no strategy")
     if recipe.strategy in strategies:
         try:
-            validate_options(strategies[recipe.strategy], recipe.options)
+            folders = dict.fromkeys(recipe.options, folder)
+            validate_options(strategies[recipe.strategy], recipe.options, folders)
         except AvqError as error:
             key = next((key for key in recipe.options if f"'{key}'" in error.what), None)
             yield _told(("options",) if key is None else ("options", key), error)

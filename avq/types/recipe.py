@@ -22,6 +22,7 @@ class Recipe:
         strategy: name of a registered quantizer, or "float".
         target: what the bundle must run on.
         options: the strategy's own options, validated by its model.
+        option_folders: option -> folder of the file that named it, which paths in its value are relative to.
         budget_ms: wanted p50 latency of the engine, milliseconds.
         max_drop: tolerated loss in percent: relative mAP with labels (default 2), else lost boxes (default 1).
         gate: False writes the bundle with accepted:false instead of refusing.
@@ -42,6 +43,7 @@ class Recipe:
     strategy: str = "static"
     target: Target = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
+    option_folders: Mapping[str, Path] = field(default_factory=dict)
     budget_ms: float | None = None
     max_drop: float | None = None
     gate: bool = True

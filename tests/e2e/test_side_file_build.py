@@ -15,20 +15,24 @@ from tests.e2e.conftest import CALIBRATION, run_avq
 HEADER = "TRT-8501-EntropyCalibration2"
 
 
-def build(model: Path, encodings: Path, output: Path) -> tuple[int, str]:
+def build(*asked: str | Path) -> tuple[int, str]:
     result = run_avq(
-        "build", model, "--strategy", "qat", "--data", CALIBRATION, "--target", "onnxruntime", "--no-gate",
-        "--option", f"encodings={encodings}", "-o", output,
+        "build", builtin_detector_path(), "--strategy", "qat", "--data", CALIBRATION, "--target", "onnxruntime",
+        "--no-gate", *asked,
     )  # fmt: skip
     return result.returncode, result.stdout + result.stderr
 
 
 @pytest.mark.slow
 def test_a_partial_cache_is_completed_told_and_measured(tmp_path: Path) -> None:
-    """The picture spans 0 to 1 and is named; an unknown tensor is listed; the rest is calibrated."""
-    cache, bundle = tmp_path / "calib.cache", tmp_path / "cached.avq"
-    cache.write_text(f"{HEADER}\nimages: 3c010204\nstem: relu: 3c010204\n")
-    code, said = build(builtin_detector_path(), cache, bundle)
+    """The picture spans 0 to 1 and is named; an unknown tensor is listed; the rest is calibrated.
+
+    The file lies beside the recipe that names it, and is found from any working folder.
+    """
+    bundle, recipe = tmp_path / "cached.avq", tmp_path / "recipe.toml"
+    (tmp_path / "calib.cache").write_text(f"{HEADER}\nimages: 3c010204\nstem: relu: 3c010204\n")
+    recipe.write_text('[options]\nencodings = "calib.cache"\n')
+    code, said = build("--recipe", recipe, "-o", bundle)
     assert code == 0, said
     for expected in ("AVQ-Q50", "stem: relu", "AVQ-Q58", "trt-cache", "lost boxes 0.0"):
         assert expected in said, said
@@ -44,7 +48,7 @@ def test_a_partial_cache_is_completed_told_and_measured(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimages: 0.0078\n")
-    code, said = build(builtin_detector_path(), cache, tmp_path / "x.avq")
+    code, said = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
     assert code == 2
     assert "calib.cache:2: 0.0078" in said and "hexadecimal" in said
     assert not (tmp_path / "x.avq").exists()
@@ -53,6 +57,6 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
 def test_a_file_of_another_model_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimage: 3c010204\n")
-    code, said = build(builtin_detector_path(), cache, tmp_path / "x.avq")
+    code, said = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
     assert code == 2
     assert "AVQ-Q50" in said and "image (calib.cache:2)" in said and "'images'" in said

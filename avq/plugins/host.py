@@ -7,24 +7,19 @@ half a set of plugins would quietly build something else.
 from __future__ import annotations
 
 import importlib.metadata
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
-from pydantic import ValidationError
 
 import avq
 from avq import hookspecs
 from avq.errors import PluginError, RequestError, nearest
+from avq.plugins.options import option_rows
 from avq.types import Finding, GraphView, Recipe
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 GROUP = "avq"
 
@@ -153,7 +148,7 @@ class PluginHost:
             for taken, (thing, who) in self._table(hook).items()
             if who == owner
         }
-        options = [row for thing in brought.values() for row in _option_rows(thing)]
+        options = [row for thing in brought.values() for row in option_rows(thing)]
         return {
             "name": name,
             "owner": owner.package,
@@ -225,116 +220,6 @@ class PluginHost:
             except Exception as error:
                 failed.append(f"{owner}: {hook}: {type(error).__name__}: {error}")
         return tuple(failed)
-
-
-def validate_options(quantizer: hookspecs.Quantizer, given: Mapping[str, Any]) -> BaseModel:
-    """The strategy's options from ``--option k=v`` text (or values of a recipe file).
-
-    Lists are comma separated, "none" is None where that is allowed. Raises RequestError for an unknown key
-    (with the nearest) or a value that does not fit.
-    """
-    model = quantizer.options
-    for key in given:
-        if key not in model.model_fields:
-            raise RequestError(
-                f"the strategy '{quantizer.name}' has no option '{key}'", fix=nearest(key, model.model_fields)
-            )
-    values = {key: _from_text(value, model.model_fields[key].annotation) for key, value in given.items()}
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ", ".join(given)
-        raise RequestError(
-            f"the option '{name}' of strategy '{quantizer.name}' does not fit",
-            seen=f"{name}={given.get(name, '')}",
-            fix=first["msg"],
-        ) from error
-
-
-def _from_text(value: Any, annotation: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    if type(None) in choices and value.lower() == "none":
-        return None
-    listed = any(typing.get_origin(c) in (list, tuple, set, frozenset) for c in choices)
-    return [part.strip() for part in value.split(",") if part.strip()] if listed else value
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _option_rows(thing: Any) -> list[dict[str, Any]]:
-    fields = getattr(getattr(thing, "options", None), "model_fields", {})
-    return [
-        {
-            "strategy": thing.name,
-            "option": name,
-            "type": _type_text(info.annotation),
-            "default": None
-            if info.is_required()
-            else _json_value(info.get_default(call_default_factory=True)),
-            "required": info.is_required(),
-            "description": info.description or "",
-        }
-        for name, info in fields.items()
-    ]
-
-
-def _type_text(annotation: Any) -> str:
-    """As people write it after ``--option``: "auto | mse", "float", "list of str", "int | none"."""
-    inner = [_type_text(part) for part in typing.get_args(annotation) if part is not Ellipsis]
-    kind = typing.get_origin(annotation)
-    if kind is typing.Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(annotation))
-    if _is_union(annotation):
-        return " | ".join(inner)
-    if kind is typing.Annotated:
-        return inner[0]
-    if kind in (list, tuple, set, frozenset):
-        return f"list of {', '.join(dict.fromkeys(inner))}"
-    if annotation is type(None):
-        return "none"
-    return getattr(annotation, "__name__", "") or str(annotation).removeprefix("typing.")
-
-
-def _json_value(value: Any) -> Any:
-    """A default as JSON can say it; text where it cannot."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        listed = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_json_value(item) for item in listed]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, object]]]]:
-    """``PluginHost.listing()`` as two tables for people: the plugins, and the options of their strategies."""
-    plugins: list[dict[str, object]] = [
-        {
-            "name": row["name"],
-            "version": row["version"],
-            "owner": row["owner"],
-            "hooks": "\n".join(row["hooks"]),
-            "brings": "\n".join(row["brings"]),
-        }
-        for row in listing
-    ]
-    options = [_told_option(option) for row in listing for option in row["options"]]
-    return [("Plugins", plugins), ("Options, given as --option NAME=VALUE", options)]
-
-
-def _told_option(row: Mapping[str, Any]) -> dict[str, object]:
-    default = row["default"]
-    listed = ",".join(map(str, default)) or "(empty)" if isinstance(default, list) else default
-    told = "none" if listed is None else listed
-    return {
-        "strategy": row["strategy"],
-        "option": row["option"],
-        "type": row["type"],
-        "default": "(required)" if row["required"] else str(told),
-        "what it does": row["description"],
-    }
 
 
 def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.EntryPoint]]:
