@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,27 +12,49 @@ from avq.errors import DataError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes its place when the block ends, and is gone when that fails.
+def beside(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, of its suffix, to write to; on disk it takes its place when the block ends.
 
-    Raises DataError when the system refuses.
+    It is gone when the block fails. Raises OSError when the system refuses.
     """
-    aside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    aside = path.with_name(f".{path.stem}.new-{os.getpid()}{path.suffix}")
     try:
         yield aside
+        _sync(aside)
         aside.replace(path)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def left_beside(path: Path) -> Iterator[Path]:
+    """What writers of ``path`` that were killed left."""
+    return path.parent.glob(f".{glob.escape(path.stem)}.new-*{glob.escape(path.suffix)}")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """``beside``, for files of which there is nothing else to say: DataError when the system refuses."""
+    try:
+        with beside(path) as aside:
+            yield aside
     except OSError as error:
         raise DataError(
             f"{path} cannot be written",
             seen=error.strerror or str(error),
             fix="check the path, its permissions and the free space",
         ) from None
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """``content`` (text as UTF-8) at ``path``. Raises DataError when it cannot be written."""
     with written_whole(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
 from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
+from avq.whole_file import beside
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -109,16 +110,12 @@ def _put(path: Path, content: bytes | Path) -> Part:
     """Write aside, sync, rename; the digest is of the bytes that were written."""
     if isinstance(content, Path) and content.absolute() == path.absolute():
         return _digest_of(path)
-    aside = path.with_name(f".{path.name}.new")
     sha, size = hashlib.sha256(), 0
-    with aside.open("wb") as target:
+    with beside(path) as aside, aside.open("wb") as target:
         for chunk in _chunks(content):
             sha.update(chunk)
             size += len(chunk)
             target.write(chunk)
-        target.flush()
-        os.fsync(target.fileno())
-    aside.replace(path)
     return Part(sha256=sha.hexdigest(), bytes=size)
 
 

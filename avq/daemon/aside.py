@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from avq.bundle import OpenBundle
 from avq.daemon.background import step_back
+from avq.daemon.news import News
 from avq.types import Detections, Frame, Published
 
 _END_S = 10.0
@@ -49,6 +50,7 @@ class Aside:
     def __init__(self, name: str, every_n: int, worker: Looks, *, in_spare_time: bool = False) -> None:
         self.name = name
         self.error = ""
+        self.news = News()
         self.skipped = 0  # frames whose turn it was while the worker was busy, or there was no time to spare
         self._every_n = every_n
         self._worker = worker
@@ -56,7 +58,6 @@ class Aside:
         self._counts: Counter[str] = Counter()
         self._state: Mapping[str, Any] = worker.state()
         self._work: SimpleQueue[tuple[Frame, Published] | OpenBundle | None] = SimpleQueue()
-        self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._idle = True
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -81,13 +82,6 @@ class Aside:
     def state(self) -> Mapping[str, Any]:
         """From any thread."""
         return {**self._state, "skipped": self.skipped, **({"error": self.error} if self.error else {})}
-
-    def next_event(self) -> dict[str, Any] | None:
-        """The next thing to tell; None when there is no more."""
-        try:
-            return self._events.get_nowait()
-        except Empty:
-            return None
 
     def _run(self) -> None:
         step_back()
@@ -114,16 +108,9 @@ class Aside:
             self._put({"camera": frame.camera, **event})
 
     def _put(self, event: Mapping[str, Any]) -> None:
-        self._events.put({"t_ns": time.monotonic_ns(), **event})
+        self.news.put({"t_ns": time.monotonic_ns(), **event})
 
     def close(self) -> None:
         """End after the frame that is being looked at."""
         self._work.put(None)
         self._thread.join(_END_S)
-
-
-def tell_asides(asides: tuple[Aside, ...], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Hand on what the asides have to tell."""
-    for aside in asides:
-        while (event := aside.next_event()) is not None:
-            tell(event)

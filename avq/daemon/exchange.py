@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from avq.daemon.background import step_back
 from avq.daemon.modes import Mode, Served, warmed
+from avq.daemon.news import News
 from avq.daemon.notify import Notifier
 from avq.daemon.opening import require_classes
 from avq.daemon.pipeline import Pipeline
@@ -66,12 +67,12 @@ class Exchange:
         reloads: bool = False,
     ) -> None:
         self.serving = serving
+        self.news = News()
         self.reloads = reloads
         self._prepare = prepare
         self._notifier = notifier or Notifier()
         self._requests: SimpleQueue[_Request | Served | None] = SimpleQueue()
         self._ready: SimpleQueue[_Ready] = SimpleQueue()
-        self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._probation: tuple[_Ready, Served, int] | None = None  # what is new, what was before, frames left
         self._settled = threading.Event()
         self._settled.set()
@@ -170,13 +171,6 @@ class Exchange:
         }
         ready.request.answer.put(answer)
 
-    def next_event(self) -> dict[str, Any] | None:
-        """The next thing to tell; None when there is no more."""
-        try:
-            return self._events.get_nowait()
-        except Empty:
-            return None
-
     def _run(self) -> None:
         step_back()
         while (item := self._requests.get()) is not None:
@@ -195,7 +189,7 @@ class Exchange:
             served = self._open(request.path)
         except Exception as error:
             refused = error if isinstance(error, AvqError) else _broken(error)
-            self._events.put(_refused(refused, request.path))
+            self.news.put(_refused(refused, request.path))
             request.answer.put(refused)
         else:
             self._hand_over(_Ready(request, served))

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from avq.clock import Clock, SystemClock
-from avq.daemon.aside import tell_asides
 from avq.daemon.heart import Heart
 from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.ledger import STRIDE
@@ -226,10 +225,10 @@ class _Loop:
     def tell_news(self) -> None:
         """Turn what became of cameras, bundles and memory into events."""
         tell = self.pipeline.tell
-        while (event := self.receiver.next_event()) is not None:
-            tell(event)
-        while self.options.exchange is not None and (event := self.options.exchange.next_event()) is not None:
-            tell(event)
-        tell_asides(self.options.asides, tell)
+        self.receiver.news.tell_all(tell)
+        if self.options.exchange is not None:
+            self.options.exchange.news.tell_all(tell)
+        for aside in self.options.asides:
+            aside.news.tell_all(tell)
         for event in self._memory.look():
             tell(event)

@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 
@@ -21,6 +19,7 @@ from avq.daemon.capture import CaptureProcess, error_of
 from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.messages import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
 from avq.daemon.metrics import Failure
+from avq.daemon.news import News
 from avq.daemon.supervisor import Order, RestartPolicy, Supervisor
 from avq.errors import AvqError, MachineError
 from avq.types import Frame
@@ -92,7 +91,7 @@ class Receiver:
     ) -> None:
         self.failures: list[Failure] = []
         self._hopeless: AvqError | None = None
-        self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.news = News()  # of cameras: kind, t_ns, camera, cause, reason
         self._inbox = inbox
         self._selector = selectors.DefaultSelector()
         self._kill_at_ns: int | None = None
@@ -304,15 +303,8 @@ class Receiver:
             "cause": cause,
             "reason": reason,
         }
-        self._events.put(event)
+        self.news.put(event)
         self._inbox.wake()
-
-    def next_event(self) -> dict[str, Any] | None:
-        """The next thing to tell of a camera (kind, t_ns, camera, cause, reason); None when there is no more."""
-        try:
-            return self._events.get_nowait()
-        except Empty:
-            return None
 
     @property
     def refused(self) -> AvqError | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,6 +10,7 @@ import cv2
 from avq.errors import DataError, MachineError
 from avq.muted import STANDARD_ERROR, muted
 from avq.types import U8
+from avq.whole_file import beside
 
 # libvpx encodes as thoroughly as a second per frame allows, unless a frame is shown for a second: then it works
 # in real time, five times faster at the same size. So the clip is encoded at one frame per second and its two
@@ -31,22 +30,19 @@ def write_clip(path: Path, frames: Iterable[U8], fps: float) -> int:
         DataError: no frames, frames of different sizes, or a frame rate out of range.
         MachineError: the codec is missing, or the file cannot be written.
     """
-    aside = path.with_name(f".{path.stem}.new-{os.getpid()}.webm")
     if not 0.25 <= fps <= 1000:
         raise DataError("the frame rate of a clip is out of range", seen=f"{fps:g} fps", fix="0.25 to 1000")
     try:
-        count = _write(aside, iter(frames))
-        _retime(aside, fps)
-        aside.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path) as aside:
+            count = _write(aside, iter(frames))
+            _retime(aside, fps)
     except OSError as error:
         raise MachineError(
             f"cannot write the clip {path}",
             seen=error.strerror or str(error),
             fix="check path and free space",
         ) from None
-    finally:
-        with suppress(OSError):
-            aside.unlink()
     return count
 
 
@@ -55,7 +51,6 @@ def _write(path: Path, frames: Iterator[U8]) -> int:
     if first is None:
         raise DataError("a clip needs at least one frame", fix="give frames")
     height, width = first.shape[0] & ~1, first.shape[1] & ~1
-    path.parent.mkdir(parents=True, exist_ok=True)
     # OpenCV prints that WebM has no tag for VP8; it is right and harmless.
     with muted(STANDARD_ERROR):
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), 1.0, (width, height))

@@ -109,7 +109,7 @@ def events_of(aside: Aside, count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     pause = threading.Event()
     for _ in range(3000):
-        while (event := aside.next_event()) is not None:
+        while (event := aside.news.next()) is not None:
             found.append(event)
         if len(found) >= count:
             return found

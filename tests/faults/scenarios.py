@@ -141,7 +141,7 @@ def play(scenarios: list[Scenario], *, least_s: float = 3.0) -> Played:
 
 def _listen(inbox: SharedInbox, receiver: Receiver, lives: dict[str, Life]) -> None:
     arrival = inbox.next(0.05)
-    while (event := receiver.next_event()) is not None:
+    while (event := receiver.news.next()) is not None:
         lives[event["camera"]].events.append(event)
     if arrival is not None:
         life = lives[arrival.frame.camera]

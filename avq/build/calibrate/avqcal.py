@@ -7,8 +7,6 @@ the body, deflated: length of the header (uint64), header (JSON), and per tensor
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -24,6 +22,7 @@ import numpy as np
 
 from avq.build.calibrate.histogram import BINS, Histogram
 from avq.errors import CalibrationError
+from avq.whole_file import beside, left_beside
 
 MAGIC = b"avqcal\x00\x01"
 FORMAT_VERSION = 1
@@ -123,18 +122,12 @@ def write(path: Path, data: CalibrationFile) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
     body = _body(data)
     packed = zlib.compress(body, 1)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with beside(path) as aside, aside.open("wb") as file:
             file.write(_PREAMBLE.pack(MAGIC, len(body), hashlib.sha256(packed).digest()))
             file.write(packed)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise CalibrationError(
             f"{path} cannot be written",
             seen=error.strerror or str(error),
@@ -144,7 +137,7 @@ def write(path: Path, data: CalibrationFile) -> None:
 
 def discard(path: Path) -> None:
     """Remove a checkpoint and what writers that were killed left beside it."""
-    for file in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.partial")):
+    for file in (path, *left_beside(path)):
         file.unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from avq.scenes.labels import CLASS_NAMES
 from avq.scenes.train.model import STRIDES_PX, ConvBlock, Head, Residual, RoadDetector
 from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, PAD_VALUE
+from avq.whole_file import write_whole
 
 OPSET = 17
 
@@ -161,7 +162,5 @@ def to_onnx(model: RoadDetector) -> onnx.ModelProto:
 
 
 def write_onnx(model: RoadDetector, path: pathlib.Path) -> None:
-    """Write through a temporary name, so a reader never sees half a file."""
-    staged = path.with_suffix(".onnx.part")
-    staged.write_bytes(to_onnx(model).SerializeToString())
-    staged.replace(path)
+    """A reader never sees half a file. Raises DataError when it cannot be written."""
+    write_whole(path, to_onnx(model).SerializeToString())
