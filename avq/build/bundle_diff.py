@@ -1,8 +1,9 @@
-"""``avq diff``: what two bundles decided differently."""
+"""What two bundles decided differently: ``avq diff``, and the causes that ``avq replay`` names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from avq.bundle import PLAN_ARRAYS, PLAN_JSON, Manifest, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.types import QuantizationPlan
 
+_KINDS = {
+    "owner": "owners",
+    "point": "quantizers",
+    "tie": "ties",
+    "precision": "precisions",
+    "override": "weights and biases",
+    "range": "ranges",
+}
 # Equal decisions may be measured at other times and packed into other bytes.
 _NOT_DECISIONS = frozenset({"created", "metrics", "reasons", "parts", "digest"})
 
@@ -24,6 +33,17 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     settings = list(_settings(one.manifest, other.manifest))
     plans = [asdict(d) for d in diff_plans(_plan(one), _plan(other))]
     return {"a": str(a), "b": str(b), "differences": settings + plans}
+
+
+def in_short(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The same in a few words: settings by name, entries of the plans counted by what differs in them."""
+    settings = [d["where"] for d in differences if d["kind"] == "manifest" and d["where"] != "plan_digest"]
+    entries = Counter((d["kind"], d["field"]) for d in differences if d["kind"] not in ("manifest", "graph"))
+    counted = [
+        " of ".join(filter(None, (field, f"{count} {_KINDS[kind]}")))
+        for (kind, field), count in entries.items()
+    ]
+    return (*settings, *counted)
 
 
 def _settings(a: Manifest, b: Manifest) -> Iterator[dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from avq.build.bundle_diff import diff
 from avq.bundle import is_bundle
 from avq.compare import Difference
 from avq.errors import RequestError
@@ -125,7 +126,8 @@ def _against_bundle(
         found += slower(paired, asked.max_ratio)
     allowed = msgspec.structs.replace(Tolerances(), **asked.tolerances)
     verdict = judge(first, result, allowed, asked.tier, by_loss=asked.by_loss)
-    return Outcome(result, first, str(other), verdict, paired, tuple(found))
+    built = tuple(diff(other, request.bundle)["differences"])
+    return Outcome(result, first, str(other), verdict, paired, tuple(found), built)
 
 
 def _place(baseline: Path | None) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avq.build.bundle_diff import in_short
 from avq.compare import Difference
 from avq.replay.matching import FramePair
 from avq.replay.metric import ALL, label_of
@@ -38,6 +39,7 @@ class Outcome:
         verdict: of the comparison.
         paired: stage times of both bundles on the same pictures.
         timing: limits of time that were not held.
+        built: what the builds of the two bundles decided otherwise, where both are at hand.
         accepted: the reference that was written.
         files: of the report, by kind.
     """
@@ -48,6 +50,7 @@ class Outcome:
     verdict: Verdict | None = None
     paired: PairedTimes | None = None
     timing: tuple[Difference, ...] = ()
+    built: tuple[Mapping[str, str], ...] = ()
     accepted: Accepted | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
@@ -79,6 +82,8 @@ class Outcome:
         if self.verdict is None:
             return ()
         told = [*self.verdict.reasons, *(d.note for d in self.timing)]
+        if self.differences and self.built:
+            told.append(f"the bundles differ in {', '.join(in_short(self.built))}")
         worst = self.verdict.metric.suffering(self.verdict.allowed)[:5] if self.differences else []
         return (*told, *(suffers(row) for row in worst))
 
@@ -119,6 +124,7 @@ class Outcome:
                 "by_class_and_size": verdict.metric.rows(),
                 "suffering": verdict.metric.suffering(verdict.allowed),
                 "reference": self.reference_name,
+                "bundle_differences": [dict(row) for row in self.built],
             }
         if self.accepted is not None:
             answer["accepted"] = {"path": self.accepted.path, "address": self.accepted.address}

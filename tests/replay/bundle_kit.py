@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from avq.build.lower import lower
 from avq.build.pictures import open_pictures
@@ -15,12 +16,12 @@ from avq.build.understand.host import understand_model
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
 from avq.bundle.plan import plan_to_parts
 from avq.contract.workbench import on_workbench
-from avq.hookspecs import Workbench
+from avq.hookspecs import CalibrationStats, Workbench
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import builtin_detector_path
 from avq.toolbox import Ranging, assemble, place, wanted_statistics
-from avq.types import GraphView, NodePrecision, QuantizationPlan, Recipe
+from avq.types import Calibrator, GraphView, NodePrecision, QuantizationPlan, Recipe
 from tests.e2e.conftest import CALIBRATION
 
 BUILTIN = builtin_detector_path()
@@ -44,23 +45,43 @@ def known(model: Path = BUILTIN) -> Known:
     return Known(request, understood, prepare_probe_set(request, understood, pictures, Silent()))
 
 
-@lru_cache(maxsize=2)
-def int8_plan(model: Path = BUILTIN, *, everything: bool = False) -> QuantizationPlan:
-    """INT8 by min-max, symmetric: everything but what is better kept float, or really everything."""
+@dataclass(frozen=True)
+class Counted:
+    """A network's activations, counted: any calibrator's plan follows without inference."""
 
-    def ask(graph: GraphView, bench: Workbench) -> QuantizationPlan:
-        placements = place(graph, () if everything else bench.keep_float)
-        stats = bench.collect(wanted_statistics(graph, placements))
-        precisions = {p.node: NodePrecision("int8", "test") for p in placements}
-        return assemble(
-            graph, placements, stats, Ranging("minmax", 99.99, True), precisions, owner=("test", "1")
-        )
+    graph: GraphView
+    keep_float: frozenset[str]
+    stats: CalibrationStats
+
+
+@lru_cache(maxsize=2)
+def counted(model: Path = BUILTIN) -> Counted:
+    def ask(graph: GraphView, bench: Workbench) -> Counted:
+        stats = bench.collect(wanted_statistics(graph, place(graph, ())))
+        return Counted(graph, frozenset(bench.keep_float), stats)
 
     return on_workbench(ask, model=model, data=CALIBRATION)
 
 
-def write_real_bundle(folder: Path, plan: QuantizationPlan | None = None, *, model: Path = BUILTIN) -> Path:
-    """A bundle on onnxruntime, one thread; of the float model without a plan."""
+def int8_plan(
+    model: Path = BUILTIN, *, everything: bool = False, calibrator: Calibrator = "minmax"
+) -> QuantizationPlan:
+    """INT8, symmetric: everything but what is better kept float, or really everything."""
+    known_counts = counted(model)
+    graph = known_counts.graph
+    placements = place(graph, () if everything else known_counts.keep_float)
+    precisions = {p.node: NodePrecision("int8", "test") for p in placements}
+    ranging = Ranging(calibrator, 99.99, True)
+    return assemble(graph, placements, known_counts.stats, ranging, precisions, owner=("test", "1"))
+
+
+def write_real_bundle(
+    folder: Path, plan: QuantizationPlan | None = None, *, model: Path = BUILTIN, **preprocess: Any
+) -> Path:
+    """A bundle on onnxruntime, one thread; of the float model without a plan.
+
+    ``preprocess`` are fields in which the bundle sees pictures otherwise than the model was meant to.
+    """
     understood = known(model).understood
     proto, view = understood.model.proto, understood.model.view
     manifest = Manifest(
@@ -74,7 +95,7 @@ def write_real_bundle(folder: Path, plan: QuantizationPlan | None = None, *, mod
         ),
         input=view.inputs[0],
         outputs=view.outputs,
-        preprocess=understood.spec,
+        preprocess=replace(understood.spec, **preprocess),
         decoder=understood.decoder,
         class_names=understood.class_names,
         graph_digest=view.digest,

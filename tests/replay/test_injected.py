@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from avq.errors import DataError
+from avq.plugins import PluginHost
+from avq.progress import Silent
 from avq.replay import ReplayRequest, ReplayResult, replay
+from avq.replay.command import Comparing, compare
 from avq.replay.reference import read_reference, write_reference
 from avq.replay.tolerance import Tolerances, learned
 from avq.replay.verdict import judge
-from avq.types import PreprocessSpec
+from avq.types import Calibrator, PreprocessSpec
+from tests.replay.bundle_kit import int8_plan, write_real_bundle
 from tests.replay.injected import CHANGES, Injected
 from tests.replay.replay_kit import null_bundle, null_host
 
@@ -87,6 +94,42 @@ def test_another_bundle_is_listed_frame_by_frame(run: ReplayResult, name: str, t
     assert verdict.tier == "metric" and verdict.differences
     assert {d.field for d in verdict.differences} <= {"box", "box_xyxy_px", "score", "class_id"}
     assert {d.frame for d in verdict.differences} <= set(range(8))
+
+
+ROAD = "scene://drive?seed=5&weather=day&frames=3"
+#: How a real INT8 bundle is built otherwise -> what is named as the cause.
+OTHER_BUILDS: dict[str, tuple[dict[str, Any], str]] = {
+    "other calibrator: mse": ({"calibrator": "mse"}, "scale of"),
+    "other calibrator: entropy": ({"calibrator": "entropy"}, "scale of"),
+    "other calibrator: percentile": ({"calibrator": "percentile"}, "scale of"),
+    "other preprocessing: colours exchanged": ({"channel_order": "RGB"}, "preprocess"),
+    "other preprocessing: stretched": ({"resize": "stretch"}, "preprocess"),
+}
+
+
+def rebuilt(folder: Path, *, calibrator: Calibrator = "minmax", **preprocess: Any) -> Path:
+    """The built-in detector in INT8; its thresholds follow from counts, so nothing is calibrated again."""
+    return write_real_bundle(folder, int8_plan(calibrator=calibrator), **preprocess)
+
+
+@pytest.mark.parametrize("name", OTHER_BUILDS)
+def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
+    changes, cause = OTHER_BUILDS[name]
+    before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq", **changes)
+    outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
+    assert not outcome.answer_is_yes and outcome.verdict is not None and outcome.verdict.tier == "metric"
+    assert {d.frame for d in outcome.differences} == {0, 1, 2}
+    assert {d.field for d in outcome.differences} & {"box_xyxy_px", "score", "box"}
+    (told,) = (reason for reason in outcome.reasons if reason.startswith("the bundles differ in"))
+    assert cause in told
+    assert (cause == "preprocess") == all(row["where"] == "preprocess" for row in outcome.built)
+
+
+def test_a_bundle_built_again_the_same_way_raises_no_alarm(tmp_path):
+    before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq")
+    outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
+    assert outcome.answer_is_yes and outcome.verdict is not None
+    assert outcome.verdict.identical and not outcome.built
 
 
 def test_a_reference_comes_back_whole_and_notices_an_edit(run: ReplayResult, tmp_path):
