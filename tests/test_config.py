@@ -217,7 +217,9 @@ def test_a_preprocessing_or_class_file_is_beside_the_recipe_and_a_known_name_sta
     file = write(tmp_path, 'model = "m"\noutput = "b"\npreprocess = "yolox"\nclasses = "names.txt"\n')
     recipe = recipe_from(file, flags())
     assert (recipe.preprocess, recipe.classes) == ("yolox", str(tmp_path / "names.txt"))
-    assert recipe_from(file, flags(classes="names.txt")).classes == "names.txt", "a flag stays as it was typed"
+    assert recipe_from(file, flags(classes="names.txt")).classes == "names.txt", (
+        "a flag stays as it was typed"
+    )
 
 
 def test_wrong_flags_and_wrong_files_are_told_apart(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from avq.bundle import open_bundle
 from avq.cli import cli
+from avq.replay import ReplayRequest, bisect, replay
 from avq.replay.culprits import smallest_cause
 from avq.types import QuantizationPlan, QuantPoint
 from tests.conftest import ROOT
@@ -64,15 +65,17 @@ def middle_activation(plan: QuantizationPlan) -> str:
     return nodes[len(nodes) // 2]
 
 
-def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halving(tmp_path):
+def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halving(tmp_path, monkeypatch):
     plan = int8_plan(RTDETR, everything=True)
     culprit = middle_activation(plan)
     good = write_real_bundle(tmp_path / "good.avq", plan, model=RTDETR)
     bad = write_real_bundle(tmp_path / "bad.avq", scaled(scaled(plan, 1.003), 1 / 40, culprit), model=RTDETR)
+    run: list[ReplayRequest] = []
+    monkeypatch.setattr(bisect, "replay", lambda asked, **more: (run.append(asked), replay(asked, **more))[1])
     answer = avq("bisect", DRIVE, "--good", good, "--bad", bad, "--report", tmp_path / "report")
     assert answer["groups"] >= 60 and answer["differing"] >= 60
     assert [entry["group"] for entry in answer["culprits"]] == [culprit]
-    assert answer["replays"] <= 2 * math.log2(answer["groups"])
+    assert answer["replays"] == len(run) <= 2 * math.log2(answer["groups"])
     assert answer["culprits"][0]["differences"][0]["field"] == "scale"
     assert answer["damage"] > 0 and answer["rest"] < 0.5 * answer["damage"]
     assert answer["frame"]["frame"] in (0, 1, 2) and answer["frame"]["badness"] > 0
