@@ -16,6 +16,7 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.replay.built import built
 from avq.replay.command import Comparing, accept_reference, compare, reported
+from avq.replay.open_log import open_log
 from avq.replay.outcome import Outcome
 from avq.replay.run import ReplayRequest
 from avq.sources.uri import local_path
@@ -152,6 +153,7 @@ def run_case(
     Raises RefusedError when a recipe's gate refuses, and whatever a replay raises.
     """
     plugins, file = host or PluginHost(), case.file
+    open_log(file.log, plugins.sources())  # a wrong one is told before minutes of building
     bundle = file.bundle or built(_named(file.recipe), cache, plugins, report)
     baseline = file.baseline or case.folder / REFERENCE
     if file.baseline_recipe is not None:
