@@ -8,8 +8,8 @@ def test_contract():
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from avq.build.calibrate.commands import Calibration
-from avq.build.pictures import open_pictures
+from avq.build.pictures import Pictures, open_pictures
 from avq.build.planning import make_plan
-from avq.build.probe_set import prepare_probe_set
-from avq.build.request import check, refused_targets
+from avq.build.probe_set import ProbeSet, prepare_probe_set
+from avq.build.request import Request, check, refused_targets
+from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
@@ -79,13 +80,9 @@ def check_strategy(
 
         return ask
 
-    return tuple(
-        on_workbench(
-            judge(target), strategy=quantizer.name, target=target, model=model, data=data, report=report
-        )
-        for target in targets
-        if target not in refused_targets(quantizer)
-    )
+    served = [target for target in targets if target not in refused_targets(quantizer)]
+    with _ground(model, data, report or Silent()) as ground:
+        return tuple(ground.ask(judge(target), quantizer.name, target) for target in served)
 
 
 def on_workbench(
@@ -103,24 +100,44 @@ def on_workbench(
     question once: measured times differ from run to run, and a strategy is not to blame for that. ``strategy`` is
     the name that hooks of installed plugins see in the recipe.
     """
-    report = report or Silent()
+    with _ground(model, data, report or Silent()) as ground:
+        return ground.ask(ask, strategy, target)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """A model that is understood, and its pictures with the float model's answers: what every question stands on."""
+
+    request: Request
+    pictures: Pictures
+    understood: Understood
+    probe_set: ProbeSet
+    host: PluginHost
+    report: Reporter
+
+    def ask(self, ask: Callable[[GraphView, Workbench], T], strategy: str, target: Target) -> T:
+        """Planned as for the target, measured on whatever runs here."""
+        probe: _Probe[T] = _Probe(ask)
+        asked = replace(self.request.recipe, strategy=strategy, target=target)
+        request = replace(self.request, recipe=asked, quantizer=probe, options=_NoOptions())
+        calibration = Calibration(request, self.understood, self.pictures.calibration, self.report)
+        make_plan(request, self.understood, calibration, self.probe_set, self.host, self.report)
+        return probe.answers[0]
+
+
+@contextmanager
+def _ground(model: Path | None, data: Path | None, report: Reporter) -> Iterator[_Ground]:
     with ExitStack() as stack:
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_labelled_set(data, seeds=_SCENES)
-        # Planned as for the target, measured on whatever runs here.
         recipe = Recipe(model=model or builtin_detector_path(), output=Path(), data=data, strategy="float")
         host = PluginHost()
         request = check(recipe, host)
         pictures = open_pictures(recipe, report)
         understood = understand_model(request, pictures.samples, report)
         probe_set = prepare_probe_set(request, understood, pictures, report)
-        probe: _Probe[T] = _Probe(ask)
-        asked = replace(recipe, strategy=strategy, target=target)
-        request = replace(request, recipe=asked, quantizer=probe, options=_NoOptions())
-        calibration = Calibration(request, understood, pictures.calibration, report)
-        make_plan(request, understood, calibration, probe_set, host, report)
-        return probe.answers[0]
+        yield _Ground(request, pictures, understood, probe_set, host, report)
 
 
 class _NoOptions(BaseModel):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,27 @@ CALIBRATION = ROOT / "calibration_data" / "road_scenes"
 Avq = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run_avq(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def run_avq(
+    *arguments: str | Path, timeout_s: float = 300, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     command = [sys.executable, "-c", "from avq.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd, check=False)
+
+
+def built_once(factory: pytest.TempPathFactory, name: str, *arguments: str | Path) -> tuple[Path, dict]:
+    """(bundle folder, what ``avq build --json`` said): one build for all processes of a test run."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    bundle, said = folder / "bundle.avq", folder / "said.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = run_avq("build", *arguments, "-o", bundle, "--json")
+            assert done.stdout, done.stderr
+            said.write_text(done.stdout)
+    return bundle, json.loads(said.read_text())
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +46,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """(bundle folder, what ``avq build --json`` said) of the built-in detector."""
     from avq.scenes import builtin_detector_path
 
-    bundle = tmp_path_factory.mktemp("built") / "builtin.avq"
-    result = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--labels", CALIBRATION / "labels.json",
-        "--strategy", "static", "--target", "cpu", "-o", bundle, "--json",
+    return built_once(
+        tmp_path_factory, "built", builtin_detector_path(), "--data", CALIBRATION,
+        "--labels", CALIBRATION / "labels.json", "--strategy", "static", "--target", "cpu",
     )  # fmt: skip
-    assert result.stdout, result.stderr
-    return bundle, json.loads(result.stdout)
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +60,9 @@ def pending(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     if engine_by_name("tensorrt").status().can_run:
         pytest.skip("this machine has a card and TensorRT")
-    folder = tmp_path_factory.mktemp("pending") / "trt.avq"
-    done = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "static",
+    folder, answer = built_once(
+        tmp_path_factory, "pending", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "static",
         "--target", "tensorrt", "--dla",
-        "-o", folder, "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
     assert answer["accepted"] == "pending-target" and answer["chosen"]["p50_ms"] is None
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.build.lower import lower
-from avq.build.pictures import open_pictures
+from avq.build.pictures import Pictures, open_pictures
 from avq.build.probe_set import ProbeSet, prepare_probe_set
 from avq.build.request import Request, check
 from avq.build.understand.frontend import Understood
@@ -32,6 +32,7 @@ class Known:
     """A float detector of drawn scenes, understood."""
 
     request: Request
+    pictures: Pictures
     understood: Understood
     probe_set: ProbeSet
 
@@ -42,7 +43,8 @@ def known(model: Path = BUILTIN) -> Known:
     request = check(recipe, PluginHost())
     pictures = open_pictures(recipe, Silent())
     understood = understand_model(request, pictures.samples, Silent())
-    return Known(request, understood, prepare_probe_set(request, understood, pictures, Silent()))
+    probe_set = prepare_probe_set(request, understood, pictures, Silent())
+    return Known(request, pictures, understood, probe_set)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from avq_mixed.sensitivity import measure
+from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from click.testing import CliRunner
 
+from avq.build.calibrate.commands import Calibration
+from avq.build.planning import make_plan
 from avq.build.workbench import Question
 from avq.cli import cli
 from avq.fanout import Fleet
+from avq.hookspecs import Workbench
+from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.fleet import replay_many
 from avq.scenes import builtin_detector_path
+from avq.toolbox import place
+from avq.types import GraphView, QuantizationPlan
+from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION
 from tests.ray_kit import KillsAWorker
 from tests.replay.bundle_kit import int8_plan, known, write_real_bundle
@@ -86,6 +96,34 @@ def test_plans_are_judged_alike_by_workers(ray_fleet):
             a.boxes_xyxy_px.tobytes() == b.boxes_xyxy_px.tobytes()
             and a.scores.tobytes() == b.scores.tobytes()
         )
+
+
+class Ranking(MixedQuantizer):
+    """As far as ``mixed`` only judges, and times nothing: its calibrator, and what each group costs."""
+
+    ranked: tuple[object, ...] = ()
+
+    def plan(self, graph: GraphView, bench: Workbench, options: MixedOptions) -> QuantizationPlan:
+        maps = self.maps(graph, bench, place(graph, bench.keep_float), options)
+        self.ranked = (maps.plan(maps.all_int8()).digest, measure(maps, options.pictures, options.probes))
+        return maps.plan(maps.all_float())
+
+
+def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_fleet):
+    it = known(ROOT / "tests" / "replicas" / "yolov8.onnx")
+
+    def ranked(fleet: Fleet) -> tuple[object, ...]:
+        strategy = Ranking()
+        options = MixedOptions(pictures=4, probes=12)
+        request = replace(it.request, quantizer=strategy, options=options, fleet=fleet)
+        calibration = Calibration(request, it.understood, it.pictures.calibration, Silent())
+        planned = make_plan(request, it.understood, calibration, it.probe_set, PluginHost(), Silent())
+        return (*strategy.ranked, planned.notes)
+
+    serial = ranked(Fleet())
+    with KillsAWorker() as accident:
+        assert ranked(ray_fleet) == serial
+    assert accident.killed is not None
 
 
 def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle, tmp_path):

@@ -58,7 +58,7 @@ def test_it_finds_what_is_drawn() -> None:
     pytest.importorskip("faster_coco_eval")
     from avq.scenes.train.evaluate import held_out_accuracy, onnx_predictor
 
-    accuracy = held_out_accuracy(onnx_predictor(builtin_detector_path()))
+    accuracy = held_out_accuracy(onnx_predictor(builtin_detector_path()), scenes=150)
     assert accuracy.map >= 0.55, accuracy
     assert min(accuracy.per_class.values()) >= 0.40, accuracy
 
