@@ -17,9 +17,13 @@ from pydantic import BaseModel, ConfigDict
 
 from avq.contract.workbench import check_strategy, on_workbench
 from avq.errors import PluginError
+from avq.scenes.dataset import write_labelled_set
 from avq.toolbox import activation_point, place, weight_point
 from avq.types import QuantizationPlan, QuantPoint, StatRequest
+from tests.conftest import ROOT
 from tests.decoders.head_replicas import yolov8
+
+SMALL = ROOT / "tests" / "replicas" / "yolov6.onnx"
 
 
 class NoOptions(BaseModel):
@@ -98,7 +102,7 @@ def test_the_workbench_is_real_and_answers_a_question_once():
         plan = QuantizationPlan(graph.digest, owner="nobody", owner_version="1")
         return bench.error(plan), bench.latency(plan), bench.latency(plan), bench.keep_float
 
-    score, first, again, kept = on_workbench(ask)
+    score, first, again, kept = on_workbench(ask, model=SMALL)
     assert score.fidelity.lost == 0 and score.fidelity.boxes > 20
     assert first is again and first.p50_ms > 0
     assert kept and all(kept.values())
@@ -117,10 +121,12 @@ def test_a_quick_look_says_what_the_reference_says():
         assert noise_db < 60
 
 
-def test_the_command_passes_a_built_in_strategy():
+def test_the_command_passes_a_built_in_strategy(tmp_path):
+    write_labelled_set(tmp_path / "scenes", seeds=range(7_100_000, 7_100_016))
     done = contract(
-        "--quantizer", "static", "--option", "calibrator=minmax", "--option", "depthwise=int8", "--json"
-    )
+        "--quantizer", "static", "--option", "calibrator=minmax", "--option", "depthwise=int8", "--json",
+        "--model", SMALL, "--data", tmp_path / "scenes",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["keeps_its_contract"] is True

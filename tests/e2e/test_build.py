@@ -13,7 +13,11 @@ from avq.bundle import GOLDEN, PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.errors import RefusedError
 from avq.scenes import builtin_detector_path
+from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION, run_avq
+
+#: For what the gate says whatever the model.
+SMALL = ROOT / "tests" / "replicas" / "yolov6.onnx"
 
 
 def test_the_answer_has_every_key_of_the_contract(built):
@@ -75,7 +79,7 @@ def refused(tmp_path_factory) -> tuple[Path, dict, int]:
     """A build that no engine can satisfy: a budget of a nanosecond."""
     output = tmp_path_factory.mktemp("refused") / "late.avq"
     result = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--budget-ms", "0.000001",
+        "build", SMALL, "--data", CALIBRATION, "--budget-ms", "0.000001",
         "--option", "calibrator=minmax", "-o", output, "--json",
     )  # fmt: skip
     return output, json.loads(result.stdout), result.returncode
@@ -91,7 +95,7 @@ def test_a_refused_build_answers_no_and_keeps_the_evidence(refused):
 def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path):
     output = tmp_path / "late.avq"
     build = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--budget-ms", "0.000001",
+        "build", SMALL, "--data", CALIBRATION, "--budget-ms", "0.000001",
         "--option", "calibrator=minmax", "--no-gate", "-o", output, "--json",
     )  # fmt: skip
     assert build.returncode == 0 and json.loads(build.stdout)["accepted"] is False
@@ -120,7 +124,7 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
 def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):
     output = tmp_path / "raw.avq"
     build = run_avq(
-        "build", builtin_detector_path(), "--data", CALIBRATION, "--decoder", "none",
+        "build", SMALL, "--data", CALIBRATION, "--decoder", "none",
         "--preprocess", "builtin", "--option", "calibrator=mse", "--no-gate", "-o", output, "--json",
     )  # fmt: skip
     answer = json.loads(build.stdout)

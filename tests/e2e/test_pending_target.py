@@ -10,7 +10,7 @@ import pytest
 
 from avq.bundle import MODEL, open_bundle
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
-from avq.scenes import builtin_detector_path
+from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION, run_avq
 
 STATUS = TensorRtRtxEngine().status()
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {STATUS.why}"),
     pytest.mark.skipif(STATUS.can_run, reason="this machine has a GPU: its times are measured"),
 ]
+MODEL_FILE = ROOT / "tests" / "replicas" / "yolov6.onnx"
 FLAGS = ("--data", CALIBRATION, "--target", "tensorrt-rtx")
 
 
@@ -25,7 +26,7 @@ FLAGS = ("--data", CALIBRATION, "--target", "tensorrt-rtx")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     bundle = tmp_path_factory.mktemp("pending") / "rtx.avq"
     result = run_avq(
-        "build", builtin_detector_path(), *FLAGS, "--gpu-arch", "sm86,8.9", "--option", "calibrator=mse",
+        "build", MODEL_FILE, *FLAGS, "--gpu-arch", "sm86,8.9", "--option", "calibrator=mse",
         "--option", "depthwise=int8", "-o", bundle, "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -66,7 +67,7 @@ def test_it_is_not_served_before_the_vehicle_has_confirmed_it(built):
 
 def test_eval_judges_its_very_bytes(built):
     folder, _answer = built
-    result = run_avq("eval", folder, "--data", CALIBRATION, "--reference", builtin_detector_path(), "--json")
+    result = run_avq("eval", folder, "--data", CALIBRATION, "--reference", MODEL_FILE, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["reference"]["lost"] <= 0.01
 
@@ -76,5 +77,5 @@ def test_eval_judges_its_very_bytes(built):
     [(("--gpu-arch", "sm87"), "Orin"), (("--budget-ms", "3"), "cannot be judged without the GPU")],
 )
 def test_what_cannot_be_is_refused_before_the_first_picture(flags, said, tmp_path):
-    result = run_avq("build", builtin_detector_path(), *FLAGS, *flags, "-o", tmp_path / "no")
+    result = run_avq("build", MODEL_FILE, *FLAGS, *flags, "-o", tmp_path / "no")
     assert result.returncode == 2 and said in result.stderr and not (tmp_path / "no").exists()
