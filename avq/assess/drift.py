@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from avq.build.dataset import open_set
 from avq.build.drift_parts import probe_ratios
+from avq.build.pictures.dataset import open_set
 from avq.build.request import reference_engine
 from avq.bundle import DRIFT, PROBE, OpenBundle, open_bundle
 from avq.errors import RequestError

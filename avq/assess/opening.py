@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.build.dataset import CalibrationSet
+from avq.build.pictures.dataset import CalibrationSet
 from avq.bundle import open_bundle
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Engine
@@ -60,8 +60,8 @@ def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engin
     """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
     engines = host.running_engines()
     if wanted not in engines:
+        from avq.build.pending.stand_in import StandIn, pending_compiler
         from avq.build.request import reference_engine
-        from avq.build.stand_in import StandIn, pending_compiler
 
         compiler = pending_compiler(wanted, host.engines())
         if compiler is not None:

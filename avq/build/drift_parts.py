@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from avq.build.dataset import Item, read_picture
 from avq.build.lower import saturation_probe
-from avq.build.pictures import Pictures
+from avq.build.pictures.dataset import Item, read_picture
+from avq.build.pictures.split import Pictures
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.bundle import DRIFT, PROBE

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from avq.build.drawn import drawn_inputs
 from avq.build.lift import Parity, prove
 from avq.build.lower import lower
-from avq.build.probe_set import ProbeSet
+from avq.build.pictures.drawn import drawn_inputs
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.build.understand.fold_input import numbers_of
 from avq.build.understand.frontend import Understood

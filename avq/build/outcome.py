@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avq.build.candidates import Trial
-from avq.build.compile_target import Compiled
+from avq.build.pending.compile_target import Compiled
+from avq.build.trials.candidates import Trial
 from avq.build.verify import Verified
 from avq.types import Recipe, Verdict
 

@@ -8,24 +8,24 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from avq.build.bench import Bench
 from avq.build.calibrate.commands import Calibration
 from avq.build.calibrate.stats import HistogramStats
-from avq.build.candidates import Trial, candidates_for, fastest_first
-from avq.build.compile_target import Compiled, pending_target
 from avq.build.diagnose import find_cause, left_float
 from avq.build.drift_parts import drift_parts
 from avq.build.gate import Limits, judge
-from avq.build.implicit_parts import implicit_parts, with_ranges
 from avq.build.importing import judged_by_parity, prove_import, with_parity
-from avq.build.layer_costs import layer_costs
 from avq.build.outcome import Outcome
-from avq.build.pictures import open_pictures
+from avq.build.pending.compile_target import Compiled, pending_target
+from avq.build.pending.implicit_parts import implicit_parts, with_ranges
+from avq.build.pictures.probe_set import ProbeSet, prepare_probe_set
+from avq.build.pictures.split import open_pictures
 from avq.build.planning import Planned, make_plan
-from avq.build.probe_set import ProbeSet, prepare_probe_set
 from avq.build.report import Story, report_page
 from avq.build.request import Request, check
 from avq.build.stage import Staged, stage
+from avq.build.trials.bench import Bench
+from avq.build.trials.candidates import Trial, candidates_for, fastest_first
+from avq.build.trials.layer_costs import layer_costs
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model
 from avq.build.verify import Verified, verify

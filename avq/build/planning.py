@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from avq.build.calibrate.commands import Calibration
-from avq.build.probe_set import ProbeSet
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.build.sidefiles.complete import side_file_for_plan
 from avq.build.understand.frontend import Understood

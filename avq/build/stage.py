@@ -12,12 +12,12 @@ import numpy as np
 
 from avq import __version__
 from avq.build.calibrate.commands import Calibration
-from avq.build.candidates import FLOAT, Trial
 from avq.build.lint import lint_errors
 from avq.build.lower import lower
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.planning import Planned
-from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.trials.candidates import FLOAT, Trial
 from avq.build.understand.frontend import Understood
 from avq.bundle import (
     GOLDEN,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avq.build.candidates import FLOAT, Trial
-from avq.build.dataset import read_picture
 from avq.build.gate import Measured
-from avq.build.labelled import accuracy, labels_of
-from avq.build.probe_set import SCORE_FLOOR, ProbeSet
+from avq.build.pictures.dataset import read_picture
+from avq.build.pictures.labelled import accuracy, labels_of
+from avq.build.pictures.probe_set import SCORE_FLOOR, ProbeSet
 from avq.build.request import Request
 from avq.build.stage import Staged
+from avq.build.trials.candidates import FLOAT, Trial
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines.isa import instruction_set
 from avq.measure.detector import detector_of

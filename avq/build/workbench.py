@@ -9,13 +9,13 @@ from functools import cached_property
 import onnx
 
 from avq.build.calibrate.commands import Calibration
-from avq.build.compile_target import PendingTarget, pending_target
 from avq.build.gate import DEFAULT_LOST_PERCENT
-from avq.build.labelled import map_drop
 from avq.build.lower import lower
-from avq.build.probe_set import Answers, ProbeSet
+from avq.build.pending.compile_target import PendingTarget, pending_target
+from avq.build.pictures.labelled import map_drop
+from avq.build.pictures.probe_set import Answers, ProbeSet
 from avq.build.request import Request
-from avq.build.serving import Serving
+from avq.build.trials.serving import Serving
 from avq.build.understand.frontend import Understood
 from avq.hookspecs import CalibrationStats, Engine
 from avq.progress import Reporter

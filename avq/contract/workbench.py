@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from avq.build.calibrate.commands import Calibration
-from avq.build.pictures import Pictures, open_pictures
+from avq.build.pictures.probe_set import ProbeSet, prepare_probe_set
+from avq.build.pictures.split import Pictures, open_pictures
 from avq.build.planning import make_plan
-from avq.build.probe_set import ProbeSet, prepare_probe_set
 from avq.build.request import Request, check, refused_targets
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model

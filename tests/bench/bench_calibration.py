@@ -31,8 +31,8 @@ SIZE_PX = 416
 def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too: bool) -> dict[str, Any]:
     from avq.build.calibrate.run import CalibrationRun, thresholds_table
     from avq.build.calibrate.write import run_calibrate
-    from avq.build.dataset import open_set
     from avq.build.graph.model import load_graph
+    from avq.build.pictures.dataset import open_set
     from avq.build.understand.fold_input import fold_input
     from avq.engines import engine_by_name
     from avq.types import PreprocessSpec

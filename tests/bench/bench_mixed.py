@@ -33,9 +33,9 @@ from scipy.stats import spearmanr
 
 from avq import Workbench
 from avq.build.calibrate.commands import Calibration
-from avq.build.pictures import open_pictures
+from avq.build.pictures.probe_set import prepare_probe_set
+from avq.build.pictures.split import open_pictures
 from avq.build.planning import make_plan
-from avq.build.probe_set import prepare_probe_set
 from avq.build.request import check
 from avq.build.understand.host import understand_model
 from avq.clock import SystemClock

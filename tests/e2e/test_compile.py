@@ -16,7 +16,7 @@ import pytest
 from avq.assess import proof
 from avq.assess.compile import compile_bundle
 from avq.assess.trust import keygen, sign
-from avq.build.dataset import open_set, read_picture
+from avq.build.pictures.dataset import open_set, read_picture
 from avq.build.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from avq.build.graph.view import view_of
-from avq.build.half import activation_peaks, in_half
 from avq.build.lint import lint
 from avq.build.lower import lower
+from avq.build.pending.half import activation_peaks, in_half
 from avq.contract.sample import sample_model
 from avq.engines import engine_by_name, tensorrt_rtx
 from avq.engines.cuda import Card

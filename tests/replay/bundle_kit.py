@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from avq.build.lower import lower
-from avq.build.pictures import Pictures, open_pictures
-from avq.build.probe_set import ProbeSet, prepare_probe_set
+from avq.build.pictures.probe_set import ProbeSet, prepare_probe_set
+from avq.build.pictures.split import Pictures, open_pictures
 from avq.build.request import Request, check
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_model

@@ -190,7 +190,7 @@ def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     from avq.build.calibrate import avqcal
     from avq.build.calibrate.commands import calibration_run
     from avq.build.calibrate.spread import spread
-    from avq.build.dataset import open_set
+    from avq.build.pictures.dataset import open_set
     from avq.toolbox import calibration_tensors
 
     it, pictures = known(), open_set(CALIBRATION)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from avq.build import build
-from avq.build.dataset import open_set
 from avq.build.lower import lower
 from avq.build.outcome import Outcome
+from avq.build.pictures.dataset import open_set
 from avq.build.understand.host import understand_alone
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts

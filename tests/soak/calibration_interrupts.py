@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from avq.build.calibrate import avqcal
 from avq.build.calibrate.write import run_calibrate
-from avq.build.dataset import open_set
+from avq.build.pictures.dataset import open_set
 from tests.build.calibrate.calibration_case import run_on, write_pictures
 
 

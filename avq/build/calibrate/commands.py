@@ -22,9 +22,9 @@ from avq.build.calibrate.run import (
 )
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.calibrate.write import run_calibrate
-from avq.build.dataset import CalibrationSet, open_set
 from avq.build.graph.view import view_of
 from avq.build.lower.model import Model
+from avq.build.pictures.dataset import CalibrationSet, open_set
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.build.understand.host import understand_alone

@@ -10,7 +10,7 @@ import cv2
 
 from avq.build.calibrate.histogram import Histogram
 from avq.build.calibrate.observe import Observer
-from avq.build.dataset import Item
+from avq.build.pictures.dataset import Item
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import onnx
 from avq.build.calibrate.counting import opencv_on_one_thread
 from avq.build.calibrate.observe import Observer, observe
 from avq.build.calibrate.unfold import Unfold, unfold_of
-from avq.build.dataset import Item
+from avq.build.pictures.dataset import Item
 from avq.errors import CalibrationError
 from avq.hookspecs import Engine
 from avq.toolbox.rounding_solver import one_blas_thread

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from avq.build.dataset import Item, read_picture
 from avq.build.graph.edit import prune
+from avq.build.pictures.dataset import Item, read_picture
 from avq.errors import CalibrationError, nearest
 from avq.hookspecs import Engine, Session
 from avq.preprocess import Preprocessor

@@ -22,7 +22,7 @@ from avq.build.calibrate.counting import PictureQueue, Worker, opencv_on_one_thr
 from avq.build.calibrate.histogram import Histogram
 from avq.build.calibrate.observe import Observation, Observer, observe
 from avq.build.calibrate.stats import HistogramStats
-from avq.build.dataset import Item, refuse_unreadable, shard
+from avq.build.pictures.dataset import Item, refuse_unreadable, shard
 from avq.engines.isa import instruction_set
 from avq.errors import CalibrationError, DataError
 from avq.hookspecs import Engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avq.build.disagreement import SHOWN_SCORE, worst_pairs
+from avq.build.pictures.disagreement import SHOWN_SCORE, worst_pairs
 from avq.build.report.story import Story
 from avq.render import Html, section
 

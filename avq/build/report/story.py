@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avq.build.calibrate.stats import HistogramStats
-from avq.build.layer_costs import LayerCosts
 from avq.build.outcome import Outcome
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.planning import Planned
-from avq.build.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.trials.layer_costs import LayerCosts
 from avq.build.understand.frontend import Understood
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from avq.build.layer_costs import LayerCosts
 from avq.build.report.story import Story
-from avq.build.slower import Circumstances, Slower, find_slower
+from avq.build.trials.layer_costs import LayerCosts
+from avq.build.trials.slower import Circumstances, Slower, find_slower
 from avq.engines.isa import instruction_set
 from avq.render import Cause, Html, PairRow, Tone, causes, folded, pair_bars, section
 from avq.toolbox import place

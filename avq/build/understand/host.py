@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from avq.build.dataset import CalibrationSet
 from avq.build.graph.model import FloatModel
-from avq.build.pictures import Pictures
+from avq.build.pictures.dataset import CalibrationSet
+from avq.build.pictures.split import Pictures
 from avq.build.request import FLOAT_STRATEGY, Request, reference_engine
 from avq.build.understand.frontend import Understood, understand
 from avq.hookspecs import Engine, Session

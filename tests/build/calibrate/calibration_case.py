@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from avq.build.calibrate.run import CalibrationRun
-from avq.build.dataset import Item, open_set
+from avq.build.pictures.dataset import Item, open_set
 from avq.engines import engine_by_name
 from avq.types import PreprocessSpec
 

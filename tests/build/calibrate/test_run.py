@@ -20,8 +20,8 @@ from avq.build.calibrate.observe import observe
 from avq.build.calibrate.run import calibrate, check_belongs, thresholds_table
 from avq.build.calibrate.stats import HistogramStats
 from avq.build.calibrate.write import run_calibrate
-from avq.build.dataset import CalibrationSet, Item, open_set, read_picture
 from avq.build.graph.model import load_graph
+from avq.build.pictures.dataset import CalibrationSet, Item, open_set, read_picture
 from avq.build.understand.fold_input import fold_input
 from avq.engines import engine_by_name
 from avq.errors import CalibrationError, DataError

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from avq.build.graph.view import view_of
-from avq.build.half import activation_peaks, in_half
 from avq.build.lower.dla import lower_implicit
+from avq.build.pending.half import activation_peaks, in_half
 from avq.build.sidefiles.trt_cache import parse_cache
 from avq.engines import engine_by_name
 from avq.errors import PlanError

@@ -11,16 +11,16 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from avq.build.candidates import Candidate, Trial
-from avq.build.half import activation_peaks, in_half
-from avq.build.labelled import map_drop
 from avq.build.lint import lint_errors
 from avq.build.lower import lower
-from avq.build.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
+from avq.build.pending.half import activation_peaks, in_half
+from avq.build.pending.stand_in import Compiler, StandIn
+from avq.build.pending.target_cost import NAME as COST_MODEL
+from avq.build.pending.target_cost import target_cost
+from avq.build.pictures.labelled import map_drop
+from avq.build.pictures.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.build.request import Request
-from avq.build.stand_in import Compiler, StandIn
-from avq.build.target_cost import NAME as COST_MODEL
-from avq.build.target_cost import target_cost
+from avq.build.trials.candidates import Candidate, Trial
 from avq.build.understand.frontend import Understood
 from avq.bundle import TWIN
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.build.candidates import Candidate
-from avq.build.layer_costs import LayerCosts
+from avq.build.trials.candidates import Candidate
+from avq.build.trials.layer_costs import LayerCosts
 from avq.toolbox import Placement, place
 from avq.types import GraphView, NodeView, QuantizationPlan
 

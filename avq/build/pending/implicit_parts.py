@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 from avq.build.calibrate.commands import Calibration
-from avq.build.half import activation_peaks
 from avq.build.lower.dla import lower_implicit
-from avq.build.probe_set import ProbeSet
+from avq.build.pending.half import activation_peaks
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.bundle import IMPLICIT, IMPLICIT_CACHE, IMPLICIT_PRECISIONS

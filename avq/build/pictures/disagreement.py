@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from avq.build.dataset import Item, read_picture
+from avq.build.pictures.dataset import Item, read_picture
 from avq.measure.fidelity import FIRM_SCORE, matched_shifts
 from avq.render import Html, draw_detections, picture_pair
 from avq.types import Detections

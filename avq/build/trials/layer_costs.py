@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from avq.build.candidates import FLOAT, Candidate
-from avq.build.layer_times import by_node
 from avq.build.lower import lower
-from avq.build.probe_set import ProbeSet
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.build.trials.candidates import FLOAT, Candidate
+from avq.build.trials.layer_times import by_node
 from avq.errors import AvqError
 from avq.types import GraphView, LayerTime, QuantizationPlan, SessionOptions
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avq.build.candidates import Candidate
-from avq.build.layer_costs import LayerCosts
-from avq.build.slower import Circumstances, Slower, find_slower
+from avq.build.trials.candidates import Candidate
+from avq.build.trials.layer_costs import LayerCosts
+from avq.build.trials.slower import Circumstances, Slower, find_slower
 from avq.types import Edge, QuantizationPlan
 from tests.build.lower.lowering_nets import data_point, simple_plan, small_net, view_of, with_points
 

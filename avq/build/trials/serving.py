@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 import onnx
 
-from avq.build.candidates import FLOAT, Candidate, agrees, candidates_for
-from avq.build.layer_times import by_node
 from avq.build.lower import lower
-from avq.build.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
+from avq.build.pictures.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.build.request import Request
+from avq.build.trials.candidates import FLOAT, Candidate, agrees, candidates_for
+from avq.build.trials.layer_times import by_node
 from avq.clock import Clock
 from avq.errors import AvqError
 from avq.hookspecs import Session

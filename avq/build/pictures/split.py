@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.build.dataset import CalibrationSet, open_set, read_picture, split
+from avq.build.pictures.dataset import CalibrationSet, open_set, read_picture, split
 from avq.progress import Reporter
 from avq.types import U8, Recipe
 

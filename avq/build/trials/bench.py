@@ -12,10 +12,10 @@ from types import TracebackType
 
 import onnx
 
-from avq.build.candidates import FLOAT, Candidate, Trial, agrees, close_to_reference
 from avq.build.lower import lower
-from avq.build.probe_set import Answers, ProbeSet
+from avq.build.pictures.probe_set import Answers, ProbeSet
 from avq.build.request import Request
+from avq.build.trials.candidates import FLOAT, Candidate, Trial, agrees, close_to_reference
 from avq.errors import AvqError
 from avq.hookspecs import Session
 from avq.measure.latency import LatencySamples, paired_latency, ratio_interval

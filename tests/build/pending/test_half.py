@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from avq.build.graph.view import view_of
-from avq.build.half import activation_peaks, in_half
 from avq.build.lower import lower
-from avq.build.target_cost import target_cost
+from avq.build.pending.half import activation_peaks, in_half
+from avq.build.pending.target_cost import target_cost
 from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import engine_by_name
 from avq.errors import PlanError

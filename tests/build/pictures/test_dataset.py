@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from avq.build.dataset import CalibrationSet, open_set, read_picture, shard, split
+from avq.build.pictures.dataset import CalibrationSet, open_set, read_picture, shard, split
 from avq.errors import DataError
 from tests.build.calibrate.calibration_case import write_pictures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from avq.build.probe_set import ProbeSet
+from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.measure.accuracy import evaluate
 from avq.measure.labels import Labels, load_labels

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from avq.build.picture_file import damage
+from avq.build.pictures.picture_file import damage
 from avq.errors import DataError, nearest
 from avq.progress import Reporter, Silent
 from avq.types import U8

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avq.build.dataset import Item, read_picture
-from avq.build.drawn import drawn_inputs
-from avq.build.pictures import Pictures
+from avq.build.pictures.dataset import Item, read_picture
+from avq.build.pictures.drawn import drawn_inputs
+from avq.build.pictures.split import Pictures
 from avq.build.request import Request
 from avq.build.understand.frontend import Understood
 from avq.decoders import DetectionDecoder, builtin_decoders
