@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,13 +73,16 @@ class CaptureProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def hear(self) -> list[Message] | None:
-        """Messages that have come, without waiting; None when the child has closed its side."""
+    def hear(self) -> Iterator[Message] | None:
+        """Messages that have come, without waiting; None when the child has closed its side.
+
+        Each is decoded when it is asked for: what came before a nonsense is still heard.
+        """
         try:
             data = os.read(self.announce_fd, 65536)
         except BlockingIOError:
-            return []
-        return [decode(body) for body in self._unframer.feed(data)] if data else None
+            return iter(())
+        return map(decode, self._unframer.feed(data)) if data else None
 
     def swallow_noise(self) -> bool:
         """Keep the tail of what libraries print to standard error; False at its end."""

@@ -196,7 +196,7 @@ class Receiver:
         except Exception as error:  # one camera's nonsense must not deafen the others
             process.kill()
             camera.end = _nonsense(camera.name, error)
-            messages = []
+            messages = iter(())
         if messages is None:
             self._selector.unregister(process.announce_fd)
             camera.ends_by_ns = time.monotonic_ns() + _END_GRACE_NS

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
 from avq.daemon import CameraOptions, RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle, sink_types
+from avq.daemon.capture import CaptureProcess
+from avq.daemon.messages import Captured, CaptureSettings, framed
 from avq.errors import DataError, MachineError, PluginError, RequestError
 from avq.recording import LogReader
 from avq.sinks import CallbackSink, open_sink
@@ -232,6 +235,23 @@ def test_a_capture_process_that_talks_nonsense_is_ended() -> None:
     assert len(kept) >= 1 and summary.account.balanced
     assert isinstance(summary.failures[0].error, MachineError)
     assert "cannot be understood" in summary.failures[0].error.what
+
+
+def test_what_came_before_the_nonsense_in_the_same_read_is_heard() -> None:
+    settings = CaptureSettings("front", "strange://hang", providers=STRANGE.providers)
+    process = CaptureProcess(settings)
+    own_fd, (process.announce_fd, told_fd) = process.announce_fd, os.pipe()
+    try:
+        told = Captured(0, 1, 5, 16, 16, {})
+        os.write(told_fd, framed(told) + b"\x05\0\0\0babble")
+        messages = process.hear()
+        assert messages is not None and next(messages) == told
+        with pytest.raises(msgspec.MsgspecError):
+            next(messages)
+    finally:
+        os.close(told_fd)
+        os.close(own_fd)
+        process.close()
 
 
 def test_a_hung_source_cannot_hold_up_the_end() -> None:
