@@ -20,7 +20,7 @@ def beside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.new-{os.getpid()}{path.suffix}")
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
     finally:
         with suppress(OSError):
@@ -52,8 +52,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

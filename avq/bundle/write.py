@@ -13,7 +13,7 @@ from pathlib import Path
 from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
 from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
-from avq.whole_file import beside
+from avq.whole_file import beside, sync
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -50,7 +50,7 @@ def write_staged(staging_dir: Path, manifest: Manifest, parts: Mapping[str, byte
             listed[name] = _put(staging_dir / name, content)
         complete = sealed(manifest, listed)
         _put(staging_dir / MANIFEST, render(complete))
-        _sync_folder(staging_dir)
+        sync(staging_dir)
     except OSError as error:
         raise _cannot_write(staging_dir, error) from None
     return complete
@@ -64,7 +64,7 @@ def publish(staging_dir: Path, final_dir: Path) -> None:
             _replace_folder(staging_dir, final_dir)
         else:
             staging_dir.rename(final_dir)
-        _sync_folder(final_dir.parent)
+        sync(final_dir.parent)
     except OSError as error:
         raise _cannot_write(final_dir, error) from None
 
@@ -82,7 +82,7 @@ def put_signature(bundle_dir: Path, content: bytes) -> None:
     """Write the file ``signature`` of a bundle in its place, whole or not at all."""
     try:
         _put(bundle_dir / SIGNATURE, content)
-        _sync_folder(bundle_dir)
+        sync(bundle_dir)
     except OSError as error:
         raise _cannot_write(bundle_dir, error) from None
 
@@ -164,14 +164,6 @@ def _exchange(a: Path, b: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(b))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cannot_write(path: Path, error: OSError) -> BundleError:

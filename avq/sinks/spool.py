@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avq.errors import DataError
+from avq.whole_file import sync
 
 _SUFFIX = ".json"
 
@@ -113,7 +114,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             aside.rename(path)
-            _sync_folder(self._folder)
+            sync(self._folder)
         except OSError:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -148,11 +149,3 @@ class Spool:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:016d}{_SUFFIX}"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
