@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,10 @@ class JsonLinesSink:
         with memoryview(self._line) as line:
             done = 0
             while done < len(line):
-                done += self._file.write(line[done:])
+                written = self._file.write(line[done:])
+                if written is None:  # whoever shares it made it non-blocking
+                    select.select([], [self._file], [])
+                done += written or 0
         self._file.flush()
 
     def close(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from avq.daemon import sink_types
 from avq.errors import DataError, RequestError
-from avq.sinks import open_sink
+from avq.sinks import JsonLinesSink, open_sink
 from avq.types import Detections, Published
 
 LABELS = ("car", "person")
@@ -69,6 +71,25 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
     sink.write(published([], [], []), None)
     assert (tmp_path / "any name").read_text().endswith("}\n")
     sink.close()
+
+
+def test_lines_stay_whole_in_a_pipe_that_never_waits() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    sink = JsonLinesSink(os.fdopen(writer, "wb", buffering=0), LABELS)
+    seen = published([[1, 2, 3, 4]] * 500, [0.5] * 500, [0] * 500)
+
+    def write() -> None:
+        for _ in range(20):
+            sink.write(seen, None)
+        sink.close()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    with os.fdopen(reader, "rb") as lines:
+        found = [json.loads(line) for line in lines]
+    writing.join(20)
+    assert len(found) == 20 and all(line == seen.as_message(LABELS) for line in found)
 
 
 def test_standard_output_stays_open_after_the_sink() -> None:
