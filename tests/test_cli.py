@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,28 @@ def avq(*arguments: str | Path) -> Result:
 def test_every_command_explains_itself(command):
     result = avq(command, "--help")
     assert result.exit_code == 0 and "Usage" in result.output
+
+
+@pytest.mark.parametrize(("seconds", "code", "said"), [(60, 3, "said\n"), (0, 5, "said\nwent down\n")])
+def test_a_service_ends_with_its_code_whatever_a_thread_of_it_does(
+    seconds: int, code: int, said: str
+) -> None:
+    program = f"""
+import atexit, sys, threading, time
+from avq.cli.ending import end_without
+atexit.register(print, "went down")
+thread = threading.Thread(target=time.sleep, args=({seconds},), daemon=True)
+thread.start()
+end_without([thread], 3)
+print("said")
+if not {seconds}:
+    thread.join()
+    sys.exit(5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
 
 
 def test_a_mistyped_command_names_the_nearest():

@@ -11,7 +11,7 @@ import click
 from avq.cli.kit import PATH, Call, cli, command, ray_option
 
 
-@command(cli)
+@command(cli, service=True)
 @click.argument("config", type=PATH, required=False)
 @click.option("--bundle", type=PATH, help="the bundle to serve")
 @click.option("--source", metavar="URI", help="scene://, a file, a folder, rtsp://, v4l2://, log.mcap")

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from avq import __version__
-from avq.cli.output import told
+from avq.cli.ending import end_without, told
 from avq.errors import AvqError, nearest
 from avq.terminal import Terminal, as_table, console
 
@@ -129,15 +130,22 @@ class DefaultCommandGroup(click.Group):
 
 
 def command(
-    group: click.Group, name: str | None = None, *, hidden: bool = False
+    group: click.Group, name: str | None = None, *, hidden: bool = False, service: bool = False
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """Register a handler: it gets a Call, returns the exit code, and may raise AvqError."""
+    """Register a handler: it gets a Call, returns the exit code, and may raise AvqError.
+
+    Args:
+        service: its end waits for no thread that it started.
+    """
 
     def register(handler: Callable[..., int]) -> click.Command:
         @functools.wraps(handler)
         def run(as_json: bool, **arguments: Any) -> None:
-            call = Call(as_json=as_json)
-            sys.exit(_guarded(call, lambda: handler(call, **arguments)))
+            call, before = Call(as_json=as_json), threading.enumerate()
+            code = _guarded(call, lambda: handler(call, **arguments))
+            if service:
+                end_without(set(threading.enumerate()).difference(before), code)
+            sys.exit(code)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
         title = name if name is not None else handler.__name__.replace("_", "-")

@@ -24,9 +24,9 @@ class JsonLinesSinkType:
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:
         """Raises DataError when the file cannot be created."""
         name = uri.removeprefix("jsonl:")
-        if name == "-":
-            return JsonLinesSink(_standard_output(), labels)
         try:
+            if name == "-":
+                return JsonLinesSink(_standard_output(), labels)
             return JsonLinesSink(Path(name).open("wb", buffering=0), labels)
         except OSError as error:
             raise DataError(f"{name} cannot be written", seen=str(error), fix="choose another file") from None

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 
 from avq.alerts import AlertWatch, Rule
+from avq.cli.ending import end_without
 from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
 from avq.daemon.notify import Notifier
 from avq.sinks import AlertSink, open_sink
@@ -45,4 +47,6 @@ def main(uri: str, *sinks: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    end_without({thread for thread in threading.enumerate() if thread.daemon}, code)
+    sys.exit(code)
