@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from avq.build.lint import lint_errors
 from avq.build.lower import lower
 from avq.build.pending.half import activation_peaks, in_half
+from avq.build.pending.same_choices import sqnr_with_same_choices
 from avq.build.pending.stand_in import Compiler, StandIn
 from avq.build.pending.target_cost import NAME as COST_MODEL
 from avq.build.pending.target_cost import target_cost
@@ -179,22 +179,25 @@ class PendingTarget:
 
     def _beside_fp32(self, plan: QuantizationPlan) -> str:
         """The file with its FP16 against the same without: a trained quantization has one right answer."""
-        with closing(self._rehearsed(replace(plan, precisions={}))) as single:
-            told = self.probe_set.told_by(single)
-        with closing(self._rehearsed(plan)) as sided:
-            sqnr_db = told.ask(sided).worst_sqnr_db
-        why = f"SQNR {sqnr_db:.1f} dB to FP32 beside it"
-        if sqnr_db < _WRONG_DB:
+        single, sided = self.model(replace(plan, precisions={})), self.model(plan)
+        pictures = [prepared.tensor for prepared in self.probe_set.inputs]
+        sqnr_db = sqnr_with_same_choices(single, sided, self._opened, pictures)
+        worst = min(sqnr_db, key=sqnr_db.__getitem__)
+        why = f"SQNR {sqnr_db[worst]:.1f} dB to FP32 beside it"
+        if sqnr_db[worst] < _WRONG_DB:
             raise RefusedError(
                 "FP16 beside INT8 changes what the model answers",
-                seen=why,
+                seen=f"{why}, at {worst}",
                 fix="leave the nodes with large values in FP32: avq_keep_float, or report the model",
             )
         return f"FP16 beside INT8: {why}"
 
     def _rehearsed(self, plan: QuantizationPlan) -> Session:
+        return self._opened(self.model(plan))
+
+    def _opened(self, model: bytes) -> Session:
         rehearsal = StandIn(self.compiler, self.request.reference)
-        return rehearsal.open(self.model(plan), SessionOptions(threads=self.request.probe_threads))
+        return rehearsal.open(model, SessionOptions(threads=self.request.probe_threads))
 
     def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
         """Bytes of the constants in the plan's model, and in FP16."""
