@@ -18,6 +18,7 @@ from avq.toolbox.placement import (
     residual_identity_edges,
 )
 from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, round_weights
+from avq.toolbox.rounding_solver import one_blas_thread
 
 __all__ = [
     "STANDARD_OUTPUT",
@@ -46,6 +47,7 @@ __all__ = [
     "int8_mac_share",
     "macs_by_node",
     "muted",
+    "one_blas_thread",
     "place",
     "quantize",
     "residual_identity_edges",

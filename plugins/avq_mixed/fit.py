@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avq.toolbox import one_blas_thread
 from avq.types import F64, AnyArray
 from avq_mixed.costs import CostModel, crossings
 from avq_mixed.groups import Boundary, Group
@@ -96,11 +97,12 @@ def _robust(rows: F64, ratios: F64, prior: F64, deviation: F64, low: F64) -> F64
     stiff = np.diag(_NOISE / deviation)
     weights = np.ones(len(ratios))
     for turn in range(2 * _REWEIGHTINGS):
-        found = lsq_linear(
-            np.vstack([rows * weights[:, None], stiff]),
-            np.concatenate([ratios * weights, stiff @ prior]),
-            bounds=(low, np.full(prior.size, np.inf)),
-        ).x
+        with one_blas_thread():
+            found = lsq_linear(
+                np.vstack([rows * weights[:, None], stiff]),
+                np.concatenate([ratios * weights, stiff @ prior]),
+                bounds=(low, np.full(prior.size, np.inf)),
+            ).x
         far = np.abs(ratios - rows @ found)
         deviations = far / max(1.4826 * float(np.median(far)), _NOISE / 2.0)
         if turn < _REWEIGHTINGS:

@@ -1,7 +1,7 @@
 """Every strategy on every replica, each file really parsed and built: ``python tests/soak/strategies_on_rtx.py``.
 
-Prints one line per pair. The suite does the same for every strategy on one of them and for two more heads
-(``tests/replicas/test_on_rtx.py``). Exit code 1 when the parser or the builder refuses one.
+Prints one line per pair, with the strategies' own defaults and for three cards. The suite builds every pair too, with
+short searches and for one card (``tests/replicas/test_on_rtx_*.py``). Exit code 1 when one is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def main() -> int:
                 except AvqError as error:
                     refused += 1
                     print(f"{model:10} {strategy:8} REFUSED {error.what}: {error.seen}", flush=True)
+                    continue
+                if not outcome.compiled.rows:
+                    refused += 1
+                    print(f"{model:10} {strategy:8} REFUSED {'; '.join(outcome.verdict.reasons)}", flush=True)
                     continue
                 sizes = ", ".join(
                     f"{row['architecture']} {row['engine kB']} kB" for row in outcome.compiled.rows
