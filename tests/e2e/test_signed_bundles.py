@@ -14,7 +14,7 @@ import pytest
 from avq.assess import trust
 from avq.bundle import MANIFEST, SIGNATURE, open_bundle, read_trust, render, sealed
 from avq.bundle.manifest import parse
-from avq.config import Camera, RunConfig, Security
+from avq.config import Camera, RunConfig, Security, WebConfig
 from avq.errors import AvqError, BundleError, RequestError
 from avq.plugins import PluginHost
 from avq.progress import Silent
@@ -66,6 +66,7 @@ def served(bundle: Path, key: Path, *, not_before: str = "") -> tuple[int, int]:
         bundle=bundle,
         cameras=(Camera(id="front", source="scene://drive?seed=3&size=320x192", policy="every"),),
         frames=2,
+        web=WebConfig(enabled=False),
         security=Security(require_signature=True, trusted_keys=(Path(f"{key}.pub"),), not_before=not_before),
     )
     try:
