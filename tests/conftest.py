@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.ray_kit"]
+from tests.ray_kit import ray_fleet
+
+__all__ = ["ROOT", "material", "material_folder", "ray_fleet"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
