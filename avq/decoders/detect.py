@@ -78,7 +78,8 @@ def _sum(values: AnyArray) -> float:
     """OpenCV adds up a large output about three times as fast as NumPy."""
     if values.size and values.dtype in _OPENCV_SUMS and values.flags.c_contiguous:
         return cv2.sumElems(values.reshape(1, -1))[0]
-    return float(np.add.reduce(values, axis=None))
+    with np.errstate(over="ignore", invalid="ignore"):  # the sum of what overflows is looked at again
+        return float(np.add.reduce(values, axis=None))
 
 
 def _sound(found: Candidates) -> Candidates:
