@@ -30,13 +30,16 @@ def test_pictures_come_in_order(workers):
 
 def test_no_more_than_asked_for_is_decoded_ahead():
     loaded: list[int] = []
+    before = set(threading.enumerate())
     running = loaded_ahead(frames(500, loaded), workers=2)
     for _ in range(3):
         next(running)
     threading.Event().wait(0.2)  # the pool would have run away by now
     assert len(loaded) <= 3 + AHEAD + 2
     running.close()
-    assert threading.active_count() < 10
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_an_error_is_raised_at_its_place():
