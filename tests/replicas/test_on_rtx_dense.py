@@ -7,23 +7,10 @@ from pathlib import Path
 import pytest
 
 from avq.engines import engine_by_name
-from avq.scenes.dataset import write_labelled_set
 from tests.replicas.rtx import DENSE, STRATEGIES, require_engine
 
 STATUS = engine_by_name("tensorrt-rtx").status()
 pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {STATUS.why}")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_labelled_set(folder, seeds=range(8_000_000, 8_000_004))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rtx")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -8,25 +8,12 @@ import onnx
 import pytest
 
 from avq.engines import engine_by_name
-from avq.scenes.dataset import write_labelled_set
 from tests.replicas.rtx import OTHERS, STRATEGIES, require_engine
 
 STATUS = engine_by_name("tensorrt-rtx").status()
 pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {STATUS.why}")
 INT4 = ("rtdetr", "lowbit")
 PAIRS = [(model, strategy) for model in OTHERS for strategy in STRATEGIES if (model, strategy) != INT4]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_labelled_set(folder, seeds=range(8_000_000, 8_000_004))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rtx")
 
 
 @pytest.mark.parametrize(("model", "strategy"), PAIRS)
