@@ -140,12 +140,14 @@ def test_a_source_with_no_readable_picture_is_an_error(tmp_path: Path) -> None:
 def test_a_scene_is_live_paced_and_repeatable() -> None:
     source = opened("scene://drive?seed=4&fps=100&weather=night&size=160x96&frames=10")
     assert source.live and source.fps == 100
+    opened_ns = time.monotonic_ns()
     frames = []
     while (got := source.read()) is not None:
         frames.append(got)
     assert len(frames) == 10
     assert frames[0][0].shape == (96, 160, 3)
-    assert frames[9][1] - frames[0][1] >= 9 * 10_000_000 - 1_000_000
+    # Only "never early" holds on every machine: a first frame that came late brings the others nearer to it.
+    assert all(t_ns >= opened_ns + seq * 10_000_000 for seq, (_, t_ns) in enumerate(frames))
     again = opened("scene://drive?seed=4&fps=100&weather=night&size=160x96&frames=10").read()
     assert again is not None and np.array_equal(again[0], frames[0][0])
 
