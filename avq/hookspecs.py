@@ -274,7 +274,11 @@ class Decoder(Protocol):
 
 
 class FrameSource(Protocol):
-    """An opened camera, file, folder or log."""
+    """An opened camera, file, folder or log.
+
+    A file may also have ``position_ns``, when the last picture was taken, since the first, and ``remark``, what of
+    it could not be read, in words.
+    """
 
     @property
     def live(self) -> bool:

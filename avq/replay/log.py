@@ -37,8 +37,7 @@ class Log:
         live: its frames came from cameras that wait for nobody; False: frames wait for the engine.
         frames: opens the log anew and yields its pictures in order of arrival.
         recorded: stage times by frame, where the log has them.
-        workers: threads that may decode at once; a file's one reader reads every frame in order.
-        in_order: every frame must be loaded, one after the other, as from a video.
+        workers: threads that may decode at once, beside the one that reads the log.
         start_unix_ns: of the first capture; 0 when unknown.
         remark: what could not be read of it, in words.
         digest: SHA-256 of what it holds, computed when asked for.
@@ -50,13 +49,12 @@ class Log:
     digest: Callable[[], str]
     recorded: Mapping[FrameKey, Recorded] = field(default_factory=dict)
     workers: int = 1
-    in_order: bool = False
     start_unix_ns: int = 0
     remark: str = ""
 
 
 class EndOfLogError(Exception):
-    """Raised by ``load`` of a frame after the last one: a file does not say beforehand how many it holds."""
+    """Raised by ``frames`` after the last one, with what could not be read."""
 
     def __init__(self, remark: str) -> None:
         self.remark = remark
@@ -69,10 +67,8 @@ def pictures_of(log: Log, wanted: Collection[FrameKey]) -> dict[FrameKey, U8]:
     frames = log.frames()
     with closing(frames), suppress(EndOfLogError):
         for frame in frames:
-            if frame.key in wanted or log.in_order:
-                pixels = frame.load()
-                if pixels is not None and frame.key in wanted:
-                    found[frame.key] = pixels
+            if frame.key in wanted and (pixels := frame.load()) is not None:
+                found[frame.key] = pixels
             if len(found) == len(wanted):
                 break
     return found

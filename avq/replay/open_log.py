@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -77,44 +79,38 @@ def _file(uri: str, types: Sequence[SourceType]) -> Log:
 
 
 def _read_frames(uri: str, types: Sequence[SourceType]) -> Generator[LoggedFrame, None, None]:
-    """Lazy reads of one source: the only worker that loads them calls ``read`` in order."""
+    """One source, read in order on the thread that asks; to load a frame is to take what was read."""
     source = open_source(uri, types)
-    reader = _Reader(source)
     fps = source.fps or _NOMINAL_FPS
-    index = 0
+    at_ns = -1
+    with closing(source):
+        for index in itertools.count():
+            pixels = _next_picture(source, first=index == 0)
+            at_ns = max(at_ns + 1, _recorded_ns(source, round(index * 1e9 / fps)))
+            yield LoggedFrame(CAMERA, index, at_ns, at_ns, partial(_held, pixels))
+
+
+def _next_picture(source: FrameSource, *, first: bool) -> U8:
+    """Raises EndOfLogError after the last one; what breaks after the first one ends the log there."""
     try:
-        while not reader.ended:
-            at_ns = round(index * 1e9 / fps)
-            yield LoggedFrame(CAMERA, index, at_ns, at_ns, reader.read)
-            index += 1
-    finally:
-        reader.close()
+        got = source.read()
+    except AvqError as error:
+        if first:
+            raise
+        raise EndOfLogError(f"{error.what}; {error.seen}") from None
+    if got is None:
+        raise EndOfLogError(getattr(source, "remark", ""))
+    return got[0]
 
 
-class _Reader:
-    def __init__(self, source: FrameSource) -> None:
-        self._source = source
-        self.ended = False
-        self._count = 0
+def _recorded_ns(source: FrameSource, nominal_ns: int) -> int:
+    """When the last picture was taken, since the first: phones and dashcams keep no steady rate."""
+    position_ns: int | None = getattr(source, "position_ns", None)
+    return nominal_ns if position_ns is None else position_ns
 
-    def read(self) -> U8 | None:
-        if self.ended:
-            raise EndOfLogError("")
-        try:
-            got = self._source.read()
-        except AvqError as error:
-            self.ended = True
-            if self._count == 0:
-                raise
-            raise EndOfLogError(f"{error.what}; {error.seen}") from None
-        if got is None:
-            self.ended = True
-            raise EndOfLogError(getattr(self._source, "remark", ""))
-        self._count += 1
-        return got[0]
 
-    def close(self) -> None:
-        self._source.close()
+def _held(pixels: U8) -> U8:
+    return pixels
 
 
 def _digest_of(path: Path) -> str:

@@ -56,6 +56,24 @@ class CvCapture:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         return int(count) if 0 < count < 2**53 else 0
 
+    @property
+    def codec(self) -> str:
+        """Four characters, as ``av01``; ``unknown`` where the container does not say."""
+        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+        name = code.to_bytes(4, "little").decode("latin-1").rstrip(" \0")
+        return name if name.isascii() and name.isprintable() and name else "unknown"
+
+    @property
+    def position_ns(self) -> int:
+        """Presentation time of the last frame since the first; 0 where the container has no times."""
+        return max(0, round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6))
+
+    @property
+    def pts_frames(self) -> int:
+        """The container's own time of the last frame, in frames; 0 where it has none."""
+        pts = self._capture.get(cv2.CAP_PROP_PTS)
+        return int(pts) if 0 <= pts < 2**53 else 0
+
     def read(self) -> tuple[U8, int] | None:
         """The next picture (H, W, 3) uint8 BGR and when it arrived, monotonic ns; None at the end."""
         if not self._capture.grab():

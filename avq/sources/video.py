@@ -14,6 +14,8 @@ from avq.sources.cv_capture import CvCapture
 from avq.sources.uri import local_path
 from avq.types import U8
 
+_EBML = b"\x1aE\xdf\xa3"
+
 
 class VideoSource:
     """What FFmpeg decodes: ``drive.mp4``, ``drive.webm`` ..."""
@@ -40,24 +42,36 @@ class _Video:
 
     def __init__(self, path: Path, capture: CvCapture) -> None:
         self.fps = capture.fps
+        self.position_ns = 0
         self._path = path
         self._capture = capture
         self._declared_frames = capture.declared_frames
         self._read_frames = 0
 
     def read(self) -> tuple[U8, int] | None:
+        """Raises DataError when the file ends early, after its last readable frame."""
         got = self._capture.read()
         if got is None:
             self._check_whole()
             return None
+        if self._read_frames == 0 and _is_matroska(self._path):
+            # Matroska declares when it ends, not how long it is: a part of a long recording starts late.
+            self._declared_frames -= self._capture.pts_frames
         self._read_frames += 1
+        self.position_ns = self._capture.position_ns
         return got
 
     def _check_whole(self) -> None:
         """An end that came early. Counts alone may be estimates, so the container's own length decides first."""
         missing = declared_bytes(self._path) > self._path.stat().st_size
         early = 2 * self._read_frames < self._declared_frames
-        if missing or early or self._read_frames == 0:
+        if self._read_frames == 0 and not missing:
+            raise DataError(
+                f"{self._path} holds no frame that OpenCV can decode",
+                seen=f"codec {self._capture.codec}, {self._declared_frames} frames declared",
+                fix="convert it with another program, to H.264 say",
+            )
+        if missing or early:
             raise DataError(
                 f"{self._path} ends early: {self._read_frames} frames could be read, "
                 f"{self._declared_frames} are declared",
@@ -86,9 +100,14 @@ def declared_bytes(path: Path) -> int:
             return _iso_bytes(file, path.stat().st_size)
         if head[:4] == b"RIFF":
             return 8 + int(struct.unpack("<I", head[4:8])[0])
-        if head[:4] == b"\x1aE\xdf\xa3":
+        if head[:4] == _EBML:
             return _ebml_bytes(file)
     return 0
+
+
+def _is_matroska(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == _EBML
 
 
 def _iso_bytes(file: BinaryIO, file_bytes: int) -> int:
@@ -111,7 +130,7 @@ def _iso_bytes(file: BinaryIO, file_bytes: int) -> int:
 def _ebml_bytes(file: BinaryIO) -> int:
     """The end of the first Segment; a recorder that was killed leaves its size unknown (0)."""
     end = 0
-    for wanted in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+    for wanted in (_EBML, b"\x18S\x80g"):
         file.seek(end)
         if file.read(4) != wanted:
             return 0

@@ -18,6 +18,7 @@ from avq.hookspecs import FrameSource
 from avq.sources import open_source
 from avq.sources.uri import hidden
 from avq.sources.video import declared_bytes
+from tests.sources.retime import retimed
 
 FRAMES = 40
 FORMATS = {"mjpg.avi": "MJPG", "vp8.webm": "VP80", "mp4v.mp4": "mp4v", "vp8.mkv": "VP80"}
@@ -77,6 +78,22 @@ def test_a_cut_off_video_delivers_what_is_left_and_then_tells(tmp_path: Path, na
     assert 10 <= len(seen) < FRAMES
     assert seen == list(range(len(seen)))
     assert f"{len(seen)} frames could be read" in error.value.what
+
+
+def test_a_part_of_a_long_recording_starts_late_and_is_whole(tmp_path: Path) -> None:
+    write_video(tmp_path / "whole.mkv", "VP80")
+    late = tmp_path / "late.mkv"
+    late.write_bytes(retimed((tmp_path / "whole.mkv").read_bytes(), lambda ms: ms + 20_000))
+    assert list(numbers(opened(late))) == list(range(FRAMES))
+
+
+def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    write_video(path, "VP80")
+    path.write_bytes(path.read_bytes().replace(b"V_VP8", b"V_VP9"))
+    with pytest.raises(DataError, match="no frame that OpenCV can decode") as error:
+        opened(path).read()
+    assert "VP90" in error.value.seen
 
 
 @pytest.mark.parametrize(
