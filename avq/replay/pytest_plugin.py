@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,27 +34,51 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cases alone are collected when nothing else was named. A worker of xdist is given the arguments already."""
-    folders = [str(Path(folder).resolve()) for folder in config.getoption("--avq-cases")]
-    if not folders:
-        return
+    """Cases alone are collected when nothing else was named."""
+    folders = _case_folders(config)
     for folder in folders:
-        if not Path(folder).exists():
+        if not folder.exists():
             raise pytest.UsageError(f"--avq-cases: there is no folder {folder}")
-    named = config.args_source is pytest.Config.ArgsSource.ARGS
-    before = list(config.args) if named else []
-    config.args = [*before, *(folder for folder in folders if folder not in before)]
+    if folders and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    folders = parent.config.getoption("--avq-cases")
-    if file_path.name != _CASE or not any(_below(file_path, folder) for folder in folders):
-        return None
-    return CaseCollector.from_parent(parent, path=file_path)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Add the cases: before other plugins choose among the items.
+
+    A case is data. Were its folder an argument of pytest, each conftest.py above it would be imported, those of other
+    projects too, whose imports work in their own root folder only.
+    """
+    for path in _case_files(config):
+        nodeid = Path(os.path.relpath(path, config.rootpath)).as_posix()
+        items.extend(session.genitems(CaseCollector.from_parent(session, path=path, nodeid=nodeid)))
 
 
-def _below(path: Path, folder: str) -> bool:
-    return path.resolve().is_relative_to(Path(folder).resolve())
+def _case_folders(config: pytest.Config) -> list[Path]:
+    return [(config.invocation_params.dir / folder).resolve() for folder in config.getoption("--avq-cases")]
+
+
+def _case_files(config: pytest.Config) -> list[Path]:
+    """Each case.toml once, sorted within the folder that was named."""
+    found = [path for folder in _case_folders(config) for path in sorted(_below(folder, config))]
+    return list(dict.fromkeys(found))
+
+
+def _below(folder: Path, config: pytest.Config) -> Iterator[Path]:
+    if folder.name == _CASE:
+        yield folder
+    for here, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not _ignored(Path(here, name), config)]
+        if _CASE in names and not _ignored(Path(here, _CASE), config):
+            yield Path(here, _CASE)
+
+
+def _ignored(path: Path, config: pytest.Config) -> bool:
+    """What ``--ignore`` and ``norecursedirs`` leave out."""
+    return bool(config.hook.pytest_ignore_collect(collection_path=path, config=config))
 
 
 class CaseCollector(pytest.File):

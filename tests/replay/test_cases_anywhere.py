@@ -1,0 +1,108 @@
+"""``pytest --avq-cases DIR`` as somebody with avq installed runs it: in any folder, on cases anywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.replay.bundle_kit import write_real_bundle
+
+OWN_PROJECT = """
+[project]
+name = "car"
+version = "1"
+
+[tool.pytest.ini_options]
+testpaths = ["checks"]
+addopts = "-ra --strict-markers"
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_real_bundle(tmp_path_factory.mktemp("bundles") / "float.avq")
+
+
+@pytest.fixture
+def elsewhere(bundle, tmp_path):
+    """A project whose conftest.py only works in its own root folder, with two cases inside."""
+    project = tmp_path / "elsewhere"
+    write_cases(project / "tests" / "cases", bundle)
+    (project / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    (project / "helpers_of_elsewhere.py").write_text("")
+    (project / "tests" / "conftest.py").write_text("import helpers_of_elsewhere\n")
+    return project
+
+
+def write_cases(folder: Path, bundle: Path) -> None:
+    for name in ("day", "night"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "case.toml").write_text(
+            f'log = "scene://drive?seed=1&weather={name}&frames=2"\nbundle = "{bundle}"\nbaseline = "{bundle}"\n'
+        )
+
+
+def run_pytest(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    unwanted = ("PYTEST_", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def passed(done: subprocess.CompletedProcess[str], count: int) -> bool:
+    assert f" {count} passed" in done.stdout, done.stdout + done.stderr
+    return done.returncode == 0
+
+
+def collected(*arguments: str, cwd: Path) -> list[str]:
+    done = run_pytest(*arguments, "--collect-only", "-qq", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_an_empty_folder_with_cases_of_its_own(bundle, tmp_path):
+    write_cases(tmp_path / "cases", bundle)
+    assert passed(run_pytest("--avq-cases", "cases/", "-n", "2", cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("ini", "xdist"), [("", ()), (OWN_PROJECT, ("-n", "2"))], ids=["no pyproject", "own pyproject, xdist"]
+)
+def test_the_cases_of_another_project(elsewhere, bundle, tmp_path, ini, xdist):
+    """Two folders: pytest roots itself in the current one, and knows no setting of the other project."""
+    car = tmp_path / "car"
+    write_cases(car / "cases", bundle)
+    if ini:
+        (car / "pyproject.toml").write_text(ini)
+    folders = (f"--avq-cases={elsewhere}/tests/cases", "--avq-cases=cases")
+    assert passed(run_pytest(*folders, *xdist, cwd=car), 4)
+
+
+def test_cases_beside_the_tests_of_the_project(tmp_path):
+    write_cases(tmp_path / "checks" / "cases", Path("none.avq"))
+    (tmp_path / "pyproject.toml").write_text(OWN_PROJECT)
+    (tmp_path / "checks" / "test_own.py").write_text("def test_own():\n    pass\n")
+    own, cases = "checks/test_own.py::test_own", ("--avq-cases", "checks/cases")
+    day, night = (f"checks/cases/{name}/case.toml::{name}" for name in ("day", "night"))
+    assert collected(*cases, cwd=tmp_path) == [day, night], "nobody named the other tests"
+    assert collected("checks", *cases, cwd=tmp_path) == [own, day, night]
+    assert collected(*cases, "--ignore", "checks/cases/day", cwd=tmp_path) == [night]
+    assert collected(cwd=tmp_path) == [own], "without the flag a case is a file like any other"
+
+
+def test_a_case_is_run_once(tmp_path):
+    write_cases(tmp_path / "cases", Path("none.avq"))
+    folders = ("--avq-cases", "cases", "--avq-cases", "cases/day", "--avq-cases", "cases/day/case.toml")
+    assert collected(*folders, cwd=tmp_path) == ["cases/day/case.toml::day", "cases/night/case.toml::night"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    done = run_pytest("--avq-cases", "cases", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"there is no folder {tmp_path / 'cases'}" in done.stderr
