@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.ray_kit import ray_fleet
 
 __all__ = ["ROOT", "material", "material_folder", "ray_fleet"]
 
 ROOT = Path(__file__).resolve().parents[1]
+# The same examples in every run, and none judged by how long it took: a busy machine is no fault of the code.
+settings.register_profile(
+    "avq", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("avq")
 
 
 def material_folder() -> Path | None:

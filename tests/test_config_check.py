@@ -60,7 +60,11 @@ def _without(keep: list[bool]) -> Iterator[str]:
             yield line
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(st.booleans(), min_size=50, max_size=50))
 def test_keys_that_may_be_left_out_may_be_left_out_in_any_combination(
     tmp_path: Path, host: PluginHost, keep: list[bool]
@@ -116,7 +120,11 @@ cooldown_s = {draw(st.floats(0, 86_400))}
 """
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(values())
 def test_no_valid_file_is_refused(tmp_path: Path, host: PluginHost, text: str) -> None:
     path = tmp_path / "conf.toml"

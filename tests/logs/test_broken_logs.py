@@ -24,7 +24,11 @@ from avq.progress import Silent
 from tests.conftest import ROOT
 from tests.logs.log_kit import records, write_drive
 
-QUIET = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 #: Where to hurt a file (share of its length), and how.
 ACCIDENTS = st.lists(
     st.tuples(
