@@ -17,6 +17,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from tests.ports import free_port
+
 Fault = Literal[
     "none", "silent", "headers_only", "stall", "reset", "drip", "garbage", "raw_garbage", "jitter", "away"
 ]
@@ -61,8 +63,8 @@ class FaultCamera:
 
     def __post_init__(self) -> None:
         self._ended = threading.Event()
-        self._listener = self._listen(0)
-        self.port = int(self._listener.getsockname()[1])
+        self.port = free_port()
+        self._listener = self._listen(self.port)
         self._parts = [part(number) for number in range(64)]
         self._start(self._accept)
 

@@ -15,13 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:
@@ -45,7 +41,7 @@ class Broker:
         self._process = subprocess.Popen(
             [str(MOSQUITTO), "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while time.monotonic() < deadline_s:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -62,7 +58,7 @@ class Broker:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
 
@@ -83,7 +79,7 @@ class Listener:
         self._client.on_message = self._keep
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
 
     def _keep(self, client: Any, userdata: Any, message: Any) -> None:
         body = json.loads(message.payload)
@@ -101,7 +97,8 @@ class Listener:
         self._client.loop_stop()
 
 
-def wait_until(condition: Any, timeout_s: float = 20.0) -> bool:
+def wait_until(condition: Any, timeout_s: float = 90.0) -> bool:
+    """Whether it came to be: the limit only ends a test that hangs."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
