@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_modes import CONFIG, FPS, Vehicle
+from tests.ports import free_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -77,9 +78,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return free_port()
 
 
 REAR = """
