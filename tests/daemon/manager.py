@@ -25,13 +25,16 @@ class Manager:
         return {"NOTIFY_SOCKET": self.address, **watchdog}
 
     def hear(self, for_s: float, *, until: str = "", times: int = 1) -> int:
-        """Listen; ends early when a message with the key ``until`` came so often. Returns how often it came."""
+        """Listen; ends early when a message with the key ``until`` came so often. Returns how often it came.
+
+        What has come already is heard, however little time there is.
+        """
         deadline_s, count = time.monotonic() + for_s, 0
-        while (left_s := deadline_s - time.monotonic()) > 0 and not (until and count >= times):
-            self._socket.settimeout(left_s)
+        while not (until and count >= times):
+            self._socket.settimeout(max(0.0, deadline_s - time.monotonic()))
             try:
                 text = self._socket.recv(4096).decode()
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 break
             message = dict(line.split("=", 1) for line in text.splitlines())
             self.said.append(message)
