@@ -81,7 +81,7 @@ class Worker:
         self.closed = False
 
     def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
-        assert self.go.acquire(timeout=30)
+        assert self.go.acquire(timeout=60)
         self.looked.append((frame.camera, frame.seq))
         if frame.seq == 666:
             raise ValueError("a bad frame")
@@ -105,10 +105,20 @@ def show(aside: Aside, one: Frame, *, relaxed: bool = True) -> None:
     aside.saw(one, published(one), relaxed=relaxed)
 
 
+def until_idle(aside: Aside) -> None:
+    """Wait until the worker has come back: its thread may be late."""
+    pause = threading.Event()
+    for _ in range(6000):
+        if aside._idle:
+            return
+        pause.wait(0.01)
+    raise AssertionError("the worker never came back")
+
+
 def events_of(aside: Aside, count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     pause = threading.Event()
-    for _ in range(3000):
+    for _ in range(6000):
         while (event := aside.news.next()) is not None:
             found.append(event)
         if len(found) >= count:
@@ -126,12 +136,13 @@ def test_an_aside_sees_every_nth_frame_of_each_camera_and_skips_while_it_is_busy
     assert aside.skipped == 2
     worker.go.release()
     (event,) = events_of(aside, 1)
+    until_idle(aside)
     assert (event["kind"], event["camera"]) == ("looked", "front") and event["t_ns"] > 0
     worker.go.release(10)
     for seq in range(2, 8):
         show(aside, frame(seq))
         show(aside, frame(seq, "rear"))
-        threading.Event().wait(0.02)
+        until_idle(aside)
     aside.close()
     assert worker.closed and worker.looked[0] == ("front", 0)
     assert [seq for camera, seq in worker.looked if camera == "front"][1:] == [3, 6]
