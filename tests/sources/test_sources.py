@@ -46,7 +46,7 @@ def write_video(path: Path, fourcc: str, frames: int = FRAMES) -> None:
 
 
 def opened(uri: str | Path) -> FrameSource:
-    return open_source(str(uri), source_types(), open_timeout_ms=2000, read_timeout_ms=500)
+    return open_source(str(uri), source_types(), open_timeout_ms=20_000, read_timeout_ms=2000)
 
 
 def numbers(source: FrameSource) -> Iterator[int]:
@@ -224,7 +224,7 @@ class _Camera(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
             self.wfile.write(b"Content-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg))
         self.wfile.flush()
-        self.release.wait(20)
+        self.release.wait(120)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
@@ -259,5 +259,5 @@ def test_a_stalled_stream_is_told_within_its_time_out(camera: str) -> None:
             seen.append(number)
     assert seen == list(range(len(seen)))
     assert len(seen) >= 5
-    assert time.monotonic() - started < 15  # FFmpeg's own time-out is 30 s
+    assert time.monotonic() - started < 25  # asked for 2 s; FFmpeg's own time-out is 30 s
     source.close()
