@@ -43,6 +43,7 @@ class Life(Unwatched):
     asked: int = 0
     resident: list[tuple[int, int]] = field(default_factory=list)
     counts: list[Counter[str]] = field(default_factory=list)
+    swaps: list[threading.Thread] = field(default_factory=list)
     run: RunView | None = None
 
     def opened(self, run: RunView) -> None:
@@ -54,11 +55,13 @@ class Life(Unwatched):
             self._kill()
         if self.seen % self.swap_every == 0:
             self.asked += 1
-            threading.Thread(target=self._swap, args=(Path(f"bundle {self.asked}"),)).start()
+            self.swaps.append(threading.Thread(target=self._swap, args=(Path(f"bundle {self.asked}"),)))
+            self.swaps[-1].start()
         if self.seen % max(self.frames // 200, 1) == 0:
             self.resident.append((self.seen, resident_bytes(os.getpid()) or 0))
         if self.seen % self.kill_every == self.kill_every // 2:
-            self.counts.append(Counter({**resources(), "threads": threading.active_count()}))
+            asking = sum(thread.is_alive() for thread in self.swaps)
+            self.counts.append(Counter({**resources(), "threads": threading.active_count() - asking}))
 
     def _swap(self, path: Path) -> None:
         with suppress(MachineError):  # asked on the last frames, the run is over
@@ -111,6 +114,8 @@ def live(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> Grown
         ),
     )
     exchange.close()
+    for swap in life.swaps:
+        swap.join(60)
     gc.collect()
     settled = np.array([row for row in life.resident if row[0] >= _SETTLED * frames], float)
     slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0]
