@@ -17,7 +17,7 @@ from avq.web import Board, open_page, web_from_flag
 from avq.web.opening import without_password
 from avq.web.site import open_site
 from tests.conftest import ROOT
-from tests.web.web_kit import ASK, FACTS
+from tests.web.web_kit import ASK, FACTS, HANG_S
 
 TOKEN = "a-token-of-this-test"
 PATHS = ("/", "/page/main.js", "/livez", "/readyz", "/metrics", "/status", "/events", "/camera/front.jpg")
@@ -37,7 +37,7 @@ def guarded() -> Iterator[str]:
         yield address
 
 
-def raw(address: str, request: bytes, timeout_s: float = 20.0) -> bytes:
+def raw(address: str, request: bytes, timeout_s: float = HANG_S) -> bytes:
     """The first part of what the server answers to bytes no client library would send."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +21,14 @@ from avq.web import Board
 from avq.web.site import open_site
 from tests.daemon.daemon_kit import LABELS, null_parts
 
-ASK = httpx.Client(timeout=30, verify=False)  # one client: making one costs more than a hundred requests
+HANG_S = 90.0  # ends a test that hangs; no machine is so busy
+ASK = httpx.Client(timeout=HANG_S, verify=False)  # one client: making one costs more than a hundred requests
 BUDGET = LatencyBudget(50_000_000)
 FACTS = {
     "labels": list(LABELS),
     "bundle": {"name": "b.avq", "digest": "digest", "engine": "null", "precision": "f32"},
 }
-__all__ = ["ASK", "BUDGET", "FACTS", "Live", "events_of", "live", "message", "turn"]
+__all__ = ["ASK", "BUDGET", "FACTS", "HANG_S", "Live", "events_of", "live", "message", "turn", "until"]
 
 
 class EnoughError(Exception):
@@ -52,12 +54,24 @@ class Live:
         if self.stopping:
             raise EnoughError
 
-    def wait_for(self, frames: int, timeout_s: float = 30.0) -> None:
+    def wait_for(self, frames: int, timeout_s: float = HANG_S) -> None:
         with self.news:
             assert self.news.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
 
+    def wait_for_end(self) -> None:
+        """The run is over and its sinks have written everything."""
+        until(lambda: self.summary is not None or self.error is not None)
+
     def get(self, path: str, **options: Any) -> httpx.Response:
         return ASK.get(self.address + path, **options)
+
+
+def until(come: Callable[[], bool]) -> None:
+    """Look again until it is so."""
+    end_s = time.monotonic() + HANG_S
+    while not come():
+        assert time.monotonic() < end_s, "it never came"
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -96,7 +110,7 @@ def live(
             yield run
         finally:
             run.stopping = True
-            thread.join(30)
+            thread.join(HANG_S)
     assert not thread.is_alive()
     assert run.error is None, run.error
 
