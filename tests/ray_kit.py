@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of a process, and accidents that happen to its workers."""
+"""One Ray cluster for all tests of a file, and accidents that happen to its workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,23 +17,33 @@ import pytest
 from avq.fanout import Fleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_fleet() -> Iterator[Fleet]:
     """Two workers; skipped, saying so, where ray is missing."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip('ray is not installed: pip install "avq[ray]"')
+    os.environ.setdefault(
+        "RAY_memory_monitor_refresh_ms", "0"
+    )  # others may fill the machine; no worker dies of it
     before = ray_processes()
     fleet = Fleet("ray", 2, "local")
     assert fleet.width == 2
     yield fleet
     fleet.close()
-    assert not ray_processes() - before, "a closed fleet leaves no process behind"
+    end_s = time.monotonic() + 60
+    while (left := ray_processes() - before) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert not left, "a closed fleet leaves no process behind"
 
 
 def ray_processes() -> set[int]:
     """Processes of Ray below this one."""
-    children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if any("ray" in word for word in child.cmdline()[:1] or [""])}
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if any("ray" in word for word in child.cmdline()[:1]):
+                found.add(child.pid)
+    return found
 
 
 def killed_once(folder: Path, number: int) -> int:
@@ -61,14 +72,11 @@ class KillsAWorker:
     def _watch(self) -> None:
         while not self._stop.is_set() and self.killed is None:
             for process in psutil.Process().children(recursive=True):
-                try:
-                    busy = process.cmdline()[:1] == ["ray::_call"]
-                except psutil.Error:
-                    continue
-                if busy:
-                    process.kill()
-                    self.killed = process.pid
-                    return
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    if process.cmdline()[:1] == ["ray::_call"]:
+                        process.kill()
+                        self.killed = process.pid
+                        return
             time.sleep(0.01)
 
     def __enter__(self) -> KillsAWorker:
