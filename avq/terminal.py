@@ -29,13 +29,17 @@ class Terminal:
 
     def message(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text))
+            self._say(Text(text))
 
     def warning(self, text: str) -> None:
-        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+        self._say(Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, text: str) -> None:
         self._console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def _say(self, text: Text) -> None:
+        """Folded between words for people; whole lines for journals and scripts."""
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows and not self._quiet:

@@ -26,6 +26,7 @@ from avq.config.run import (
     Budget,
     Camera,
     DriftConfig,
+    LogLevel,
     ModeConfig,
     RunConfig,
     Security,
@@ -36,7 +37,7 @@ from avq.config.web import WebConfig, is_loopback
 from avq.config.words import key_values, parse_class_map
 
 __all__ = [
-    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "ModeConfig", "Problem", "RecipeFile",
+    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "ModeConfig", "Problem", "RecipeFile",
     "RecorderConfig", "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "file_kind",
     "implausible", "is_loopback", "json_schema", "key_values", "load_document", "load_recipe", "load_run",
     "parse_class_map", "read_recipe", "read_run", "recipe_from", "recorder_from", "refuse",

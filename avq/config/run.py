@@ -12,6 +12,8 @@ from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, 
 from avq.config.web import WebConfig
 from avq.types import LatencyBudget
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 
 class Camera(Document):
     """One source of frames."""
@@ -175,6 +177,8 @@ class RunConfig(Document):
     )
     security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
     web: WebConfig = Field(default=WebConfig(), title="Web", description="the page, health and metrics")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", title="Log level", description="how much is said on standard error"
+    log_level: LogLevel = Field(
+        default="info",
+        title="Log level",
+        description="how much is said on standard error; debug: every event as a line of JSON",
     )

@@ -90,10 +90,6 @@ class Judgement:
     frames: int
     full: bool
 
-    @property
-    def miss_ratio(self) -> float:
-        return self.misses / self.frames
-
 
 class LatencyJudge:
     """Counts misses over the last ``window_frames`` published frames.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -93,18 +93,3 @@ def _require_pairs(float_dets: Sequence[Detections], quant_dets: Sequence[Detect
             seen=f"{len(float_dets)} pictures of the float model, {len(quant_dets)} of the quantized one",
             fix="run both models on the same pictures, at least one",
         )
-
-
-def fidelity_by_image(
-    float_dets: Mapping[int, Detections], quant_dets: Mapping[int, Detections], *, with_map: bool = True
-) -> Fidelity:
-    """``fidelity`` for detections keyed by picture; both must have the same keys."""
-    if set(float_dets) != set(quant_dets):
-        odd = sorted(set(float_dets) ^ set(quant_dets))
-        raise DataError(
-            "the two runs saw different pictures",
-            seen=f"{len(odd)} pictures are in one run only, such as {odd[0]}",
-            fix="run both models on the same pictures",
-        )
-    keys = sorted(float_dets)
-    return fidelity([float_dets[k] for k in keys], [quant_dets[k] for k in keys], with_map=with_map)

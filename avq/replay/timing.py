@@ -13,7 +13,6 @@ from avq.replay.log import Recorded
 from avq.types import StageTimes
 
 Timing = Literal["recorded", "scaled", "measured"]
-TIMINGS: tuple[Timing, ...] = ("recorded", "scaled", "measured")
 #: What a bundle's manifest says of its own bench: the ``metrics`` of a manifest.
 Bench = Mapping[str, Any]
 

@@ -12,7 +12,6 @@ from avq.replay.result import ReplayResult
 from avq.types import Detections
 
 Tier = Literal["exact", "toleranced", "metric"]
-TIERS: tuple[Tier, ...] = ("exact", "toleranced", "metric")
 #: Learned spreads are doubled: N runs do not show the widest one.
 _MARGIN = 2.0
 #: Another instruction set rounds differently even where N runs on one machine did not.

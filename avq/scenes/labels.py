@@ -14,7 +14,6 @@ CAR, TRUCK, PEDESTRIAN, CYCLIST, TRAFFIC_LIGHT = range(5)
 # "mixed" lets the drive's seed choose one of the others.
 WEATHERS: tuple[str, ...] = ("mixed", "day", "night", "rain", "glare")
 
-Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Bgr = tuple[float, float, float]
 Points = NDArray[np.floating[Any]]

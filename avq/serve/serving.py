@@ -30,6 +30,7 @@ from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.serve.beside import asides_of, exchange_of, mode_sources, opener_of
+from avq.serve.spoken import Spoken
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.uris import hidden
 from avq.web import Board, facts, open_page, web_from_flag
@@ -111,14 +112,15 @@ def serve(
         reread: the configuration as it stands now, for SIGHUP.
         json_lines: one line per published frame on standard output.
     """
-    with open_page(config.web, "web" in config.model_fields_set, report) as board:
-        return _serve(config, host, report, board, json_lines=json_lines, reread=reread)
+    spoken = Spoken(report, config.log_level)
+    with open_page(config.web, "web" in config.model_fields_set, spoken) as board:
+        return _serve(config, host, spoken, board, json_lines=json_lines, reread=reread)
 
 
 def _serve(
     config: RunConfig,
     host: PluginHost,
-    report: Reporter,
+    report: Spoken,
     board: Board | None,
     *,
     json_lines: bool,
@@ -142,7 +144,7 @@ def _serve(
             sinks=sinks,
             budget=config.budget.latency_budget(),
             options=replace(
-                _options(config, host, report),
+                _options(config, host),
                 on_event=_listener(config, host, report, board, exchange),
                 watcher=board or Unwatched(),
                 notifier=notifier,
@@ -185,12 +187,13 @@ def _serving(mode: Mode) -> str:
 
 
 def _listener(
-    config: RunConfig, host: PluginHost, report: Reporter, board: Board | None, exchange: Exchange
+    config: RunConfig, host: PluginHost, report: Spoken, board: Board | None, exchange: Exchange
 ) -> Callable[[Mapping[str, Any]], None]:
     """What hears every event, on a thread of its own: the page, the hooks, and whoever reads standard error."""
 
     def on_event(event: Mapping[str, Any]) -> None:
         kind = event.get("kind")
+        report.event(event)
         if board is not None:
             if kind in ("bundle_swapped", "swap_rolled_back"):
                 board.describe(facts(config, exchange.serving))
@@ -208,7 +211,7 @@ def _listener(
     return on_event
 
 
-def _options(config: RunConfig, host: PluginHost, report: Reporter) -> RunOptions:
+def _options(config: RunConfig, host: PluginHost) -> RunOptions:
     return RunOptions(
         frames=config.frames,
         cameras={

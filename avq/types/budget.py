@@ -35,10 +35,6 @@ class StageTimes:
     infer_ns: int
     decode_ns: int
 
-    @property
-    def total_ns(self) -> int:
-        return self.queue_ns + self.preprocess_ns + self.infer_ns + self.decode_ns
-
     def items(self) -> list[tuple[str, int]]:
         """(stage, ns) in the order a frame walks through them."""
         return [

@@ -18,7 +18,6 @@ from avq.errors import PlanError
 from avq.types.frame import F32, I64, AnyArray
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "int4")
 Mode = Literal["static", "dynamic", "weight-only"]
 Rounding = Literal["half_even", "half_up", "floor", "ceil", "toward_zero"]
 

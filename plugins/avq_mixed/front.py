@@ -11,7 +11,6 @@ from avq.types import AnyArray, QuantizationPlan, Served
 LOST_PERCENT = 1.0
 MAP_DROP_PERCENT = 2.0
 CONFIDENCE_SHIFT = 0.02
-SLOWDOWN = 1.02
 SQNR_DB = 20.0
 # Loss is judged on a few hundred boxes: aim inside the limit.
 _MARGIN = 0.9

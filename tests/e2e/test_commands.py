@@ -95,6 +95,25 @@ def test_run_publishes_lines_records_a_log_and_balances_its_books(built, tmp_pat
     assert {"/camera/camera/image", "/camera/camera/annotations", "/camera/camera/detections"} <= topics
 
 
+def test_the_log_level_says_how_much_stands_on_standard_error(built, tmp_path):
+    said = {}
+    for level in ("debug", "info", "warning"):
+        config = tmp_path / f"{level}.toml"
+        config.write_text(
+            f'bundle = "{folder_of(built)}"\nallow_unaccepted = true\nlog_level = "{level}"\nframes = 60\n'
+            f'budget.deadline_ms = 0.001\n[[cameras]]\nid = "front"\nsource = "{DRIVE}"\n'
+        )
+        result = run_avq("run", config)
+        assert result.returncode == 0, result.stderr
+        said[level] = result.stderr.splitlines()
+    events = [json.loads(line) for line in said["debug"] if line.startswith("{")]
+    assert "alert_raised" in {event["kind"] for event in events}
+    assert any("serving bundle" in line for line in said["info"]) and not any(
+        "{" in line for line in said["info"]
+    )
+    assert not any("serving bundle" in line for line in said["warning"])
+
+
 def test_sigterm_ends_a_run_cleanly_with_its_summary(built):
     command = [
         sys.executable, "-c", "from avq.cli import main; main()", "run", "--bundle", str(folder_of(built)),

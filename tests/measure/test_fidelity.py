@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from avq.compare import iou_matrix
 from avq.errors import DataError, ModelError
-from avq.measure.fidelity import fidelity, fidelity_by_image
+from avq.measure.fidelity import fidelity
 from avq.measure.sqnr import SqnrMeter, sqnr_db
 from avq.types import Detections
 
@@ -79,8 +79,6 @@ def test_comparing_nothing_is_refused() -> None:
         fidelity([], [])
     with pytest.raises(DataError, match="different pictures"):
         fidelity([seen(CAR)], [])
-    with pytest.raises(DataError, match="such as 4"):
-        fidelity_by_image({3: seen(CAR)}, {3: seen(CAR), 4: seen(CAR)})
 
 
 corner = st.floats(0, 500, width=32)

@@ -22,8 +22,6 @@ from avq.types import F32, I64, AnyArray
 BINS = 4096
 #: Smaller tensors share this range: its bin width, 2**-112, still has a finite float32 inverse.
 MIN_EXPONENT = -100
-#: Every finite float32 lies below 2**128.
-MAX_EXPONENT = 128
 #: Elements counted at once: small enough for the cache, and for cv2.calcHist's float32 counters (2**24).
 _BLOCK = 1 << 17
 

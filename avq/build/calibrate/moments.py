@@ -121,30 +121,6 @@ def moments(
     return {one.request.key: one.result() for sums in wanted.values() for one in sums.sums}
 
 
-def channel_means(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    items: Sequence[Item],
-    spec: PreprocessSpec,
-    *,
-    engine: Engine,
-    memory_limit_mb: int = 200,
-    optimise: bool = True,
-) -> Mapping[str, F64]:
-    """Mean of every channel of (1, C, ...) tensors: (C,) float64 each; errors as :func:`moments`."""
-    requests = [MomentRequest(tensor) for tensor in tensors]
-    return moments(
-        model,
-        None,
-        requests,
-        items,
-        spec,
-        engine=engine,
-        memory_limit_mb=memory_limit_mb,
-        optimise=optimise,
-    )
-
-
 def _per_channel(reduce: Callable[..., AnyArray], values: AnyArray) -> F64:
     axes = (0, *range(2, values.ndim))
     reduced: F64 = np.asarray(reduce(values, axis=axes, dtype=np.float64))

@@ -52,11 +52,6 @@ def pack(levels: AnyArray, bits: int) -> tuple[Plane, ...]:
     return tuple(planes)
 
 
-def packed_bytes(count: int, bits: int) -> int:
-    """Size of ``count`` packed values of ``bits`` bits, in bytes."""
-    return sum(-(-count * width // 8) for width in _PLANES.get(bits, (bits,)))
-
-
 def _positions(width: int) -> U8:
     return np.arange(0, 8, width, dtype=np.uint8)
 

@@ -21,7 +21,6 @@ from avq.replay.mine.write import write_set
 from avq.replay.open_log import open_log
 from avq.types import U8
 
-COUNT = 32
 GAP_S = 0.5
 _SHOWN = 20
 

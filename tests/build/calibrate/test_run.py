@@ -15,7 +15,7 @@ import pytest
 
 from avq.build.calibrate import avqcal
 from avq.build.calibrate.histogram import Histogram
-from avq.build.calibrate.moments import channel_means
+from avq.build.calibrate.moments import moments
 from avq.build.calibrate.observe import observe
 from avq.build.calibrate.run import calibrate, check_belongs, thresholds_table
 from avq.build.calibrate.stats import HistogramStats
@@ -26,7 +26,7 @@ from avq.build.understand.fold_input import fold_input
 from avq.engines import engine_by_name
 from avq.errors import CalibrationError, DataError
 from avq.preprocess import Preprocessor
-from avq.types import CALIBRATORS, PreprocessSpec, SessionOptions
+from avq.types import CALIBRATORS, MomentRequest, PreprocessSpec, SessionOptions
 from tests.build.calibrate.calibration_case import DIGEST, SPEC, TENSORS, run_on, small_net, write_pictures
 
 pytest.importorskip("onnxruntime")
@@ -215,11 +215,12 @@ def test_counts_of_another_model_or_half_a_set_are_refused(pictures: Calibration
         check_belongs(half, **asked)  # type: ignore[arg-type]
 
 
-def test_channel_means_are_the_means_and_do_not_depend_on_order(pictures: CalibrationSet) -> None:
+def test_means_of_channels_are_the_means_and_do_not_depend_on_order(pictures: CalibrationSet) -> None:
     engine = engine_by_name("onnxruntime")
     tensors = ["silu", "relu", "picture"]
-    means = channel_means(small_net(), tensors, pictures.items, SPEC, engine=engine)
-    again = channel_means(small_net(), tensors, pictures.items[::-1], SPEC, engine=engine)
+    asked = [MomentRequest(name) for name in tensors]
+    means = moments(small_net(), None, asked, pictures.items, SPEC, engine=engine)
+    again = moments(small_net(), None, asked, pictures.items[::-1], SPEC, engine=engine)
     assert all(np.array_equal(means[name], again[name]) for name in tensors)
     preprocessor = Preprocessor(SPEC)
     stacked = np.concatenate(
