@@ -63,7 +63,7 @@ def evaluate(
     if reference is not None:
         other = open_subject(reference, pictures, model_flags, host, report)
         expected = detections_of(other, pictures, report, reference.name)
-        answer.update(_against(expected, found, truth, pictures, answer))
+        answer.update(_against(expected, found, truth, pictures))
     return answer
 
 
@@ -83,7 +83,6 @@ def _against(
     found: Sequence[Detections],
     truth: Labels | None,
     pictures: CalibrationSet,
-    answer: dict[str, Any],
 ) -> dict[str, Any]:
     """What the reference adds: its own accuracy where labels exist, and fidelity to it in any case."""
     faithful = fidelity(expected, found)

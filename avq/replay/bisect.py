@@ -168,9 +168,7 @@ def bisect(
         causes, left = _causes(tried, everything, total) if total else ([], everything)
         blamed = frozenset(everything - left)
         rest = tried.damage(left) if total else 0.0
-        worst, files = (
-            (None, {}) if not total else _shown(tried, blamed or everything, report_folder, host, report)
-        )
+        worst, files = (None, {}) if not total else _shown(tried, blamed or everything, report_folder, host)
         groups = exchange.differing
         return Bisection(
             exchange=exchange,
@@ -247,7 +245,7 @@ class _Mixtures:
 
 
 def _shown(
-    tried: _Mixtures, blamed: frozenset[int], folder: Path | None, host: PluginHost, report: Reporter
+    tried: _Mixtures, blamed: frozenset[int], folder: Path | None, host: PluginHost
 ) -> tuple[FramePair | None, Mapping[str, Path]]:
     """The worst frame, and with a folder the report of the causes alone against the good plan."""
     good, mixed = tried.result(frozenset()), tried.result(blamed)

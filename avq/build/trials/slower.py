@@ -106,7 +106,7 @@ def _no_dot_product(here: Circumstances, int8: Sequence[Placement]) -> list[Slow
     return [
         Slower(
             "no-dot-product",
-            "This processor has no eight-bit dot product (VNNI, AMX or SDOT): INT8 needs three instructions for one",
+            "this processor has no eight-bit dot product (VNNI, AMX or SDOT): INT8 needs three instructions for one",
             "serve on a processor that has it; here --strategy mixed keeps float what INT8 slows down",
         )
     ]

@@ -59,7 +59,7 @@ def judge_log(job: MineJob) -> Judged:
     host = PluginHost()
     result = _replayed(job, job.bundle, host)
     with tempfile.TemporaryDirectory() as folder:
-        other = job.other or _float_twin(job.bundle, Path(folder), host)
+        other = job.other or _float_twin(job.bundle, Path(folder))
         reference = _replayed(job, other, host) if other is not None else None
     signals: dict[FrameKey, dict[str, float]] = {answer.key: {} for answer in result.answers}
     for name, seen in (("float", reference and reference.detections), ("recorded", _recorded(job, result))):
@@ -85,7 +85,7 @@ def _replayed(job: MineJob, bundle: Path, host: PluginHost) -> ReplayResult:
     return replay(ReplayRequest(job.log, bundle, policy="every", frames=job.frames), host=host)
 
 
-def _float_twin(bundle: Path, folder: Path, host: PluginHost) -> Path | None:
+def _float_twin(bundle: Path, folder: Path) -> Path | None:
     """None for a float bundle: it has nothing to disagree with."""
     if not open_bundle(bundle, allow_unaccepted=True).manifest.plan_digest:
         return None

@@ -53,7 +53,7 @@ def replay_page(outcome: Outcome, shown: Sequence[FramePair], pictures: Mapping[
     result, verdict = outcome.result, outcome.verdict
     sections = [section("In short", key_figures(_facts(outcome)))]
     if verdict is not None:
-        sections += _what_changed(outcome, verdict)
+        sections += _what_changed(verdict)
         sections.append(_timeline(result, verdict))
         sections += _worst(outcome, shown, pictures)
     sections.append(_stages(outcome))
@@ -103,7 +103,7 @@ def _tone(count: int) -> Tone:
     return "bad" if count else "good"
 
 
-def _what_changed(outcome: Outcome, verdict: Verdict) -> list[Html]:
+def _what_changed(verdict: Verdict) -> list[Html]:
     cells = verdict.metric.cells
     by_class = {name: c for (name, size), c in cells.items() if size == ALL and name != ALL and c.boxes}
     by_size = {size: c for (name, size), c in cells.items() if name == ALL and size != ALL and c.boxes}
