@@ -161,23 +161,6 @@ def _serve(
     return summary
 
 
-def summary_tables(summary: RunSummary) -> list[tuple[str, list[Mapping[str, object]]]]:
-    """The books, the stages, and what went wrong: what a person reads after a run."""
-    answer = summary.as_json()
-    dropped = ", ".join(f"{cause} {count}" for cause, count in answer["dropped"].items())
-    books = {key: answer[key] for key in ("captured", "published", "in_flight", "misses")}
-    stages: list[Mapping[str, object]] = [
-        {"stage": name, **values} for name, values in answer["stages"].items()
-    ]
-    tables: list[tuple[str, list[Mapping[str, object]]]] = [
-        ("Frames", [{**books, "dropped": dropped or "none"}]),
-        ("Milliseconds per stage", stages),
-    ]
-    if answer["events"]:
-        tables.append(("Events", answer["events"]))
-    return tables
-
-
 def _serving(mode: Mode) -> str:
     parts = mode.parts
     prefix = "" if parts.mode == "normal" else f"mode {parts.mode}: "

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from avq.clock import SystemClock
-from avq.daemon import Parts
+from avq.daemon import Parts, RunSummary
 from avq.daemon.aside import Aside
+from avq.daemon.ledger import Account
 from avq.daemon.memory import SAMPLE_S, MemoryWatch, resident_bytes
+from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
 from avq.daemon.step import step
 from avq.engines.null import NullSession
+from avq.serve import summary_tables
 from avq.types import Detections, Frame, Published
 from tests.daemon.daemon_kit import canned_output, null_parts
 
@@ -147,6 +150,16 @@ def test_an_aside_sees_every_nth_frame_of_each_camera_and_skips_while_it_is_busy
     assert worker.closed and worker.looked[0] == ("front", 0)
     assert [seq for camera, seq in worker.looked if camera == "front"][1:] == [3, 6]
     assert aside.state()["frames"] == len(worker.looked)
+
+
+def test_a_run_too_short_for_a_report_ends_with_what_its_shadow_saw() -> None:
+    shadow = Shadow(parts_with(lose_one))
+    shadow.look(frame(0), served_by(parts_with(nothing)), "serving")
+    summary = RunSummary(Account(1, 1, {}, 0), 0, Metrics().snapshot(), (), asides={"shadow": shadow.state()})
+    titles = dict(summary_tables(summary))
+    (row,) = titles["Candidate in the shadow"]
+    assert (row["frames"], row["lost"], row["added"]) == (1, 1, 0)
+    assert "Drift" not in titles
 
 
 def test_where_there_is_no_time_to_spare_a_shadow_waits() -> None:
