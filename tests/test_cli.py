@@ -51,6 +51,17 @@ if not {seconds}:
     assert (done.returncode, done.stdout) == (code, said), done.stderr
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_standard_output_that_is_full_is_told(form: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from avq.cli import main; main()", "plugins", *form],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 3 and "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_mistyped_command_names_the_nearest():
     result = avq("biuld")
     assert result.exit_code == 2 and "did you mean 'build'" in result.output

@@ -15,7 +15,7 @@ import click
 
 from avq import __version__
 from avq.cli.ending import end_without, told
-from avq.errors import AvqError, nearest
+from avq.errors import AvqError, MachineError, nearest
 from avq.terminal import Terminal, as_table, console
 
 if TYPE_CHECKING:
@@ -58,6 +58,24 @@ class Call:
         Args:
             line: of a service: one line, which a reader that hangs does not hold up.
         """
+        try:
+            self._write(answer, tables, closing, line=line, always_json=always_json)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.report.error(f"standard output cannot be written: {error}")
+            return MachineError.exit_code
+        return 0 if yes else 1
+
+    def _write(
+        self,
+        answer: Mapping[str, Any],
+        tables: Tables,
+        closing: Sequence[str],
+        *,
+        line: bool,
+        always_json: bool,
+    ) -> None:
         if self.json and line:
             if not told(json.dumps(_plain(answer))):
                 self.report.error("nobody reads standard output: the summary was not written")
@@ -65,7 +83,6 @@ class Call:
             click.echo(json.dumps(_plain(answer), indent=2))
         else:
             _print(answer, tables, closing)
-        return 0 if yes else 1
 
 
 def _print(answer: Mapping[str, Any], tables: Tables, closing: Sequence[str]) -> None:

@@ -77,6 +77,7 @@ def serve_bundle(
             loop = _Loop(inbox, pipeline, publisher, receiver, settled)
             try:
                 loop.run()
+                unheard = not publisher.alive
             finally:
                 settled.watcher.ended()
                 settled.notifier.stopping()
@@ -99,6 +100,7 @@ def serve_bundle(
         tuple(receiver.failures),
         tuple(reports),
         {aside.name: aside.state() for aside in settled.asides},
+        unheard,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from avq.daemon.latency import Histogram
 from avq.daemon.ledger import Account
 from avq.daemon.publish import SinkReport
-from avq.errors import AvqError
+from avq.errors import AvqError, MachineError
 from avq.types import StageTimes
 
 
@@ -47,7 +47,8 @@ class Failure:
 class RunSummary:
     """The last thing a run says; ``as_json`` has the keys of the command contract.
 
-    ``asides`` holds what "drift" and "shadow" found, where they looked.
+    ``asides`` holds what "drift" and "shadow" found, where they looked. ``unheard``: every sink broke, which
+    ends a run.
     """
 
     account: Account
@@ -58,11 +59,14 @@ class RunSummary:
     failures: tuple[Failure, ...] = ()
     sinks: tuple[SinkReport, ...] = ()
     asides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unheard: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0, or what the first failed camera's error asks for."""
-        return self.failures[0].error.exit_code if self.failures else 0
+        """0, or what the first failed camera's error asks for, or the machine's where no sink was left."""
+        if self.failures:
+            return self.failures[0].error.exit_code
+        return MachineError.exit_code if self.unheard else 0
 
     def as_json(self) -> dict[str, Any]:
         """Latencies are of the age at publication, in milliseconds."""

@@ -158,6 +158,9 @@ def _serve(
         notifier.close()
     for failure in summary.failures:
         report.warning(f"camera {failure.camera}: {failure.error}")
+    for sink in summary.sinks:
+        if sink.error:
+            report.warning(f"sink {sink.address or sink.name}: {sink.error}")
     return summary
 
 

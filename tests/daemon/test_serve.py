@@ -82,6 +82,21 @@ def test_a_folder_is_processed_frame_by_frame(tmp_path: Path) -> None:
     assert summary.modes == ("normal",)
 
 
+def test_a_run_that_nobody_can_hear_ends_and_asks_to_be_started_again(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "p", 200)
+
+    def served(*places: str) -> RunSummary:
+        sinks = [open_sink(place, sink_types(), labels=LABELS) for place in places]
+        return serve_bundle(null_parts(5.0), sources={"front": str(folder)}, sinks=sinks, budget=BUDGET)
+
+    alone = served("jsonl:/dev/full")
+    assert alone.account.published < 200 and alone.account.balanced
+    assert alone.exit_code == MachineError.exit_code
+    beside = served("jsonl:/dev/full", str(tmp_path / "o.jsonl"))
+    assert (beside.account.published, beside.exit_code) == (200, 0)
+    assert "No space left" in beside.sinks[0].error
+
+
 def test_an_unreadable_picture_is_a_counted_drop_and_an_event(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "p", 10)
     (folder / "0004.png").write_bytes(b"broken")
