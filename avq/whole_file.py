@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ def beside(path: Path) -> Iterator[Path]:
 
     It is gone when the block fails. Raises OSError when the system refuses.
     """
+    refuse_special(path)
     aside = path.with_name(f".{path.stem}.new-{os.getpid()}{path.suffix}")
     try:
         yield aside
@@ -25,6 +28,16 @@ def beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def refuse_special(path: Path) -> None:
+    """Raises OSError when a FIFO, socket or device is at ``path``: a new file in its place would destroy it."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EEXIST, "a FIFO, socket or device is there, not a file", str(path))
 
 
 def left_beside(path: Path) -> Iterator[Path]:

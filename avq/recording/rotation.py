@@ -184,13 +184,18 @@ class RotatingLog:
         """Finished files of this log, oldest first."""
         running = self._log.path if self._log is not None else None
         found = self._path.parent.glob(f"{self._path.stem}-*T*Z{self._path.suffix}")
-        return sorted(path for path in found if path != running) if self._limits.rotates else []
+        mine = (path for path in found if path != running and path.is_file())
+        return sorted(mine) if self._limits.rotates else []
 
     def _delete_oldest(self) -> bool:
+        """False when there is none, or the folder has become read-only."""
         others = self._others()
-        if others:
-            others[0].unlink(missing_ok=True)
-            self.deleted += 1
+        try:
+            for path in others[:1]:
+                path.unlink(missing_ok=True)
+                self.deleted += 1
+        except OSError:
+            return False
         return bool(others)
 
     def _make_room(self) -> None:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from avq.whole_file import refuse_special
+
 
 class WholeWrites:
     """A binary stream for ``mcap.writer.Writer``: ``write`` collects, ``commit`` hands it all to the kernel.
@@ -14,10 +16,11 @@ class WholeWrites:
         path: created, or emptied.
 
     Raises:
-        OSError: it cannot be created.
+        OSError: it cannot be created, or something is there that is no file.
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_special(path)
         path.unlink(missing_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._pending = bytearray()

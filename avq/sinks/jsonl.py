@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -17,7 +18,10 @@ from avq.types import Frame, Published
 
 
 class JsonLinesSinkType:
-    """``-`` is standard output. A file is written in place, so that another program can follow it."""
+    """``-`` is standard output. A file is written in place, so that another program can follow it.
+
+    Readers of a FIFO may come late, leave and come back: what finds it full is missed, as with any slow reader.
+    """
 
     schemes = ("-", "jsonl", ".jsonl", ".ndjson")
 
@@ -27,13 +31,26 @@ class JsonLinesSinkType:
         try:
             if name == "-":
                 return JsonLinesSink(_standard_output(), labels)
-            return JsonLinesSink(Path(name).open("wb", buffering=0), labels)
+            return JsonLinesSink(_writable(name), labels)
         except OSError as error:
-            raise DataError(f"{name} cannot be written", seen=str(error), fix="choose another file") from None
+            place = "standard output" if name == "-" else name
+            raise DataError(
+                f"{place} cannot be written", seen=str(error), fix="choose another file"
+            ) from None
+
+
+def _writable(name: str) -> BinaryIO:
+    """Never waits for a FIFO's reader or a serial line. A FIFO is held at both ends: writing to it never fails."""
+    access = os.O_RDWR if Path(name).is_fifo() else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    descriptor = os.open(name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _standard_output() -> BinaryIO:
     """A descriptor of our own: a reader that hangs then holds no lock that the end of the process needs."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
     sys.stdout.flush()
     return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
 

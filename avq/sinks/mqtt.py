@@ -18,7 +18,7 @@ import msgspec
 
 from avq.errors import MachineError
 from avq.hookspecs import Sink
-from avq.sinks.mqtt_target import MqttTarget, mqtt_target
+from avq.sinks.mqtt_target import MqttTarget, mqtt_target, plain_file
 from avq.sinks.spool import Spool
 from avq.types import Frame, Published
 
@@ -144,7 +144,8 @@ class MqttSink:
 
     def _use_tls(self, client: Any) -> None:
         try:
-            client.tls_set(ca_certs=self._target.ca_file or None)
+            chosen = self._target.ca_file
+            client.tls_set(ca_certs=str(plain_file(chosen)) if chosen else None)
         except (OSError, ValueError) as error:
             raise MachineError(
                 "the certificate authority cannot be used",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -86,7 +87,7 @@ def _password(table: Mapping[str, str], user: str, environment: Mapping[str, str
         )
     if file:
         try:
-            return Path(file).read_text(encoding="utf-8").strip()
+            return plain_file(file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError("the password file cannot be read", seen=str(error), fix="check it") from None
     if variable and variable not in environment:
@@ -94,6 +95,14 @@ def _password(table: Mapping[str, str], user: str, environment: Mapping[str, str
             f"the environment variable '{variable}' is not set", seen=variable, fix=f"export {variable}=..."
         )
     return environment[variable] if variable else ""
+
+
+def plain_file(name: str) -> Path:
+    """``name``, which reading does not wait for. Raises OSError for a FIFO, device or folder."""
+    path = Path(name)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "a FIFO, device or folder, not a file", name)
+    return path
 
 
 def _state_folder(environment: Mapping[str, str]) -> Path:

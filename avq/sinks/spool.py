@@ -62,9 +62,11 @@ class Spool:
                 fix="give every daemon a spool of its own: spool = DIR",
             ) from None
         for path in folder.glob("*.new"):
-            path.unlink(missing_ok=True)  # half-written by a process that was killed
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # half-written by a process that was killed
         self._unsaved: dict[int, bytes] = {}
-        self._numbers = sorted(int(path.stem) for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit())
+        left = (path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit() and path.is_file())
+        self._numbers = sorted(int(path.stem) for path in left)
         self._next = self._numbers[-1] + 1 if self._numbers else 1
 
     def __len__(self) -> int:

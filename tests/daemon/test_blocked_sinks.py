@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -212,6 +213,49 @@ def unread_pipe(folder: Path) -> Iterator[Case]:
 
 
 @contextmanager
+def unopened_pipe(folder: Path) -> Iterator[Case]:
+    """JSON lines into a FIFO that nobody ever opens."""
+    os.mkfifo(folder / "lines")
+    error = "did not finish in time"
+    yield Case(f"jsonl:{folder / 'lines'}", nothing, misses, lambda row: row["error"] == error)
+
+
+@contextmanager
+def full_device(folder: Path) -> Iterator[Case]:
+    """JSON lines into a device that takes nothing."""
+    full = "OSError: [Errno 28] No space left on device"
+    yield Case("jsonl:/dev/full", nothing, misses, lambda row: row["error"] == full and row["written"] == 0)
+
+
+@contextmanager
+def lost_folder(folder: Path) -> Iterator[Case]:
+    """A log that rotates, in a folder that is gone."""
+    logs = folder / "logs"
+    logs.mkdir()
+
+    def suffers(status: dict[str, Any]) -> bool:
+        return bool(sink_in(status)["lost"] > 0)
+
+    uri = f"{logs / 'log.mcap'}?image=none&rotate_s=0.1"
+    yield Case(uri, lambda _: shutil.rmtree(logs), suffers, lambda row: row["error"] == "")
+
+
+@contextmanager
+def lost_file(folder: Path) -> Iterator[Case]:
+    """JSON lines into a file that is gone with its folder: it lives on until it is closed."""
+    lines = folder / "lines"
+    lines.mkdir()
+
+    def goes_on(status: dict[str, Any]) -> bool:
+        return bool(sink_in(status)["written"] > 200)
+
+    uri = f"jsonl:{lines / 'of_the_run'}"
+    yield Case(
+        uri, lambda _: shutil.rmtree(lines), goes_on, lambda row: row["error"] == "" and row["missed"] == 0
+    )
+
+
+@contextmanager
 def deaf_viewer(folder: Path) -> Iterator[Case]:
     """An event stream that is asked for and not read."""
     with ExitStack() as stack:
@@ -230,7 +274,8 @@ def deaf_viewer(folder: Path) -> Iterator[Case]:
 
 
 CASES = [
-    silent_broker, frozen_broker, lost_spool, stuck_spool, frozen_listener, unread_pipe, deaf_viewer,
+    silent_broker, frozen_broker, lost_spool, stuck_spool, frozen_listener, unread_pipe, unopened_pipe, full_device,
+    lost_folder, lost_file, deaf_viewer,
 ]  # fmt: skip
 
 
