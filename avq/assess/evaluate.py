@@ -11,6 +11,7 @@ import numpy as np
 
 from avq.assess.opening import ModelFlags, open_subject
 from avq.build.pictures.dataset import CalibrationSet, open_set, read_picture
+from avq.build.pictures.labelled import remarks
 from avq.config import parse_class_map
 from avq.errors import RequestError
 from avq.measure.accuracy import evaluate as accuracy_of
@@ -57,7 +58,7 @@ def evaluate(
     class_names = detector.class_names
     found = detections_of(detector, pictures, report, subject.name)
     answer: dict[str, Any] = {"images": len(found), "mean_confidence": mean_confidence(found)}
-    truth = _truth(labels, maps, class_names, report)
+    truth = _truth(labels, maps, class_names, pictures, report)
     if truth is not None:
         answer.update(_as_json(accuracy_on(truth, pictures, found)))
     if reference is not None:
@@ -68,13 +69,17 @@ def evaluate(
 
 
 def _truth(
-    labels: Path | None, maps: Sequence[str], class_names: tuple[str, ...], report: Reporter
+    labels: Path | None,
+    maps: Sequence[str],
+    class_names: tuple[str, ...],
+    pictures: CalibrationSet,
+    report: Reporter,
 ) -> Labels | None:
     if labels is None:
         return None
     truth = load_labels(labels, class_map=parse_class_map(maps), class_names=class_names)
-    if truth.message:
-        report.message(truth.message)
+    for remark in remarks(truth, pictures.items):
+        report.warning(remark)
     return truth
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from avq.build.gate import Measured
 from avq.build.pictures.dataset import read_picture
-from avq.build.pictures.labelled import accuracy, labels_of
+from avq.build.pictures.labelled import accuracy, labels_of, remarks
 from avq.build.pictures.probe_set import SCORE_FLOOR, ProbeSet
 from avq.build.request import Request
 from avq.build.stage import Staged
@@ -51,7 +51,7 @@ def verify(staged: Staged, request: Request, probe_set: ProbeSet, chosen: Trial)
         latency=chosen.latency,
         is_float=is_float,
     )
-    return Verified(measured, found, (labels.message,) if labels is not None and labels.message else ())
+    return Verified(measured, found, remarks(labels, probe_set.items) if labels is not None else ())
 
 
 def _detect(bundle: OpenBundle, request: Request, probe_set: ProbeSet) -> tuple[Detections, ...]:

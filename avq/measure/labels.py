@@ -50,6 +50,7 @@ class Labels:
         class_to_category: model class id -> index into ``categories``; other classes are not scored.
         skipped: categories of the file that no model class stands for.
         skipped_boxes: how many boxes those categories had.
+        flat_boxes: how many boxes had no area.
     """
 
     source: Path
@@ -58,14 +59,20 @@ class Labels:
     class_to_category: Mapping[int, int]
     skipped: tuple[str, ...] = ()
     skipped_boxes: int = 0
+    flat_boxes: int = 0
 
     @property
-    def message(self) -> str:
-        """What was left out, for people; '' when nothing was."""
-        if not self.skipped:
-            return ""
-        names = ", ".join(self.skipped)
-        return f"labels not compared, the model has no such class: {names} ({self.skipped_boxes} boxes)"
+    def messages(self) -> tuple[str, ...]:
+        """What was left out, for people, one sentence each."""
+        told = []
+        if self.skipped:
+            names = ", ".join(self.skipped)
+            told.append(
+                f"labels not compared, the model has no such class: {names} ({self.skipped_boxes} boxes)"
+            )
+        if self.flat_boxes:
+            told.append(f"labels left out, boxes without area: {self.flat_boxes}")
+        return tuple(told)
 
     @cached_property
     def _by_base_name(self) -> dict[str, list[LabelledImage]]:
@@ -129,7 +136,7 @@ def load_labels(
             fix="say which classes stand for a category: --map vehicle=car,bus,truck",
         )
     index = {cid: position for position, cid in enumerate(kept)}
-    truth, skipped_boxes = _truth(raw, coco_json, index, names)
+    truth, skipped_boxes, flat_boxes = _truth(raw, coco_json, index, names)
     return Labels(
         source=coco_json,
         images=_images(raw, coco_json, truth),
@@ -137,6 +144,7 @@ def load_labels(
         class_to_category={model: index[cid] for cid in kept for model in members[cid]},
         skipped=skipped,
         skipped_boxes=skipped_boxes,
+        flat_boxes=flat_boxes,
     )
 
 
@@ -234,10 +242,10 @@ _Truth = dict[int, list[tuple[list[float], int, bool]]]
 
 def _truth(
     raw: dict[str, Any], path: Path, index: Mapping[int, int], names: Mapping[int, str]
-) -> tuple[_Truth, int]:
-    """Image id -> [(xyxy, category index, ignore)], and how many boxes had a skipped category."""
+) -> tuple[_Truth, int, int]:
+    """Image id -> [(xyxy, category index, ignore)], how many boxes had a skipped category, and how many no area."""
     truth: _Truth = {}
-    skipped = 0
+    skipped = flat = 0
     for position, row in enumerate(raw["annotations"]):
         where = f"annotations[{position}]"
         cid = _integer(row, "category_id", where, path)
@@ -251,9 +259,11 @@ def _truth(
         box = _xyxy(row.get("bbox"), where, path)
         ignore = bool(row.get("iscrowd", 0)) or bool(row.get("ignore", 0))
         entry = truth.setdefault(image_id, [])
-        if box is not None:
+        if box is None:
+            flat += 1
+        else:
             entry.append((box, index[cid], ignore))
-    return truth, skipped
+    return truth, skipped, flat
 
 
 def _xyxy(bbox: Any, where: str, path: Path) -> list[float] | None:

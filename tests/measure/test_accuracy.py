@@ -53,7 +53,8 @@ def test_categories_match_by_name_and_the_rest_is_named(tmp_path: Path) -> None:
     labels = read(tmp_path, coco())
     assert labels.categories == ("Person",)
     assert labels.skipped == ("vehicle", "tram")
-    assert "vehicle, tram" in labels.message and "2 boxes" in labels.message
+    (told,) = labels.messages
+    assert "vehicle, tram" in told and "2 boxes" in told
 
 
 def test_names_differ_in_case_and_separators_only(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from avq.build.pictures.dataset import Item, read_picture
 from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
 from avq.measure.accuracy import evaluate
 from avq.measure.labels import Labels, load_labels
 from avq.types import Accuracy, Detections
+
+#: Pictures whose size is looked at: labels of another export are wrong on all of them.
+_SIZES_READ = 8
 
 
 def labels_of(request: Request, class_names: Sequence[str]) -> Labels | None:
@@ -17,6 +21,25 @@ def labels_of(request: Request, class_names: Sequence[str]) -> Labels | None:
     if recipe.labels is None:
         return None
     return load_labels(recipe.labels, class_map=recipe.class_map, class_names=class_names)
+
+
+def remarks(labels: Labels, items: Sequence[Item]) -> tuple[str, ...]:
+    """What to know before numbers from these labels are trusted, one sentence each."""
+    labelled = [(item, image) for item in items if (image := labels.image_for(item.path)) is not None]
+    read = [(item, image) for item, image in labelled if all(image.size_px)][:_SIZES_READ]
+    odd = []
+    for item, image in read:
+        height_px, width_px = read_picture(item).shape[:2]
+        if (width_px, height_px) != image.size_px:
+            said = "x".join(map(str, image.size_px))
+            odd.append(f"{item.path.name} is {width_px}x{height_px}, labelled as {said}")
+    if not odd:
+        return labels.messages
+    share = f"{len(odd)} of {len(read)} pictures looked at"
+    return (
+        *labels.messages,
+        f"labels of pictures of another size ({share}): {odd[0]}; boxes are taken as they stand",
+    )
 
 
 def accuracy(labels: Labels | None, probe_set: ProbeSet, found: Sequence[Detections]) -> Accuracy | None:
