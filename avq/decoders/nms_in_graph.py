@@ -116,8 +116,23 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
     view = graph.outputs[0]
     first = 1 if _last_size(view) == 7 else 0
     places = [4, 5] if first == 0 else [6, 5]
+    if not _is_table(graph, view, first):
+        return None
     geometry = _geometry(graph, view.name, first)
     return {"layout": "table", "output": view.name, "first": first, "places": places, **geometry}
+
+
+def _is_table(graph: GraphView, view: TensorView, first: int) -> bool:
+    """Whether the columns can be what ``_columns`` takes them for.
+
+    Class numbers and batch indices were integers once: rotated boxes (seven columns, an angle last) and tables with
+    the class elsewhere have theirs at other places.
+    """
+    integers = [index for index in range(_last_size(view)) if _from_integers(graph, view.name, index)]
+    if first == 0:
+        return not integers or 5 in integers
+    single = not column(graph, view.name, len(view.shape) - 1, 0).sources
+    return single or 0 in integers
 
 
 def _lists(graph: GraphView) -> dict[str, Any] | None:
@@ -158,10 +173,10 @@ def _count_output(graph: GraphView, views: Sequence[TensorView]) -> str | None:
     return single[0] if len(single) == 1 and len(views) >= 3 else None
 
 
-def _from_integers(graph: GraphView, name: str) -> bool:
-    """Whether a float output was cast from integers: class ids of TensorFlow exports."""
+def _from_integers(graph: GraphView, name: str, index: int = 0) -> bool:
+    """Whether a column of a float output was cast from integers: class numbers, batch indices."""
     axis = len(graph.tensors[name].shape) - 1
-    for node in column(graph, name, axis, 0).nodes:
+    for node in column(graph, name, axis, index).nodes:
         source = graph.tensors.get(node.inputs[0])
         if node.op == "Cast" and source is not None and source.dtype.startswith(("int", "uint")):
             return True

@@ -71,6 +71,8 @@ def recognise(graph: GraphView, decoders: Sequence[Decoder] | None = None) -> De
 
 def unknown_head(graph: GraphView, known: Sequence[Decoder]) -> ModelError:
     seen = "; ".join(f"'{o.name}' {'x'.join(map(str, o.shape))} {o.dtype}" for o in graph.outputs)
+    task = graph.metadata.get("task", "")
+    seen += f"; exported for '{task}', avq decodes upright boxes" if task not in ("", "detect") else ""
     families = ", ".join(decoder.family for decoder in known)
     return ModelError(
         "no known detection head has the structure of this model's outputs",

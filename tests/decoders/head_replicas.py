@@ -290,8 +290,11 @@ def boxes_and_scores(seed: int, classes: int, *, softmax: bool = False):
     return load(net.model(box, net.op("Sigmoid", scores))), levels
 
 
-def end_to_end(seed: int, classes: int, most: int = 20):
-    """YOLOv10: (1, K, 6) rows of x0, y0, x1, y1, score, class after a top-k."""
+def end_to_end(seed: int, classes: int, most: int = 20, columns: str = "box score class"):
+    """YOLOv10: (1, K, 6) rows of x0, y0, x1, y1, score, class after a top-k; or with other columns.
+
+    "batch" is the picture's index as YOLOv7 writes it, "angle" turns a box.
+    """
     net = Net(seed)
     levels = net.levels()
     flat: dict[int, list[str]] = {4: [], classes: []}
@@ -310,10 +313,16 @@ def end_to_end(seed: int, classes: int, most: int = 20):
     rows = net.op("Unsqueeze", index, net.const([2], np.int64))
     box = net.op("GatherND", box, rows, batch_dims=1)
     label = net.op("ArgMax", net.op("GatherND", scores, rows, batch_dims=1), axis=2, keepdims=1)
-    top = net.op("Unsqueeze", top, net.const([2], np.int64))
-    return load(
-        net.model(net.op("Concat", box, top, net.op("Cast", label, to=TensorProto.FLOAT), axis=2))
-    ), levels
+    angles = [net.reshape(net.conv(x, 8, 1), 1, h * w, 1) for x, h, w, _ in levels]
+    nought = net.op("Mul", label, net.const(0, np.int64))
+    parts = {
+        "box": box,
+        "score": net.op("Unsqueeze", top, net.const([2], np.int64)),
+        "class": net.op("Cast", label, to=TensorProto.FLOAT),
+        "batch": net.op("Cast", nought, to=TensorProto.FLOAT),
+        "angle": net.op("GatherND", net.op("Concat", *angles, axis=1), rows, batch_dims=1),
+    }
+    return load(net.model(net.op("Concat", *(parts[name] for name in columns.split()), axis=2))), levels
 
 
 def suppressed(seed: int, classes: int, *, style: str):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from avq.contract.decoder_suite import check_decoder
 from avq.decoders import builtin_decoders, find_decoder, head_nodes, recognise
+from avq.errors import ModelError
 from tests.decoders.head_replicas import (
     ANCHORS,
     HEIGHT,
@@ -290,6 +292,25 @@ def test_ssd_before_nms_drops_the_background_and_scales_to_pixels() -> None:
 def test_end_to_end_rows() -> None:
     found, (out,) = decode(end_to_end(21, 3)[0])
     same(found, [(int(r[5]), float(r[4]), r[:4].tolist()) for r in out[0] if r[4] >= THRESHOLD])
+
+
+def test_rows_that_start_with_the_index_of_the_picture() -> None:
+    found, (out,) = decode(end_to_end(26, 3, columns="batch box class score")[0])
+    same(found, [(int(r[5]), float(r[6]), r[1:5].tolist()) for r in out[0] if r[6] >= THRESHOLD])
+
+
+@pytest.mark.parametrize("columns", ["box score class angle", "class score box", "box class score"])
+def test_rows_with_other_columns_are_refused_instead_of_misread(columns: str) -> None:
+    graph = end_to_end(27, 3, columns=columns)[0].view
+    with pytest.raises(ModelError, match="no known detection head"):
+        recognise(graph)
+
+
+def test_a_refused_head_says_what_the_model_was_exported_for() -> None:
+    graph = replace(end_to_end(27, 3, columns="box score class angle")[0].view, metadata={"task": "obb"})
+    with pytest.raises(ModelError) as refused:
+        recognise(graph)
+    assert "exported for 'obb'" in str(refused.value)
 
 
 def test_detr_rows_with_their_top_k_in_the_graph() -> None:
