@@ -137,8 +137,8 @@ def _fix_size(
         raise ModelError(
             "the model takes pictures of any size; avq needs one fixed size",
             seen=f"input '{picture.name}' {shape} (-1: dynamic)",
-            fix='write size.json with {"width_px": 640, "height_px": 640} (and the rest of the '
-            "preprocessing) and give it with --preprocess size.json",
+            fix='write size.json with {"width_px": 640, "height_px": 640} and give it with --preprocess size.json; '
+            "the rest of the preprocessing may stand there too, or is found",
         )
     if wanted == shape:
         return []

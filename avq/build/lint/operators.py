@@ -66,7 +66,7 @@ def _modes(graph: LintGraph) -> Iterator[Hit]:
     46,
     TRT,
     "the input has no fixed size: an engine needs a range of sizes, or one",
-    "fix it: avq build --input-size WIDTHxHEIGHT",
+    'avq build fixes it: --preprocess size.json with {"width_px": 640, "height_px": 640}',
 )
 def _open_sizes(graph: LintGraph) -> Iterator[Hit]:
     for value in graph.proto.graph.input:

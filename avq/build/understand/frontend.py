@@ -15,6 +15,7 @@ from avq.build.understand.told import (
     PREPROCESS_KEY,
     is_ultralytics,
     normalises_inside,
+    only_size_px,
     told_size_px,
     wants_size,
 )
@@ -141,7 +142,7 @@ class _Preprocessing:
 
     def choose(self) -> _Chosen:
         size = self._size_px()
-        if self.asked is not None:
+        if self.asked is not None and only_size_px(self.asked) != size:
             return _Chosen(spec_named(self.asked, *size), (f"preprocessing: {self.asked}",))
         told = self.source.view.metadata.get(PREPROCESS_KEY)
         if told:

@@ -34,6 +34,14 @@ def told_size_px(model: onnx.ModelProto, preprocess: str | None) -> tuple[int, i
     return _image_size(metadata.get("imgsz", ""))
 
 
+def only_size_px(preprocess: str) -> tuple[int, int] | None:
+    """(width, height) of a --preprocess file that says nothing else: the rest is found as without it."""
+    table = _object(_text(preprocess))
+    if set(table) != {"width_px", "height_px"}:
+        return None
+    return table["width_px"], table["height_px"]  # type: ignore[return-value]
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")

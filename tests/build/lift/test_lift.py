@@ -15,6 +15,7 @@ from avq.build.lift import import_model, is_quantized, lift, on_folded_input, pr
 from avq.build.lower import lower
 from avq.build.understand.fold_input import fold_input, numbers_of
 from avq.build.workbench import reference_encoding
+from avq.decoders import recognise
 from avq.errors import ModelError
 from avq.types import Edge, PreprocessSpec, QuantizationPlan
 from tests.build.lift.corpus import nets
@@ -22,6 +23,7 @@ from tests.build.lift.corpus.dialects import ModelOptimizer, OnnxruntimeQdq, Pyt
 from tests.build.lift.corpus.faults import FAULTS
 from tests.build.lift.corpus.importing import ENGINE, lowered
 from tests.build.lift.corpus.writer import pictures, run
+from tests.decoders.head_replicas import yolov8
 
 REAL = {
     "retinaface_320_vitisai_qdq.onnx": ("vitisai-qdq", 162),
@@ -73,24 +75,43 @@ def test_float_files_are_no_imports(material: Path):
 
 def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path):
     """Not a file written by these tests: the exporter itself, with the settings people use."""
-    float_path, path = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
-    onnx.save(nets.residual().model(), str(float_path))
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self._left = pictures(4)
-
-        def get_next(self):
-            return {"x": self._left.pop()} if self._left else None
-
-    quantization.quantize_static(str(float_path), str(path), Reader(), per_channel=True)
-    source = onnx.load(str(path))
+    source = _quantized_by_onnxruntime(nets.residual().model(), pictures(4), tmp_path)
     imported = import_model(source, where="file")
     assert imported.foreign.dialect == "onnxruntime-qdq"
     for picture in pictures(3, seed=4):
         np.testing.assert_array_equal(
             run(lowered(imported), {"x": picture})["out"], run(source, {"x": picture})["out"]
         )
+
+
+@pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
+def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path, kind):
+    """With the exporter's defaults the bins 0 to 15 of a distribution lie on an 8-bit grid as well."""
+    head = yolov8(3, 4)[0]
+    rng = np.random.default_rng(0)
+    feeds = [rng.random(head.view.inputs[0].shape, np.float32) for _ in range(2)]
+    options = {"weight_type": quantization.QuantType[kind], "reduce_range": True}
+    options["activation_type"] = quantization.QuantType.QUInt8
+    source = _quantized_by_onnxruntime(head.proto, feeds, tmp_path, **options)
+    view = import_model(source, where="file").model.view
+    bins = [c for c in view.constants.values() if c.size == 16 and c.max() > 14]
+    assert bins and not np.allclose(bins[0].reshape(-1), np.arange(16))
+    assert (recognise(view).family, recognise(view).num_classes) == ("yolov8", 4)
+
+
+def _quantized_by_onnxruntime(model, feeds, folder, **options) -> onnx.ModelProto:
+    left, name = list(feeds), model.graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self):
+            return {name: left.pop()} if left else None
+
+    onnx.save(model, str(folder / "float.onnx"))
+    options = {"per_channel": True, **options}
+    quantization.quantize_static(
+        str(folder / "float.onnx"), str(folder / "quantized.onnx"), Reader(), **options
+    )
+    return onnx.load(str(folder / "quantized.onnx"))
 
 
 def test_the_file_given_is_left_as_it_is():

@@ -102,6 +102,15 @@ def test_a_dynamic_model_takes_its_size_from_metadata_or_the_preprocess_file(tmp
     assert asked(file, decoder="none").model.view.inputs[0].shape == (1, 3, 40, 56)
 
 
+def test_a_file_with_the_size_alone_leaves_the_rest_to_be_found(tmp_path: Path) -> None:
+    file, spec = saved(tmp_path, yolox(1, 3)[0]), tmp_path / "size.json"
+    spec.write_text(json.dumps({"width_px": WIDTH, "height_px": HEIGHT}))
+    found = asked(file, preprocess=str(spec))
+    assert (found.spec, found.messages) == (asked(file).spec, asked(file).messages)
+    spec.write_text(json.dumps({"width_px": WIDTH, "height_px": HEIGHT, "channel_order": "BGR"}))
+    assert asked(file, preprocess=str(spec)).messages[-1] == f"preprocessing: {spec}"
+
+
 def test_what_is_asked_for_overrides_everything(tmp_path: Path) -> None:
     told = json.dumps(spec_to_json(PRESETS["nanodet"](WIDTH, HEIGHT)))
     file = saved(tmp_path, yolox(1, 3)[0], **{"avq.preprocess": told, "names": '["a", "b", "c"]'})
