@@ -16,7 +16,9 @@ from avq.errors import DataError, nearest
 from avq.progress import Reporter, Silent
 from avq.types import U8
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: Pictures to people, but not to every OpenCV.
+_FOREIGN_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".exr")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mcap", ".bag")
 INDEX_NAME = "index.csv"
 _LISTED = 5
@@ -240,6 +242,9 @@ def _remarks(
         unlisted = len(set(_pictures_below(folder)) - set(wanted))
         if unlisted:
             yield f"{unlisted} pictures in {folder} are not in {INDEX_NAME} and are left out"
+    foreign = _files_below(folder, lambda path: path.suffix.lower() in _FOREIGN_SUFFIXES)
+    if foreign:
+        yield f"{len(foreign)} files in {folder} are of kinds that avq does not read, such as {foreign[0].name}"
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 
@@ -11,7 +12,9 @@ def damage(data: bytes) -> str:
     for magic, check in _CHECKS:
         if data.startswith(magic):
             return check(data)
-    return f"not a JPEG, PNG, BMP or WebP file (begins with {data[:4]!r})" if data else "empty file"
+    return (
+        f"not a JPEG, PNG, BMP, WebP, TIFF or PPM file (begins with {data[:4]!r})" if data else "empty file"
+    )
 
 
 def _jpeg(data: bytes) -> str:
@@ -37,6 +40,24 @@ def _webp(data: bytes) -> str:
     return "" if whole else "truncated WebP"
 
 
+def _tiff(data: bytes) -> str:
+    """Writers put the directory behind the pixels, or the pixels behind it: the first is told here."""
+    directory_at = struct.unpack_from("<I" if data[:2] == b"II" else ">I", data, 4)[0] if len(data) > 7 else 0
+    return "" if 8 <= directory_at < len(data) - 2 else "truncated TIFF"
+
+
+def _pnm(data: bytes) -> str:
+    """Header: magic, width, height, largest value; comments may stand between them."""
+    fields = re.match(
+        rb"P([56])(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)\s", data
+    )
+    if fields is None:
+        return "damaged PPM or PGM header"
+    kind, width, height, largest = (int(field) for field in fields.groups())
+    size = width * height * (3 if kind == 6 else 1) * (2 if largest > 255 else 1)
+    return "truncated PPM or PGM" if len(data) - fields.end() < size else ""
+
+
 def _pointer(data: bytes) -> str:
     return f"a git-lfs pointer of {len(data)} bytes, not the picture"
 
@@ -46,5 +67,9 @@ _CHECKS: tuple[tuple[bytes, Callable[[bytes], str]], ...] = (
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"BM", _bmp),
     (b"RIFF", _webp),
+    (b"II*\0", _tiff),
+    (b"MM\0*", _tiff),
+    (b"P5", _pnm),
+    (b"P6", _pnm),
     (b"version https://git-lfs", _pointer),
 )

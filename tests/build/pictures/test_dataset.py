@@ -45,6 +45,14 @@ def test_pictures_are_found_below_the_folder_in_path_order(folder: Path) -> None
     assert all(item.sha256 == sha256(item.path) for item in pictures.items)
 
 
+def test_pictures_of_kinds_that_are_not_read_are_told(folder: Path) -> None:
+    (folder / "phone.HEIC").write_bytes(b"whatever")
+    pictures = open_set(folder)
+    assert len(pictures.items) == 10
+    (told,) = pictures.messages
+    assert told.startswith("1 files") and "phone.HEIC" in told
+
+
 def test_copies_count_once_and_it_is_said(folder: Path) -> None:
     shutil.copy(folder / "001.png", folder / "copy.png")
     shutil.copy(folder / "001.png", folder / "another.png")
@@ -103,7 +111,7 @@ def test_folders_that_hold_no_pictures_say_what_they_hold(tmp_path: Path) -> Non
     assert "ffmpeg" in error.value.fix
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".ppm"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
 def test_truncated_pictures_are_refused_whatever_their_format(
     tmp_path: Path, suffix: str, share: float
