@@ -72,7 +72,9 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(request, understood, calibration, planned, trial, probe_set, extra)
+        staged = stage(
+            request, understood, calibration, planned, trial, probe_set, extra, linted=compiled.lint
+        )
         verified = verify(staged, request, probe_set, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)

@@ -68,8 +68,13 @@ def stage(
     chosen: Trial,
     probe_set: ProbeSet,
     extra: Mapping[str, bytes],
+    *,
+    linted: tuple[Finding, ...] | None = None,
 ) -> Staged:
-    """Write every part but the report, ``extra`` ones (engines, the drift probe) too; accepted: false."""
+    """Write every part but the report, ``extra`` ones (engines, the drift probe) too; accepted: false.
+
+    ``linted`` is what lint said of the very same model, where it has been asked.
+    """
     plan, candidate = planned.plan, chosen.candidate
     proto = understood.model.proto
     float_model = proto.SerializeToString()
@@ -82,7 +87,8 @@ def stage(
     folder = staging_folder(request.recipe.output)
     manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
     share = int8_mac_share(understood.model.view, plan)
-    return Staged(folder, manifest, share, lint_errors(model, request.recipe.target))
+    found = lint_errors(model, request.recipe.target) if linted is None else linted
+    return Staged(folder, manifest, share, found)
 
 
 def _manifest(

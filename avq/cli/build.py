@@ -120,11 +120,12 @@ def export(call: Call, bundle: Path, kind: str, version: str | None, output: Pat
 @command(cli)
 @click.argument("model", type=PATH)
 @click.option("--target", default="tensorrt", show_default=True, help="whose rules")
-def lint(call: Call, model: Path, target: str) -> int:
+@click.option("--gpu-arch", help="also what these compute capabilities lack, such as sm75,sm89")
+def lint(call: Call, model: Path, target: str, gpu_arch: str | None) -> int:
     """What a runtime would reject or, worse, silently misread."""
     from avq.assess.linting import lint_file
 
-    answer = lint_file(model, target)
+    answer = lint_file(model, target, [name for name in (gpu_arch or "").split(",") if name.strip()])
     return call.answer(
         answer,
         [("Findings", answer["findings"])],

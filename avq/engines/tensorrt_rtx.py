@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.engines import common
+from avq.engines.architectures import spelled
 from avq.engines.cuda import first_card, why_no_card
 from avq.engines.gpu_session import GpuSession
 from avq.engines.tensorrt_build import Told, parse
@@ -73,7 +74,7 @@ class TensorRtRtxEngine:
         known = self.architectures()
         if not asked:
             return tuple(name for name in DEFAULT_ARCHITECTURES if name in known)
-        wanted = tuple(dict.fromkeys(_spelled(name) for name in asked))
+        wanted = tuple(dict.fromkeys(spelled(name) for name in asked))
         for name in wanted:
             if name not in known:
                 raise RequestError(
@@ -151,12 +152,6 @@ class TensorRtRtxEngine:
                 seen=why,
                 fix="run it on a machine with an RTX card; avq build compiles for it with --gpu-arch",
             )
-
-
-def _spelled(name: str) -> str:
-    """ "8.9", "89" and "SM89" are "sm89"."""
-    bare = name.strip().lower().removeprefix("sm").replace(".", "").removeprefix("_")
-    return f"sm{bare}" if bare.isdigit() else name.strip().lower()
 
 
 def _strongly_typed(trt: Any) -> int:

@@ -22,9 +22,10 @@ MOVES = frozenset(_MOVING.split())
 class LintGraph:
     """A model as the rules see it: nodes of subgraphs too, local functions put in their places."""
 
-    def __init__(self, proto: onnx.ModelProto, target: str) -> None:
+    def __init__(self, proto: onnx.ModelProto, target: str, architectures: tuple[str, ...] = ()) -> None:
         self.proto = inliner.inline_local_functions(proto) if proto.functions else proto
         self.target = target
+        self.architectures = architectures
         graphs = list(_graphs(self.proto.graph))
         self.nodes = [node for graph in graphs for node in graph.node]
         self.inputs = {value.name: value for graph in graphs for value in graph.input}

@@ -27,7 +27,16 @@ from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError
 from avq.hookspecs import Session
 from avq.progress import Reporter
-from avq.types import CompiledEngine, Detections, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+from avq.types import (
+    CompiledEngine,
+    Detections,
+    Finding,
+    Latency,
+    PlanScore,
+    QuantizationPlan,
+    Served,
+    SessionOptions,
+)
 
 ENCODING = "s8"
 _UNKNOWN_MS = float("nan")
@@ -44,6 +53,7 @@ class Compiled:
         pending: the target cannot run here.
         parts: file name in the bundle -> content.
         rows: size and build time of each beside the FP16 engine of the same model.
+        lint: what the target would reject in the model; None where nothing was looked at.
         remarks: why an engine is larger than its FP16 twin, and what the builder warned of.
     """
 
@@ -51,6 +61,7 @@ class Compiled:
     parts: Mapping[str, bytes] = field(default_factory=dict)
     rows: tuple[Mapping[str, object], ...] = ()
     remarks: tuple[str, ...] = ()
+    lint: tuple[Finding, ...] | None = None
 
 
 @dataclass
@@ -96,8 +107,10 @@ class PendingTarget:
         """
         architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
         model, twin = self.model(plan), self.model(self.finished(self._nothing))
-        if lint_errors(model, self.request.recipe.target):
-            return Compiled(True, {TWIN: twin} if plan.points else {}, remarks=(_NOT_COMPILED,))
+        found = self._lint((model, twin) if plan.points else (model,), architectures)
+        if found:
+            kept = {TWIN: twin} if plan.points else {}
+            return Compiled(True, kept, remarks=(_NOT_COMPILED,), lint=found)
         built = []
         for name in report.track(architectures, "engines", len(architectures)):
             ours = self.compiler.compile(model, name)
@@ -112,7 +125,14 @@ class PendingTarget:
             parts,
             tuple(_row(ours, half, plan) for ours, half in built),
             (*_larger(built, *self._weight_bytes(plan)), *_said([ours for ours, _ in built])),
+            (),
         )
+
+    def _lint(self, models: Sequence[bytes], architectures: Sequence[str]) -> tuple[Finding, ...]:
+        """What any of ``models`` is refused for, once each."""
+        target = self.request.recipe.target
+        found = [finding for model in models for finding in lint_errors(model, target, architectures)]
+        return tuple(dict.fromkeys(found))
 
     def _keys(self, model: bytes, architectures: Sequence[str]) -> dict[str, EngineKey]:
         status, digest = self.compiler.status(), hashlib.sha256(model).hexdigest()

@@ -36,12 +36,12 @@ class Parser:
         said = [text for text in self.log.said if "UINT8" in text or "type int32" in text]
         return Answer("warns", said[0]) if said else Answer("accepts")
 
-    def builds(self, model: bytes) -> str:
+    def builds(self, model: bytes, architecture: str = "sm89") -> str:
         """Empty when an engine comes out, else the builder's words."""
         network, parser = self._parsed(model)
         config = self.builder.create_builder_config()
         config.num_compute_capabilities = 1
-        config.set_compute_capability(self.trt.ComputeCapability.SM89, 0)
+        config.set_compute_capability(getattr(self.trt.ComputeCapability, architecture.upper()), 0)
         built = self.builder.build_serialized_network(network, config)
         del parser
         return "" if built is not None else " ".join(self.log.said[-1:]) or "no engine"
