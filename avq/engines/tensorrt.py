@@ -101,7 +101,7 @@ class TensorRtEngine:
         asked = replace(options or BuildOptions(), timing_cache=_read(cache))
         cuda = open_cuda() if asked.calibration is not None else None
         try:
-            built = build(trt, log, model, asked, architecture=here, cuda=cuda, told=told)
+            built = build(trt, log, model, asked, cuda=cuda, told=told)
         finally:
             if cuda is not None:
                 cuda.close()

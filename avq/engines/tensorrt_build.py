@@ -18,8 +18,6 @@ from avq.errors import MachineError, ModelError, RequestError
 from avq.types import U8
 
 Told = Callable[[str], None]
-#: Computers on which engines are bound to the very machine: portability flags are refused there.
-_EMBEDDED = ("sm72", "sm87", "sm101", "sm110")
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,12 @@ class BuildOptions:
         calibration: takes the implicit road (10.x); None takes the file's own types.
         layer_precisions: node name -> "int8", "fp16" or "fp32", where the implicit road must not choose.
         dla_core: this DLA core, what it cannot do on the GPU; None for the GPU alone.
-        portable: an engine for other cards of this generation too: slower, and not on vehicle computers.
         timing_cache: of earlier builds on this machine; b'' to begin one, None to leave the whole matter alone.
     """
 
     calibration: Calibration | None = None
     layer_precisions: Mapping[str, str] = field(default_factory=dict)
     dla_core: int | None = None
-    portable: bool = False
     timing_cache: bytes | None = b""
 
     @property
@@ -78,7 +74,6 @@ def build(
     model: bytes,
     options: BuildOptions,
     *,
-    architecture: str,
     cuda: Cuda | None = None,
     told: Told = lambda text: None,
 ) -> Built:
@@ -105,8 +100,6 @@ def build(
         _choose_implicitly(trt, network, config, options, cuda)
     if options.dla_core is not None:
         _put_on_dla(trt, builder, config, options.dla_core)
-    if options.portable:
-        _for_relatives(trt, config, architecture)
     if options.timing_cache is not None:
         _attach_timing_cache(config, options.timing_cache)
     started_s = time.monotonic()
@@ -192,17 +185,6 @@ def _put_on_dla(trt: Any, builder: Any, config: Any, core: int) -> None:
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-
-def _for_relatives(trt: Any, config: Any, architecture: str) -> None:
-    levels = getattr(trt, "HardwareCompatibilityLevel", None)
-    if architecture in _EMBEDDED or levels is None:
-        raise RequestError(
-            "an engine for other cards cannot be built here",
-            seen=f"{architecture}: JetPack and DRIVE OS do not support hardware compatibility",
-            fix="build it on the machine that runs it",
-        )
-    config.hardware_compatibility_level = levels.AMPERE_PLUS
 
 
 def _attach_timing_cache(config: Any, cache: bytes) -> None:

@@ -35,13 +35,12 @@ BOTH = pytest.mark.parametrize("release", RELEASES)
 PICTURES = [np.full(INPUT_SHAPE, value, np.uint8) for value in (1, 2, 3)]
 
 
-def built(double: Double, options: BuildOptions | None = None, architecture: str = "sm86", told=None):
+def built(double: Double, options: BuildOptions | None = None, told=None):
     return build(
         double,
         make_log(double),
         b"model",
         options or BuildOptions(),
-        architecture=architecture,
         cuda=double.cuda,
         told=told or (lambda text: None),
     )
@@ -120,7 +119,7 @@ def test_nothing_to_calibrate_with_is_refused():
     asked = BuildOptions(calibration=Calibration())
     with pytest.raises(RequestError, match="nothing to calibrate with"):
         double = Double("10.16")
-        build(double, make_log(double), b"model", asked, architecture="sm87")
+        build(double, make_log(double), b"model", asked)
     with pytest.raises(RequestError, match="no calibration 'median'"):
         built(Double("10.16"), BuildOptions(calibration=Calibration("median", PICTURES)))  # type: ignore[arg-type]
 
@@ -131,7 +130,7 @@ def test_dla_takes_ranges_precisions_and_falls_back_to_the_gpu():
     options = BuildOptions(
         calibration=Calibration(cache=b"TRT-"), layer_precisions={"head": "fp16", "gone": "int8"}, dla_core=1
     )
-    built(double, options, "sm87")
+    built(double, options)
     assert double.set("IBuilderConfig.default_device_type") == "DeviceType.DLA"
     assert double.set("IBuilderConfig.DLA_core") == 1
     assert {"BuilderFlag.GPU_FALLBACK", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS"} <= double.flags()
@@ -141,19 +140,7 @@ def test_dla_takes_ranges_precisions_and_falls_back_to_the_gpu():
 @BOTH
 def test_a_dla_core_that_is_not_there_is_refused(release):
     with pytest.raises(RequestError, match="no DLA core 0"):
-        built(Double(release), BuildOptions(dla_core=0), "sm87")
-
-
-@BOTH
-def test_engines_for_other_cards_are_for_workstations_only(release):
-    double = Double(release)
-    built(double, BuildOptions(portable=True), "sm89")
-    assert (
-        double.set("IBuilderConfig.hardware_compatibility_level") == "HardwareCompatibilityLevel.AMPERE_PLUS"
-    )
-    with pytest.raises(RequestError, match="for other cards") as refused:
-        built(Double(release), BuildOptions(portable=True), "sm87")
-    assert "sm87" in refused.value.seen
+        built(Double(release), BuildOptions(dla_core=0))
 
 
 @pytest.fixture
@@ -305,10 +292,10 @@ def test_the_builder_works_on_real_classes_of_the_11_kind():
 
     log = make_log(tensorrt_rtx)
     options = BuildOptions(timing_cache=None)  # asks for a card there
-    result = build(tensorrt_rtx, log, sample_model(), options, architecture="sm89")
+    result = build(tensorrt_rtx, log, sample_model(), options)
     assert len(result.data) > 1000 and result.layers > 0 and not log.errors
     with pytest.raises(ModelError, match="cannot read"):
-        build(tensorrt_rtx, make_log(tensorrt_rtx), b"no model", options, architecture="sm89")
+        build(tensorrt_rtx, make_log(tensorrt_rtx), b"no model", options)
     with pytest.raises(RequestError, match="no calibrators"):
         asked = BuildOptions(calibration=Calibration("entropy", PICTURES))
-        build(tensorrt_rtx, make_log(tensorrt_rtx), sample_model(), asked, architecture="sm89")
+        build(tensorrt_rtx, make_log(tensorrt_rtx), sample_model(), asked)
