@@ -135,5 +135,5 @@ def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):
 
 
 def folder_of(built: tuple[Path, dict]) -> Path:
-    """Where the bundle lies: its place, or the staging folder when this machine's timing was refused."""
+    """Where the build left it: its place, or the staging folder when this machine's timing was refused."""
     return Path(built[1]["bundle"])
