@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from itertools import groupby
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class Service:
         (self.folder / "run.toml").write_text(CONFIG.format(bundle=bundle))
 
     def hear(self, key: str, times: int = 1) -> None:
-        assert self.manager.hear(60, until=key, times=times) == times, (self.folder / "errors").read_text()
+        assert self.manager.hear(120, until=key, times=times) == times, (self.folder / "errors").read_text()
 
     def reload(self) -> None:
         """Ends when the reload has ended."""
@@ -128,7 +129,7 @@ class Service:
         """(messages, summary)."""
         self.process.send_signal(signal.SIGTERM)
         self.hear("STOPPING")
-        assert self.process.wait(60) == 0, (self.folder / "errors").read_text()
+        assert self.process.wait(120) == 0, (self.folder / "errors").read_text()
         *messages, summary = (json.loads(line) for line in self.lines.read_text().splitlines())
         return messages, summary
 
@@ -163,6 +164,12 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     assert drift["available"] and 0 <= drift["share"] <= 1 and drift["cameras"]["front"]["pictures"] > 0
 
 
+def bytes_in(pipe: int) -> int:
+    answer = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, answer)
+    return int.from_bytes(answer, sys.byteorder)
+
+
 def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> None:
     """A run of files waits for whoever reads standard output, until it is told to end."""
     pictures = picture_folder(folder / "pictures", 300)
@@ -180,11 +187,11 @@ def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> No
     )
     os.close(writer)
     try:
-        assert manager.hear(60, until="READY") == 1
-        while manager.hear(1.0, until="WATCHDOG"):
-            pass
+        assert manager.hear(120, until="READY") == 1
+        while manager.hear(1.0, until="WATCHDOG") or bytes_in(reader) < 2048:
+            pass  # until the pipe is full, so that nothing goes on
         process.send_signal(signal.SIGTERM)
-        errors = process.communicate(timeout=30)[1]
+        errors = process.communicate(timeout=120)[1]
     finally:
         process.kill()
         manager.close()
