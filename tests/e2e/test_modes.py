@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import msgspec
@@ -103,16 +103,25 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[dict]:
         yield json.loads(line)
 
 
-def wait_for(lines: Iterator[dict], mode: str, frames: int, within: int) -> list[dict]:
-    """The next lines, until ``frames`` of them in a row were served in ``mode``."""
+def in_time(lines: Iterator[dict], mode: str, frames: int, within: int = 800) -> list[dict]:
+    """The next lines, until ``frames`` of them in a row were served in ``mode``, none late.
+
+    ``within`` lines, which ends a run that hangs in a mode: a busy machine makes frames late by itself.
+    """
     seen: list[dict] = []
     for line in lines:
         assert "camera" in line, f"the run ended: {line}"
         seen.append(line)
         assert len(seen) <= within, [one["mode"] for one in seen]
-        if [one["mode"] for one in seen[-frames:]] == [mode] * frames:
+        if [(one["mode"], one["late"]) for one in seen[-frames:]] == [(mode, False)] * frames:
             return seen
     raise AssertionError("the run ended early")
+
+
+def late_in_a_row(lines: list[dict], mode: str) -> int:
+    """The most late frames in a row that were served in ``mode``: the governor ends such a row, whatever made it."""
+    rows = groupby(lines, key=lambda line: line["mode"] == mode and line["late"])
+    return max((len(list(row)) for late, row in rows if late), default=0)
 
 
 def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(vehicle: Vehicle) -> None:
@@ -120,17 +129,15 @@ def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(veh
     process = vehicle.run(CONFIG.format(fps=FPS), "--log", log)
     try:
         lines = lines_of(process)
-        quick = wait_for(lines, "best", 6, within=20)
-        assert not quick[-1]["late"]
-        vehicle.set_load(10.0)
-        slow = wait_for(lines, "small", 6, within=40)
-        assert sum(line["late"] and line["mode"] == "best" for line in slow) <= 4
-        assert not any(line["late"] for line in slow[-4:])
+        quick = in_time(lines, "best", 6)
+        vehicle.set_load(8.0)
+        slow = in_time(lines, "small", 4)
+        assert late_in_a_row(slow, "best") <= 4
         vehicle.set_load(1.0)
-        wait_for(lines, "best", 4, within=80)
+        in_time(lines, "best", 4)
     finally:
         process.terminate()
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     summary = json.loads(rest.splitlines()[-1])
     assert summary["modes"][:3] == ["best", "small", "best"]
@@ -151,13 +158,13 @@ def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(veh
 
 def test_a_stride_drops_by_its_own_cause(vehicle: Vehicle) -> None:
     config = (
-        CONFIG.format(fps=30)
-        .replace("deadline_ms = 400", "deadline_ms = 300")
+        CONFIG.format(fps=10)
+        .replace("deadline_ms = 400", "deadline_ms = 1000")  # never missed: the other mode has no stride
         .replace('name = "best"', 'name = "best"\nstride = 3')
         .replace("scene://drive?", "scene://drive?frames=45&")
     )
     lines = list(lines_of(process := vehicle.run(config)))
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     summary = lines[-1]
     assert summary["captured"] == 45 and summary["dropped"]["stride"] >= 15
     assert summary["captured"] == summary["published"] + sum(summary["dropped"].values())
@@ -173,6 +180,6 @@ def test_modes_with_other_classes_are_refused_before_any_camera_is_opened(vehicl
         render(sealed(msgspec.structs.replace(manifest, class_names=names), manifest.parts))
     )
     process = vehicle.run(CONFIG.format(fps=FPS))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "the mode 'small' knows other classes than the bundle that serves" in errors
