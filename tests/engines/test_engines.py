@@ -44,10 +44,13 @@ def test_memory_does_not_grow(engine):
     process = psutil.Process()
     for seed in range(50):
         session.infer(picture(seed % 5))
-    before = process.memory_info().rss
-    for seed in range(1000):
-        session.infer(picture(seed % 5))
-    assert process.memory_info().rss - before < 4 << 20
+    grown = []
+    for _ in range(4):
+        before = process.memory_info().rss
+        for seed in range(500):
+            session.infer(picture(seed % 5))
+        grown.append(process.memory_info().rss - before)
+    assert min(grown) < 1 << 20, grown  # a leak shows every time; what others of this process take does not
 
 
 @EACH
