@@ -46,7 +46,7 @@ if not {seconds}:
     sys.exit(5)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout) == (code, said), done.stderr
 

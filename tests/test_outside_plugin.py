@@ -37,7 +37,7 @@ class Site:
         command = [sys.executable, *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "OUTSIDE_JOURNAL": str(self._journal)}
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, timeout=240
+            command, capture_output=True, text=True, env=environment, check=False, timeout=900
         )
 
     def told(self, hook: str) -> list[dict]:

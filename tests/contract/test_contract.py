@@ -70,7 +70,7 @@ class Unwritable(OneLayer):
 def contract(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "avq.contract", *map(str, arguments)]
     environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
 
 
 def test_an_honest_strategy_passes_for_both_kinds_of_targets():

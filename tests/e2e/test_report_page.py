@@ -44,7 +44,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Path, tmp_path: Path)
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={image}"]
     command += [f"--window-size={PHONE_PX},9000", page.as_uri()]
-    subprocess.run(command, capture_output=True, timeout=120, check=False)
+    subprocess.run(command, capture_output=True, timeout=300, check=False)
     if not image.is_file():
         pytest.skip("chromium cannot run here")
     seen = np.asarray(cv2.imread(str(image)), np.float64)

@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     options = [word for option in QUICK for word in ("--option", option)]
     result = run_avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "lowbit", *options,
-        "-o", bundle, "--json", timeout_s=900,
+        "-o", bundle, "--json", timeout_s=1800,
     )  # fmt: skip
     assert result.stdout, result.stderr
     answer = json.loads(result.stdout)

@@ -87,7 +87,7 @@ def on_a_small_disk(folder: Path, query: str) -> tuple[dict[str, int], list[int]
     """(report, what is left) of 500 frames logged to a disk of 2 MB."""
     mount = f"mount -t tmpfs -o size=2m none {folder} && exec {sys.executable} -c \"$0\" {folder} '{query}'"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, _ON_A_SMALL_DISK]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.splitlines()[0]}")
     assert done.returncode == 0, done.stderr

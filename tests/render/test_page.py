@@ -183,7 +183,7 @@ def shot(browser: str, folder: Path, scheme: int) -> np.ndarray:
     command += ["--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", f"--screenshot={image}"]
     command += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1200,800"]
     page_uri = (folder / "report.html").as_uri()
-    subprocess.run([*command, page_uri], capture_output=True, timeout=60, check=False)
+    subprocess.run([*command, page_uri], capture_output=True, timeout=300, check=False)
     if not image.is_file():
         pytest.skip("chromium cannot run here")
     return np.asarray(cv2.imread(str(image)))[:, :60]

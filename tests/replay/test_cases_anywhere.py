@@ -51,7 +51,7 @@ def run_pytest(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-v", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300,
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
 
 

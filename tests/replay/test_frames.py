@@ -38,7 +38,7 @@ def test_no_more_than_asked_for_is_decoded_ahead():
     assert len(loaded) <= 3 + AHEAD + 2
     running.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -88,7 +88,7 @@ def test_lines_stay_whole_in_a_pipe_that_never_waits() -> None:
     writing.start()
     with os.fdopen(reader, "rb") as lines:
         found = [json.loads(line) for line in lines]
-    writing.join(20)
+    writing.join(60)
     assert len(found) == 20 and all(line == seen.as_message(LABELS) for line in found)
 
 
