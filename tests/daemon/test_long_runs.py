@@ -20,6 +20,6 @@ def test_lost_cameras_and_swapped_bundles_leave_nothing_behind() -> None:
     assert grown.summary.account.balanced and grown.summary.account.published == 4000
     assert grown.life.kills >= 4 and kinds.count("camera_restarted") >= 4
     assert kinds.count("bundle_swapped") >= 3
-    assert grown.after == grown.before
-    assert grown.life.counts[1] == grown.life.counts[-1]
+    assert all(grown.after[kind] <= count for kind, count in grown.before.items()), grown.after
+    assert grown.life.counts[-1] <= grown.life.counts[1]
     assert grown.mb_grown < 4

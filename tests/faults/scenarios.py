@@ -201,12 +201,14 @@ def replaced_s(life: Life) -> list[float]:
     return spans
 
 
-def back_at(before: dict[str, int]) -> dict[str, int]:
-    """The resources once they are ``before`` again, or after a minute: the kernel may let go late."""
+def left_over(before: dict[str, int]) -> dict[str, int]:
+    """What is held beyond ``before``, by kind. The kernel may let go late: a minute is given."""
     end_s = time.monotonic() + 60
-    while (now := resources()) != before and time.monotonic() < end_s:
+    while True:
+        more = {kind: count - before[kind] for kind, count in resources().items() if count > before[kind]}
+        if not more or time.monotonic() > end_s:
+            return more
         time.sleep(0.05)
-    return now
 
 
 def resources() -> dict[str, int]:

@@ -12,7 +12,7 @@ from avq.sinks import CallbackSink
 from avq.types import LatencyBudget
 from tests.daemon.daemon_kit import null_parts
 from tests.faults.fault_camera import Connection, FaultCamera
-from tests.faults.scenarios import back_at, play, replaced_s, resources, scenario, silent_periods
+from tests.faults.scenarios import left_over, play, replaced_s, resources, scenario, silent_periods
 
 
 @pytest.mark.parametrize("seeds", [range(5), range(5, 10)], ids=["first five", "second five"])
@@ -30,7 +30,7 @@ def test_faults_are_told_and_cured_camera_by_camera(seeds: range) -> None:
         assert replaced_s(life), name
         assert all(event["cause"] and event["reason"] for event in life.events)
     assert sum(len(silent_periods(life)) for life in played.lives.values()) >= 2
-    assert back_at(before) == before
+    assert left_over(before) == {}
 
 
 def test_cameras_that_never_open_end_the_run_and_tell_why() -> None:
@@ -46,7 +46,7 @@ def test_cameras_that_never_open_end_the_run_and_tell_why() -> None:
     finally:
         camera.close()
     assert caught.value.exit_code == 3
-    assert back_at(before) == before
+    assert left_over(before) == {}
 
 
 def test_a_camera_that_stays_dead_is_told_and_the_others_are_served() -> None:
