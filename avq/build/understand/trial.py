@@ -25,6 +25,10 @@ Infer = Callable[[FloatModel], Run]
 MOST_PICTURES = 16
 _TOP_BOXES = 8
 _LOWEST_SCORE = 0.1
+# A sigmoid's answer to 7.6: single objects reach it, eight in one picture do not.
+_SATURATED = 0.9995
+# Where the best boxes are put to see what agrees by chance: shares of the picture's width and height.
+_ELSEWHERE = ((0.25, 0.0), (0.5, 0.25), (0.75, 0.5), (0.375, 0.75))
 # On 16 pictures two geometries or colour orders differ by as much from chance alone.
 _NEAR = 0.10
 _CLEARLY_WORSE = 2 / 3
@@ -130,7 +134,8 @@ class Trial:
         """Mean over pictures of the sum of the 8 best scores >= 0.1, divided by 8.
 
         Each score counts as far as the same class is found at the mirrored place of the mirrored picture (IoU):
-        a network fed wrongly may be certain, but not of the same boxes.
+        a network fed wrongly may be certain, but not of the same boxes. Where it is certain beyond measure of all of
+        them, its numbers have run over, and the picture counts nothing.
         """
         prepare = Preprocessor(spec)
         decode = DetectionDecoder(self.decoder, self.families)
@@ -148,18 +153,42 @@ class Trial:
 
 
 def _agreed(look: Callable[[U8], Detections], pixels: U8) -> float:
-    """What a picture and its mirror image agree on, in the 8 best scores."""
+    """What a picture and its mirror image agree on, in the 8 best scores, less what agrees by chance.
+
+    Chance is what the same boxes agree on with all others once they are moved elsewhere: where boxes lie everywhere,
+    any box meets another.
+    """
     seen = look(pixels)
-    if not len(seen):
+    if not len(seen) or _runs_over(seen):
         return 0.0
     mirrored = look(np.ascontiguousarray(pixels[:, ::-1]))
-    width = pixels.shape[1]
+    height, width = pixels.shape[:2]
     back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
-    same = seen.class_ids[:_TOP_BOXES, None] == mirrored.class_ids[None]
-    agreement = np.where(same, iou_matrix(seen.boxes_xyxy_px[:_TOP_BOXES], back), 0.0).max(
-        axis=1, initial=0.0
-    )
-    return float(np.sum(seen.scores[:_TOP_BOXES] * agreement)) / _TOP_BOXES
+    best = seen.boxes_xyxy_px[:_TOP_BOXES]
+    agreement = _overlap(seen, best, mirrored.class_ids, back)
+    places = [_moved(best, share, (width, height)) for share in _ELSEWHERE]
+    chance = np.mean([_overlap(seen, moved, seen.class_ids, seen.boxes_xyxy_px) for moved in places], axis=0)
+    return float(np.sum(seen.scores[:_TOP_BOXES] * np.maximum(agreement - chance, 0.0))) / _TOP_BOXES
+
+
+def _overlap(seen: Detections, best: AnyArray, class_ids: AnyArray, others: AnyArray) -> AnyArray:
+    """Per box of ``best``, placed for the best of ``seen``, the largest IoU with one of the others of its class."""
+    same = seen.class_ids[:_TOP_BOXES, None] == class_ids[None]
+    overlap: AnyArray = np.where(same, iou_matrix(best, others), 0.0).max(axis=1, initial=0.0)
+    return overlap
+
+
+def _moved(boxes: AnyArray, share: tuple[float, float], size_px: tuple[int, int]) -> AnyArray:
+    """Boxes moved by a share of the picture's size; a centre that leaves comes in again on the other side."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    step = (centres + np.multiply(share, size_px)) % size_px - centres
+    return boxes + np.tile(step, (1, 2))
+
+
+def _runs_over(seen: Detections) -> bool:
+    """Whether all the best boxes are as certain as numbers get: sums far beyond what was trained, no certainty."""
+    best = seen.scores[:_TOP_BOXES]
+    return len(best) == _TOP_BOXES and float(best.min()) >= _SATURATED
 
 
 def choice(scores: Sequence[float], published: Sequence[bool]) -> int:

@@ -18,6 +18,8 @@ from avq.build.understand.frontend import Understood, understand
 from avq.build.understand.trial import choice, variants
 from avq.errors import ConfigError, ModelError, RequestError
 from avq.preprocess import PRESETS, spec_to_json
+from avq.scenes import random_scene
+from tests.conftest import ROOT
 from tests.decoders.head_replicas import HEIGHT, WIDTH, Net, boxes_and_scores, yolov8, yolox
 
 COCO_CLASSES = 80
@@ -200,6 +202,19 @@ def test_variants_are_distinct_and_published_ones_come_first() -> None:
     fixed = variants(published, 255.0)
     assert {c.spec.scale for c in fixed} == {1.0}
     assert len(fixed) < len(tried)
+
+
+@pytest.mark.parametrize("head", ["yolov8", "ssd", "retinanet", "rtdetr"])
+def test_numbers_that_run_over_are_not_taken_for_certainty(tmp_path: Path, head: str) -> None:
+    """Trained on 0..1 and fed 0..255 these detectors see boxes with score 1 everywhere, mirrored or not."""
+    proto = onnx.load(str(ROOT / "tests" / "replicas" / f"{head}.onnx"))
+    told = json.loads({p.key: p.value for p in proto.metadata_props}["avq.preprocess"])
+    del proto.metadata_props[:]
+    onnx.save(proto, str(tmp_path / "model.onnx"))
+    pictures = [random_scene(9_100_000 + n).pixels for n in range(8)]
+    found = asked(tmp_path / "model.onnx", pictures)
+    assert found.spec.scale == pytest.approx(told["scale"])
+    assert (found.spec.mean, found.spec.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.material
