@@ -55,7 +55,7 @@ def judge(measured: Measured, limits: Limits) -> Verdict:
     accurate, metric, fixes = _accuracy(measured, limits)
     fast, time_reasons, time_fixes = _time(measured, limits)
     reasons = (metric, *time_reasons)
-    return Verdict(accurate and fast, metric, reasons, (*fixes, *time_fixes))
+    return Verdict(accurate and fast, metric, reasons, tuple(dict.fromkeys([*fixes, *time_fixes])))
 
 
 def _accuracy(measured: Measured, limits: Limits) -> tuple[bool, str, tuple[str, ...]]:

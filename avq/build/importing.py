@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,12 @@ from avq.build.verify import Verified
 from avq.build.workbench import reference_encoding
 from avq.types import U8, AnyArray, Edge, Foreign, QuantizationPlan, Verdict
 
+#: Pitfalls that lose boxes, and the option of ``qat`` that mends each.
+_COSTS_BOXES = {
+    "AVQ-Q05": "float_depthwise",
+    "AVQ-Q25": "float_heads",
+    "AVQ-Q26": "float_heads",
+}
 _DRAWN = 2
 _REAL = 4
 
@@ -68,6 +75,25 @@ def with_parity(verdict: Verdict, parity: Parity | None) -> Verdict:
     return replace(
         verdict, accepted=verdict.accepted and parity.equal, reasons=(*verdict.reasons, parity.said)
     )
+
+
+def with_ways_on(verdict: Verdict, understood: Understood, asked: Mapping[str, object]) -> Verdict:
+    """What helps a refused import: the options that mend what it brought along, then the float model behind it.
+
+    Args:
+        asked: options of the strategy that were given already.
+    """
+    if verdict.accepted or understood.imported is None or understood.foreign is None:
+        return verdict
+    mends: dict[str, list[str]] = {}
+    for finding in understood.foreign.findings:
+        if finding.code in _COSTS_BOXES and _COSTS_BOXES[finding.code] not in asked:
+            mends.setdefault(finding.fix, []).append(finding.code)
+    first = [f"{fix} ({', '.join(codes)})" for fix, codes in mends.items()]
+    others = [
+        f"from the float model: {fix}" if fix.startswith("--strategy") else fix for fix in verdict.fixes
+    ]
+    return replace(verdict, fixes=tuple(dict.fromkeys([*first, *others])))
 
 
 def _source_numbers(understood: Understood, tensor: U8) -> AnyArray:

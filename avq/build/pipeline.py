@@ -13,7 +13,7 @@ from avq.build.calibrate.stats import HistogramStats
 from avq.build.diagnose import find_cause, left_float
 from avq.build.drift_parts import drift_parts
 from avq.build.gate import Limits, judge
-from avq.build.importing import judged_by_parity, prove_import, with_parity
+from avq.build.importing import judged_by_parity, prove_import, with_parity, with_ways_on
 from avq.build.outcome import Outcome
 from avq.build.pending.compile_target import Compiled, pending_target
 from avq.build.pending.implicit_parts import implicit_parts, with_ranges
@@ -83,7 +83,8 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
 
     final = _first_accepted(ranked, attempt)
     if not final.verdict.accepted:
-        final = replace(final, verdict=_with_cause(final.verdict, understood, planned))
+        verdict = _with_cause(final.verdict, understood, planned)
+        final = replace(final, verdict=with_ways_on(verdict, understood, recipe.options))
     outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
     page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
     return _conclude(outcome, final.staged, page, host, report)

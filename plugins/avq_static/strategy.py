@@ -42,9 +42,11 @@ class StaticQuantizer:
 def _why(ranges: Ranges, best: Tried) -> str:
     """What depthwise convolutions cost, where they cost anything; empty otherwise."""
     if best.choice.float_kinds:
-        if ranges.int8 is None or ranges.left is None:
+        int8, left = ranges.int8, ranges.left
+        if int8 is None or left is None:
             return ""
-        return f"in INT8 {ranges.int8.loss}, left float {ranges.left.loss} (calibrator {ranges.int8.choice.ranges})"
+        told = f"in INT8 {int8.loss_beside(left)}, left float {left.loss_beside(int8)}"
+        return f"{told} (calibrator {int8.choice.ranges})"
     has_depthwise = any(p.kind == "depthwise" for p in ranges.network.placements)
     forced = ranges.options.depthwise == "int8"
     if has_depthwise and forced and best.in_boxes > _LOSS_TO_EXPLAIN:

@@ -46,6 +46,12 @@ class Tried:
             return f"{self.worst_sqnr_db:.1f} dB at the worst output"
         return f"{100 * fidelity.lost:.1f} % of the boxes are lost"
 
+    def loss_beside(self, other: Tried) -> str:
+        """The loss; where both lose the same boxes also the scores, which then tell them apart."""
+        if self.loss != other.loss or self.score.fidelity is None:
+            return self.loss
+        return f"{self.loss} and scores shift by {self.score.fidelity.confidence_shift:+.3f}"
+
     def row(self) -> dict[str, object]:
         return {
             "calibrator": self.choice.ranges,

@@ -14,13 +14,14 @@ from avq_qat import QatOptions, QatQuantizer
 from avq_qat.fixes import resymmetrized
 
 from avq.build import build
+from avq.build.importing import with_ways_on
 from avq.build.lift import import_model
 from avq.build.lower import lower
 from avq.bundle import open_bundle
 from avq.errors import ModelError, PlanError
 from avq.plugins import PluginHost
 from avq.progress import Silent
-from avq.types import Edge, PlanScore, QuantizationPlan, QuantPoint, Recipe
+from avq.types import Edge, PlanScore, QuantizationPlan, QuantPoint, Recipe, Verdict
 from tests.build.lift.corpus import nets
 from tests.build.lift.corpus.dialects import (
     BrevitasQcdq,
@@ -205,6 +206,22 @@ def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch)
     outcome = _build(path, tmp_path / "bundle", gate=True)
     assert not outcome.answer_is_yes
     assert any("AVQ-Q41" in reason for reason in outcome.verdict.reasons)
+    assert outcome.verdict.fixes[0].startswith("from the float model: --strategy ")
+
+
+def test_a_refused_import_names_the_option_that_mends_it_before_anything_else():
+    imported = import_model(FAULTS["sigmoid-quantized"].make(), where="file")
+    understood = SimpleNamespace(imported=imported, foreign=imported.foreign)
+    refused = Verdict(
+        False, "lost boxes 100 %", ("lost boxes 100 %",), ("--strategy mixed", "take more pictures")
+    )
+    others = ("from the float model: --strategy mixed", "take more pictures")
+    fixes = with_ways_on(refused, understood, {}).fixes
+    assert "--option float_heads=true" in fixes[0] and "AVQ-Q26" in fixes[0]
+    assert fixes[-2:] == others
+    assert with_ways_on(refused, understood, {"float_heads": "true"}).fixes == others
+    accepted = replace(refused, accepted=True)
+    assert with_ways_on(accepted, understood, {}) == accepted
 
 
 def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path):

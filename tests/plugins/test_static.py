@@ -73,6 +73,17 @@ def test_depthwise_stays_float_where_int8_is_measured_to_ruin_it():
     assert "in INT8 60.0 % of the boxes are lost, left float 1.0 %" in plan.precisions["c"].reason
 
 
+def test_where_only_scores_suffer_the_reason_tells_the_scores():
+    class Shifted(Scored):
+        def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
+            shift = -0.03 if depthwise_in_int8(plan) else -0.001
+            return PlanScore(Fidelity(10, 100, 0.0, shift), {"y": 30.0})
+
+    plan = StaticQuantizer().plan(residual_block(), Shifted(lambda plan: 0.0), StaticOptions())
+    said = "0.0 % of the boxes are lost and scores shift by"
+    assert f"in INT8 {said} -0.030, left float {said} -0.001" in plan.precisions["c"].reason
+
+
 def test_depthwise_runs_in_int8_where_that_costs_nothing():
     plan = StaticQuantizer().plan(residual_block(), Scored(lambda plan: 0.0), StaticOptions())
     assert depthwise_in_int8(plan) and plan.precisions["c"].precision == "int8"
