@@ -51,7 +51,10 @@ class RaisesEvents(Protocol):
 
 @runtime_checkable
 class Reports(Protocol):
-    """A sink with numbers of its own, such as what still waits on disk; read from any thread."""
+    """A sink with numbers of its own, such as what still waits on disk; read from any thread.
+
+    They are counts that only grow, but those it names in an attribute ``gauges``.
+    """
 
     def report(self) -> Mapping[str, int]: ...
 
@@ -68,6 +71,7 @@ class SinkReport:
         numbers: what it tells of itself.
         address: where it writes.
         queued: that wait for it.
+        gauges: which of ``numbers`` may also fall.
     """
 
     name: str
@@ -77,18 +81,20 @@ class SinkReport:
     numbers: Mapping[str, int] = field(default_factory=dict)
     address: str = ""
     queued: int = 0
+    gauges: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
-        """One row, for the summary and the status."""
-        return {
+        """One row, for the summary and the status; a number of the sink's called as one of ours is "own_NAME"."""
+        row = {
             "name": self.name,
             "address": self.address,
             "written": self.written,
             "missed": self.missed,
             "queued": self.queued,
             "error": self.error,
-            **self.numbers,
         }
+        own = {f"own_{name}" if name in row else name: value for name, value in self.numbers.items()}
+        return {**row, **own}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +214,19 @@ class Lane:
     def report(self) -> SinkReport:
         """What became of it so far."""
         missed = self._refused + self._unheard + self._unwritten
-        numbers = self._sink.report() if isinstance(self._sink, Reports) else {}
         queued = self._queue.qsize() if self._thread.is_alive() else 0
-        return SinkReport(self._name, self._written, missed, self.error, numbers, self._address, queued)
+        gauges = frozenset(getattr(self._sink, "gauges", ()))
+        numbers = self._numbers()
+        return SinkReport(
+            self._name, self._written, missed, self.error, numbers, self._address, queued, gauges
+        )
+
+    def _numbers(self) -> Mapping[str, int]:
+        """What the sink tells of itself; a sink that cannot is no reason to tell nothing of the run."""
+        try:
+            return dict(self._sink.report()) if isinstance(self._sink, Reports) else {}
+        except Exception:
+            return {}
 
     def _abandon(self) -> int:
         """Messages and events the hung sink never got, the one in its hands included."""

@@ -57,6 +57,7 @@ class MqttSink:
 
     wants_pixels = False
     events_only = True
+    gauges = frozenset({"waiting", "unsaved", "connected"})
 
     def __init__(self, target: MqttTarget) -> None:
         self._target = target
@@ -83,7 +84,9 @@ class MqttSink:
             self._calls.put(("look", 0))
 
     def report(self) -> Mapping[str, int]:
+        """Alerts spooled since the start, delivered, waiting on disk or in memory alone, given up for newer ones."""
         return {
+            "spooled": self._spool.added,
             "delivered": self._delivered,
             "waiting": len(self._spool),
             "unsaved": self._spool.unsaved,

@@ -39,6 +39,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
+        self.added = 0
         self.dropped = 0
         self._folder = folder
         self._mutex = threading.Lock()  # one thread adds, another one delivers
@@ -86,6 +87,7 @@ class Spool:
             if not saved:
                 self._unsaved[number] = body
             self._numbers.append(number)
+            self.added += 1
             while len(self._numbers) > self._limit:
                 self._forget(self._numbers.pop(1))
                 self.dropped += 1

@@ -125,11 +125,24 @@ def _books(accounts: Mapping[str, Account]) -> Iterator[Metric]:
 
 
 def _sinks(run: RunView) -> Iterator[Metric]:
-    rows: dict[tuple[str, str, str], float] = {}
+    label = ("sink", "number")
+    messages: dict[tuple[str, ...], float] = {}
+    counts: dict[tuple[str, ...], float] = {}
+    gauges: dict[tuple[str, ...], float] = {}
+    queued: dict[tuple[str, ...], float] = {}
+    working: dict[tuple[str, ...], float] = {}
     for number, sink in enumerate(run.sinks()):
-        rows[sink.name, str(number), "written"] = sink.written
-        rows[sink.name, str(number), "missed"] = sink.missed
-    yield _counter("avq_sink_messages", "Messages by what a sink did", ("sink", "number", "outcome"), rows)
+        at = (sink.name, str(number))
+        messages |= {(*at, "written"): sink.written, (*at, "missed"): sink.missed}
+        queued[at], working[at] = sink.queued, float(not sink.error)
+        for name, value in sink.numbers.items():
+            own = gauges if name in sink.gauges else counts
+            own[sink.name, str(number), name] = value
+    yield _counter("avq_sink_messages", "Messages by what a sink did", (*label, "outcome"), messages)
+    yield _counter("avq_sink_own", "What a sink counts itself", (*label, "count"), counts)
+    yield _gauges("avq_sink_state", "What a sink tells of its state", (*label, "state"), gauges)
+    yield _gauges("avq_sink_queued_messages", "Messages that wait for a sink", label, queued)
+    yield _gauges("avq_sink_working", "0 when a sink has broken", label, working)
 
 
 def _beside(run: RunView) -> Iterator[Metric]:
@@ -170,9 +183,13 @@ def _counter(name: str, text: str, labels: Iterable[str], rows: Mapping[Any, flo
 
 
 def _gauge(name: str, text: str, label: str, rows: Mapping[str, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, reading in rows.items():
-        family.add_metric([value], reading)
+    return _gauges(name, text, (label,), {(value,): reading for value, reading in rows.items()})
+
+
+def _gauges(name: str, text: str, labels: Iterable[str], rows: Mapping[Any, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    for values, reading in rows.items():
+        family.add_metric(list(values), reading)
     return family
 
 

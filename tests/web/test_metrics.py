@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given
@@ -9,10 +10,15 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from avq.daemon.latency import Histogram
+from avq.recording import RecorderSink
+from avq.types import Frame, Published
 from avq.web import Board
 from avq.web.machine import MachineReader, clocks, temperatures
 from avq.web.metrics import EDGES_NS, cumulative, exposition
 from avq.web.viewers import ViewerCounts
+from tests.conftest import ROOT
+from tests.daemon.daemon_kit import LABELS
+from tests.web.web_kit import live
 
 
 @given(st.lists(st.one_of(st.integers(0, 10**11), st.sampled_from(EDGES_NS).map(lambda edge: edge - 1),
@@ -65,3 +71,75 @@ def test_temperatures_and_clocks_are_read_where_the_machine_has_them(tmp_path: P
     found = samples(Board(), tmp_path)
     assert found["avq_temperature_celsius['cpu-thermal']"] == 54.321
     assert found["avq_cpu_frequency_hertz['cpu0']"] == 1.5e9
+
+
+SCENE = "scene://drive?seed=2&fps=30&size=320x192"
+
+
+class Keeping:
+    """A sink that counts for itself, and breaks."""
+
+    wants_pixels = False
+    gauges = frozenset({"waiting"})
+
+    def __init__(self, report: Callable[[], dict[str, int]], breaks_at: int = 10**9) -> None:
+        self.report = report
+        self._left = breaks_at
+
+    def write(self, message: Published, frame: Frame | None) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("the link is down")
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def cannot_tell() -> dict[str, int]:
+    raise ValueError("not now")
+
+
+def test_what_sinks_count_themselves_is_told_as_counters_and_gauges(tmp_path: Path) -> None:
+    own = {"delivered": 7, "dropped": 2, "waiting": 3, "missed": 9}
+    sinks = (
+        Keeping(lambda: own),
+        Keeping(cannot_tell, breaks_at=5),
+        RecorderSink(tmp_path / "o.mcap", labels=LABELS),
+    )
+    with live(SCENE, sinks=sinks) as run:
+        run.wait_for(20)
+        text = run.get("/metrics").text
+        status = run.get("/status").json()["sinks"]
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    kinds = {name: families[name].type for name in ("avq_sink_own", "avq_sink_state", "avq_sink_working")}
+    assert kinds == {"avq_sink_own": "counter", "avq_sink_state": "gauge", "avq_sink_working": "gauge"}
+    found = {
+        (
+            sample.name,
+            sample.labels["number"],
+            sample.labels.get("count") or sample.labels.get("state"),
+        ): sample.value
+        for name in kinds
+        for sample in families[name].samples
+    }
+    counts = {"delivered": 7, "dropped": 2, "missed": 9}
+    assert {key: found["avq_sink_own_total", "0", key] for key in counts} == counts
+    assert found["avq_sink_state", "0", "waiting"] == 3
+    assert [found["avq_sink_working", str(number), None] for number in range(3)] == [1, 0, 1]
+    assert found["avq_sink_own_total", "2", "files"] == 1 and found["avq_sink_own_total", "2", "lost"] == 0
+    assert all(sample.labels["number"] != "1" for sample in families["avq_sink_own"].samples)
+    assert status[0]["delivered"] == 7 and status[0]["own_missed"] == 9 and status[0]["missed"] == 0
+    assert status[1]["missed"] > 0 and "the link is down" in status[1]["error"]
+    assert (status[2]["name"], status[2]["files"], status[2]["deleted"]) == ("RecorderSink", 1, 0)
+    assert {"avq_sink_queued_messages", "avq_sink_messages"} <= set(families)
+
+
+def test_every_metric_is_on_the_page_of_metrics_and_named_as_prometheus_asks(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "page.md").read_text()
+    with live(SCENE, sinks=(Keeping(dict),)) as run:
+        run.wait_for(5)
+        told = list(text_string_to_metric_families(run.get("/metrics").text))
+    for family in told:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert f"`{name}`" in page or f"`{name}_info`" in page, name
+        assert family.name.startswith("avq_") and family.documentation
