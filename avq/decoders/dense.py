@@ -16,6 +16,7 @@ Format = str  # "cxcywh" or "xyxy"
 
 _PIXELS = 4.0  # numbers above are strides or sizes in pixels; anchors in 0..1 scale by less
 _UNIT = 1.5  # centres in 0..1, with room for anchors outside
+_SMALLEST_PICTURE_PX = 16.0
 _FEW = 8  # constants with more values are per anchor
 
 
@@ -110,7 +111,9 @@ def _unit_told(op: str, value: AnyArray) -> bool | None:
         return (op == "Div") == (largest > _PIXELS)
     if op in ("Add", "Sub") and value.size > _FEW:
         return True if largest <= _UNIT else False if largest > _PIXELS else None
-    return True if op in ("Clip", "Min") and 0 < largest <= _UNIT else None
+    if op in ("Clip", "Min"):  # to the picture; exponents are limited too, to less than its smallest size
+        return True if 0 < largest <= _UNIT else False if largest >= _SMALLEST_PICTURE_PX else None
+    return None
 
 
 def level_params(maps: Sequence[Level]) -> list[list[int]]:

@@ -325,8 +325,11 @@ def end_to_end(seed: int, classes: int, most: int = 20, columns: str = "box scor
     return load(net.model(net.op("Concat", *(parts[name] for name in columns.split()), axis=2))), levels
 
 
-def suppressed(seed: int, classes: int, *, style: str):
-    """NonMaxSuppression in the graph. style: triplets (indices with all boxes and scores), lists (torchvision)."""
+def suppressed(seed: int, classes: int, *, style: str, refined: bool = False):
+    """NonMaxSuppression in the graph. style: triplets (indices with all boxes and scores), lists (torchvision).
+
+    ``refined`` moves the boxes once more, by deltas in tenths of their size, and clips them (Faster R-CNN).
+    """
     net = Net(seed)
     levels = net.levels()
     flat: dict[int, list[str]] = {4: [], classes: []}
@@ -339,6 +342,8 @@ def suppressed(seed: int, classes: int, *, style: str):
     points = np.concatenate([(grid[..., :2] + 0.5) * grid[..., 2:]] * 2, axis=2)
     spread = np.concatenate([-grid[..., 2:]] * 2 + [grid[..., 2:]] * 2, axis=2)
     boxes = net.op("Add", net.op("Mul", net.op("Exp", sides), net.const(spread)), net.const(points))
+    if refined:
+        boxes = _refined(net, boxes, levels)
     limits = (net.const([10], np.int64), net.const([0.5]), net.const([0.3]))
     picked = net.op("NonMaxSuppression", boxes, scores, *limits)
     if style == "triplets":
@@ -350,6 +355,24 @@ def suppressed(seed: int, classes: int, *, style: str):
     )
     kept = net.op("GatherND", net.reshape(scores, classes, -1), place)
     return load(net.model(flat_boxes, kept, label, kinds={label: TensorProto.INT64})), levels
+
+
+def _refined(net: Net, boxes: str, levels: list[tuple[str, int, int, int]]) -> str:
+    """Boxes moved and scaled by a second set of deltas, in tenths of their size, and clipped to the picture."""
+    parts = [net.reshape(net.conv(x, 8, 4), 1, 4, h * w) for x, h, w, _ in levels]
+    deltas = net.op("Transpose", net.op("Concat", *parts, axis=2), perm=[0, 2, 1])
+    shift, growth = net.op("Split", net.op("Div", deltas, net.const(10.0)), outputs=2, axis=2)
+    low, half = net.slice(boxes, 2, 0, 2), net.const(0.5)
+    size = net.op("Sub", net.slice(boxes, 2, 2, 4), low)
+    centre = net.op("Add", net.op("Mul", shift, size), net.op("Add", low, net.op("Mul", size, half)))
+    reach = net.op("Mul", net.op("Mul", size, net.op("Exp", growth)), half)
+    corners = net.op("Sub", centre, reach), net.op("Add", centre, reach)
+    moved = net.op("Concat", *corners, axis=2)
+    sides = []
+    for first, most in ((0, WIDTH), (1, HEIGHT)):
+        side = net.op("Gather", moved, net.const([first, first + 2], np.int64), axis=2)
+        sides.append(net.op("Clip", side, net.const(0.0), net.const(most)))
+    return net.op("Gather", net.op("Concat", *sides, axis=2), net.const([0, 2, 1, 3], np.int64), axis=2)
 
 
 def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int = 20):

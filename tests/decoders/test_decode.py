@@ -320,11 +320,13 @@ def test_detr_rows_with_their_top_k_in_the_graph() -> None:
     same(found, rows)
 
 
-def test_nms_triplets_and_lists_agree() -> None:
-    triplets, (picked, boxes, scores) = decode(suppressed(22, 3, style="triplets")[0])
+@pytest.mark.parametrize("refined", [False, True])
+def test_nms_triplets_and_lists_agree(refined: bool) -> None:
+    """Boxes of a second stage too: dividing its deltas by ten does not make them shares of the picture."""
+    triplets, (picked, boxes, scores) = decode(suppressed(22, 3, style="triplets", refined=refined)[0])
     expected = [(int(k), float(scores[0, k, i]), boxes[0, i].tolist()) for _, k, i in picked]
     same(triplets, expected)
-    same(decode(suppressed(22, 3, style="lists")[0])[0], expected)
+    same(decode(suppressed(22, 3, style="lists", refined=refined)[0])[0], expected)
 
 
 @pytest.mark.parametrize("joined", [True, False])
