@@ -18,7 +18,9 @@ from avq.cli.kit import PATH, Call, cli, command, model_options
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--reference", type=PATH, help="a bundle or model whose boxes are the truth")
 @click.option("--drift", "drifted", is_flag=True, help="do these pictures look like the calibrated ones?")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="threads of the engine"
+)
 @model_options
 def evaluate(call: Call, drifted: bool, **arguments: Any) -> int:
     """Accuracy against labels, fidelity to the float model, or (--drift) whether the pictures are still usual."""

@@ -60,8 +60,22 @@ def verify(call: Call, path: Path) -> int:
 @click.option("--from", "start_s", type=click.FloatRange(min=0), help="seconds after the first message")
 @click.option("--to", "end_s", type=click.FloatRange(min=0), help="seconds after the first message")
 @click.option("--around", multiple=True, metavar="EVENT", help="kind of /avq/events, or any")
-@click.option("--before", "before_s", type=click.FloatRange(min=0), default=5.0, show_default=True)
-@click.option("--after", "after_s", type=click.FloatRange(min=0), default=5.0, show_default=True)
+@click.option(
+    "--before",
+    "before_s",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="seconds before it",
+)
+@click.option(
+    "--after",
+    "after_s",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="seconds after it",
+)
 @click.option("--topic", "topics", multiple=True, help="keep only these topics")
 @_blur_options
 def cut(call: Call, path: Path, output: Path, **arguments: Any) -> int:
