@@ -11,6 +11,7 @@ from avq.types import GraphView, PlanScore, QuantizationPlan
 
 # A kind is called the cause when leaving it float wins back at least this share of the badness.
 _SHARE_WON_BACK = 0.5
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ def find_cause(
     return best if won_back >= _SHARE_WON_BACK * whole.badness else None
 
 
-def left_float(plan: QuantizationPlan, head: Collection[str]) -> dict[str, int]:
-    """Reasons for which the strategy left operators outside the ``head`` float, with how many each."""
-    return dict(
-        Counter(p.reason for name, p in plan.precisions.items() if p.precision != "int8" and name not in head)
-    )
+def left_float(plan: QuantizationPlan, head: Collection[str]) -> list[str]:
+    """What the strategy left float outside the ``head``, and why: its commonest reasons, the rest counted."""
+    reasons = Counter(
+        p.reason for name, p in plan.precisions.items() if p.precision != "int8" and name not in head
+    ).most_common()
+    said = [f"{count} operators are float already: {reason}" for reason, count in reasons[:_SHOWN]]
+    rest = sum(count for _, count in reasons[_SHOWN:])
+    return [*said, f"{rest} more are float for other reasons"] if rest else said
 
 
 def without(plan: QuantizationPlan, nodes: Sequence[str]) -> QuantizationPlan:

@@ -152,10 +152,7 @@ def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> V
         return verdict
     cause = find_cause(understood.model.view, planned.plan, planned.error)
     said = [str(cause)] if cause is not None else []
-    said += [
-        f"{count} operators are float already: {reason}"
-        for reason, count in left_float(planned.plan, understood.keep_float).items()
-    ]
+    said += left_float(planned.plan, understood.keep_float)
     return replace(verdict, reasons=(*verdict.reasons, *said))
 
 

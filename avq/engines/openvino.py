@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from avq.engines import common
+from avq.engines.openvino_weights import unpack_weights
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import EnginePrecision, EngineStatus, LayerTime, RawOutputs, SessionOptions, TensorView
 from avq.types.frame import U8, AnyArray
@@ -59,7 +60,7 @@ class OpenVinoEngine:
         try:
             # A path keeps weights in external files reachable; bytes do not.
             network = core.read_model(str(model) if isinstance(model, Path) else source)
-            compiled = core.compile_model(network, "CPU", _settings(options))
+            compiled = _compiled(core, network, _settings(options))
         except Exception as error:  # openvino raises RuntimeError for everything
             raise common.unreadable(NAME, error) from error
         return OpenVinoSession(compiled)
@@ -90,7 +91,7 @@ class OpenVinoEngine:
         core = _core()
         try:
             settings = {**_settings(options), "PERF_COUNT": True}
-            compiled = core.compile_model(core.read_model(model), "CPU", settings)
+            compiled = _compiled(core, core.read_model(model), settings)
         except Exception as error:  # openvino raises RuntimeError for everything
             raise common.unreadable(NAME, error) from error
         return _written_as(compiled.get_runtime_model()), compiled.create_infer_request()
@@ -217,6 +218,16 @@ def _settings(options: SessionOptions) -> dict[str, Any]:
     ):  # Q/DQ stay the rounding they are written as; nothing runs in integers
         settings["LP_TRANSFORMS_MODE"] = "NO"
     return settings
+
+
+def _compiled(core: Any, network: Any, settings: Mapping[str, Any]) -> Any:
+    """The compiled network; what it refuses for its packed weights is tried once more with them unpacked."""
+    try:
+        return core.compile_model(network, "CPU", settings)
+    except RuntimeError:
+        if not unpack_weights(_load(), core, network):
+            raise
+        return core.compile_model(network, "CPU", settings)
 
 
 def _view(port: Any) -> TensorView:

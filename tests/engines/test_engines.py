@@ -136,6 +136,36 @@ def test_models_without_a_picture_are_run_by_name(engine):
 
 
 @EACH
+def test_packed_weights_of_a_pointwise_convolution_behind_a_split_are_read(engine):
+    """As attention blocks have them; the plugin of OpenVINO 2026.4 refuses the file as it stands."""
+    node, value, rng = onnx.helper.make_node, onnx.helper.make_tensor_value_info, np.random.default_rng(0)
+    constants = {
+        "w8": rng.integers(-127, 128, (6, 4, 1, 1), np.int8),
+        "scale": np.linspace(0.01, 0.02, 6, dtype=np.float32).reshape(6, 1, 1, 1),
+        "sizes": np.array([4, 4], np.int64),
+        "heads": np.array([1, 2, 3, 25], np.int64),
+    }
+    nodes = [
+        node("Split", ["x", "sizes"], ["a", "b"], axis=1),
+        node("Cast", ["w8"], ["wide"], to=1),
+        node("Mul", ["wide", "scale"], ["w"]),
+        node("Conv", ["b", "w"], ["c"], kernel_shape=[1, 1]),
+        node("Reshape", ["c", "heads"], ["y"]),
+        node("Relu", ["a"], ["z"]),
+    ]
+    outputs = [value("y", 1, [1, 2, 3, 25]), value("z", 1, [1, 4, 5, 5])]
+    tensors = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", 1, [1, 8, 5, 5])], outputs, tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    x = rng.normal(size=(1, 8, 5, 5)).astype(np.float32)
+    got = engine.open(model.SerializeToString(), SessionOptions()).run({"x": x})
+    weights = (constants["w8"] * constants["scale"])[:, :, 0, 0]
+    sums = np.einsum("oc,nchw->nohw", weights, x[:, 4:])
+    np.testing.assert_allclose(got["y"], sums.reshape(1, 2, 3, 25), atol=1e-4)
+    np.testing.assert_array_equal(got["z"], np.maximum(x[:, :4], 0))
+
+
+@EACH
 def test_outputs_of_every_kind_come_back(engine):
     """Twins of one tensor, the input itself, scalars, integers, booleans, halves, lengths that vary."""
     node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
