@@ -1,7 +1,7 @@
 """Where OpenVINO cannot compile packed weights: pointwise convolutions that read one of several outputs.
 
 A pass of its CPU plugin turns a pointwise convolution with integer weights and a Reshape behind it into a matrix
-product, and asks the operator before it for its only output. A Split has several: the whole model is refused (2026.4).
+product, and asks the operator before it for its only output. A Split has several: the model is refused (2026.4).
 """
 
 from __future__ import annotations
