@@ -214,7 +214,7 @@ def _create(ort: Any, model: bytes | str, settings: Any) -> Any:
         raise MachineError(
             "onnxruntime has no kernel for a node of the model",
             seen=str(error)[:400],
-            fix="try a newer onnxruntime, or the target openvino",
+            fix="try a newer onnxruntime (from 1.24 on they need Python 3.11), or the target openvino",
         ) from error
     except Exception as error:
         raise common.unreadable(NAME, error) from error

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from avq.build.pending.older_runtime import in_opset_21
+from avq.errors import MachineError
 from avq.hookspecs import Engine, Session
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
 
@@ -49,7 +51,15 @@ class StandIn:
         return ("s8",)
 
     def open(self, model: bytes | Path, options: SessionOptions) -> Session:
-        return self.reference.open(model, replace(options, precision="f32", optimise=False))
+        """The very bytes; the same arithmetic in older operators where the reference has no kernel for them."""
+        plain = replace(options, precision="f32", optimise=False)
+        try:
+            return self.reference.open(model, plain)
+        except MachineError:
+            older = in_opset_21(model if isinstance(model, bytes) else model.read_bytes())
+            if older is None:
+                raise
+            return self.reference.open(older, plain)
 
 
 def pending_compiler(target: str, engines: Iterable[Engine]) -> Compiler | None:
