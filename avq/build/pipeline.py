@@ -17,6 +17,7 @@ from avq.build.importing import judged_by_parity, prove_import, with_parity, wit
 from avq.build.outcome import Outcome
 from avq.build.pending.compile_target import Compiled, pending_target
 from avq.build.pending.implicit_parts import implicit_parts, with_ranges
+from avq.build.pictures.labelled import check_labels
 from avq.build.pictures.probe_set import ProbeSet, prepare_probe_set
 from avq.build.pictures.split import open_pictures
 from avq.build.planning import Planned, make_plan
@@ -47,6 +48,7 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
     pictures = open_pictures(recipe, report)
     understood = understand_model(request, pictures.samples, report)
     probe_set = prepare_probe_set(request, understood, pictures, report)
+    check_labels(request, understood.class_names, probe_set)
     if recipe.gate and recipe.labels is None:
         probe_set.require_boxes()
     calibration = Calibration(request, understood, pictures.calibration, report)

@@ -121,6 +121,29 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
     assert not list(tmp_path.glob("*.avq*"))
 
 
+@pytest.mark.parametrize(
+    ("categories", "moved_px", "said"),
+    [
+        (["Vehicle", "dog"], 0, "no label category"),
+        (["car", "truck", "pedestrian", "cyclist", "traffic_light"], 5000, "finds nothing that is labelled"),
+    ],
+)
+def test_labels_that_tell_nothing_are_refused_before_any_search(tmp_path, categories, moved_px, said):
+    table = json.loads((CALIBRATION / "labels.json").read_text())
+    ids = [category["id"] for category in table["categories"]]
+    table["categories"] = [{"id": i, "name": n} for i, n in zip(ids, categories, strict=False)]
+    known = {category["id"] for category in table["categories"]}
+    table["annotations"] = [a for a in table["annotations"] if a["category_id"] in known]
+    for box in table["annotations"]:
+        box["bbox"][0] += moved_px
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(table))
+    done = run_avq("build", SMALL, "--data", CALIBRATION, "--labels", labels, "-o", tmp_path / "b.avq")
+    assert done.returncode in (1, 2) and said in done.stderr, done.stderr
+    assert "static: what was tried" not in done.stdout
+    assert not list(tmp_path.glob("*b.avq*"))
+
+
 def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):
     output = tmp_path / "raw.avq"
     build = run_avq(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from avq.build.pictures.dataset import Item, read_picture
 from avq.build.pictures.probe_set import ProbeSet
 from avq.build.request import Request
+from avq.errors import RefusedError
 from avq.measure.accuracy import evaluate
 from avq.measure.labels import Labels, load_labels
 from avq.types import Accuracy, Detections
@@ -21,6 +22,27 @@ def labels_of(request: Request, class_names: Sequence[str]) -> Labels | None:
     if recipe.labels is None:
         return None
     return load_labels(recipe.labels, class_map=recipe.class_map, class_names=class_names)
+
+
+def check_labels(request: Request, class_names: Sequence[str], probe_set: ProbeSet) -> None:
+    """Refuse labels that can tell nothing before time is spent on a search; undecoded heads leave them aside.
+
+    Raises:
+        RequestError, DataError: as ``load_labels`` and ``Labels.match`` do.
+        RefusedError: the float model finds nothing of what is labelled, and a gate was asked for.
+    """
+    labels, of_float = labels_of(request, class_names), probe_set.float_detections
+    if labels is None or of_float is None:
+        return
+    labels.match(probe_set.paths)
+    reference = accuracy(labels, probe_set, of_float)
+    if request.recipe.gate and reference is not None and reference.map <= 0.0:
+        raise RefusedError(
+            "the float model finds nothing that is labelled: no loss can be told from it",
+            seen=f"mAP 0 on {reference.images} pictures; labelled: {', '.join(labels.categories[:20])}",
+            fix="check --map, --preprocess and that labels and pictures belong together; without --labels the boxes "
+            "of the float model are compared",
+        )
 
 
 def remarks(labels: Labels, items: Sequence[Item]) -> tuple[str, ...]:
