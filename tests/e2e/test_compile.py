@@ -35,6 +35,7 @@ from avq.types import CompiledEngine, EngineStatus, SessionOptions
 from tests.conftest import ROOT
 from tests.e2e.conftest import run_avq
 from tests.e2e.resealing import resealed, wrong_golden
+from tests.opset_23 import require_opset_23
 
 
 @pytest.fixture(autouse=True)
@@ -291,6 +292,7 @@ def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path):
 def test_a_bundle_is_built_where_there_is_no_tensorrt_and_compiled_where_there_is(
     pending: Path, tmp_path: Path
 ):
+    require_opset_23()
     bundle = Path(shutil.copytree(pending, tmp_path / "copy.avq"))
     assert not engine_keys(open_bundle(bundle, allow_unaccepted=True))
     answer = compiled(bundle, Card())

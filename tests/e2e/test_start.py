@@ -19,6 +19,7 @@ from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.serve import serve
 from tests.e2e.resealing import resealed, wrong_golden
+from tests.opset_23 import require_opset_23
 
 
 class Listening(Silent):
@@ -125,6 +126,7 @@ def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewher
 
 
 def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path, tmp_path: Path):
+    require_opset_23()
     bundle = Path(shutil.copytree(pending, tmp_path / "gpu.avq"))
     resealed(bundle, accepted=True)
     published, said = served(bundle, onnxruntime=True)

@@ -19,6 +19,7 @@ from avq.engines import engine_by_name
 from avq.errors import PlanError
 from avq.types import Edge, GraphView, NodePrecision, QuantizationPlan
 from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net, weight_point
+from tests.opset_23 import require_opset_23
 
 REFERENCE, RTX = engine_by_name("onnxruntime"), engine_by_name("tensorrt-rtx")
 
@@ -44,6 +45,7 @@ def nothing(view: GraphView) -> QuantizationPlan:
 
 
 def test_int8_with_an_fp16_side_means_nearly_the_same(net, view, halved):
+    require_opset_23()
     before = answers(lower(net, simple_plan(net, view), "s8"), [picture(3)])[0]
     after = answers(lower(net, halved, "s8"), [picture(3)])[0]
     for name in OUTPUTS:
