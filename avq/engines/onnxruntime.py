@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -162,6 +163,8 @@ class OnnxRuntimeSession:
 
 
 def _load() -> Any:
+    # Its releases send usage to their makers, under an id kept in the home folder, unless told so before the import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except Exception as error:  # a half-installed runtime raises anything

@@ -7,9 +7,11 @@ graph.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from avq.types.frame import U8, AnyArray
 
 NAME = "openvino"
 _INTEGERS = ("i8", "u8")
+_REPORTER = "openvino_telemetry"
 
 
 class OpenVinoEngine:
@@ -174,10 +177,26 @@ class OpenVinoSession:
 
 def _load() -> Any:
     try:
-        import openvino
+        with _nothing_reported():
+            import openvino
     except Exception as error:  # a half-installed runtime raises anything
         raise common.missing_runtime(NAME, error) from error
     return openvino
+
+
+@contextmanager
+def _nothing_reported() -> Iterator[None]:
+    """Left alone, OpenVINO tells its makers of its own import: over the network, from a process it forks, with an id
+    that it keeps in the home folder. Without that module it takes a stub of its own.
+    """
+    if _REPORTER in sys.modules:  # somebody else imported it, and may want it
+        yield
+        return
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_REPORTER]
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ from avq.engines.null import NullEngine
 from avq.errors import MachineError, ModelError, PluginError, RequestError
 from avq.types import EngineStatus, SessionOptions
 from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
+from tests.conftest import ROOT
 
 ENGINES = [engine for engine in builtin_engines() if engine.status().can_run]
 EACH = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -294,3 +295,32 @@ def test_the_instruction_set_is_named_for_known_flags_only():
     assert describe("aarch64", "Features\t: fp asimd asimddp i8mm\n") == "aarch64 asimd asimddp i8mm"
     assert describe("riscv64", "") == "riscv64"
     assert instruction_set() == instruction_set()
+
+
+WATCHED = """
+import sys
+seen = []
+watched = ("os.fork", "os.posix_spawn", "socket.connect", "socket.getaddrinfo", "subprocess.Popen")
+sys.addaudithook(lambda event, _: seen.append(event) if event in watched else None)
+from avq.contract.sample import sample_model, sample_picture
+from avq.engines import engine_by_name
+from avq.types import SessionOptions
+session = engine_by_name(sys.argv[1]).open(sample_model(), SessionOptions())
+session.infer(sample_picture(0))
+session.close()
+print(seen)
+"""
+
+
+@EACH
+def test_a_runtime_reports_to_nobody(engine, tmp_path):
+    """No process, no connection, nothing kept in the home folder: some vendors count who uses them."""
+    unwatched = {
+        name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, engine.name],
+        cwd=ROOT, env={**unwatched, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []
