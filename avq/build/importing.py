@@ -77,21 +77,26 @@ def with_parity(verdict: Verdict, parity: Parity | None) -> Verdict:
     )
 
 
-def with_ways_on(verdict: Verdict, understood: Understood, asked: Mapping[str, object]) -> Verdict:
-    """What helps a refused import: the options that mend what it brought along, then the float model behind it.
+def with_ways_on(
+    verdict: Verdict, foreign: Foreign | None, asked: Mapping[str, object], *, in_model: bool
+) -> Verdict:
+    """What helps a refused import: the options that mend what it brought along, then what it was made from.
 
     Args:
+        foreign: the quantization that was taken over; None where there was none.
         asked: options of the strategy that were given already.
+        in_model: it stands in the model's own file, which other strategies do not take.
     """
-    if verdict.accepted or understood.imported is None or understood.foreign is None:
+    if verdict.accepted or foreign is None:
         return verdict
     mends: dict[str, list[str]] = {}
-    for finding in understood.foreign.findings:
+    for finding in foreign.findings:
         if finding.code in _COSTS_BOXES and _COSTS_BOXES[finding.code] not in asked:
             mends.setdefault(finding.fix, []).append(finding.code)
     first = [f"{fix} ({', '.join(codes)})" for fix, codes in mends.items()]
     others = [
-        f"from the float model: {fix}" if fix.startswith("--strategy") else fix for fix in verdict.fixes
+        f"from the float model: {fix}" if in_model and fix.startswith("--strategy") else fix
+        for fix in verdict.fixes
     ]
     return replace(verdict, fixes=tuple(dict.fromkeys([*first, *others])))
 

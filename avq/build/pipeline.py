@@ -86,7 +86,9 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
     final = _first_accepted(ranked, attempt)
     if not final.verdict.accepted:
         verdict = _with_cause(final.verdict, understood, planned)
-        final = replace(final, verdict=with_ways_on(verdict, understood, recipe.options))
+        in_model = understood.imported is not None
+        verdict = with_ways_on(verdict, planned.foreign, recipe.options, in_model=in_model)
+        final = replace(final, verdict=verdict)
     outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
     page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
     return _conclude(outcome, final.staged, page, host, report)

@@ -26,6 +26,7 @@ class Planned:
     Attributes:
         figures: charts the strategy wants in the report.
         groups: what it knows of every group of operators; empty when it does not tell.
+        foreign: the quantization that the model or a file beside it brought along.
         error: the workbench's judgement of further plans, for a diagnosis.
         conclusions: the strategy's own sentences for the verdict.
     """
@@ -36,6 +37,7 @@ class Planned:
     error: Callable[[QuantizationPlan], PlanScore] | None = None
     conclusions: tuple[str, ...] = ()
     groups: tuple[GroupRow, ...] = ()
+    foreign: Foreign | None = None
 
 
 def make_plan(
@@ -55,6 +57,7 @@ def make_plan(
         return Planned(QuantizationPlan(graph_digest=view.digest, owner="avq", owner_version="float"), ())
 
     keep_float = {**host.keep_float(view, request.recipe), **understood.keep_float}
+    foreign = _foreign(request, understood, calibration, keep_float)
     workbench = HostWorkbench(
         request=request,
         understood=understood,
@@ -63,7 +66,7 @@ def make_plan(
         report=report,
         _collect=calibration.collect,
         _moments=calibration.moments,
-        foreign=_foreign(request, understood, calibration, keep_float),
+        foreign=foreign,
         _adjusted=calibration.adjusted,
     )
     plan = request.quantizer.plan(view, workbench, request.options)
@@ -81,6 +84,7 @@ def make_plan(
         workbench.error,
         tuple(workbench.conclusions),
         tuple(workbench.group_rows),
+        foreign,
     )
 
 

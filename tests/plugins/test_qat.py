@@ -210,18 +210,19 @@ def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch)
 
 
 def test_a_refused_import_names_the_option_that_mends_it_before_anything_else():
-    imported = import_model(FAULTS["sigmoid-quantized"].make(), where="file")
-    understood = SimpleNamespace(imported=imported, foreign=imported.foreign)
+    foreign = import_model(FAULTS["sigmoid-quantized"].make(), where="file").foreign
     refused = Verdict(
         False, "lost boxes 100 %", ("lost boxes 100 %",), ("--strategy mixed", "take more pictures")
     )
     others = ("from the float model: --strategy mixed", "take more pictures")
-    fixes = with_ways_on(refused, understood, {}).fixes
+    fixes = with_ways_on(refused, foreign, {}, in_model=True).fixes
     assert "--option float_heads=true" in fixes[0] and "AVQ-Q26" in fixes[0]
     assert fixes[-2:] == others
-    assert with_ways_on(refused, understood, {"float_heads": "true"}).fixes == others
+    assert with_ways_on(refused, foreign, {"float_heads": "true"}, in_model=True).fixes == others
+    assert with_ways_on(refused, foreign, {}, in_model=False).fixes == (fixes[0], *refused.fixes)
     accepted = replace(refused, accepted=True)
-    assert with_ways_on(accepted, understood, {}) == accepted
+    assert with_ways_on(accepted, foreign, {}, in_model=True) == accepted
+    assert with_ways_on(refused, None, {}, in_model=False) == refused
 
 
 def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path):
