@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avq.build.lift.pitfalls import look_around
+from avq.build.sidefiles.carried import carried_points
 from avq.build.sidefiles.pitfalls import finding
 from avq.build.sidefiles.read import CACHE_DIALECT, read_side_file
 from avq.hookspecs import CalibrationStats
@@ -49,6 +50,8 @@ def side_file_for_plan(
     foreign = read_side_file(path, graph)
     if foreign.dialect == CACHE_DIALECT:
         foreign = _without_head(foreign, keep_float)
+    carried = carried_points(foreign.points, place(graph, keep_float), graph)
+    foreign = replace(foreign, points=(*foreign.points, *carried))
     left = _open(foreign, graph, keep_float)
     if left and foreign.points:
         if collect is not None:

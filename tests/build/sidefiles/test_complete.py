@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
+from avq.build.graph.view import view_of
 from avq.build.sidefiles import CacheEntry, TrtCache, write_cache
 from avq.build.sidefiles.complete import side_file_for_plan
 from avq.types import Edge, Foreign, QuantizationPlan, Range
@@ -63,6 +67,35 @@ def test_without_pictures_it_stays_float_and_is_said(tmp_path: Path) -> None:
     assert {p.edge.tensor for p in plan.points} == {"picture", "stem.weight", "rows", "columns.weight"}
     (said,) = [finding for finding in foreign.findings if finding.code == "AVQ-Q58"]
     assert "add --data" in said.fix
+
+
+def test_a_grid_reaches_operators_behind_a_split_which_files_do_not_name(tmp_path: Path) -> None:
+    """AIMET writes no encoding for what a Split gives: its values lie on the grid of what it was given."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["whole"], "first"),
+        helper.make_node("Split", ["whole", "sizes"], ["kept", "half"], "split", axis=1),
+        helper.make_node("Conv", ["half", "w2"], ["y"], "second"),
+    ]
+    weights = {
+        n: rng.normal(size=s).astype(np.float32) for n, s in (("w1", (4, 3, 1, 1)), ("w2", (5, 2, 1, 1)))
+    }
+    constants = [numpy_helper.from_array(v, n) for n, v in {**weights, "sizes": np.array([2, 2])}.items()]
+    value = helper.make_tensor_value_info
+    outputs = [value("y", 1, [1, 5, 8, 8]), value("kept", 1, [1, 2, 8, 8])]
+    net = helper.make_graph(nodes, "net", [value("x", 1, [1, 3, 8, 8])], outputs, constants)
+    model = helper.make_model(net, opset_imports=[helper.make_opsetid("", 21)])
+    view = view_of(onnx.shape_inference.infer_shapes(model))
+    grid = {"enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "is_sym": True, "offset": [-128]}
+    named = {"x": 0.01, "whole": 0.25, "w1": 0.02, "w2": 0.03}
+    entries = [{"name": name, "scale": [scale], **grid} for name, scale in named.items()]
+    path = tmp_path / "net.encodings"
+    said = {"version": "1.0.0", "activation_encodings": entries[:2], "param_encodings": entries[2:]}
+    path.write_text(json.dumps(said))
+    foreign = side_file_for_plan(path, view, {}, None, symmetric_only=False)
+    behind = QuantizationPlan(view.digest, foreign.points).point_for("half", "second", 0)
+    assert behind is not None and behind.scale == np.float32(0.25)
+    assert "AVQ-Q58" not in {finding.code for finding in foreign.findings}
 
 
 def test_a_cache_leaves_the_head_float(tmp_path: Path) -> None:
