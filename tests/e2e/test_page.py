@@ -72,7 +72,9 @@ def browser() -> Iterator[Any]:
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is not there (apt install chromium)")
     with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = tools.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield browser
         browser.close()
 
@@ -164,13 +166,13 @@ def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
         until(page, "document.getElementById('now-mode').textContent === 'best'")
         assert page.title().startswith("Live")
         until(page, "!document.getElementById('picture-note').textContent")
-        assert page.evaluate(COLOURS, "#picture") > 200
-        assert page.evaluate(COLOURS, "#strip") > 5
-        assert page.inner_text("#picture-facts").startswith("frame ")
+        until(page, f"(one) => ({COLOURS})(one) > 200", "#picture")
+        until(page, f"(one) => ({COLOURS})(one) > 5", "#strip")
+        until(page, "document.getElementById('picture-facts').textContent.startsWith('frame ')")
         before = page.inner_text("#frames-sum")
         until(page, "(was) => document.getElementById('frames-sum').innerText !== was", before)
         assert "all accounted for" in page.inner_text("#frames-sum")
-        assert "standard output" in page.inner_text("#sinks")
+        until(page, "document.getElementById('sinks').textContent.includes('standard output')")
 
         vehicle.set_load(10.0)
         until(page, "document.getElementById('now-mode').textContent === 'small'")
@@ -191,7 +193,7 @@ def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
         with daemon(vehicle, port):
             state(page, "live")
             assert not page.is_visible("#gone")
-            assert "the daemon was restarted" in page.inner_text("#events")
+            until(page, "document.getElementById('events').textContent.includes('the daemon was restarted')")
             assert changes and not set(changes) & set(page.evaluate(CHANGES))  # of the run before
             page.click("#pause")
             page.wait_for_timeout(300)

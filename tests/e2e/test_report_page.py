@@ -41,7 +41,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Path, tmp_path: Path)
     if browser is None:
         pytest.skip("no chromium on this machine")
     image = tmp_path / "phone.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--disable-background-networking"]
     command += ["--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={image}"]
     command += [f"--window-size={PHONE_PX},9000", page.as_uri()]
     subprocess.run(command, capture_output=True, timeout=300, check=False)

@@ -179,7 +179,8 @@ def test_a_browser_shows_it_light_and_dark(tmp_path: Path) -> None:
 def shot(browser: str, folder: Path, scheme: int) -> np.ndarray:
     """The empty margin of the page, as the browser paints it; scheme 0 is dark, 1 light."""
     image = folder / f"{scheme}.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--disable-background-networking"]
     command += ["--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", f"--screenshot={image}"]
     command += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1200,800"]
     page_uri = (folder / "report.html").as_uri()
