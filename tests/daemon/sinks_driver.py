@@ -39,7 +39,7 @@ def main(uri: str, *sinks: str) -> int:
                 providers=source_providers([NumberedSource()]),
                 watcher=board,
                 notifier=Notifier.from_environment(),
-                drain_s=2.0,
+                drain_s=4.0,
             ),
         )
     print(json.dumps(summary.as_json()), flush=True)

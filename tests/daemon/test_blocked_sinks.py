@@ -78,7 +78,7 @@ class Daemon:
         return int(self.status()["frames"]["published"])
 
     def end(self) -> dict[str, Any]:
-        """The summary, after SIGTERM: sinks have two seconds to drain, whatever state they are in."""
+        """The summary, after SIGTERM: sinks have four seconds to drain, whatever state they are in."""
         self.process.send_signal(signal.SIGTERM)
         out = self.process.communicate(timeout=HANG_S)[0]
         assert self.process.returncode == 0

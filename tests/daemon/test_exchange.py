@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from avq.daemon import Mode, RunOptions, Served, serve_bundle
+from avq.daemon import Mode, RunOptions, Served, exchange, serve_bundle
 from avq.daemon.exchange import PROBATION_FRAMES, Exchange
 from avq.daemon.modes import WARM_UPS
 from avq.daemon.watch import Unwatched
@@ -116,7 +116,7 @@ class Loop(Unwatched):
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         with self._news:
-            assert self._news.wait_for(lambda: what() or self.error is not None, 60) and what(), self.error
+            assert self._news.wait_for(lambda: what() or self.error is not None, 90) and what(), self.error
 
     def wait_for_frames(self, count: int) -> None:
         there = len(self.kept) + count
@@ -125,7 +125,7 @@ class Loop(Unwatched):
     def end(self) -> list[tuple[str, int]]:
         """(bundle, frames) in the order they served; every frame must be there once."""
         self._over = True
-        self._thread.join(60)
+        self._thread.join(90)
         self.exchange.close()
         assert [message.detections.seq for message in self.kept] == list(range(len(self.kept)))
         assert all(session.closed for _, session in self.shelf.sessions)
@@ -138,7 +138,10 @@ class Loop(Unwatched):
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    monkeypatch.setattr(
+        exchange, "_ANSWER_S", 90.0
+    )  # on a busy machine thirty frames take longer than ten seconds
     loop = Loop()
     try:
         yield loop

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import uuid
 from pathlib import Path
 
+import pytest
+
+from avq.daemon import notify
 from avq.daemon.capture import _environment
 from avq.daemon.notify import Notifier
 from tests.daemon.manager import Manager
@@ -35,15 +39,18 @@ def test_messages_reach_a_path_and_an_abstract_address(tmp_path: Path) -> None:
         notifier.alive()  # a manager that went away, a socket that was closed: no error
 
 
-def test_a_full_socket_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_full_socket_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        notify, "_PATIENCE", struct.pack("ll", 60, 0)
+    )  # a second may pass unheard where we read
     manager = Manager(tmp_path / "notify")
     notifier = Notifier.from_environment(manager.environment())
     for _ in range(2000):
         notifier.status("x" * 200)
     told = threading.Thread(target=notifier.stopping)  # told once, so it waits for room
     told.start()
-    assert manager.hear(20, until="STOPPING") == 1
-    told.join(5)
+    assert manager.hear(60, until="STOPPING") == 1
+    told.join(60)
     assert 1 < len(manager.said) < 2000
     notifier.close()
     manager.close()
