@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import onnx
 
+#: What a tensor's name ends with where it is held in FP16.
+HALF = "/fp16"
+
 
 class Names:
     """Hands out fresh names; deterministic, so the same plan gives the same file."""

@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from avq.build.lower.model import Model, opset_of
+from avq.build.lower.names import HALF
 from avq.errors import PlanError
 from avq.types import AnyArray, QuantizationPlan
 
@@ -95,7 +96,7 @@ class _Island:
                 fix="leave the nodes that read these weights in fp32",
             )
         if scale not in self._halves:
-            half = self.model.names.fresh(f"{scale}/fp16")
+            half = self.model.names.fresh(f"{scale}{HALF}")
             self._add_constant(scale, half, values)
             self._halves[scale] = half
         return self._halves[scale]
@@ -129,7 +130,7 @@ class _Island:
         tensor, casts = node.input[index], []
         if tensor not in self._halves and self.model.element_type(tensor) == _SINGLE:
             value = self.model.initializers.get(tensor)
-            half = self.model.names.fresh(f"{tensor}/fp16")
+            half = self.model.names.fresh(f"{tensor}{HALF}")
             if value is not None:
                 self._add_constant(tensor, half, numpy_helper.to_array(value))
             else:
@@ -140,7 +141,7 @@ class _Island:
 
     def _write(self, node: onnx.NodeProto, index: int) -> onnx.NodeProto:
         tensor = node.output[index]
-        half = self.model.names.fresh(f"{tensor}/fp16")
+        half = self.model.names.fresh(f"{tensor}{HALF}")
         self._halves[tensor] = node.output[index] = half
         name = self.model.names.fresh(f"{tensor}/fp32_cast")
         self.back_casts.add(name)

@@ -18,7 +18,7 @@ from avq.errors import PlanError, RequestError
 from avq.preprocess import spec_from_json
 from avq.scenes import builtin_detector_path
 from avq.toolbox import activation_edges, activation_point, place, weight_point
-from avq.types import Edge, QuantizationPlan, Range
+from avq.types import Edge, NodePrecision, QuantizationPlan, Range
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,21 @@ def test_the_lowered_model_tells_weights_from_activations(folded: FloatModel) ->
     for tensor in seen.partly:
         readers = folded.view.consumers(tensor)
         assert any(plan.point_for(tensor, node.name, index) is None for node, index in readers)
+
+
+def test_fp16_beside_int8_changes_nothing_of_what_is_told(folded: FloatModel) -> None:
+    """A bundle for TensorRT holds its activations in FP16, under other names: they are no weights for that."""
+    plan = planned(folded, symmetric=True)
+    quantized = {point.edge.node for point in plan.points}
+    halves = {
+        node.name: NodePrecision("int8", "", "fp16") if node.name in quantized else NodePrecision("fp16", "")
+        for node in folded.view.nodes
+    }
+    beside = replace(plan, precisions=halves)
+    assert lower(folded.proto, plan, "s8") != lower(folded.proto, beside, "s8")
+    assert lowered(folded, beside) == lowered(folded, plan)
+    activations = {point.edge.tensor for point in plan.points} - folded.view.constants.keys()
+    assert plan_as_cache(beside, lowered(folded, beside), cache_header(None)).entries == len(activations)
 
 
 def test_a_cache_gives_the_same_points_on_the_same_edges(folded: FloatModel, tmp_path: Path) -> None:
