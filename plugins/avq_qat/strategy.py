@@ -74,7 +74,8 @@ def _required(foreign: Foreign | None) -> Foreign:
     if foreign is not None and foreign.errors and not foreign.points:
         raise _refusal(f"nothing of this {foreign.dialect} file can be taken over", foreign.errors)
     if foreign is None or not foreign.points:
-        seen = "; ".join(f.what for f in foreign.findings) if foreign else ""
+        empty = f"the {foreign.dialect} file names no grid" if foreign else ""
+        seen = "; ".join(f.what for f in foreign.findings) or empty if foreign else ""
         raise PlanError(
             "AVQ-Q01: the model carries no quantization that could be taken over",
             seen=seen or "no QuantizeLinear, Quant or FakeQuantize in the graph",
