@@ -22,7 +22,7 @@ from avq.engines.gpu_session import GpuSession, require_card
 from avq.engines.kept import cache_folder, keep
 from avq.engines.tensorrt_build import BuildOptions, Told, build
 from avq.engines.tensorrt_layers import EngineLayer, layers_of, not_in_int8, precision_of, require_planned
-from avq.engines.tensorrt_log import last_words, make_log
+from avq.engines.tensorrt_log import last_words, make_log, no_collection
 from avq.errors import BundleError, MachineError, RequestError
 from avq.types import U8, CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 
@@ -152,6 +152,7 @@ class TensorRtSession(GpuSession):
         return not_in_int8(self.layers, wanted)
 
 
+@no_collection()
 def open_engine(trt: Any, log: Any, data: bytes, *, precision: str, graph: bool) -> TensorRtSession:
     """Deserialize, bind, warm up. Code inside engines stays forbidden."""
     runtime = trt.Runtime(log)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from avq.engines.cuda import Cuda
 from avq.engines.tensorrt_calibrator import calibrator
-from avq.engines.tensorrt_log import last_words
+from avq.engines.tensorrt_log import last_words, no_collection
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import U8
 
@@ -68,6 +68,7 @@ class Built:
     seconds: float
 
 
+@no_collection()
 def build(
     trt: Any,
     log: Any,

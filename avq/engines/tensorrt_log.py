@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Around calls of TensorRT that may log; also a decorator.
+
+    It logs while it holds a lock, and the end of a builder takes the same one. A collection inside the log that
+    finds a builder (the traceback of an error kept it in a cycle) would wait for that lock for ever.
+    """
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def make_log(trt: Any) -> Any:

@@ -18,7 +18,7 @@ from avq.engines.architectures import spelled
 from avq.engines.cuda import first_card, why_no_card
 from avq.engines.gpu_session import GpuSession
 from avq.engines.tensorrt_build import Told, parse
-from avq.engines.tensorrt_log import last_words, make_log
+from avq.engines.tensorrt_log import last_words, make_log, no_collection
 from avq.engines.tensorrt_rtx_session import open_engine
 from avq.errors import MachineError, ModelError, RequestError, nearest
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
@@ -89,6 +89,7 @@ class TensorRtRtxEngine:
         card = first_card()
         return card.architecture if card is not None else ""
 
+    @no_collection()
     def compile(
         self, model: bytes, architecture: str, options: None = None, told: Told = lambda text: None
     ) -> CompiledEngine:

@@ -13,12 +13,13 @@ from typing import Any
 from avq.engines.cuda import open_cuda
 from avq.engines.gpu_session import GpuSession
 from avq.engines.kept import cache_folder, keep
-from avq.engines.tensorrt_log import last_words
+from avq.engines.tensorrt_log import last_words, no_collection
 from avq.errors import BundleError
 
 NAME = "tensorrt-rtx"
 
 
+@no_collection()
 def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> GpuSession:
     """A session of a serialized engine, warmed up.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from avq.engines.tensorrt_rtx import TensorRtRtxEngine
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import SessionOptions
 from tests.build.lower.lowering_nets import picture, simple_plan, small_net
+from tests.conftest import ROOT
 
 ENGINE = TensorRtRtxEngine()
 HERE = pytest.mark.skipif(not ENGINE.status().available, reason=f"tensorrt-rtx: {ENGINE.status().why}")
@@ -125,3 +128,39 @@ def test_a_card_it_does_not_know_is_named(architecture, runs, monkeypatch):
     status = ENGINE.status()
     assert status.can_run is runs and status.can_build
     assert runs or (architecture in status.why and "--target tensorrt" in status.why)
+
+
+COLLECTED_IN_THE_LOG = """
+import gc
+import tensorrt_rtx
+from avq.contract.sample import sample_model
+from avq.engines import tensorrt_log, tensorrt_rtx as engine
+
+make = tensorrt_log.make_log
+
+def collecting(trt):
+    class Log(type(make(trt))):
+        def log(self, severity, message):
+            if gc.isenabled():
+                gc.collect()
+    return Log()
+
+def leave_a_builder():
+    cycle = [tensorrt_rtx.Builder(make(tensorrt_rtx))]
+    cycle.append(cycle)
+
+gc.set_threshold(0)  # collections when we say so
+leave_a_builder()
+engine.make_log = collecting
+print(len(engine.TensorRtRtxEngine().compile(sample_model(), "sm89").data) > 1000, gc.isenabled())
+"""
+
+
+@HERE
+def test_a_builder_that_was_left_to_the_collector_does_not_hang_the_next_one():
+    """As after a refused model, whose error remembers its builder."""
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED_IN_THE_LOG],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "True True\n", done.stderr
