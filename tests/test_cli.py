@@ -62,6 +62,13 @@ def test_a_standard_output_that_is_full_is_told(form: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_answer_that_nobody_wants_is_no_failure():
+    command = [sys.executable, "-c", "from avq.cli import main; main()", "plugins"]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_mistyped_command_names_the_nearest():
     result = avq("biuld")
     assert result.exit_code == 2 and "did you mean 'build'" in result.output

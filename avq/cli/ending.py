@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from threading import Thread
 
 _PATIENCE_S = 2.0
@@ -29,6 +30,12 @@ def told(text: str) -> bool:
             return False
         left = left[os.write(output, left[:_ROOM_BYTES]) :]
     return True
+
+
+def drop_output() -> None:
+    """Send what still waits for standard output nowhere: Python would try it again when it ends, and fail."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_without(threads: Collection[Thread], code: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from avq import __version__
-from avq.cli.ending import end_without, told
+from avq.cli.ending import drop_output, end_without, told
 from avq.errors import AvqError, MachineError, nearest
 from avq.terminal import Terminal, as_table, console
 
@@ -60,9 +60,12 @@ class Call:
         """
         try:
             self._write(answer, tables, closing, line=line, always_json=always_json)
+            if sys.stdout is not None:  # None: whoever started this closed it
+                sys.stdout.flush()  # a short answer meets a full disk here, not when Python has gone
         except BrokenPipeError:
             raise
         except OSError as error:
+            drop_output()
             self.report.error(f"standard output cannot be written: {error}")
             return MachineError.exit_code
         return 0 if yes else 1
