@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from avq.errors import DataError
-from avq.types import F32, F64, AnyArray, Detections
+from avq.types import F32, F64, I64, AnyArray, Detections
 
 FrameKey = tuple[str, int]
 
@@ -139,13 +139,19 @@ def assign(a: Detections, b: Detections, min_iou: float) -> list[tuple[int, int]
     rows, columns = np.nonzero(iou >= min_iou)
     other_class = a.class_ids[rows] != b.class_ids[columns]
     apart = np.nan_to_num(np.abs(a.scores[rows] - b.scores[columns]), nan=np.inf)
+    best_first = np.lexsort((apart, -iou[rows, columns], ~equal[rows, columns], other_class))
+    return one_to_one(rows[best_first], columns[best_first])
+
+
+def one_to_one(rows: I64, columns: I64) -> list[tuple[int, int]]:
+    """The pairs (row, column) in their order, without those whose row or column an earlier one has taken."""
     pairs: list[tuple[int, int]] = []
-    taken_a, taken_b = np.zeros(len(a), bool), np.zeros(len(b), bool)
-    unequal = ~equal[rows, columns]
-    for n in np.lexsort((apart, -iou[rows, columns], unequal, other_class)):
-        row, column = int(rows[n]), int(columns[n])
-        if not taken_a[row] and not taken_b[column]:
-            taken_a[row] = taken_b[column] = True
+    taken_rows: set[int] = set()
+    taken_columns: set[int] = set()
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        if row not in taken_rows and column not in taken_columns:
+            taken_rows.add(row)
+            taken_columns.add(column)
             pairs.append((row, column))
     return pairs
 

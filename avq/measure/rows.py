@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from avq.compare import one_to_one
 from avq.types import F64, I64, AnyArray
 
 _AXIS, _STEADY = "rows:", "steady_"
@@ -134,13 +135,8 @@ def _pairs(ours: Mapping[str, AnyArray], theirs: Mapping[str, AnyArray], limit_d
     """(P, 2) row of ours, row of theirs: nearest first, each once, none further apart than a row may be."""
     distance = _distances(ours, theirs)
     rows, columns = np.nonzero(distance <= 10 ** (-(limit_db - _ROW_DB) / 20))
-    taken_rows, taken_columns = np.zeros(distance.shape[0], bool), np.zeros(distance.shape[1], bool)
-    pairs = []
-    for n in np.lexsort((columns, rows, distance[rows, columns])):
-        row, column = rows[n], columns[n]
-        if not taken_rows[row] and not taken_columns[column]:
-            taken_rows[row] = taken_columns[column] = True
-            pairs.append((row, column))
+    nearest_first = np.lexsort((columns, rows, distance[rows, columns]))
+    pairs = one_to_one(rows[nearest_first], columns[nearest_first])
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
