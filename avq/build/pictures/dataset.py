@@ -14,9 +14,9 @@ import numpy as np
 from avq.build.pictures.picture_file import damage
 from avq.errors import DataError, nearest
 from avq.progress import Reporter, Silent
+from avq.sources.pictures import SUFFIXES
 from avq.types import U8
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: Pictures to people, but not to every OpenCV.
 _FOREIGN_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".exr")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mcap", ".bag")
@@ -138,7 +138,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    return _files_below(folder, lambda path: path.suffix.lower() in PICTURE_SUFFIXES)
+    return _files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
 
 
 def _files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
@@ -162,7 +162,7 @@ def _no_pictures(folder: Path) -> DataError:
         )
     others = _files_below(folder, lambda _: True)
     seen = f"{len(others)} other files, such as {others[0].name}" if others else "an empty folder"
-    return DataError(what, seen=seen, fix=f"put {', '.join(PICTURE_SUFFIXES)} files into it")
+    return DataError(what, seen=seen, fix=f"put {', '.join(SUFFIXES)} files into it")
 
 
 def _read_index(index: Path) -> dict[Path, str]:
