@@ -70,15 +70,15 @@ def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
     extras = (checkout / "launch" / "test").read_text().split("prepare_environment ")[1].split()[0]
     stamp = checkout / ".venv" / f".installed-{extras.replace(',', '-')}"
     stamp.write_text(f"{sums} {checkout.resolve()}\n")
-    done = subprocess.run(
-        [checkout / "launch" / "test", "-k", "one thing"],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "python -m pytest -n 2 --dist loadfile -k one thing\n"
+    for arguments, passed_on in (
+        (["-k", "one thing"], "-k one thing"),
+        (["--quick"], "-m not slow"),
+        (["--quick", "-x"], "-m not slow -x"),
+    ):
+        command = [checkout / "launch" / "test", *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"python -m pytest -n 2 --dist loadfile {passed_on}\n"
 
 
 def test_the_licence_is_whole() -> None:
