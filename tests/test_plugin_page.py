@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from avq import hookspecs
-from avq.build import build
+from avq.builder import build
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.config import load_run

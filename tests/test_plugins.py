@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, FilePath
 
 import avq
 from avq import hookimpl
-from avq.build.graph.view import view_of
+from avq.builder.graph.view import view_of
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost, option_paths, validate_options
 from avq.types import Edge, Finding, QuantizationPlan, QuantPoint, Range, Recipe
-from tests.build.lower.lowering_nets import peaks, small_net, weight_point
+from tests.builder.lower.lowering_nets import peaks, small_net, weight_point
 
 PYPROJECT = """
 [build-system]

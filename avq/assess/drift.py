@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from avq.build.drift_parts import probe_ratios
-from avq.build.pictures.dataset import open_set
-from avq.build.request import reference_engine
+from avq.builder.drift_parts import probe_ratios
+from avq.builder.pictures.dataset import open_set
+from avq.builder.request import reference_engine
 from avq.bundle import DRIFT, PROBE, OpenBundle, open_bundle
 from avq.errors import RequestError
 from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_set

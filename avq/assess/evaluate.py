@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build.pictures.dataset import CalibrationSet, open_set, read_picture
-from avq.build.pictures.labelled import remarks
+from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
+from avq.builder.pictures.labelled import remarks
 from avq.config import parse_class_map
 from avq.errors import RequestError
 from avq.measure.accuracy import evaluate as accuracy_of

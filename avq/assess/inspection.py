@@ -74,7 +74,7 @@ def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from avq.build.graph.model import load_graph
+    from avq.builder.graph.model import load_graph
 
     model = load_graph(path)
     view = model.view
@@ -95,7 +95,7 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def _calibration(path: Path) -> dict[str, Any]:
-    from avq.build.calibrate import avqcal
+    from avq.builder.calibrate import avqcal
 
     data = avqcal.read(path)
     return {
@@ -115,8 +115,8 @@ def _calibration(path: Path) -> dict[str, Any]:
 
 def _side_file(path: Path) -> dict[str, Any]:
     """A TensorRT calibration cache or AIMET encodings: what it names, without a graph to match."""
-    from avq.build.sidefiles.listing import listing
-    from avq.build.sidefiles.read import dialect, is_side_file, parse_side_file, producer
+    from avq.builder.sidefiles.listing import listing
+    from avq.builder.sidefiles.read import dialect, is_side_file, parse_side_file, producer
 
     if not is_side_file(path):
         raise _unknown(path, path.suffix or "a file of no known kind")

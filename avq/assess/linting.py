@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from avq.build.graph.model import read_model
-from avq.build.lint import lint
+from avq.builder.graph.model import read_model
+from avq.builder.lint import lint
 from avq.engines.architectures import spelled
 from avq.errors import RequestError
 

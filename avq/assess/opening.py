@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.build.pictures.dataset import CalibrationSet
+from avq.builder.pictures.dataset import CalibrationSet
 from avq.bundle import open_bundle
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Engine
@@ -36,7 +36,7 @@ def open_subject(
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
         engines = _engines(bundle.manifest.engine.name, host, report)
         return detector_of(bundle, engines, threads=flags.threads, families=host.decoders())
-    from avq.build.understand.host import understand_alone
+    from avq.builder.understand.host import understand_alone
 
     request, understood = understand_alone(
         path,
@@ -60,8 +60,8 @@ def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engin
     """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
     engines = host.running_engines()
     if wanted not in engines:
-        from avq.build.pending.stand_in import StandIn, pending_compiler
-        from avq.build.request import reference_engine
+        from avq.builder.pending.stand_in import StandIn, pending_compiler
+        from avq.builder.request import reference_engine
 
         compiler = pending_compiler(wanted, host.engines())
         if compiler is not None:

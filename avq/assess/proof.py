@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from avq.assess.roads import Road
-from avq.build.gate import MAX_SLOWDOWN
+from avq.builder.gate import MAX_SLOWDOWN
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, TWIN, EngineUse, OpenBundle
 from avq.bundle.engines import EngineKey, differences, engine_keys, engine_name, wanted_key
 from avq.bundle.plan import plan_from_parts

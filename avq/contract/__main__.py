@@ -72,7 +72,7 @@ def _check(
 def _quantizer(
     host: PluginHost, name: str, options: Mapping[str, str], model: Path | None, data: Path | None
 ) -> dict[str, Any]:
-    from avq.build.request import refused_targets
+    from avq.builder.request import refused_targets
     from avq.contract.workbench import check_strategy
     from avq.plugins import validate_options
 
@@ -106,7 +106,7 @@ def _engine(host: PluginHost, name: str, model: Path | None) -> dict[str, Any]:
 
 
 def _decoder(host: PluginHost, family: str, model: Path | None) -> dict[str, Any]:
-    from avq.build.graph.model import load_graph
+    from avq.builder.graph.model import load_graph
     from avq.contract.decoder_suite import check_decoder
     from avq.decoders import builtin_decoders, find_decoder
     from avq.scenes import builtin_detector_path

@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from avq.build.calibrate.commands import Calibration
-from avq.build.pictures.probe_set import ProbeSet, prepare_probe_set
-from avq.build.pictures.split import Pictures, open_pictures
-from avq.build.planning import make_plan
-from avq.build.request import Request, check, refused_targets
-from avq.build.understand.frontend import Understood
-from avq.build.understand.host import understand_model
+from avq.builder.calibrate.commands import Calibration
+from avq.builder.pictures.probe_set import ProbeSet, prepare_probe_set
+from avq.builder.pictures.split import Pictures, open_pictures
+from avq.builder.planning import make_plan
+from avq.builder.request import Request, check, refused_targets
+from avq.builder.understand.frontend import Understood
+from avq.builder.understand.host import understand_model
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
 from avq.hookspecs import Quantizer, Workbench

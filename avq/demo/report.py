@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from avq.build.outcome import Outcome
-from avq.build.pictures.dataset import CalibrationSet
-from avq.build.pictures.disagreement import worst_pairs
+from avq.builder.outcome import Outcome
+from avq.builder.pictures.dataset import CalibrationSet
+from avq.builder.pictures.disagreement import worst_pairs
 from avq.daemon import RunSummary
 from avq.render import (
     Fact,

@@ -9,9 +9,9 @@ from typing import Any
 
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build import build
-from avq.build.outcome import Outcome
-from avq.build.pictures.dataset import CalibrationSet, open_set
+from avq.builder import build
+from avq.builder.outcome import Outcome
+from avq.builder.pictures.dataset import CalibrationSet, open_set
 from avq.bundle import open_bundle
 from avq.daemon import RunOptions, RunSummary, serve_bundle
 from avq.daemon.opening import parts_of

@@ -22,7 +22,7 @@ from avq.replay.log import file_digest
 from avq.types import Recipe
 
 #: Code of avq that decides what is in a bundle.
-_CODE = ("avq.build", "avq.toolbox")
+_CODE = ("avq.builder", "avq.toolbox")
 
 
 def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) -> Path:
@@ -31,7 +31,7 @@ def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) ->
     Processes that want the same bundle wait for the one that builds it. Raises RequestError when the recipe's gate
     refuses, and what a build raises.
     """
-    from avq.build import build
+    from avq.builder import build
 
     recipe = load_recipe(recipe_path, {"output": Path("-")})
     folder = cache / bundle_name(recipe_path, recipe, host)
@@ -50,7 +50,7 @@ def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) ->
 
 def bundle_name(recipe_path: Path, recipe: Recipe, host: PluginHost) -> str:
     """Another one as soon as the recipe, a file it names, a picture, or the code that builds it is another."""
-    from avq.build.request import options_of
+    from avq.builder.request import options_of
 
     named = (recipe.model, recipe.labels, recipe.calibration, recipe.preprocess, recipe.classes)
     files = [Path(name) for name in named if name is not None]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build import build
-from avq.build.pictures.dataset import open_set
-from avq.build.understand.host import understand_alone
+from avq.builder import build
+from avq.builder.pictures.dataset import open_set
+from avq.builder.understand.host import understand_alone
 from avq.bundle import GOLDEN, open_bundle
 from avq.demo import builtin_recipe
 from avq.measure.detector import open_session

@@ -29,11 +29,11 @@ SIZE_PX = 416
 
 
 def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too: bool) -> dict[str, Any]:
-    from avq.build.calibrate.run import CalibrationRun, thresholds_table
-    from avq.build.calibrate.write import run_calibrate
-    from avq.build.graph.model import load_graph
-    from avq.build.pictures.dataset import open_set
-    from avq.build.understand.fold_input import fold_input
+    from avq.builder.calibrate.run import CalibrationRun, thresholds_table
+    from avq.builder.calibrate.write import run_calibrate
+    from avq.builder.graph.model import load_graph
+    from avq.builder.pictures.dataset import open_set
+    from avq.builder.understand.fold_input import fold_input
     from avq.engines import engine_by_name
     from avq.types import PreprocessSpec
 
@@ -57,7 +57,7 @@ def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too
     )
     with tempfile.TemporaryDirectory() as folder:
         answer = run_calibrate(run, Path(folder) / "c.avqcal")
-        from avq.build.calibrate import avqcal
+        from avq.builder.calibrate import avqcal
 
         table = thresholds_table(avqcal.read(Path(folder) / "c.avqcal"), calibrator="entropy")
     return {"images": answer["images"], "tensors": len(table["tensors"]), "digest": answer["digest"]}
@@ -113,7 +113,7 @@ def write_varied(source: Path, folder: Path, copies: int) -> None:
 
 
 def peak_mb() -> float:
-    from avq.build.calibrate.memory import peak_rss_mb
+    from avq.builder.calibrate.memory import peak_rss_mb
 
     return peak_rss_mb()
 

@@ -22,8 +22,8 @@ import numpy as np
 from avq.assess.drift import drift
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build import build
-from avq.build.pictures.dataset import open_set
+from avq.builder import build
+from avq.builder.pictures.dataset import open_set
 from avq.demo import builtin_recipe
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost

@@ -19,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from avq.build.calibrate import thresholds
-from avq.build.calibrate.histogram import Histogram
-from tests.build.calibrate.threshold_reference import literal_entropy, published_kl, random_histograms
+from avq.builder.calibrate import thresholds
+from avq.builder.calibrate.histogram import Histogram
+from tests.builder.calibrate.threshold_reference import literal_entropy, published_kl, random_histograms
 
 NAN = math.nan
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from avq.build import build
+from avq.builder import build
 from avq.demo import builtin_recipe
 from avq.fanout import Fleet
 from avq.plugins import PluginHost

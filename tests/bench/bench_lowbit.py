@@ -19,9 +19,9 @@ from avq_lowbit.groups import other_bytes, weight_groups
 
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build import build
-from avq.build.pictures.dataset import open_set
-from avq.build.understand.host import understand_alone
+from avq.builder import build
+from avq.builder.pictures.dataset import open_set
+from avq.builder.understand.host import understand_alone
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.demo import builtin_recipe

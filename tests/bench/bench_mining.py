@@ -23,8 +23,8 @@ import numpy as np
 
 from avq.assess.evaluate import detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build import build
-from avq.build.pictures.dataset import open_set
+from avq.builder import build
+from avq.builder.pictures.dataset import open_set
 from avq.demo import builtin_recipe
 from avq.fanout import Fleet
 from avq.measure.bootstrap import MapDifference, bootstrap_interval

@@ -32,12 +32,12 @@ from avq_mixed.strategy import MixedOptions, MixedQuantizer, Timed
 from scipy.stats import spearmanr
 
 from avq import Workbench
-from avq.build.calibrate.commands import Calibration
-from avq.build.pictures.probe_set import prepare_probe_set
-from avq.build.pictures.split import open_pictures
-from avq.build.planning import make_plan
-from avq.build.request import check
-from avq.build.understand.host import understand_model
+from avq.builder.calibrate.commands import Calibration
+from avq.builder.pictures.probe_set import prepare_probe_set
+from avq.builder.pictures.split import open_pictures
+from avq.builder.planning import make_plan
+from avq.builder.request import check
+from avq.builder.understand.host import understand_model
 from avq.clock import SystemClock
 from avq.measure.latency import ProcessorClock
 from avq.plugins import PluginHost

@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def build(folder: Path) -> Path:
-    from avq.build import build as build_bundle
+    from avq.builder import build as build_bundle
 
     data = ROOT / "calibration_data" / "road_scenes"
     recipe = recipe_from(None, {"model": builtin_detector_path(), "data": data, "output": folder})

@@ -16,7 +16,7 @@ from typing import Any
 
 from avq.assess.bench import bench
 from avq.assess.evaluate import evaluate
-from avq.build import build
+from avq.builder import build
 from avq.plugins import PluginHost
 from avq.terminal import Terminal
 from avq.types import Recipe

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.build.graph.model import FloatModel, normalise
+from avq.builder.graph.model import FloatModel, normalise
 
 HEIGHT, WIDTH = 64, 128
 

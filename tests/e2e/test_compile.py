@@ -17,8 +17,8 @@ import pytest
 from avq.assess import proof
 from avq.assess.compile import compile_bundle
 from avq.assess.trust import keygen, sign
-from avq.build.pictures.dataset import open_set, read_picture
-from avq.build.sidefiles.trt_cache import parse_cache
+from avq.builder.pictures.dataset import open_set, read_picture
+from avq.builder.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part
 from avq.engines import engine_by_name

@@ -12,7 +12,7 @@ import onnx
 import psutil
 import pytest
 
-from avq.build.lower import lower
+from avq.builder.lower import lower
 from avq.contract.engine_suite import check_engine
 from avq.contract.sample import INPUT, OUTPUT, SHAPE, sample_model, sample_picture
 from avq.engines import builtin_engines, engine_by_name
@@ -20,7 +20,7 @@ from avq.engines.isa import describe, instruction_set
 from avq.engines.null import NullEngine
 from avq.errors import MachineError, ModelError, PluginError, RequestError
 from avq.types import EngineStatus, SessionOptions
-from tests.build.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
+from tests.builder.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
 from tests.conftest import ROOT
 
 ENGINES = [engine for engine in builtin_engines() if engine.status().can_run]
@@ -110,7 +110,7 @@ def test_onnxruntime_runs_floats_in_f32_only():
 def test_onnxruntime_says_int8_only_when_integer_kernels_ran():
     """Data quantized on both sides of a convolution becomes QLinearConv; on one side it stays float."""
     from avq.types import Edge
-    from tests.build.lower.lowering_nets import data_point, peaks, with_points
+    from tests.builder.lower.lowering_nets import data_point, peaks, with_points
 
     net = small_net()
     one_side = simple_plan(net)

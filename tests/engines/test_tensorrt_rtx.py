@@ -11,17 +11,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.build.graph.view import view_of
-from avq.build.lint import lint
-from avq.build.lower import lower
-from avq.build.pending.half import activation_peaks, in_half
+from avq.builder.graph.view import view_of
+from avq.builder.lint import lint
+from avq.builder.lower import lower
+from avq.builder.pending.half import activation_peaks, in_half
 from avq.contract.sample import sample_model
 from avq.engines import engine_by_name, tensorrt_rtx
 from avq.engines.cuda import Card
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import SessionOptions
-from tests.build.lower.lowering_nets import picture, simple_plan, small_net
+from tests.builder.lower.lowering_nets import picture, simple_plan, small_net
 from tests.conftest import ROOT
 
 ENGINE = TensorRtRtxEngine()

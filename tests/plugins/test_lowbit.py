@@ -17,7 +17,7 @@ from avq_lowbit.walk import spaced, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avq.build.lower import lower
+from avq.builder.lower import lower
 from avq.types import (
     Fidelity,
     Figure,
@@ -27,7 +27,7 @@ from avq.types import (
     QuantizationPlan,
     Served,
 )
-from tests.build.lower.lowering_nets import answers, picture, small_net, view_of
+from tests.builder.lower.lowering_nets import answers, picture, small_net, view_of
 
 SIZES = np.array([8.0, 6.0, 4.0, 3.0, 2.0, 1.0])
 

@@ -11,7 +11,7 @@ import pytest
 
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
-from avq.build.pictures.dataset import open_set
+from avq.builder.pictures.dataset import open_set
 from avq.bundle import GOLDEN, MODEL, PLAN_ARRAYS, PLAN_JSON, PROBE, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.engines import builtin_engines

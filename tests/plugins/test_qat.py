@@ -13,17 +13,17 @@ import pytest
 from avq_qat import QatOptions, QatQuantizer
 from avq_qat.fixes import resymmetrized
 
-from avq.build import build
-from avq.build.importing import with_ways_on
-from avq.build.lift import import_model
-from avq.build.lower import lower
+from avq.builder import build
+from avq.builder.importing import with_ways_on
+from avq.builder.lift import import_model
+from avq.builder.lower import lower
 from avq.bundle import open_bundle
 from avq.errors import ModelError, PlanError
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Edge, Foreign, PlanScore, QuantizationPlan, QuantPoint, Recipe, Verdict
-from tests.build.lift.corpus import nets
-from tests.build.lift.corpus.dialects import (
+from tests.builder.lift.corpus import nets
+from tests.builder.lift.corpus.dialects import (
     BrevitasQcdq,
     NncfFakeQuantize,
     OnnxruntimeQdq,
@@ -32,8 +32,8 @@ from tests.build.lift.corpus.dialects import (
     Qonnx,
     VitisAi,
 )
-from tests.build.lift.corpus.faults import FAULTS
-from tests.build.lift.corpus.writer import pictures, run
+from tests.builder.lift.corpus.faults import FAULTS
+from tests.builder.lift.corpus.writer import pictures, run
 
 
 @dataclass
@@ -196,7 +196,7 @@ def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path, writer):
 
 def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch):
     """A reader with a bug: every activation scale it returns is 10 % too large."""
-    from avq.build.understand import frontend
+    from avq.builder.understand import frontend
 
     path = tmp_path / "quantized.onnx"
     onnx.save(OnnxruntimeQdq(nets.plain()).write(), str(path))

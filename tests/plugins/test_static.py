@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from avq_static import StaticOptions, StaticQuantizer
 
-from avq.build.calibrate.histogram import Histogram
-from avq.build.calibrate.stats import HistogramStats
+from avq.builder.calibrate.histogram import Histogram
+from avq.builder.calibrate.stats import HistogramStats
 from avq.types import CALIBRATORS, Edge, Fidelity, MomentRequest, PlanScore, QuantizationPlan, StatRequest
 from tests.toolbox.graphs import residual_block
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avq.build.request import options_of
+from avq.builder.request import options_of
 from avq.config import load_recipe
 from avq.plugins import PluginHost, option_paths
 from avq.progress import Silent

@@ -12,9 +12,9 @@ from avq_mixed.sensitivity import measure
 from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from click.testing import CliRunner
 
-from avq.build.calibrate.commands import Calibration
-from avq.build.planning import make_plan
-from avq.build.workbench import Question
+from avq.builder.calibrate.commands import Calibration
+from avq.builder.planning import make_plan
+from avq.builder.workbench import Question
 from avq.cli import cli
 from avq.fanout import Fleet
 from avq.hookspecs import Workbench
@@ -187,10 +187,10 @@ def test_a_shard_is_not_spread(tmp_path):
 
 def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     """What an interrupted calibration left is used only where it fits."""
-    from avq.build.calibrate import avqcal
-    from avq.build.calibrate.commands import calibration_run
-    from avq.build.calibrate.spread import spread
-    from avq.build.pictures.dataset import open_set
+    from avq.builder.calibrate import avqcal
+    from avq.builder.calibrate.commands import calibration_run
+    from avq.builder.calibrate.spread import spread
+    from avq.builder.pictures.dataset import open_set
     from avq.toolbox import calibration_tensors
 
     it, pictures = known(), open_set(CALIBRATION)

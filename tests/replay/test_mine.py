@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from avq.build.pictures.dataset import open_set
+from avq.builder.pictures.dataset import open_set
 from avq.cli import cli
 from avq.replay.mine.choose import Frame, choose, rank
 from avq.scenes import Drive

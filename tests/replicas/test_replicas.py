@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from avq.build import build
-from avq.build.gate import DEFAULT_LOST_PERCENT, MAX_CONFIDENCE_SHIFT
-from avq.build.graph.model import normalise
+from avq.builder import build
+from avq.builder.gate import DEFAULT_LOST_PERCENT, MAX_CONFIDENCE_SHIFT
+from avq.builder.graph.model import normalise
 from avq.bundle import MODEL, open_bundle
 from avq.decoders import builtin_decoders
 from avq.plugins import PluginHost
@@ -97,9 +97,9 @@ def test_replicas_are_small() -> None:
 _DECIDING = (
     "avq/decoders",
     "avq/toolbox",
-    "avq/build/graph",
-    "avq/build/lower",
-    "avq/build/understand",
+    "avq/builder/graph",
+    "avq/builder/lower",
+    "avq/builder/understand",
     "plugins",
 )
 _TEXT_METHODS = {"startswith", "endswith", "find", "index", "lower", "upper", "split", "partition", "count"}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from avq.build.calibrate import avqcal
-from avq.build.calibrate.write import run_calibrate
-from avq.build.pictures.dataset import open_set
-from tests.build.calibrate.calibration_case import run_on, write_pictures
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.write import run_calibrate
+from avq.builder.pictures.dataset import open_set
+from tests.builder.calibrate.calibration_case import run_on, write_pictures
 
 
 def child(pictures: Path, output: Path) -> None:

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.build.graph.model import load_graph, normalise
-from avq.build.lower.model import Model
+from avq.builder.graph.model import load_graph, normalise
+from avq.builder.lower.model import Model
 from avq.engines import engine_by_name
 from avq.scenes import builtin_detector_path
 from avq.toolbox import equalize, find_pairs

@@ -1,0 +1,27 @@
+"""From a float ONNX model and pictures to a bundle.
+
+Read in this order: request, pictures, graph, understand, calibrate, workbench, planning, lower, bench, stage,
+verify, gate, report; ``pipeline.run_build`` is the diagram.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avq.builder.outcome import Outcome
+    from avq.plugins import PluginHost
+    from avq.progress import Reporter
+    from avq.types import Recipe
+
+
+def build(recipe: Recipe, host: PluginHost, report: Reporter, *, ray: str | None = None) -> Outcome:
+    """Build one bundle; see ``pipeline.run_build``. The onnx package is loaded here, not on import.
+
+    ``ray`` spreads calibration and the judging of plans: "local", or the address of a cluster.
+    """
+    from avq.builder.pipeline import run_build
+    from avq.fanout import fleet_of
+
+    with fleet_of(ray) as fleet:
+        return run_build(recipe, host, report, fleet)

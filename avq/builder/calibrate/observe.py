@@ -1,0 +1,156 @@
+"""The float model with inner tensors as outputs: what calibration counts and moments sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from avq.builder.graph.edit import prune
+from avq.builder.pictures.dataset import Item, read_picture
+from avq.errors import CalibrationError, nearest
+from avq.hookspecs import Engine, Session
+from avq.preprocess import Preprocessor
+from avq.types import AnyArray, PreprocessSpec, SessionOptions
+
+#: A tensor whose shape nothing tells is taken for this share of the memory limit.
+_UNKNOWN_SHARE = 16
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A model cut into passes, so that the outputs of one pass fit into the memory limit.
+
+    Attributes:
+        model: the folded float model.
+        passes: names of the tensors each pass gives, run one after the other per picture.
+        fed: requested tensors that are the picture itself.
+    """
+
+    model: onnx.ModelProto
+    passes: tuple[tuple[str, ...], ...]
+    fed: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (*self.fed, *(name for names in self.passes for name in names))
+
+    def model_of(self, number: int) -> bytes:
+        """The serialised model of a pass: its tensors as outputs, and nothing they do not need."""
+        return _with_outputs(self.model, self.passes[number])
+
+
+def observe(model: onnx.ModelProto, tensors: Sequence[str], memory_limit_mb: int) -> Observation:
+    """Plan how to fetch ``tensors`` of the folded float ``model``; the model is not changed.
+
+    Raises:
+        CalibrationError: a tensor does not exist or is a constant.
+    """
+    wanted = sorted(set(tensors))
+    fed = tuple(name for name in wanted if name in {i.name for i in model.graph.input})
+    computed = [name for name in wanted if name not in fed]
+    _check_exist(model.graph, computed)
+    sizes = _sizes_bytes(model)
+    groups = _grouped(computed, sizes, memory_limit_mb * 1_000_000)
+    return Observation(model, tuple(tuple(group) for group in groups), fed)
+
+
+class Observer:
+    """Runs an Observation on pictures; one per thread."""
+
+    def __init__(
+        self, observation: Observation, engine: Engine, spec: PreprocessSpec, *, optimise: bool
+    ) -> None:
+        self._observation = observation
+        self._engine = engine
+        self._options = SessionOptions(threads=1, optimise=optimise)
+        self._preprocessor = Preprocessor(spec)
+        self._open: tuple[int, Session] | None = None
+
+    def values(self, items: Sequence[Item]) -> Iterator[tuple[Item, str, AnyArray]]:
+        """(item, tensor, values) for every tensor of every item; values are borrowed until the next one.
+
+        Grouped by pass, then by item: with several passes a session is opened once per call and pass.
+        """
+        for number in range(len(self._observation.passes)):
+            session = self._session(number)
+            for item in items:
+                picture = self._preprocessor.prepare(read_picture(item)).tensor
+                for name, value in session.infer(picture).items():
+                    yield item, name, value
+        for item in items if self._observation.fed else ():
+            picture = self._preprocessor.prepare(read_picture(item)).tensor
+            for name in self._observation.fed:
+                yield item, name, picture
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _session(self, number: int) -> Session:
+        if self._open is None or self._open[0] != number:
+            self.close()
+            self._open = (number, self._engine.open(self._observation.model_of(number), self._options))
+        return self._open[1]
+
+
+def _check_exist(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
+    computed = {name for node in graph.node for name in node.output if name}
+    constants = {tensor.name for tensor in graph.initializer}
+    for name in tensors:
+        if name in constants:
+            raise CalibrationError(
+                f"'{name}' is a constant", seen="an initialiser", fix="only activations are calibrated"
+            )
+        if name not in computed:
+            raise CalibrationError(f"the model has no tensor '{name}'", fix=nearest(name, computed))
+
+
+def _sizes_bytes(model: onnx.ModelProto) -> dict[str, int]:
+    """Bytes per tensor where the static shape is known."""
+    graph = model.graph
+    if {o for n in graph.node for o in n.output} - {v.name for v in (*graph.value_info, *graph.output)}:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {}
+    for info in (*graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        dims = [dim.dim_value for dim in tensor.shape.dim]
+        if tensor.HasField("shape") and all(dim > 0 for dim in dims):
+            item = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+            sizes[info.name] = item * int(np.prod(dims, dtype=np.int64))
+    return sizes
+
+
+def _grouped(tensors: Sequence[str], sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    """Cut into consecutive groups of at most ``limit`` bytes; a larger tensor is alone."""
+    group: list[str] = []
+    total = 0
+    for name in tensors:
+        size = sizes.get(name, limit // _UNKNOWN_SHARE)
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if group:
+        yield group
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    typed = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    del new.graph.output[:]
+    for name in names:
+        info = typed.get(name)
+        # Without a type the runtime infers it.
+        new.graph.output.append(info if info is not None else onnx.ValueInfoProto(name=name))
+    kept = [info for info in new.graph.value_info if info.name not in set(names)]
+    del new.graph.value_info[:]
+    new.graph.value_info.extend(kept)
+    prune(new.graph)
+    return bytes(new.SerializeToString())

@@ -1,0 +1,81 @@
+"""One calibration over many workers: shards of its pictures, merged exactly."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.avqcal import CalibrationFile, Shard
+from avq.builder.calibrate.run import CalibrationRun
+from avq.errors import CalibrationError
+from avq.fanout import Fleet
+
+#: Shards per worker: small ones lose little when a worker dies, and end together.
+_PER_WORKER = 4
+
+
+def spread(run: CalibrationRun, fleet: Fleet, keep: Path) -> CalibrationFile:
+    """What ``run.run()`` gives, bit for bit, counted by the workers of ``fleet``.
+
+    Finished shards are kept in the folder ``keep`` until all are there: starting again resumes.
+
+    Raises:
+        CalibrationError, DataError: as ``run.run()``. MachineError: a shard's workers died every time.
+    """
+    pictures = {item.sha256 for item in run.items}
+    of = max(1, min(len(pictures), _PER_WORKER * fleet.width))
+    bare = replace(run, workers=1, progress=None, checkpoint=None)
+    found = _kept(keep, of, avqcal.set_digest(pictures))
+    missing = [index for index in range(of) if index not in found]
+    run.resumed = sum(len(file.images) for file in found.values())
+    _report(run, run.resumed, len(pictures))
+    keep.mkdir(parents=True, exist_ok=True)
+    for index, file in zip(missing, fleet.map(partial(_count, bare, of), missing), strict=True):
+        avqcal.write(keep / f"{index}.avqcal", file)
+        found[index] = file
+        run.inferences += len(file.images) * file.origin.passes
+        _report(run, sum(len(file.images) for file in found.values()), len(pictures))
+    return _merged(run, fleet, keep, [found[index] for index in range(of)])
+
+
+def _count(run: CalibrationRun, of: int, index: int) -> CalibrationFile:
+    part = replace(run, part=(index, of))
+    try:
+        return part.run()
+    finally:
+        part.close()
+
+
+def _merged(
+    run: CalibrationRun, fleet: Fleet, keep: Path, files: Sequence[CalibrationFile]
+) -> CalibrationFile:
+    """Kept shards of another model or runtime do not fit the new ones: then all are counted anew, once."""
+    try:
+        return avqcal.merge(files)
+    except CalibrationError:
+        if not run.resumed:
+            raise
+        shutil.rmtree(keep, ignore_errors=True)
+        return spread(run, fleet, keep)
+
+
+def _kept(keep: Path, of: int, whole: str) -> dict[int, CalibrationFile]:
+    found = {}
+    for index in range(of):
+        try:
+            file = avqcal.read(keep / f"{index}.avqcal")
+        except CalibrationError:
+            continue
+        # a set of one shard is complete when it is counted
+        if file.shard == Shard(of, (index,), whole) or (file.shard is None and of == 1):
+            found[index] = file
+    return found
+
+
+def _report(run: CalibrationRun, done: int, wanted: int) -> None:
+    if run.progress is not None:
+        run.progress(done, wanted)

@@ -1,0 +1,19 @@
+"""Quantized files of other tools, read: a float graph, and the points that stood in it."""
+
+from __future__ import annotations
+
+from avq.builder.lift.imported import Imported, import_model, on_folded_input
+from avq.builder.lift.lift import Marked, is_quantized, lift, mark
+from avq.builder.lift.parity import Parity, prove
+
+__all__ = [
+    "Imported",
+    "Marked",
+    "Parity",
+    "import_model",
+    "is_quantized",
+    "lift",
+    "mark",
+    "on_folded_input",
+    "prove",
+]

@@ -1,0 +1,177 @@
+"""What the rules ask of a model: who makes and reads a tensor, its constant, its element type and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, inliner, numpy_helper
+
+from avq.builder.lint.inference import Inferred, infer
+from avq.types import AnyArray
+
+LABEL = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}
+_MOVING = """Identity Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Concat Gather Expand Tile MaxPool
+    DepthToSpace SpaceToDepth"""
+#: Operators that hand values on as they are: integers stay integers of the same grid.
+MOVES = frozenset(_MOVING.split())
+
+
+class LintGraph:
+    """A model as the rules see it: nodes of subgraphs too, local functions put in their places."""
+
+    def __init__(self, proto: onnx.ModelProto, target: str, architectures: tuple[str, ...] = ()) -> None:
+        self.proto = inliner.inline_local_functions(proto) if proto.functions else proto
+        self.target = target
+        self.architectures = architectures
+        graphs = list(_graphs(self.proto.graph))
+        self.nodes = [node for graph in graphs for node in graph.node]
+        self.inputs = {value.name: value for graph in graphs for value in graph.input}
+        self.outputs = {value.name for graph in graphs for value in graph.output}
+        self.opset = max(
+            (o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=0
+        )
+        self.constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+        for node in self.nodes:
+            value = _constant(node)
+            if value is not None:
+                self.constants[node.output[0]] = value
+        self._values: dict[str, AnyArray | None] = {}
+
+    @cached_property
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        return {name: node for node in self.nodes for name in node.output if name}
+
+    @cached_property
+    def readers(self) -> dict[str, list[onnx.NodeProto]]:
+        table: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                table.setdefault(name, []).append(node)
+        return table
+
+    @cached_property
+    def linears(self) -> list[onnx.NodeProto]:
+        """Every QuantizeLinear and DequantizeLinear."""
+        return [node for node in self.nodes if node.op_type in LABEL and len(node.input) > 1]
+
+    @cached_property
+    def inferred(self) -> Inferred:
+        """Element types and shapes by ONNX's own rules, and what these say is wrong."""
+        return infer(self.proto)
+
+    def of_type(self, *op_types: str) -> Iterator[onnx.NodeProto]:
+        return (node for node in self.nodes if node.op_type in op_types)
+
+    def quantizers(self) -> Iterator[onnx.NodeProto]:
+        return (node for node in self.linears if node.op_type == "QuantizeLinear")
+
+    def dequantizers(self) -> Iterator[onnx.NodeProto]:
+        return (node for node in self.linears if node.op_type == "DequantizeLinear")
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants
+
+    def read(self, name: str) -> AnyArray | None:
+        """The constant of that name; None where it is none or its bytes do not fit its shape."""
+        if name not in self._values:
+            self._values[name] = _array(self.constants[name]) if name in self.constants else None
+        return self._values[name]
+
+    def value(self, node: onnx.NodeProto, index: int) -> AnyArray | None:
+        """The constant at an input, or None."""
+        return self.read(node.input[index]) if index < len(node.input) and node.input[index] else None
+
+    def element(self, name: str) -> int:
+        """The TensorProto type of a tensor, 0 (UNDEFINED) when nothing tells."""
+        if name in self.constants:
+            return int(self.constants[name].data_type)
+        return self.inferred.types.get(name, TensorProto.UNDEFINED)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Its sizes, None for unknown ones; None when not even the rank is known."""
+        if name in self.constants:
+            return tuple(self.constants[name].dims)
+        return self.inferred.shapes.get(name)
+
+    def on_activation(self, node: onnx.NodeProto) -> bool:
+        """True when the quantized value is not a constant."""
+        source = node.input[0]
+        if node.op_type == "DequantizeLinear" and source in self.producers:
+            before = self.producers[source]
+            source = before.input[0] if before.op_type == "QuantizeLinear" else source
+        return not self.is_constant(source)
+
+    def dequantizer_of(self, node: onnx.NodeProto, index: int) -> onnx.NodeProto | None:
+        """The DQ that feeds an input of ``node``, or None."""
+        found = self.producers.get(node.input[index]) if index < len(node.input) else None
+        return found if found is not None and found.op_type == "DequantizeLinear" else None
+
+    def quantizer_before(self, dequantizer: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The Q whose integers a DQ reads, or None."""
+        found = self.producers.get(dequantizer.input[0])
+        return found if found is not None and found.op_type == "QuantizeLinear" else None
+
+    def unpaired(self, name: str) -> str:
+        """The float tensor that ``name`` is the Q/DQ copy of; ``name`` itself without a pair."""
+        node = self.producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear":
+            return name
+        quantizer = self.quantizer_before(node)
+        return name if quantizer is None else quantizer.input[0]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
+    """The integer type that a Q makes or a DQ reads; UNDEFINED when the file does not say."""
+    if len(node.input) > 2 and node.input[2]:
+        return graph.element(node.input[2])
+    if node.op_type == "QuantizeLinear":
+        return attribute(node, "output_dtype", TensorProto.UNDEFINED)
+    return graph.element(node.input[0])
+
+
+def integers(node: onnx.NodeProto, name: str) -> list[int]:
+    """An attribute that is a list of integers; empty when absent."""
+    return next((list(a.ints) for a in node.attribute if a.name == name), [])
+
+
+def type_name(element: int) -> str:
+    """ "int8" for TensorProto.INT8."""
+    return str(TensorProto.DataType.Name(element)).lower()
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for found in node.attribute:
+            for inner in [found.g] if found.HasField("g") else found.graphs:
+                yield from _graphs(inner)
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node, in whichever attribute it is kept."""
+    if node.op_type != "Constant" or not node.output or len(node.attribute) != 1:
+        return None
+    found = node.attribute[0]
+    if found.name == "value":
+        tensor: onnx.TensorProto = found.t
+        return tensor
+    if found.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(found), np.float32))
+    if found.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(found), np.int64))
+    return None
+
+
+def _array(tensor: onnx.TensorProto) -> AnyArray | None:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, OSError):  # bytes that do not fit, or that lie in a file not read
+        return None

@@ -1,0 +1,119 @@
+"""What TensorRT's ONNX parser has no importer for: operators, element types, modes.
+
+The list of operators is the parser's own answer (``OnnxParser.supports_operator``, TensorRT for RTX 1.7), held
+against it by a test; a newer parser may know more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from avq.builder.lint.graph import LABEL, LintGraph, attribute, type_name
+from avq.builder.lint.pairs import _INTEGER_OPS, _TRAINING
+from avq.builder.lint.rule import TRT, Hit, error, warning
+
+_UNREAD = """AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
+    Compress ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder
+    MatMulInteger MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional
+    OptionalGetElement OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct
+    SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence
+    StringConcat StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique"""
+#: Operators of ONNX that the parser has no importer for.
+UNSUPPORTED = frozenset(_UNREAD.split())
+#: Imported as plugins, which TensorRT brings along and TensorRT for RTX does not.
+_PLUGINS = frozenset({"NonZero"})
+#: onnxruntime's own operators that the parser reads, by their name.
+_BY_NAME = frozenset({"Gelu", "SimplifiedLayerNormalization", *LABEL})
+_HELD = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8}
+    | {TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.INT4, TensorProto.FLOAT8E4M3FN}
+    | {TensorProto.UNDEFINED}
+)
+
+
+@error(
+    43, TRT, "the parser has no importer for this operator", "export without it, or cut the model before it"
+)
+def _no_importer(graph: LintGraph) -> Iterator[Hit]:
+    for node in graph.nodes:
+        if node.op_type in _INTEGER_OPS or node.op_type in _TRAINING:
+            continue  # rules of their own say what to do
+        seen = _why_not_read(graph, node)
+        if seen:
+            yield node, seen
+
+
+@error(44, TRT, "TensorRT holds no tensors of this element type", "cast to float32, int32 or int8 before")
+def _element_types(graph: LintGraph) -> Iterator[Hit]:
+    for name, kind in sorted(_types(graph).items()):
+        if kind in _HELD or (kind == TensorProto.UINT8 and _bytes_at_a_port(graph, name)):
+            continue
+        yield name, type_name(kind)
+
+
+@error(45, TRT, "the parser cannot read this mode of the operator", "export the model for inference")
+def _modes(graph: LintGraph) -> Iterator[Hit]:
+    for node in graph.nodes:
+        seen = _mode(graph, node)
+        if seen:
+            yield node, seen
+
+
+@warning(
+    46,
+    TRT,
+    "the input has no fixed size: an engine needs a range of sizes, or one",
+    'avq build fixes it: --preprocess size.json with {"width_px": 640, "height_px": 640}',
+)
+def _open_sizes(graph: LintGraph) -> Iterator[Hit]:
+    for value in graph.proto.graph.input:
+        sizes = [d.dim_param or "?" for d in value.type.tensor_type.shape.dim if not d.HasField("dim_value")]
+        if sizes and not graph.is_constant(value.name):
+            yield value.name, ", ".join(sizes)
+
+
+def _why_not_read(graph: LintGraph, node: NodeProto) -> str:
+    if node.domain not in ("", "ai.onnx"):
+        shipped = graph.target == "tensorrt" and node.op_type.endswith("_TRT")
+        known = node.domain == "com.microsoft" and node.op_type in _BY_NAME
+        return "" if shipped or known else f"{node.domain}:{node.op_type}"
+    unknown = not onnx.defs.has(node.op_type) and not node.op_type.endswith("_TRT")
+    lost = node.op_type in _PLUGINS and graph.target == "tensorrt-rtx"
+    return node.op_type if node.op_type in UNSUPPORTED or unknown or lost else ""
+
+
+def _types(graph: LintGraph) -> dict[str, int]:
+    return {**graph.inferred.types, **{name: tensor.data_type for name, tensor in graph.constants.items()}}
+
+
+def _bytes_at_a_port(graph: LintGraph, name: str) -> bool:
+    """Unsigned bytes may come in through a Cast and go out through one; constants are made 32-bit integers."""
+    linears = [r for r in graph.readers.get(name, []) if r.op_type in LABEL]
+    if linears and any(r.input[0] != name for r in linears):
+        return True  # a zero point: the rule of unsigned bytes says what to do
+    cast_in = name in graph.inputs or graph.is_constant(name)
+    readers = graph.readers.get(name, [])
+    if cast_in:
+        return all(reader.op_type == "Cast" for reader in readers)
+    made = graph.producers.get(name)
+    quantized = made is not None and made.op_type == "QuantizeLinear"
+    return quantized or (
+        name in graph.outputs and not readers and made is not None and made.op_type == "Cast"
+    )
+
+
+def _mode(graph: LintGraph, node: NodeProto) -> str:
+    if node.op_type == "MaxPool":
+        if len(node.output) > 1 and node.output[1]:
+            return "indices of the maxima"
+        uneven = [d for a in node.attribute if a.name == "dilations" for d in a.ints if d != 1]
+        return f"dilations {uneven}" if uneven else ""
+    if node.op_type == "Dropout":
+        training = graph.value(node, 2)
+        return "training" if training is not None and bool(training.any()) else ""
+    if node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0):
+        return "training"
+    return ""

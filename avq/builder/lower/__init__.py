@@ -1,0 +1,43 @@
+"""The only writers of models: pure functions from (float model, plan, encoding) to a new model."""
+
+from __future__ import annotations
+
+import onnx
+
+from avq.builder.lower.grid import ENCODINGS, Encoding
+from avq.builder.lower.integer_products import write_integer_products
+from avq.builder.lower.precision import lower_precisions
+from avq.builder.lower.probe import OCCUPANCY_PREFIX, SATURATION_PREFIX, saturation_probe
+from avq.builder.lower.qdq import lower_qdq
+from avq.errors import PlanError
+from avq.toolbox.macs import int8_mac_share, macs_by_node
+from avq.types import QuantizationPlan
+
+
+def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> bytes:
+    """The file of a plan: Q/DQ pairs, dynamic products in integers, FP16 islands, checked, always the same bytes.
+
+    Raises PlanError when the plan does not fit the model or the encoding cannot express it.
+    """
+    model = lower_precisions(write_integer_products(lower_qdq(proto, plan, encoding)), plan)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise PlanError(
+            "the plan gives an invalid model", seen=str(error).splitlines()[0][:300], fix="report this plan"
+        ) from error
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+__all__ = [
+    "ENCODINGS",
+    "OCCUPANCY_PREFIX",
+    "SATURATION_PREFIX",
+    "Encoding",
+    "int8_mac_share",
+    "lower",
+    "lower_precisions",
+    "lower_qdq",
+    "macs_by_node",
+    "saturation_probe",
+]

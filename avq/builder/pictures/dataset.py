@@ -1,0 +1,271 @@
+"""Calibration sets: which pictures, proven by digest, and how they are split and read."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from avq.builder.pictures.picture_file import damage
+from avq.errors import DataError, nearest
+from avq.progress import Reporter, Silent
+from avq.sources.pictures import SUFFIXES
+from avq.types import U8
+
+#: Pictures to people, but not to every OpenCV.
+_FOREIGN_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".exr")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mcap", ".bag")
+INDEX_NAME = "index.csv"
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture file and the SHA-256 of its bytes, lower-case hex."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Pictures of a folder, each content once.
+
+    Attributes:
+        folder: where they lie.
+        items: in path order when opened, in digest order after ``split`` and ``shard``.
+        messages: what the user should know about the set, one sentence each.
+    """
+
+    folder: Path
+    items: tuple[Item, ...]
+    messages: tuple[str, ...] = ()
+
+
+def open_set(folder: Path, report: Reporter | None = None, *, copies: bool = False) -> CalibrationSet:
+    """Find and digest the pictures of ``folder``: those of its index.csv, or all below it.
+
+    Every file is read once and checked to be whole; nothing is decoded yet. ``copies`` keeps files of equal
+    content, each of which may have labels of its own; calibration counts a content once.
+
+    Raises:
+        DataError: no such folder, no pictures, damaged pictures, or digests that differ from index.csv.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    report = report or Silent()
+    index = folder / INDEX_NAME
+    wanted = _read_index(index) if index.is_file() else None
+    paths = sorted(wanted) if wanted is not None else _pictures_below(folder)
+    if not paths:
+        raise _no_pictures(folder)
+    items = _digest(report.track(paths, "pictures", len(paths)))
+    if wanted is not None:
+        _check_digests(items, wanted, index)
+    unique = tuple(items) if copies else _unique(items)
+    return CalibrationSet(folder, unique, tuple(_remarks(folder, items, unique, wanted)))
+
+
+def split(pictures: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+    """(calibration, held out): the last 20 % by digest is held out, at least one picture.
+
+    A set of one picture is both, and says so in its messages.
+    """
+    ordered = _by_digest(pictures.items)
+    if len(ordered) == 1:
+        warning = f"{pictures.folder} holds one picture: it calibrates and verifies, which proves little"
+        both = CalibrationSet(pictures.folder, ordered, (*pictures.messages, warning))
+        return both, both
+    kept = len(ordered) - max(1, len(ordered) // 5)
+    return (
+        CalibrationSet(pictures.folder, ordered[:kept], pictures.messages),
+        CalibrationSet(pictures.folder, ordered[kept:], pictures.messages),
+    )
+
+
+def shard(items: Sequence[Item], index: int, count: int) -> tuple[Item, ...]:
+    """Every ``count``-th picture in digest order, starting with ``index`` (from 0)."""
+    return _by_digest(items)[index::count]
+
+
+def read_picture(item: Item) -> U8:
+    """The picture as (H, W, 3) uint8 BGR, turned as its EXIF orientation says.
+
+    Raises DataError when it cannot be decoded or is no longer the file that was digested.
+    """
+    data = _file_bytes(item.path)
+    if hashlib.sha256(data).hexdigest() != item.sha256:
+        raise DataError(
+            f"{item.path} has changed since the set was opened",
+            seen="another SHA-256",
+            fix="leave the pictures alone while avq reads them, and start again",
+        )
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise _undecodable(item.path, str(error).strip()) from None
+    if pixels is None:
+        raise _undecodable(item.path, damage(data) or "not a picture OpenCV can decode")
+    return np.asarray(pixels, np.uint8)
+
+
+def refuse_unreadable(items: Sequence[Item]) -> None:
+    """Decode everything and raise one DataError that lists all that cannot be read, if any."""
+    found: list[tuple[Path, str]] = []
+    for item in items:
+        try:
+            read_picture(item)
+        except DataError as error:
+            found.append((item.path, error.seen))
+    if found:
+        raise _damaged(found, len(items))
+
+
+def _by_digest(items: Sequence[Item]) -> tuple[Item, ...]:
+    return tuple(sorted(items, key=lambda item: item.sha256))
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise DataError(f"there is no folder {folder}", seen="nothing at that path", fix="check --data")
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file, not a folder", seen=folder.name, fix="give --data its folder")
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    return _files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
+
+
+def _files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    found = (path for path in folder.rglob("*") if wanted(path) and path.is_file())
+    return sorted(path for path in found if not _hidden(path.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    """Thumbnails, ``._`` twins of macOS and the like are not the user's pictures."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _no_pictures(folder: Path) -> DataError:
+    videos = _files_below(folder, lambda path: path.suffix.lower() in VIDEO_SUFFIXES)
+    what = f"{folder} holds no pictures"
+    if videos:
+        return DataError(
+            what,
+            seen=f"{len(videos)} videos or logs, such as {videos[0].name}",
+            fix=f"write frames as pictures first: ffmpeg -i {videos[0].name} -vf fps=1 frames/%05d.png",
+        )
+    others = _files_below(folder, lambda _: True)
+    seen = f"{len(others)} other files, such as {others[0].name}" if others else "an empty folder"
+    return DataError(what, seen=seen, fix=f"put {', '.join(SUFFIXES)} files into it")
+
+
+def _read_index(index: Path) -> dict[Path, str]:
+    """Path -> digest as index.csv says."""
+    try:
+        with index.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{index} cannot be read", seen=str(error), fix="save it as UTF-8 CSV") from None
+    for name in ("file", "sha256"):
+        if name not in columns:
+            raise DataError(
+                f"{index} has no column '{name}'", seen=", ".join(columns), fix=nearest(name, columns)
+            )
+    return {_indexed(index, row["file"], line): _hex(row["sha256"]) for line, row in enumerate(rows, start=2)}
+
+
+def _hex(digest: str | None) -> str:
+    return (digest or "").strip().lower()
+
+
+def _indexed(index: Path, name: str | None, line: int) -> Path:
+    folder = index.parent
+    path = folder / (name or "").strip()
+    outside = folder.resolve() not in path.resolve().parents
+    if not name or outside or not path.is_file():
+        raise DataError(
+            f"{index}:{line} names no file of the set",
+            seen=f"'{name}'" + (", outside the folder" if outside and name else ""),
+            fix="give paths of existing files relative to index.csv",
+        )
+    return path
+
+
+def _digest(paths: Iterable[Path]) -> list[Item]:
+    items, damaged = [], []
+    for path in paths:
+        try:
+            data = _file_bytes(path)
+        except DataError as error:
+            damaged.append((path, error.seen))
+            continue
+        items.append(Item(path, hashlib.sha256(data).hexdigest()))
+        if why := damage(data):
+            damaged.append((path, why))
+    if damaged:
+        raise _damaged(damaged, len({item.path for item in items} | {path for path, _ in damaged}))
+    return items
+
+
+def _check_digests(items: Sequence[Item], wanted: dict[Path, str], index: Path) -> None:
+    changed = [item for item in items if wanted[item.path] != item.sha256]
+    if changed:
+        first = changed[0]
+        raise DataError(
+            f"{len(changed)} of {len(items)} pictures are not what {index} says, first {first.path}",
+            seen=f"sha256 {first.sha256}, index.csv says {wanted[first.path] or 'nothing'}",
+            fix="fetch the original pictures again, or write their new digests into index.csv",
+        )
+
+
+def _unique(items: Sequence[Item]) -> tuple[Item, ...]:
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(item.sha256, item)
+    return tuple(first.values())
+
+
+def _remarks(
+    folder: Path, items: Sequence[Item], unique: Sequence[Item], wanted: dict[Path, str] | None
+) -> Iterator[str]:
+    copies = len(items) - len(unique)
+    if copies:
+        yield f"{copies} of {len(items)} pictures in {folder} are copies of others and count once"
+    if wanted is not None:
+        unlisted = len(set(_pictures_below(folder)) - set(wanted))
+        if unlisted:
+            yield f"{unlisted} pictures in {folder} are not in {INDEX_NAME} and are left out"
+    foreign = _files_below(folder, lambda path: path.suffix.lower() in _FOREIGN_SUFFIXES)
+    if foreign:
+        yield f"{len(foreign)} files in {folder} are of kinds that avq does not read, such as {foreign[0].name}"
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        seen = error.strerror or str(error)
+        raise DataError(f"{path} cannot be read", seen=seen, fix="check its permissions") from None
+
+
+def _undecodable(path: Path, seen: str) -> DataError:
+    return DataError(
+        f"{path} is not a readable picture", seen=seen, fix="replace it or take it out of the set"
+    )
+
+
+def _damaged(found: Sequence[tuple[Path, str]], total: int) -> DataError:
+    listed = "; ".join(f"{path}: {why}" for path, why in found[:_LISTED])
+    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return DataError(
+        f"{len(found)} of {total} pictures cannot be read",
+        seen=listed + more,
+        fix="replace them or take them out of the set",
+    )

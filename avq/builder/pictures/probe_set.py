@@ -1,0 +1,265 @@
+"""Pictures with the float model's answers: what every plan and engine is compared with."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from avq.builder.pictures.dataset import Item, read_picture
+from avq.builder.pictures.drawn import drawn_inputs
+from avq.builder.pictures.split import Pictures
+from avq.builder.request import Request
+from avq.builder.understand.frontend import Understood
+from avq.decoders import DetectionDecoder, builtin_decoders
+from avq.errors import ModelError, RefusedError
+from avq.hookspecs import Session
+from avq.measure.fidelity import FIRM_SCORE, fidelity
+from avq.measure.sqnr import SqnrMeter
+from avq.preprocess import Preprocessor
+from avq.progress import Reporter
+from avq.types import (
+    AnyArray,
+    Detections,
+    Fidelity,
+    ModelInput,
+    PlanScore,
+    RawOutputs,
+    SessionOptions,
+)
+
+# COCO metrics integrate over the score, so verification keeps nearly everything.
+SCORE_FLOOR = 0.01
+# Enough to look for firm boxes (score >= 0.5, half of it suffices), and much quicker to suppress.
+LOOK_FLOOR = 0.1
+# Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
+MAX_PICTURES = 100
+MAX_BYTES = 256_000_000
+MIN_FIRM_BOXES = 300
+_DRAWN = 4
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's outputs on every picture of a probe set."""
+
+    detections: tuple[Detections, ...] | None
+    sqnr_db: Mapping[str, float]
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """Of the noisiest output, against the float model."""
+        return min(self.sqnr_db.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """What is judged on; held-out pictures first.
+
+    Attributes:
+        items: picture files.
+        inputs: prepared network inputs, one per picture.
+        decoder: None for models without a decoded head.
+        float_outputs: the float model's raw outputs, per picture.
+        float_detections: its boxes with score >= SCORE_FLOOR; None without a decoder.
+    """
+
+    items: tuple[Item, ...]
+    inputs: tuple[ModelInput, ...]
+    decoder: DetectionDecoder | None
+    float_outputs: tuple[Mapping[str, AnyArray], ...]
+    float_detections: tuple[Detections, ...] | None
+
+    def require_boxes(self) -> None:
+        """RefusedError when the float model's answers hold no firm box: then no loss can be told from them."""
+        if self.float_detections is None or any(len(b.above(FIRM_SCORE)) for b in self.float_detections):
+            return
+        best = max((float(b.scores.max(initial=0.0)) for b in self.float_detections), default=0.0)
+        raise RefusedError(
+            f"nothing to compare: the float model has no box with score >= {FIRM_SCORE:g}",
+            seen=f"{len(self.items)} pictures, best score {best:.2f}",
+            fix="give pictures of what the model detects (--data) or its own preprocessing (--preprocess); "
+            "--no-gate builds without judging",
+        )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(item.path for item in self.items)
+
+    def first(self, pictures: int) -> ProbeSet:
+        """The same with at most that many pictures."""
+        boxes = self.float_detections
+        return replace(
+            self,
+            items=self.items[:pictures],
+            inputs=self.inputs[:pictures],
+            float_outputs=self.float_outputs[:pictures],
+            float_detections=None if boxes is None else boxes[:pictures],
+        )
+
+    def ask(
+        self, session: Session, *, floor: float = LOOK_FLOOR, picture: str = "", at_once: int = 1
+    ) -> Answers:
+        """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs.
+
+        ``at_once`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
+        input ``picture``.
+        """
+        meter, found = SqnrMeter(), []
+        answers = _answers(session, self.inputs, picture, at_once)
+        for model_input, reference, raw in zip(self.inputs, self.float_outputs, answers, strict=True):
+            meter.add(reference, raw)
+            if self.decoder is not None:
+                found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
+        return Answers(tuple(found) if self.decoder is not None else None, meter.result_db())
+
+    def told_by(self, session: Session) -> ProbeSet:
+        """The same pictures with ``session``'s answers in place of the float model's."""
+        answers = tuple(
+            {name: np.array(value) for name, value in session.infer(one.tensor).items()}
+            for one in self.inputs
+        )
+        return replace(self, float_outputs=answers)
+
+    def score(self, session: Session) -> PlanScore:
+        """How far ``session`` is from the float model."""
+        return self.judge(self.ask(session))
+
+    def judge(self, answers: Answers) -> PlanScore:
+        """How far ``answers`` are from the float model's."""
+        return PlanScore(self.compare(self.float_detections, answers.detections), answers.sqnr_db)
+
+    def compare(
+        self, reference: Sequence[Detections] | None, found: Sequence[Detections] | None
+    ) -> Fidelity | None:
+        """Lost boxes and confidence shift of ``found`` against ``reference``; None without a decoder."""
+        if reference is None or found is None:
+            return None
+        return fidelity(reference, found, with_map=False)
+
+
+def _answers(
+    session: Session, inputs: Sequence[ModelInput], picture: str, at_once: int
+) -> Iterator[RawOutputs]:
+    """Outputs in order. Threads of one run wait for each other at every layer; pictures do not."""
+    if at_once < 2:
+        yield from (session.infer(one.tensor) for one in inputs)
+        return
+    pending = deque[Future[RawOutputs]]()
+    with ThreadPoolExecutor(at_once) as runners:
+        for one in inputs:
+            pending.append(runners.submit(session.run, {picture: one.tensor}))
+            if len(pending) > at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def prepare_probe_set(
+    request: Request, understood: Understood, pictures: Pictures, report: Reporter
+) -> ProbeSet:
+    """Read, prepare and run the float model once over the held-out pictures.
+
+    A limit of one lost box in a hundred cannot be judged on fifty boxes: while there are fewer than
+    MIN_FIRM_BOXES, calibration pictures join, and the user is told.
+
+    Raises ModelError when the float model answers with NaN or Inf.
+    """
+    if not pictures.held_out.items:
+        return _drawn(request, understood)
+    families = (*builtin_decoders(), *request.families)
+    decode = DetectionDecoder(understood.decoder, families) if understood.decoder.family != "none" else None
+    options = SessionOptions(threads=request.probe_threads, optimise=False)
+    session = request.reference.open(understood.model.proto.SerializeToString(), options)
+    asked = _Asked(Preprocessor(understood.spec), session, decode)
+    held_out = pictures.held_out.items[:MAX_PICTURES]
+    try:
+        for item in report.track(held_out, "float answers", len(held_out)):
+            if not asked.full:
+                asked.add(item)
+        if decode is not None:
+            _top_up(asked, pictures, report)
+    finally:
+        session.close()
+    return asked.probe_set()
+
+
+def _drawn(request: Request, understood: Understood) -> ProbeSet:
+    """Drawn pictures: engines are compared and timed on them, nothing is judged by them."""
+    options = SessionOptions(threads=request.probe_threads, optimise=False)
+    session = request.reference.open(understood.model.proto.SerializeToString(), options)
+    inputs = drawn_inputs(understood.spec, _DRAWN)
+    try:
+        return ProbeSet((), inputs, None, (), None).told_by(session)
+    finally:
+        session.close()
+
+
+class _Asked:
+    """Pictures with the float model's answers, growing."""
+
+    def __init__(
+        self, preprocessor: Preprocessor, session: Session, decoder: DetectionDecoder | None
+    ) -> None:
+        self._preprocessor, self._session, self._decoder = preprocessor, session, decoder
+        self._items: list[Item] = []
+        self._inputs: list[ModelInput] = []
+        self._outputs: list[Mapping[str, AnyArray]] = []
+        self._boxes: list[Detections] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """No more pictures, or no more memory for their inputs and float outputs."""
+        return len(self._items) >= MAX_PICTURES or self._bytes >= MAX_BYTES
+
+    @property
+    def firm_boxes(self) -> int:
+        return sum(len(boxes.above(FIRM_SCORE)) for boxes in self._boxes)
+
+    def add(self, item: Item) -> None:
+        model_input = self._preprocessor.prepare(read_picture(item), copy=True)
+        raw = {name: np.array(value) for name, value in self._session.infer(model_input.tensor).items()}
+        _require_finite(raw, item.path)
+        self._items.append(item)
+        self._inputs.append(model_input)
+        self._outputs.append(raw)
+        self._bytes += model_input.tensor.nbytes + sum(value.nbytes for value in raw.values())
+        if self._decoder is not None:
+            self._boxes.append(self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
+
+    def probe_set(self) -> ProbeSet:
+        found = tuple(self._boxes) if self._decoder is not None else None
+        return ProbeSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), found)
+
+
+def _top_up(asked: _Asked, pictures: Pictures, report: Reporter) -> None:
+    held_out, boxes = len(asked), asked.firm_boxes
+    known = {item.sha256 for item in pictures.held_out.items}
+    for item in pictures.calibration.items:
+        if asked.firm_boxes >= MIN_FIRM_BOXES or asked.full:
+            break
+        if item.sha256 not in known:
+            asked.add(item)
+    if len(asked) > held_out:
+        report.message(
+            f"judged on {len(asked)} pictures: the {held_out} held out show {boxes} boxes, too few to judge "
+            f"1 % of, so {len(asked) - held_out} of the calibration pictures join"
+        )
+
+
+def _require_finite(raw: RawOutputs, picture: Path) -> None:
+    for name, value in raw.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError(
+                f"the float model answers with NaN or Inf on {picture.name}",
+                seen=f"output '{name}', {int((~np.isfinite(value)).sum())} of {value.size} values",
+                fix="check the preprocessing (--preprocess) and the model file: the float model itself is broken",
+            )

@@ -1,0 +1,195 @@
+"""One build, forward only; ``run_build`` is its diagram."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.diagnose import find_cause, left_float
+from avq.builder.drift_parts import drift_parts
+from avq.builder.gate import Limits, judge
+from avq.builder.importing import judged_by_parity, prove_import, with_parity, with_ways_on
+from avq.builder.outcome import Outcome
+from avq.builder.pending.compile_target import Compiled, pending_target
+from avq.builder.pending.implicit_parts import implicit_parts, with_ranges
+from avq.builder.pictures.labelled import check_labels
+from avq.builder.pictures.probe_set import ProbeSet, prepare_probe_set
+from avq.builder.pictures.split import open_pictures
+from avq.builder.planning import Planned, make_plan
+from avq.builder.report import Story, report_page
+from avq.builder.request import Request, check
+from avq.builder.stage import Staged, stage
+from avq.builder.trials.bench import Bench
+from avq.builder.trials.candidates import Trial, candidates_for, fastest_first
+from avq.builder.trials.layer_costs import layer_costs
+from avq.builder.understand.frontend import Understood
+from avq.builder.understand.host import understand_model
+from avq.builder.verify import Verified, verify
+from avq.bundle import REPORT, publish, write_staged
+from avq.fanout import Fleet
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.types import Finding, Recipe, Verdict
+
+
+def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet | None = None) -> Outcome:
+    """Understand, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
+
+    Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
+    folder and its report stay.
+    """
+    started_s = time.monotonic()
+    request = replace(check(recipe, host), fleet=fleet or Fleet())
+    pictures = open_pictures(recipe, report)
+    understood = understand_model(request, pictures.samples, report)
+    probe_set = prepare_probe_set(request, understood, pictures, report)
+    check_labels(request, understood.class_names, probe_set)
+    if recipe.gate and recipe.labels is None:
+        probe_set.require_boxes()
+    calibration = Calibration(request, understood, pictures.calibration, report)
+    planned = make_plan(request, understood, calibration, probe_set, host, report)
+    parity = prove_import(request, understood, probe_set)
+    pending, compiled = pending_target(request, understood, probe_set), Compiled()
+    if pending is not None:
+        planned = replace(planned, plan=pending.finished(planned.plan))
+        compiled = pending.compile(planned.plan, report)
+        trials: Sequence[Trial] = [pending.trial(planned.plan)]
+        ranked = trials
+    else:
+        trials = _try_engines(request, understood, planned, probe_set, report)
+        ranked = fastest_first(trials, planned.plan, request)
+
+    plan = with_ranges(request, understood, planned.plan, calibration, probe_set)
+    planned = replace(planned, plan=plan)
+    extra = {
+        **compiled.parts,
+        **implicit_parts(request, understood, plan),
+        **drift_parts(request, understood, plan, pictures, report),
+    }
+    limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
+
+    def attempt(trial: Trial) -> _Attempt:
+        staged = stage(
+            request, understood, calibration, planned, trial, probe_set, extra, linted=compiled.lint
+        )
+        verified = verify(staged, request, probe_set, trial)
+        verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
+        verdict = with_parity(judge(verified.measured, limits), parity)
+        verdict = replace(verdict, reasons=(*verdict.reasons, *planned.conclusions))
+        return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
+
+    final = _first_accepted(ranked, attempt)
+    if not final.verdict.accepted:
+        verdict = _with_cause(final.verdict, understood, planned)
+        in_model = understood.imported is not None
+        verdict = with_ways_on(verdict, planned.foreign, recipe.options, in_model=in_model)
+        final = replace(final, verdict=verdict)
+    outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
+    page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
+    return _conclude(outcome, final.staged, page, host, report)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One candidate staged, verified and judged."""
+
+    trial: Trial
+    staged: Staged
+    verified: Verified
+    verdict: Verdict
+
+    def outcome(
+        self, recipe: Recipe, trials: Sequence[Trial], compiled: Compiled, *, seconds: float
+    ) -> Outcome:
+        return Outcome(
+            recipe=recipe,
+            folder=self.staged.folder,
+            trials=tuple(trials),
+            chosen=self.trial,
+            verified=self.verified,
+            verdict=self.verdict,
+            int8_mac_share=self.staged.int8_mac_share,
+            seconds=seconds,
+            compiled=compiled,
+        )
+
+
+def _first_accepted(trials: Sequence[Trial], attempt: Callable[[Trial], _Attempt]) -> _Attempt:
+    """The fastest that the gate accepts; the fastest of all when it accepts none."""
+    for trial in trials:
+        tried = attempt(trial)
+        if tried.verdict.accepted:
+            return tried
+    return tried if len(trials) == 1 else attempt(trials[0])
+
+
+def _story(
+    outcome: Outcome,
+    request: Request,
+    understood: Understood,
+    planned: Planned,
+    probe_set: ProbeSet,
+    calibration: Calibration,
+) -> Story:
+    """With what only the report asks for: the counts behind the ranges, and the time of every layer."""
+    stats = HistogramStats(calibration.used.histograms) if calibration.used is not None else None
+    model, candidate = understood.model, outcome.chosen.candidate
+    costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, probe_set)
+    return Story(outcome, request, understood, planned, probe_set, stats, costs)
+
+
+def _try_engines(
+    request: Request, understood: Understood, planned: Planned, probe_set: ProbeSet, report: Reporter
+) -> Sequence[Trial]:
+    with Bench(request, understood.model.proto, planned.plan, probe_set) as bench:
+        return bench.try_all(candidates_for(request, planned.plan), report)
+
+
+def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> Verdict:
+    """What cost the accuracy: a kind of operator in INT8, and what the strategy had to leave float already."""
+    if planned.error is None:
+        return verdict
+    cause = find_cause(understood.model.view, planned.plan, planned.error)
+    said = [str(cause)] if cause is not None else []
+    said += left_float(planned.plan, understood.keep_float)
+    return replace(verdict, reasons=(*verdict.reasons, *said))
+
+
+def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:
+    """Lint and plugins look at the staged bundle too: every finding is told, one error rejects it."""
+    findings = [*staged.lint, *host.check_bundle(staged.folder, recipe)]
+    return replace(
+        verdict,
+        accepted=verdict.accepted and all(f.severity != "error" for f in findings),
+        reasons=(*verdict.reasons, *(_told(f) for f in findings)),
+        fixes=(*verdict.fixes, *(f.fix for f in findings if f.fix)),
+    )
+
+
+def _told(finding: Finding) -> str:
+    seen = f" ({finding.seen})" if finding.seen else ""
+    return f"{finding.severity} {finding.code}: {finding.what}{seen}"
+
+
+def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost, report: Reporter) -> Outcome:
+    """Write report and verdict into the manifest; rename when accepted or when no gate was asked for."""
+    summary = outcome.summary()
+    manifest = msgspec.structs.replace(
+        staged.manifest,
+        accepted=outcome.accepted,
+        reasons=tuple(summary["reasons"]),
+        metrics=msgspec.to_builtins({k: summary[k] for k in ("metric", "float", "chosen", "int8_mac_share")}),
+    )
+    write_staged(staged.folder, manifest, {REPORT: page.encode()})
+    if not outcome.answer_is_yes:
+        return outcome
+    publish(staged.folder, outcome.recipe.output)
+    done = replace(outcome, folder=outcome.recipe.output)
+    for failure in host.build_finished(outcome.recipe.output, done.summary()):
+        report.warning(failure)
+    return done

@@ -1,0 +1,42 @@
+"""report.html of one build: the verdict first, then every number it rests on, one section per file."""
+
+from __future__ import annotations
+
+from avq import __version__
+from avq.builder.report.charts import figures, notes
+from avq.builder.report.disagreements import disagreements
+from avq.builder.report.engines import engines
+from avq.builder.report.groups import groups
+from avq.builder.report.machine import machine
+from avq.builder.report.model import model
+from avq.builder.report.next_steps import next_steps
+from avq.builder.report.short import short
+from avq.builder.report.story import Story
+from avq.builder.report.thresholds import thresholds
+from avq.builder.report.time_spent import time_spent
+from avq.engines.isa import instruction_set
+from avq.render import headline_of, page
+
+
+def report_page(story: Story) -> str:
+    """One self-contained page; nothing on it is fetched."""
+    outcome = story.outcome
+    sections = [
+        short(outcome),
+        *figures(story.planned),
+        engines(outcome),
+        *disagreements(story),
+        *time_spent(story),
+        *groups(story),
+        *thresholds(story),
+        *notes(story.planned),
+        model(story),
+        machine(story),
+        next_steps(outcome),
+    ]
+    title = f"avq build: {outcome.recipe.model.name}, strategy {outcome.recipe.strategy}"
+    footer = f"avq {__version__}, {instruction_set()}, built in {outcome.seconds:.0f} s"
+    return page(title, headline_of(outcome.verdict), sections, footer=footer)
+
+
+__all__ = ["Story", "report_page"]

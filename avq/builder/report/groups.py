@@ -1,0 +1,97 @@
+"""Every group of operators: its precision, why, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avq.builder.report.story import Story
+from avq.render import Html, PairRow, Tone, folded, pair_bars, profile, section, table
+from avq.toolbox import place
+from avq.toolbox.macs import macs_by_node
+from avq.types import GroupRow
+
+_SHOWN_BARS = 12
+_SHORT = 12
+_LEGEND: tuple[tuple[str, Tone], ...] = (("INT8", "plain"), ("float", "warn"))
+
+
+def groups(story: Story) -> list[Html]:
+    """From the strategy's own rows, else one row per layer; nothing for a float bundle."""
+    plan = story.planned.plan
+    if not plan.precisions:
+        return []
+    told = story.planned.groups
+    rows = told or layer_rows(story)
+    blocks = [*_profile(story, rows), *_bars(rows), _table(rows)]
+    lead = f"Decided by {plan.owner} {plan.owner_version}; {_counted(rows)}."
+    return [section("Every group and why" if told else "Every layer and why", *blocks, lead=lead)]
+
+
+def layer_rows(story: Story) -> tuple[GroupRow, ...]:
+    """One row per layer that could run in integers, or that is float for a reason."""
+    plan, graph, costs = story.planned.plan, story.understood.model.view, story.costs
+    kinds = {p.node: p.kind for p in place(graph)}
+    named = [node for node in graph.nodes if node.name in plan.precisions]
+    return tuple(
+        GroupRow(
+            name=node.name,
+            kind=kinds.get(node.name, node.op),
+            precision=plan.precisions[node.name].precision,
+            reason=plan.precisions[node.name].reason,
+            float_ns=costs.float_ns.get(node.name) if costs else None,
+            int8_ns=costs.served_ns.get(node.name) if costs else None,
+        )
+        for node in named
+    )
+
+
+def _counted(rows: Sequence[GroupRow]) -> str:
+    int8 = sum(_is_int8(row) for row in rows)
+    return f"{int8} in INT8, {len(rows) - int8} float"
+
+
+def _is_int8(row: GroupRow) -> bool:
+    return row.precision.startswith("int")
+
+
+def _profile(story: Story, rows: Sequence[GroupRow]) -> list[Html]:
+    """The network at a glance: sensitivity where it was measured, else multiply-adds."""
+    if len(rows) < 2:
+        return []
+    measured = [row.sensitivity for row in rows]
+    if any(measured):
+        values = [value or 0.0 for value in measured]
+        title = "Sensitivity from input to outputs: what each group alone costs in INT8"
+    else:
+        macs = macs_by_node(story.understood.model.view)
+        values = [float(macs.get(row.name, 0)) for row in rows]
+        title = "Multiply-adds from input to outputs"
+    return [profile(values, ["plain" if _is_int8(r) else "warn" for r in rows], title=title, legend=_LEGEND)]
+
+
+def _bars(rows: Sequence[GroupRow]) -> list[Html]:
+    timed = [r for r in rows if r.float_ns and r.int8_ns]
+    if not timed:
+        return []
+    most = sorted(timed, key=lambda r: -max(r.float_ns or 0, r.int8_ns or 0))[:_SHOWN_BARS]
+    bars = [
+        PairRow(
+            r.name,
+            (r.float_ns or 0) / 1e3,
+            (r.int8_ns or 0) / 1e3,
+            "INT8" if _is_int8(r) else "float",
+            "plain" if (r.int8_ns or 0) <= (r.float_ns or 0) else "bad",
+        )
+        for r in most
+    ]
+    title = f"The {len(bars)} that take longest, by the engine's own counters"
+    return [pair_bars(bars, ("float", "INT8 (red where it is slower)"), unit="\u00b5s", title=title)]
+
+
+def _table(rows: Sequence[GroupRow]) -> Html:
+    known = [row.row() for row in rows]
+    empty = {key for key in known[0] if all(row[key] == "-" for row in known)} if known else set()
+    alone = {"nodes"} if all(row.nodes == 1 for row in rows) else set()
+    shown = [{k: v for k, v in row.items() if k not in empty | alone} for row in known]
+    whole = table(shown)
+    return whole if len(shown) <= _SHORT else folded(f"all {len(shown)}, in the order of the graph", whole)

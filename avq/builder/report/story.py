@@ -1,0 +1,31 @@
+"""All that the sections of a build's report are told from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.outcome import Outcome
+from avq.builder.pictures.probe_set import ProbeSet
+from avq.builder.planning import Planned
+from avq.builder.request import Request
+from avq.builder.trials.layer_costs import LayerCosts
+from avq.builder.understand.frontend import Understood
+
+
+@dataclass(frozen=True)
+class Story:
+    """One build.
+
+    Attributes:
+        stats: counts of the calibration pass; None for a float bundle.
+        costs: measured layers of the chosen engine, float against the plan; None where it does not tell.
+    """
+
+    outcome: Outcome
+    request: Request
+    understood: Understood
+    planned: Planned
+    probe_set: ProbeSet
+    stats: HistogramStats | None = None
+    costs: LayerCosts | None = None

@@ -1,0 +1,87 @@
+"""Histograms of a handful of tensors with the threshold of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.lower.grid import real_range
+from avq.builder.report.story import Story
+from avq.errors import AvqError
+from avq.render import Html, Mark, Tone, columns, log_histogram, section
+from avq.types import CALIBRATORS, Calibrator, GraphView, GroupRow, QuantizationPlan
+
+_SHOWN = 4
+_TONES: dict[Calibrator, Tone] = {"entropy": "good", "mse": "warn", "percentile": "bad", "minmax": "plain"}
+
+
+def thresholds(story: Story) -> list[Html]:
+    """The inputs of the most sensitive groups, or the tensors on which the methods differ most."""
+    plan, stats = story.planned.plan, story.stats
+    if stats is None or not plan.points:
+        return []
+    quantized = [p.edge.tensor for p in plan.points if p.edge.tensor in stats.tensors]
+    told = [row for row in story.planned.groups if row.sensitivity]
+    names = (
+        sensitive_tensors(story.understood.model.view, told, stats)
+        if told
+        else contested_tensors(stats, dict.fromkeys(quantized))
+    )
+    charts = [chart for name in names[:_SHOWN] if (chart := _chart(name, stats, plan)) is not None]
+    if not charts:
+        return []
+    which = (
+        "Inputs of the groups that INT8 hurts most."
+        if told
+        else "The tensors on which the methods differ most."
+    )
+    lead = f"{which} Counts of |x| over the calibration pictures, on a logarithmic scale."
+    return [section("Histograms and thresholds", columns(*charts), lead=lead)]
+
+
+def sensitive_tensors(graph: GraphView, rows: Sequence[GroupRow], stats: HistogramStats) -> list[str]:
+    """What the most sensitive groups read, each tensor once."""
+    ranked = sorted(rows, key=lambda row: -(row.sensitivity or 0.0))
+    read = [name for row in ranked for name in graph.node(row.name).inputs]
+    known = set(stats.tensors)
+    return [name for name in dict.fromkeys(read) if name in known]
+
+
+def contested_tensors(stats: HistogramStats, tensors: Sequence[str] | dict[str, None]) -> list[str]:
+    """By the ratio of the widest threshold to the narrowest."""
+
+    def spread(name: str) -> float:
+        found = [t for _, t in method_thresholds(stats, name) if t > 0]
+        return max(found) / min(found) if found else 0.0
+
+    return sorted(tensors, key=lambda name: -spread(name))
+
+
+def method_thresholds(stats: HistogramStats, tensor: str) -> list[tuple[Calibrator, float]]:
+    """(method, t) of the symmetric range (-t, t); none for a tensor without usable counts."""
+    try:
+        return [(m, float(stats.range(tensor, m, symmetric=True).high)) for m in CALIBRATORS]
+    except AvqError:
+        return []
+
+
+def _chart(tensor: str, stats: HistogramStats, plan: QuantizationPlan) -> Html | None:
+    found = method_thresholds(stats, tensor)
+    if not found:
+        return None
+    histogram = stats.histogram(tensor)
+    largest = max(abs(histogram.minimum), abs(histogram.maximum))
+    used = histogram.magnitude[: int(np.ceil(largest / histogram.width)) or 1]
+    marks = [Mark(method, t, _TONES[method]) for method, t in found]
+    built = _as_built(tensor, plan)
+    return log_histogram(used.tolist(), 0.0, largest, title=f"{tensor}{built}", marks=marks)
+
+
+def _as_built(tensor: str, plan: QuantizationPlan) -> str:
+    points = [p for p in plan.points if p.edge.tensor == tensor]
+    if not points:
+        return " (stays float)"
+    low, high = real_range(points[0])
+    return f" (as built {float(np.min(low)):.3g} to {float(np.max(high)):.3g})"

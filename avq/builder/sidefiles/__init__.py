@@ -1,0 +1,16 @@
+"""Quantization in files beside a model: TensorRT calibration caches and AIMET encodings, read and written."""
+
+from __future__ import annotations
+
+from avq.builder.sidefiles.aimet import WRITTEN_VERSIONS, parse_aimet, write_aimet
+from avq.builder.sidefiles.trt_cache import CacheEntry, TrtCache, parse_cache, write_cache
+
+__all__ = [
+    "WRITTEN_VERSIONS",
+    "CacheEntry",
+    "TrtCache",
+    "parse_aimet",
+    "parse_cache",
+    "write_aimet",
+    "write_cache",
+]

@@ -1,0 +1,76 @@
+"""AIMET encodings files of every version: bytes to entries and back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from avq.builder.sidefiles import aimet_v0, aimet_v1, aimet_v2
+from avq.builder.sidefiles.broken import broken
+from avq.builder.sidefiles.encoding import AimetFile, Entry
+from avq.builder.sidefiles.located_json import Document
+from avq.errors import CalibrationError, nearest
+
+WRITTEN_VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
+_OWN_KEYS = ("version", "activation_encodings", "param_encodings", "encodings")
+
+
+def parse_aimet(data: bytes, where: str = "encodings") -> AimetFile:
+    """The entries of an encodings file of version 0.x, 1.x or 2.x.
+
+    Raises CalibrationError with ``where``:line when it is not JSON, not AIMET's, or an entry is broken.
+    """
+    document = Document(data, where)
+    version = document.root.get("version", "")
+    if not isinstance(version, str):
+        raise broken(where, 1, "the version is not text", repr(version), 'such as "1.0.0"')
+    entries = _parse_as(_family(document, version), document)
+    names = Counter((entry.name, entry.role) for entry in entries)
+    for entry in entries:
+        if names[entry.name, entry.role] > 1:
+            raise broken(where, entry.line, f"'{entry.name}' has two encodings", "", "keep one of the two")
+    rest = {key: value for key, value in document.root.items() if key not in _OWN_KEYS}
+    return AimetFile(version, entries, rest)
+
+
+def write_aimet(file: AimetFile) -> bytes:
+    """The file, sorted and indented as AIMET does; ``parse_aimet`` gives ``file`` back.
+
+    Raises CalibrationError for an entry that the version cannot say.
+    """
+    if file.version.startswith("2."):
+        body = aimet_v2.render(file.entries)
+    elif file.version.startswith("1."):
+        body = aimet_v1.render(file.entries)
+    else:
+        body = aimet_v0.render(file.entries, file.version)
+    version = {"version": file.version} if file.version else {}
+    return json.dumps({**file.rest, **body, **version}, indent=4, sort_keys=True).encode()
+
+
+def _family(document: Document, version: str) -> str:
+    """The leading number of the version; of a file without one, what its form tells."""
+    family = version.partition(".")[0]
+    if family in ("0", "1", "2"):
+        return family
+    if version:
+        raise broken(
+            document.where,
+            1,
+            f"AIMET encodings of version {version} are unknown",
+            version,
+            nearest(version, WRITTEN_VERSIONS),
+        )
+    sections = [document.root[key] for key in _OWN_KEYS[1:3] if key in document.root]
+    if not sections:
+        raise CalibrationError(
+            f"{document.where} is JSON, but not an encodings file",
+            seen=f"keys {', '.join(document.root) or 'none'}",
+            fix="encodings files hold 'activation_encodings' and 'param_encodings', or 'encodings'",
+        )
+    return "1" if isinstance(sections[0], list) else "0"
+
+
+def _parse_as(family: str, document: Document) -> tuple[Entry, ...]:
+    parsers = {"0": aimet_v0.parse, "1": aimet_v1.parse, "2": aimet_v2.parse}
+    return parsers[family](document)

@@ -1,0 +1,101 @@
+"""What a side file leaves open: filled in from calibration where there is one, and said either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from avq.builder.lift.pitfalls import look_around
+from avq.builder.sidefiles.carried import carried_points
+from avq.builder.sidefiles.pitfalls import finding
+from avq.builder.sidefiles.read import CACHE_DIALECT, read_side_file
+from avq.hookspecs import CalibrationStats
+from avq.toolbox import Placement, activation_point, place, weight_point
+from avq.types import Edge, Foreign, GraphView, QuantizationPlan, QuantPoint
+
+Collect = Callable[[Sequence[str]], CalibrationStats]
+_CALIBRATED = (
+    "nothing to do: activations got the range they had on the pictures, weights their largest magnitude"
+)
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A weighted operator with the edges that have no grid yet."""
+
+    placement: Placement
+    edges: tuple[Edge, ...]
+
+
+def side_file_for_plan(
+    path: Path,
+    graph: GraphView,
+    keep_float: Collection[str],
+    collect: Collect | None,
+    *,
+    symmetric_only: bool,
+) -> Foreign:
+    """The file over its float graph, as a strategy takes it over: completed, with every pitfall it shows.
+
+    Args:
+        path: a TensorRT calibration cache or AIMET encodings.
+        graph: the folded float graph.
+        keep_float: operators that no strategy quantizes. Encodings may still do so; caches never say where.
+        collect: histograms over the calibration pictures; None where there are none.
+        symmetric_only: the target takes signed grids around zero only.
+
+    Raises CalibrationError with file:line when the file cannot be read.
+    """
+    foreign = read_side_file(path, graph)
+    if foreign.dialect == CACHE_DIALECT:
+        foreign = _without_head(foreign, keep_float)
+    carried = carried_points(foreign.points, place(graph, keep_float), graph)
+    foreign = replace(foreign, points=(*foreign.points, *carried))
+    left = _open(foreign, graph, keep_float)
+    if left and foreign.points:
+        if collect is not None:
+            symmetric = symmetric_only or all(p.symmetric for p in foreign.points)
+            filled = _filled(left, graph, collect, symmetric=symmetric)
+            foreign = replace(foreign, points=(*foreign.points, *filled))
+        said = finding(
+            "AVQ-Q58", [o.placement.node for o in left], fix=None if collect is None else _CALIBRATED
+        )
+        foreign = replace(foreign, findings=(*foreign.findings, said))
+    around = look_around(graph, foreign.points, {}) if foreign.points else []
+    return replace(foreign, findings=tuple(sorted((*foreign.findings, *around), key=lambda f: f.code)))
+
+
+def _without_head(foreign: Foreign, keep_float: Collection[str]) -> Foreign:
+    head = list(dict.fromkeys(p.edge.node for p in foreign.points if p.edge.node in keep_float))
+    if not head:
+        return foreign
+    points = tuple(p for p in foreign.points if p.edge.node not in keep_float)
+    return replace(foreign, points=points, findings=(*foreign.findings, finding("AVQ-Q60", head)))
+
+
+def _open(foreign: Foreign, graph: GraphView, keep_float: Collection[str]) -> list[_Open]:
+    plan = QuantizationPlan(graph.digest, foreign.points)
+    every = [_Open(p, _missing(plan, p)) for p in place(graph, keep_float)]
+    return [o for o in every if o.edges]
+
+
+def _missing(plan: QuantizationPlan, placement: Placement) -> tuple[Edge, ...]:
+    edges = [*placement.activations, *([placement.weight] if placement.weight else [])]
+    return tuple(e for e in edges if plan.point_for(e.tensor, e.node, e.input_index) is None)
+
+
+def _filled(
+    left: Sequence[_Open], graph: GraphView, collect: Collect, *, symmetric: bool
+) -> list[QuantPoint]:
+    weights = {o.placement.weight: o.placement.weight_axis for o in left if o.placement.weight in o.edges}
+    activations = [edge for o in left for edge in o.edges if edge not in weights]
+    points = [
+        weight_point(e, graph.constants[e.tensor], axis) for e, axis in weights.items() if e is not None
+    ]
+    if activations:
+        stats = collect(sorted({edge.tensor for edge in activations}))
+        for edge in activations:
+            clip = stats.range(edge.tensor, "minmax", symmetric=symmetric)
+            points.append(activation_point(edge, clip, symmetric=symmetric))
+    return points

@@ -1,0 +1,101 @@
+"""Between AIMET's grids, counted from an offset, and points of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from avq.builder.sidefiles.encoding import Encoding, Role
+from avq.types import F32, I64, Edge, QuantPoint
+
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+
+
+class UnfitError(Exception):
+    """An entry that becomes no point: ``code`` of the pitfall and what was seen."""
+
+    def __init__(self, code: str, seen: str) -> None:
+        super().__init__(code, seen)
+        self.code, self.seen = code, seen
+
+
+def settled(entry: Encoding) -> Encoding:
+    """The entry with offsets that agree with its min and max.
+
+    Raises UnfitError AVQ-Q51 when they tell different grids.
+    """
+    if entry.limits is None:
+        if any(offset > 0 for offset in entry.offset):
+            raise UnfitError("AVQ-Q51", f"offset {max(entry.offset)} and no min")
+        return entry
+    channels = zip(entry.scale, entry.offset, entry.limits, strict=True)
+    return replace(entry, offset=tuple(_offset(entry, s, o, low, high) for s, o, (low, high) in channels))
+
+
+def _offset(entry: Encoding, scale: float, offset: int, low: float, high: float) -> int:
+    levels = (1 << entry.bits) - 1
+    usable = scale > 0
+    steps = (high - low) / scale if usable else levels
+    if abs(steps - levels) > 0.5 and not (entry.symmetric and abs(steps - levels + 1) <= 0.5):
+        raise UnfitError(
+            "AVQ-Q51", f"scale {scale:.6g} spans {scale * levels:.6g}, min and max {high - low:.6g}"
+        )
+    told = round(low / scale) if usable else offset
+    if offset > 0 or told == offset:
+        return told
+    raise UnfitError("AVQ-Q51", f"offset {offset}, min / scale {told}")
+
+
+def point(entry: Encoding, edge: Edge, scale: F32, offset: I64, axis: int | None) -> QuantPoint:
+    """The point of a settled entry.
+
+    Args:
+        entry: its width and symmetry.
+        edge: where it goes.
+        scale, offset: shaped as the plan wants them.
+        axis: channel or block axis; None per tensor.
+
+    Raises UnfitError AVQ-Q53 for scales that are none, AVQ-Q55 for grids that a plan cannot say.
+    """
+    if not np.all(np.isfinite(scale) & (scale >= _SMALLEST_NORMAL)):
+        raise UnfitError("AVQ-Q53", f"scale {float(np.min(scale)):.6g}")
+    if not 2 <= entry.bits <= 16:
+        raise UnfitError("AVQ-Q55", f"{entry.bits} bits")
+    half = 1 << (entry.bits - 1)
+    narrow = entry.symmetric and bool(np.all(offset == 1 - half))
+    signed = narrow or entry.signed
+    zero_point = np.zeros_like(offset) if narrow else -offset - (half if signed else 0)
+    low = -half if signed else 0
+    if np.any(zero_point < low) or np.any(zero_point > low + 2 * half - 1):
+        raise UnfitError("AVQ-Q55", f"offset {int(offset.min())} to {int(offset.max())} on {entry.bits} bits")
+    return QuantPoint(
+        edge,
+        scale,
+        zero_point,
+        axis=axis,
+        block_size=entry.block_size,
+        bits=entry.bits,
+        signed=signed,
+        narrow=narrow,
+    )
+
+
+def encoding(point: QuantPoint, role: Role) -> Encoding:
+    """The entry that says ``point``. The caller has made sure that an entry can (see ``write_plan``)."""
+    half = 1 << (point.bits - 1)
+    lowest = half - 1 if point.narrow else half if point.signed else 0
+    blocks = point.block_size is not None
+    return Encoding(
+        point.edge.tensor,
+        role,
+        point.bits,
+        tuple(float(value) for value in np.ravel(point.scale)),
+        tuple(-int(value) - lowest for value in np.ravel(point.zero_point)),
+        symmetric=point.symmetric,
+        signed=point.signed,
+        layout="block" if blocks else "channel" if point.scale.ndim else "tensor",
+        axis=point.axis if point.scale.ndim else None,
+        block_size=point.block_size,
+        shape=point.scale.shape,
+    )

@@ -1,0 +1,158 @@
+"""A plan as a side file, for tools that take scales but no Q/DQ graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+
+from avq.builder.sidefiles.aimet import WRITTEN_VERSIONS, write_aimet
+from avq.builder.sidefiles.encoding import AimetFile, Role
+from avq.builder.sidefiles.grids import encoding
+from avq.builder.sidefiles.trt_cache import CacheEntry, TrtCache, write_cache
+from avq.errors import PlanError, RequestError, nearest
+from avq.types import Edge, QuantizationPlan, QuantPoint
+
+CACHE_VERSION = "8501"
+_SHOWN = 6
+_REPLAN = "build with --option activations=symmetric or for --target tensorrt"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What the written model knows of the plan's tensors.
+
+    Attributes:
+        weights: those that are constants.
+        partly: activations that some operator reads in float.
+        picture: what the float model before the build calls the tensor behind the preprocessing:
+            (name in the plan, name in the file); None when the preprocessing is not in the graph.
+    """
+
+    weights: Collection[str] = ()
+    partly: Collection[str] = ()
+    picture: tuple[str, str] | None = None
+
+    def name(self, tensor: str) -> str:
+        return self.picture[1] if self.picture and tensor == self.picture[0] else tensor
+
+
+@dataclass(frozen=True)
+class Written:
+    """A side file and what it could not say.
+
+    Attributes:
+        data: the bytes.
+        entries: how many grids are in it.
+        unsaid: reason -> tensors.
+    """
+
+    data: bytes
+    entries: int
+    unsaid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def plan_as_cache(plan: QuantizationPlan, lowered: Lowered, header: str) -> Written:
+    """A TensorRT calibration cache of the plan's activations.
+
+    Raises PlanError, naming the points, unless these are signed 8-bit grids around zero, one per tensor.
+    """
+    points = _one_per_tensor(plan)
+    activations = [p for p in points if p.edge.tensor not in lowered.weights]
+    _refuse(
+        [p for p in points if p.mode != "static"], "a calibration cache, which holds static scales", _REPLAN
+    )
+    crooked = [p for p in activations if not p.symmetric or p.narrow or p.bits != 8 or p.scale.ndim]
+    _refuse(crooked, "a calibration cache: only INT8 around zero, one scale per tensor", _REPLAN)
+    entries = [CacheEntry.of(lowered.name(p.edge.tensor), float(p.scale)) for p in activations]
+    weights = [p.edge.tensor for p in points if p.edge.tensor in lowered.weights]
+    unsaid = {"weights are not in a cache: TensorRT scales them by their largest magnitude": weights}
+    return Written(
+        write_cache(TrtCache(header, tuple(entries))),
+        len(entries),
+        _told(unsaid, plan, frozenset(lowered.weights)),
+    )
+
+
+def cache_header(version: str | None) -> str:
+    """The header of a cache that a TensorRT of that version reads: "8501" is 8.5.1, "100300" is 10.3.0.
+
+    Raises RequestError when it is no number.
+    """
+    number = version or CACHE_VERSION
+    if not number.isdigit():
+        raise RequestError(
+            f"'{number}' is no version of a calibration cache",
+            fix="digits only, such as 8501 for TensorRT 8.5.1",
+        )
+    return f"TRT-{number}-EntropyCalibration2"
+
+
+def plan_as_aimet(plan: QuantizationPlan, lowered: Lowered, version: str) -> Written:
+    """AIMET encodings of the plan.
+
+    Raises RequestError for an unknown version, PlanError for points that the version cannot express.
+    """
+    if version not in WRITTEN_VERSIONS:
+        raise RequestError(
+            f"AIMET encodings {version} are not written", fix=nearest(version, WRITTEN_VERSIONS)
+        )
+    points = _one_per_tensor(plan)
+    what = f"AIMET encodings {version}"
+    _refuse([p for p in points if p.mode == "dynamic"], f"{what}, which hold static scales", _REPLAN)
+    _refuse([p for p in points if p.rounding != "half_even"], f"{what}, which round half to even", _REPLAN)
+    lopsided = [p for p in points if p.narrow and (version.startswith("2.") or not p.symmetric)]
+    _refuse(lopsided, f"{what}: they leave a level unused", "--version 1.0.0 says symmetric narrow grids")
+    blocks = [p for p in points if p.block_size is not None and not version.startswith("2.")]
+    _refuse(blocks, f"{what}: they have a scale per block", "--version 2.0.0 says blocks")
+    entries = []
+    for p in points:
+        role: Role = "param" if p.edge.tensor in lowered.weights else "activation"
+        entry = encoding(replace(p, edge=Edge(lowered.name(p.edge.tensor))), role)
+        entries.append(entry if version.startswith("2.") else replace(entry, axis=None, shape=()))
+    recoded = [p.edge.tensor for p in points if p.signed and not p.symmetric and not version.startswith("2.")]
+    partly = [p.edge.tensor for p in points if p.edge.tensor in lowered.partly]
+    unsaid = {
+        "signed grids with a zero point are written unsigned, with the same numbers": recoded,
+        "some operator reads the float tensor; encodings hold for every reader": partly,
+    }
+    file = AimetFile(version, tuple(entries), {"producer": "avq"} if version.startswith("2.") else {})
+    return Written(write_aimet(file), len(entries), _told(unsaid, plan, frozenset(lowered.weights)))
+
+
+def _one_per_tensor(plan: QuantizationPlan) -> list[QuantPoint]:
+    """The plan's points by tensor, sorted; PlanError where readers of one tensor have different grids."""
+    points: dict[str, QuantPoint] = {}
+    unequal = []
+    for p in sorted(plan.points, key=lambda p: p.edge):
+        first = points.setdefault(p.edge.tensor, p)
+        if not _same_grid(first, p):
+            unequal.append(p)
+    _refuse(
+        unequal,
+        "one grid per tensor, as readers have different ones",
+        "build a bundle with one grid",
+    )
+    return list(points.values())
+
+
+def _same_grid(a: QuantPoint, b: QuantPoint) -> bool:
+    same_arrays = a.scale.tobytes() == b.scale.tobytes() and a.zero_point.tobytes() == b.zero_point.tobytes()
+    return same_arrays and replace(a, edge=b.edge).settings() == b.settings()
+
+
+def _refuse(points: Sequence[QuantPoint], what: str, fix: str) -> None:
+    if points:
+        names = ", ".join(str(p.edge) for p in points[:_SHOWN]) + (" ..." if len(points) > _SHOWN else "")
+        raise PlanError(f"{len(points)} grids cannot be written as {what}", seen=names, fix=fix)
+
+
+def _told(
+    unsaid: Mapping[str, Sequence[str]], plan: QuantizationPlan, weights: Set[str]
+) -> dict[str, list[str]]:
+    replaced = set(plan.overrides)
+    kept = {
+        "weights were equalized or rounded, which only the bundle's model has: to use the scales with the float "
+        "model build with --option equalize=off --option rounding=nearest": sorted(replaced & weights),
+        "corrected biases stay in the bundle's model": sorted(replaced - weights),
+    }
+    return {reason: list(names) for reason, names in {**unsaid, **kept}.items() if names}

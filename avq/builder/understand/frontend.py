@@ -1,0 +1,194 @@
+"""From a file to a network that is understood: its picture, its head, its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from avq import decoders
+from avq.builder.graph.model import FloatModel, normalise, read_model
+from avq.builder.lift import Imported, import_model, is_quantized, on_folded_input
+from avq.builder.understand.class_names import class_names
+from avq.builder.understand.fold_input import fold_input
+from avq.builder.understand.told import (
+    PREPROCESS_KEY,
+    is_ultralytics,
+    normalises_inside,
+    only_size_px,
+    told_size_px,
+    wants_size,
+)
+from avq.builder.understand.trial import Infer, Trial, variants
+from avq.decoders.recognise import NONE, find_decoder
+from avq.decoders.structure import input_size_px
+from avq.errors import ModelError
+from avq.hookspecs import Decoder
+from avq.preprocess import PRESETS, spec_from_json, spec_named
+from avq.types import U8, DecoderSpec, Foreign, GraphView, PreprocessSpec
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Everything the build must know of a model before it plans.
+
+    Attributes:
+        model: the float network every later step is bound to; takes the uint8 picture.
+        source: the same before its input was folded.
+        spec: how a picture becomes its input.
+        decoder: how its outputs become boxes; family "none" where they do not.
+        class_names: index by index; empty for "none".
+        keep_float: head nodes that stay float, with reasons.
+        messages, warnings: what was found and what to look at, for people.
+        foreign: quantization the file came with, on edges of ``model``; None for a float file.
+        imported: the same before its input was folded, and the file it is proven against.
+    """
+
+    model: FloatModel
+    source: FloatModel
+    spec: PreprocessSpec
+    decoder: DecoderSpec
+    class_names: tuple[str, ...]
+    keep_float: Mapping[str, str]
+    messages: tuple[str, ...]
+    warnings: tuple[str, ...]
+    foreign: Foreign | None = None
+    imported: Imported | None = None
+
+
+def understand(
+    model_path: Path | str,
+    *,
+    decoder: str | None,
+    preprocess: str | None,
+    classes: str | None,
+    sample_pixels: Callable[[], Sequence[U8]] | None,
+    infer: Infer,
+    extra_decoders: Sequence[Decoder] = (),
+    imports: bool = False,
+) -> Understood:
+    """Read, normalise and understand a model.
+
+    Args:
+        model_path: the ONNX file.
+        decoder, preprocess, classes: as the user named them, or None to find them.
+        sample_pixels: pictures (H, W, 3) uint8 BGR to try preprocessings on; None where there are none.
+        infer: opens a model as it came; the result maps its (1, 3, h, w) input to raw outputs. Called from
+            several threads, one model each.
+        extra_decoders: families of plugins, asked after the built-in ones.
+        imports: quantized files are read too, for strategies that take their quantization over.
+
+    Raises:
+        ModelError, RequestError, ConfigError: see the parts.
+    """
+    families = (*decoders.builtin_decoders(), *extra_decoders)
+    source, imported = _source(Path(model_path), preprocess, imports=imports)
+    graph = source.view
+    spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
+    messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
+    names, said = ((), []) if spec.family == NONE else class_names(graph, spec.num_classes, classes)
+    messages += said
+    spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
+    chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, infer).choose()
+    folded = fold_input(source, chosen.spec)
+    return Understood(
+        folded,
+        source,
+        chosen.spec,
+        spec,
+        names,
+        decoders.head_nodes(folded.view, spec, families),
+        (*messages, *chosen.messages),
+        chosen.warnings,
+        on_folded_input(imported.foreign, source, folded) if imported is not None else None,
+        imported,
+    )
+
+
+def _source(path: Path, preprocess: str | None, *, imports: bool) -> tuple[FloatModel, Imported | None]:
+    proto = read_model(path)
+    size = told_size_px(proto, preprocess) if wants_size(proto) else None
+    if imports and is_quantized(proto):
+        imported = import_model(proto, where=path.name, input_size_px=size)
+        return imported.model, imported
+    return normalise(proto, where=path.name, input_size_px=size), None
+
+
+def _head_messages(graph: GraphView, spec: DecoderSpec, *, named: bool) -> list[str]:
+    if spec.family == NONE:
+        return ["outputs are not decoded (--decoder none)"]
+    outputs = ", ".join("x".join(map(str, o.shape)) for o in graph.outputs)
+    how = "as named" if named else "recognised by its structure"
+    return [f"head: {spec.family}, {how} ({outputs})", *spec.params.get("notes", [])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    spec: PreprocessSpec
+    messages: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Preprocessing:
+    """The choice of a preprocessing: asked for, told, or tried."""
+
+    source: FloatModel
+    decoder: DecoderSpec
+    families: Sequence[Decoder]
+    asked: str | None
+    sample_pixels: Callable[[], Sequence[U8]] | None
+    infer: Infer
+
+    def choose(self) -> _Chosen:
+        size = self._size_px()
+        if self.asked is not None and only_size_px(self.asked) != size:
+            return _Chosen(spec_named(self.asked, *size), (f"preprocessing: {self.asked}",))
+        told = self.source.view.metadata.get(PREPROCESS_KEY)
+        if told:
+            spec = spec_from_json(told, where=f"the model's metadata '{PREPROCESS_KEY}'", size_px=size)
+            return _Chosen(spec, ("preprocessing: from the model's metadata",))
+        if is_ultralytics(self.source.view) and self.decoder.family != NONE:
+            return _Chosen(self._ultralytics(size), ("preprocessing: Ultralytics', by the model's metadata",))
+        return self._published(size)
+
+    def _ultralytics(self, size_px: tuple[int, int]) -> PreprocessSpec:
+        """Letterboxed RGB 0..1; heads that select in the graph say whether they are its stretched RT-DETR."""
+        family = find_decoder(self.decoder.family, self.families)
+        presets = family.presets(self.source.view, self.decoder) if family.nms_in_graph else ()
+        return presets[0] if presets else PRESETS["yolov8"](*size_px)
+
+    def _size_px(self) -> tuple[int, int]:
+        size = input_size_px(self.source.view)
+        if size is None or self.source.view.inputs[0].shape[1] != 3:
+            seen = "; ".join(f"'{i.name}' {i.shape}" for i in self.source.view.inputs)
+            raise ModelError(
+                "the model does not take a colour picture", seen=seen, fix="it must take (1, 3, h, w)"
+            )
+        return size
+
+    def _published(self, size_px: tuple[int, int]) -> _Chosen:
+        """What the family is published with, and its variants, tried on pictures."""
+        if self.decoder.family == NONE:
+            why = "the head is not decoded, so nothing tells the preprocessing"
+            return _Chosen(
+                PRESETS["rgb-unit"](*size_px),
+                ("preprocessing: stretched, RGB, 0..1",),
+                (f"{why}: RGB 0..1 is assumed; give it with --preprocess",),
+            )
+        presets = find_decoder(self.decoder.family, self.families).presets(self.source.view, self.decoder)
+        candidates = variants(list(presets) or [PRESETS["yolov8"](*size_px)], self._fixed_range())
+        pictures = self.sample_pixels() if self.sample_pixels is not None and len(candidates) > 1 else ()
+        if len(pictures) == 0:
+            return self._untried(candidates[0].label, candidates[0].spec)
+        tried = Trial(self.source, self.decoder, self.families, self.infer).run(candidates, pictures)
+        return _Chosen(tried.spec, tried.messages, tried.warnings)
+
+    def _fixed_range(self) -> float | None:
+        if self.source.view.inputs[0].dtype == "uint8":
+            return 255.0
+        return normalises_inside(self.source.view)
+
+    def _untried(self, label: str, spec: PreprocessSpec) -> _Chosen:
+        warning = "no pictures to try the preprocessing on: check it, or give it with --preprocess"
+        return _Chosen(spec, (f"preprocessing: {label}, as {self.decoder.family} is published",), (warning,))

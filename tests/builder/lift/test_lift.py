@@ -1,0 +1,216 @@
+"""What a lift promises beside equality: points per edge, names kept, files of real exporters, and an honest proof."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime import quantization
+
+from avq.builder.lift import import_model, is_quantized, lift, on_folded_input, prove
+from avq.builder.lower import lower
+from avq.builder.understand.fold_input import fold_input, numbers_of
+from avq.builder.workbench import reference_encoding
+from avq.decoders import recognise
+from avq.errors import ModelError
+from avq.types import Edge, PreprocessSpec, QuantizationPlan
+from tests.builder.lift.corpus import nets
+from tests.builder.lift.corpus.dialects import ModelOptimizer, OnnxruntimeQdq, PytorchQuantization, Qonnx
+from tests.builder.lift.corpus.faults import FAULTS
+from tests.builder.lift.corpus.importing import ENGINE, lowered
+from tests.builder.lift.corpus.writer import pictures, run
+from tests.decoders.head_replicas import yolov8
+
+REAL = {
+    "retinaface_320_vitisai_qdq.onnx": ("vitisai-qdq", 162),
+    "twinlitenet_ort_static.onnx": ("onnxruntime-qdq", 196),
+    "qonnx_espcn_subpixel_quant.onnx": ("qonnx", 8),
+}
+
+
+def _points(imported) -> dict[Edge, object]:
+    return {point.edge: point for point in imported.foreign.points}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name):
+    dialect, count = REAL[name]
+    imported = import_model(onnx.load(str(material / "quantized" / name)), where=name)
+    assert (imported.foreign.dialect, len(imported.foreign.points)) == (dialect, count)
+    picture = imported.model.view.inputs[0]
+    rng = np.random.default_rng(0)
+    feeds = [{picture.name: rng.uniform(0, 1, picture.shape).astype(np.float32)} for _ in range(2)]
+    proof = prove(imported.source, lowered(imported), ENGINE, [(f, f) for f in feeds], threads=2)
+    assert proof.exact, proof.said
+
+
+def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path):
+    """Its picture is a constant, which a build refuses and a lift need not."""
+    source = onnx.load(str(material / "quantized" / "polygraphy_qdq_conv.onnx"))
+    bare, foreign = lift(source)
+    bare = onnx.shape_inference.infer_shapes(bare)
+    (point,) = foreign.points
+    assert (point.edge, point.signed, point.scale.shape) == (Edge("x"), False, (3,))
+    ours = lower(bare, QuantizationPlan("", foreign.points), "asymmetric")
+    meant, found = run(source, {}), run(ours, {})
+    for name, value in meant.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_run_time_scales_are_refused_with_the_way_out(material: Path):
+    source = onnx.load(str(material / "quantized" / "twinlitenet_ort_dynamic.onnx"))
+    with pytest.raises(ModelError, match="AVQ-Q33") as refusal:
+        import_model(source, where="twinlitenet_ort_dynamic.onnx")
+    assert "--strategy static" in refusal.value.fix
+
+
+def test_float_files_are_no_imports(material: Path):
+    for name in ("twinlitenet_float_parent.onnx", "qonnx_espcn_subpixel_float.onnx"):
+        assert not is_quantized(onnx.load(str(material / "quantized" / name)))
+
+
+def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path):
+    """Not a file written by these tests: the exporter itself, with the settings people use."""
+    source = _quantized_by_onnxruntime(nets.residual().model(), pictures(4), tmp_path)
+    imported = import_model(source, where="file")
+    assert imported.foreign.dialect == "onnxruntime-qdq"
+    for picture in pictures(3, seed=4):
+        np.testing.assert_array_equal(
+            run(lowered(imported), {"x": picture})["out"], run(source, {"x": picture})["out"]
+        )
+
+
+@pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
+def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path, kind):
+    """With the exporter's defaults the bins 0 to 15 of a distribution lie on an 8-bit grid as well."""
+    head = yolov8(3, 4)[0]
+    rng = np.random.default_rng(0)
+    feeds = [rng.random(head.view.inputs[0].shape, np.float32) for _ in range(2)]
+    options = {"weight_type": quantization.QuantType[kind], "reduce_range": True}
+    options["activation_type"] = quantization.QuantType.QUInt8
+    source = _quantized_by_onnxruntime(head.proto, feeds, tmp_path, **options)
+    view = import_model(source, where="file").model.view
+    bins = [c for c in view.constants.values() if c.size == 16 and c.max() > 14]
+    assert bins and not np.allclose(bins[0].reshape(-1), np.arange(16))
+    assert (recognise(view).family, recognise(view).num_classes) == ("yolov8", 4)
+
+
+def _quantized_by_onnxruntime(model, feeds, folder, **options) -> onnx.ModelProto:
+    left, name = list(feeds), model.graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self):
+            return {name: left.pop()} if left else None
+
+    onnx.save(model, str(folder / "float.onnx"))
+    options = {"per_channel": True, **options}
+    quantization.quantize_static(
+        str(folder / "float.onnx"), str(folder / "quantized.onnx"), Reader(), **options
+    )
+    return onnx.load(str(folder / "quantized.onnx"))
+
+
+def test_the_file_given_is_left_as_it_is():
+    source = OnnxruntimeQdq(nets.residual()).write()
+    before = source.SerializeToString(deterministic=True)
+    lift(source)
+    import_model(source, where="file")
+    assert source.SerializeToString(deterministic=True) == before
+
+
+def test_the_float_graph_has_the_outputs_and_constants_of_its_file():
+    imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
+    assert imported.model.view.output_names == ("out",)
+    assert {"c1.w", "out.w"} <= set(imported.model.view.constants)
+    assert not is_quantized(imported.model.proto)
+
+
+def test_one_branch_of_a_residual_alone_is_a_point_of_its_edge():
+    """The convolution reads r1 quantized, the sum reads it in float."""
+    imported = import_model(PytorchQuantization(nets.residual()).write(), where="file")
+    points = _points(imported)
+    assert Edge("r1", "c2", 0) in points
+    assert Edge("r1") not in points
+    assert Edge("r1", "sum", 1) not in points
+
+
+def test_two_quantizers_on_one_tensor_are_two_points():
+    imported = import_model(FAULTS["two-quantizers-one-tensor"].make(), where="file")
+    points = _points(imported)
+    one, other = points[Edge("r1", "c2", 0)], points[Edge("r1", "sum", 1)]
+    assert float(other.scale) == pytest.approx(2 * float(one.scale))
+
+
+def test_equal_pairs_of_several_readers_are_one_point():
+    imported = import_model(ModelOptimizer(nets.joined()).write(), where="file")
+    assert Edge("x") in _points(imported)
+
+
+def test_marks_keep_their_places_when_the_input_is_folded():
+    """Mean and scale move in front of the network; the picture's point moves behind them."""
+    imported = import_model(PytorchQuantization(nets.plain()).write(), where="file")
+    spec = PreprocessSpec(
+        width_px=nets.SIDE_PX, height_px=nets.SIDE_PX, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+    )
+    folded = fold_input(imported.model, spec)
+    foreign = on_folded_input(imported.foreign, imported.model, folded)
+    plan = QuantizationPlan(folded.view.digest, foreign.points)
+    ours = lower(folded.proto, plan, reference_encoding(plan))
+    tensor = np.random.default_rng(0).integers(0, 256, (1, 3, nets.SIDE_PX, nets.SIDE_PX), np.uint8)
+    meant = run(imported.source, {"x": numbers_of(tensor, spec)})["out"]
+    np.testing.assert_array_equal(run(ours, {"x": tensor})["out"], meant)
+
+
+@pytest.mark.parametrize("field", ["scale", "zero_point"])
+def test_a_damaged_plan_is_not_proven(field):
+    """The proof is worth what it catches: a scale that is 5 % off, a zero point that clips."""
+    imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
+    points = list(imported.foreign.points)
+    at = next(i for i, p in enumerate(points) if p.edge.tensor == "x")
+    worse = {"scale": points[at].scale * np.float32(1.05), "zero_point": points[at].zero_point + 60}
+    points[at] = replace(points[at], **{field: worse[field]})
+    plan = QuantizationPlan(imported.model.view.digest, tuple(points))
+    ours = lower(imported.model.proto, plan, reference_encoding(plan))
+    feeds = [({"x": p}, {"x": p}) for p in pictures(2)]
+    proof = prove(imported.source, ours, ENGINE, feeds)
+    assert not proof.equal
+    assert "AVQ-Q41" in proof.said
+
+
+def test_a_source_that_cannot_run_is_not_proven():
+    model = Qonnx(nets.plain()).write()
+    imported = import_model(model, where="file")
+    broken = onnx.ModelProto()
+    broken.CopyFrom(imported.source)
+    broken.graph.node[-1].op_type = "NoSuchOperator"
+    proof = prove(broken, lowered(imported), ENGINE, [])
+    assert not proof.equal
+    assert "cannot be run" in proof.said
+
+
+def test_one_step_of_the_last_scale_is_a_rounding_and_is_told():
+    imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
+    ours = onnx.load_model_from_string(lowered(imported))
+    bias = next(t for t in ours.graph.initializer if t.name == "out.b")
+    step = float(_points(imported)[Edge("out")].scale)
+    nudged = numpy_helper.to_array(bias) + np.float32(step / 3)
+    bias.CopyFrom(numpy_helper.from_array(nudged.astype(np.float32), bias.name))
+    feeds = [({"x": p}, {"x": p}) for p in pictures(2)]
+    proof = prove(imported.source, ours.SerializeToString(), ENGINE, feeds, last_step={"out": step})
+    assert (proof.equal, proof.exact) == (True, False)
+    assert "within one step" in proof.said
+
+
+def test_the_same_file_gives_the_same_plan():
+    digests = {
+        as_read_digest(import_model(OnnxruntimeQdq(nets.residual()).write(), where="file")) for _ in range(2)
+    }
+    assert len(digests) == 1
+
+
+def as_read_digest(imported) -> str:
+    return QuantizationPlan(imported.model.view.digest, imported.foreign.points).digest
