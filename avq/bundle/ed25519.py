@@ -7,7 +7,7 @@ from typing import Any
 from avq.errors import MachineError, RequestError
 
 
-def new_pair() -> tuple[bytes, bytes]:
+def new_key_pair() -> tuple[bytes, bytes]:
     """A new key pair: the private key as PKCS8 PEM, the public one as PEM."""
     ed25519, serialization = _cryptography()
     private = ed25519.Ed25519PrivateKey.generate()
@@ -18,7 +18,7 @@ def new_pair() -> tuple[bytes, bytes]:
     )
 
 
-def sign(private_pem: bytes, message: bytes) -> tuple[bytes, bytes]:
+def sign_message(private_pem: bytes, message: bytes) -> tuple[bytes, bytes]:
     """The raw public key (32 bytes) and its signature (64 bytes) of ``message``.
 
     Raises RequestError when the PEM text holds no unencrypted Ed25519 private key.
@@ -33,7 +33,7 @@ def sign(private_pem: bytes, message: bytes) -> tuple[bytes, bytes]:
     return key.public_key().public_bytes_raw(), key.sign(message)
 
 
-def raw_public(public_pem: bytes) -> bytes:
+def raw_public_key(public_pem: bytes) -> bytes:
     """The 32 bytes of the public key in a PEM text. Raises RequestError when it holds none."""
     ed25519, serialization = _cryptography()
     try:
@@ -46,7 +46,7 @@ def raw_public(public_pem: bytes) -> bytes:
     return raw
 
 
-def signed(public_raw: bytes, message: bytes, signature: bytes) -> bool:
+def signature_is_valid(public_raw: bytes, message: bytes, signature: bytes) -> bool:
     """Whether ``signature`` is the key's over ``message``."""
     ed25519, _ = _cryptography()
     from cryptography.exceptions import InvalidSignature

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from avq.bundle import ed25519
+from avq.bundle.ed25519 import new_key_pair, raw_public_key, sign_message, signature_is_valid
 from avq.errors import BundleError, RequestError
 
 SIGNATURE = "signature"
@@ -73,7 +73,7 @@ class Trust:
                 seen=f"key {said.key[:16]}; trusted: {trusted}",
                 fix="have it signed by a trusted key, or add the key to trusted_keys",
             )
-        if not ed25519.signed(key.raw, _DOMAIN + manifest, bytes.fromhex(said.signature)):
+        if not signature_is_valid(key.raw, _DOMAIN + manifest, bytes.fromhex(said.signature)):
             raise BundleError(
                 f"the signature of {where} does not fit its manifest",
                 seen=f"key {said.key[:16]}",
@@ -102,15 +102,15 @@ def generate_key(path: Path) -> PublicKey:
             raise RequestError(
                 f"{taken} exists; a key is never overwritten", seen=str(taken), fix="name another file"
             )
-    private_pem, public_pem = ed25519.new_pair()
+    private_pem, public_pem = new_key_pair()
     _write_new(path, private_pem, mode=0o600)
     _write_new(public_path, public_pem, mode=0o644)
-    return PublicKey(ed25519.raw_public(public_pem))
+    return PublicKey(raw_public_key(public_pem))
 
 
 def read_trust(keys: Sequence[Path], *, not_before: str = "") -> Trust:
     """Trust in the public keys of these PEM files. Raises RequestError for one that holds none."""
-    return Trust(tuple(PublicKey(ed25519.raw_public(_key_bytes(path))) for path in keys), not_before)
+    return Trust(tuple(PublicKey(raw_public_key(_key_bytes(path))) for path in keys), not_before)
 
 
 def sign_manifest(manifest: bytes, key_path: Path) -> bytes:
@@ -126,7 +126,7 @@ def sign_manifest(manifest: bytes, key_path: Path) -> bytes:
             seen=f"mode {mode:o}",
             fix=f"chmod 600 {key_path}, and make a new key if others may have read it",
         )
-    raw, signature = ed25519.sign(private_pem, _DOMAIN + manifest)
+    raw, signature = sign_message(private_pem, _DOMAIN + manifest)
     return _render(Signature(algorithm=_ALGORITHM, key=PublicKey(raw).fingerprint, signature=signature.hex()))
 
 

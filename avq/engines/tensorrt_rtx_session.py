@@ -16,8 +16,6 @@ from avq.engines.kept import cache_folder, keep
 from avq.engines.tensorrt_log import last_words, no_collection
 from avq.errors import BundleError
 
-NAME = "tensorrt-rtx"
-
 
 @no_collection()
 def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> GpuSession:

@@ -39,13 +39,13 @@ def _encoded(before: bytes, pixels: U8) -> tuple[bytes, str]:
     return np.asarray(data).tobytes(), name
 
 
-def _json_compressed(data: bytes, pixels: U8) -> bytes:
+def _repaint_json_compressed(data: bytes, pixels: U8) -> bytes:
     message: dict[str, Any] = msgspec.json.decode(data)
     picture, name = _encoded(binascii.a2b_base64(message["data"]), pixels)
     return msgspec.json.encode({**message, "data": base64.b64encode(picture).decode(), "format": name})
 
 
-def _json_raw(data: bytes, pixels: U8) -> bytes:
+def _repaint_json_raw(data: bytes, pixels: U8) -> bytes:
     message: dict[str, Any] = msgspec.json.decode(data)
     height, width = pixels.shape[:2]
     changed = {"width": width, "height": height, "encoding": "bgr8", "step": 3 * width}
@@ -93,8 +93,8 @@ def _ros_image(data: bytes, pixels: U8) -> bytes:
 
 
 _KINDS: Mapping[tuple[str, str], Callable[[bytes, U8], bytes]] = {
-    ("foxglove.CompressedImage", "json"): _json_compressed,
-    ("foxglove.RawImage", "json"): _json_raw,
+    ("foxglove.CompressedImage", "json"): _repaint_json_compressed,
+    ("foxglove.RawImage", "json"): _repaint_json_raw,
     ("foxglove.CompressedImage", "protobuf"): _protobuf_compressed,
     ("foxglove.RawImage", "protobuf"): _protobuf_raw,
     ("sensor_msgs/msg/CompressedImage", "cdr"): _ros_compressed,

@@ -46,7 +46,7 @@ _WARNED = {
     "drift_failed",
 }
 _CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead"}
-T = TypeVar("T", SourceType, SinkType)
+KindT = TypeVar("KindT", SourceType, SinkType)
 
 
 def run_config(
@@ -214,7 +214,7 @@ def _options(config: RunConfig, host: PluginHost) -> RunOptions:
     )
 
 
-def _distinct(kind: str, ours: Sequence[T], theirs: Sequence[T]) -> Sequence[T]:
+def _distinct(kind: str, ours: Sequence[KindT], theirs: Sequence[KindT]) -> Sequence[KindT]:
     """``theirs``, when none of them takes a scheme that avq has itself."""
     taken = {scheme for one in ours for scheme in one.schemes}
     for one in theirs:

@@ -12,7 +12,7 @@ from avq import Workbench
 from avq.errors import PlanError
 from avq.toolbox import decoding_nodes, place
 from avq.types import Finding, Foreign, GraphView, NodePrecision, PlanScore, QuantizationPlan, QuantPoint
-from avq_qat import fixes
+from avq_qat.fixes import left_float, per_tensor, resymmetrized, with_raised_scales
 
 #: Pitfalls that targets with signed grids around zero cannot live with, and the option that mends each.
 _SYMMETRIC_ONLY = {"AVQ-Q02": "resymmetrize", "AVQ-Q03": "resymmetrize", "AVQ-Q06": "per_tensor"}
@@ -131,11 +131,11 @@ def _asked(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]
     heads = {*bench.keep_float, *(node.name for node in decoding_nodes(graph))}
     depthwise = {p.node for p in place(graph) if p.kind == "depthwise"}
     every: tuple[Fix, ...] = (
-        ("raise_scales", fixes.with_raised_scales),
-        ("float_heads", lambda points: fixes.left_float(graph, points, heads)),
-        ("float_depthwise", lambda points: fixes.left_float(graph, points, depthwise)),
-        ("per_tensor", lambda points: fixes.per_tensor(graph, points)),
-        ("resymmetrize", fixes.resymmetrized),
+        ("raise_scales", with_raised_scales),
+        ("float_heads", lambda points: left_float(graph, points, heads)),
+        ("float_depthwise", lambda points: left_float(graph, points, depthwise)),
+        ("per_tensor", lambda points: per_tensor(graph, points)),
+        ("resymmetrize", resymmetrized),
     )
     return [fix for fix in every if getattr(options, fix[0])]
 

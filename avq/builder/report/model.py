@@ -21,7 +21,3 @@ def model(story: Story) -> Html:
     ]
     said = ". ".join(fact.rstrip(".") for fact in facts) + "." if facts else "The model needed no changes."
     return section("Model and preprocessing", prose(_capital(said)), table(rows))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -20,7 +20,7 @@ def cache_points(cache: TrtCache, taking: Taking) -> list[QuantPoint]:
         if tensor is not None and _usable(entry, taking):
             scales[tensor] = entry
     edges = taking.names.integer_edges(scales)
-    points = [_point(scales[edge.tensor], edge) for edge in edges]
+    points = [_cache_point(scales[edge.tensor], edge) for edge in edges]
     read = {edge.tensor for edge in edges}
     for tensor, entry in scales.items():
         if tensor not in read:
@@ -36,7 +36,7 @@ def _usable(entry: CacheEntry, taking: Taking) -> bool:
     return False
 
 
-def _point(entry: CacheEntry, edge: Edge) -> QuantPoint:
+def _cache_point(entry: CacheEntry, edge: Edge) -> QuantPoint:
     return QuantPoint(edge, np.asarray(entry.scale, np.float32), np.asarray(0, np.int64))
 
 

@@ -19,7 +19,7 @@ from avq.whole_file import written_whole
 
 #: With pictures of the worst frames the file stays below the report's 3 MB.
 _PICTURE_BYTES = 2_000_000
-_MOST_FRAMES = 400
+_MOST_LOG_FRAMES = 400
 _DIFFERENCE: Mapping[str, Any] = {
     "title": "avq.Difference",
     "type": "object",
@@ -32,7 +32,7 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
 
     Raises DataError when it cannot be written.
     """
-    chosen = {pair.key for pair in outcome.worst_pairs()[:_MOST_FRAMES]} | set(pictures)
+    chosen = {pair.key for pair in outcome.worst_pairs()[:_MOST_LOG_FRAMES]} | set(pictures)
     with written_whole(path) as aside:
         log = LogWriter(aside, {"format": "avq replay both 1", "headline": outcome.headline})
         _write_pictures(log, outcome.result, pictures)
@@ -41,7 +41,7 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
                 if answer.key in chosen:
                     _write_boxes(log, name, answer, outcome.result)
         at_ns = {answer.key: _stamp(answer, outcome.result) for answer in outcome.result.answers}
-        for difference in outcome.differences[: 10 * _MOST_FRAMES]:
+        for difference in outcome.differences[: 10 * _MOST_LOG_FRAMES]:
             stamp = at_ns.get((difference.camera, difference.frame), outcome.result.start_unix_ns)
             log.write(
                 "/avq/differences",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from avq.builder.lift.table import PITFALLS as IMPORT_PITFALLS
-from avq.builder.sidefiles.pitfalls import PITFALLS as FILE_PITFALLS
+from avq.builder.lift.table import PITFALLS
 from tests.conftest import ROOT
 
 PATH = ROOT / "docs" / "qat.md"
@@ -15,19 +14,14 @@ TABLE = re.compile(r"(<!-- pitfalls:begin -->\n.*?\n.*?\n)(.*?)(\n<!-- pitfalls:
 
 def rows() -> str:
     """The table, from the program's own."""
-    pitfalls = [*IMPORT_PITFALLS.values(), *FILE_PITFALLS.values()]
-    return "\n".join(f"| {p.code} | {p.severity} | {p.what}: {p.why} | {p.fix} |" for p in pitfalls)
-
-
-def test_the_numbers_of_imports_and_side_files_do_not_overlap() -> None:
-    assert not IMPORT_PITFALLS.keys() & FILE_PITFALLS.keys()
+    return "\n".join(f"| {p.code} | {p.severity} | {p.what}: {p.why} | {p.fix} |" for p in PITFALLS.values())
 
 
 def test_the_page_lists_every_diagnostic_and_no_other() -> None:
     table = TABLE.search(PAGE)
     assert table is not None
     assert table.group(2) == rows(), "python -m tests.builder.sidefiles.test_qat_page writes the table anew"
-    assert set(re.findall(r"AVQ-Q\d+", PAGE)) <= {*IMPORT_PITFALLS, *FILE_PITFALLS}
+    assert set(re.findall(r"AVQ-Q\d+", PAGE)) <= set(PITFALLS)
 
 
 if __name__ == "__main__":
