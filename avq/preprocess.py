@@ -17,7 +17,7 @@ import numpy as np
 
 from avq.errors import ConfigError, DataError, RequestError, nearest
 from avq.types import F64, U8, Frame, ModelInput, PreprocessSpec
-from avq.types.presets import PRESETS
+from avq.types.preprocess import PRESETS
 
 __all__ = ["PRESETS", "Preprocessor", "spec_from_json", "spec_named", "spec_to_json"]
 

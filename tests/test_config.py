@@ -22,7 +22,7 @@ from avq.config import (
     load_run,
     recipe_from,
 )
-from avq.config.toml import key_lines
+from avq.config.line_numbers import key_lines
 from avq.errors import ConfigError, RequestError
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from avq.atomic_file import beside, left_beside, write_whole, written_whole
 from avq.errors import DataError
-from avq.whole_file import beside, left_beside, write_whole, written_whole
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:

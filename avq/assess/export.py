@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from avq.atomic_file import write_whole
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError, nearest
-from avq.whole_file import write_whole
 
 FORMATS = ("trt-cache", "aimet")
 NEWEST_AIMET = "2.0.0"

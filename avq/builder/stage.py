@@ -36,7 +36,7 @@ from avq.bundle.plan import plan_to_parts
 from avq.engines.isa import instruction_set
 from avq.hookspecs import Session
 from avq.measure.golden import limit_of
-from avq.toolbox.macs import int8_mac_share
+from avq.toolbox.assemble import int8_mac_share
 from avq.types import U8, AnyArray, Finding, SessionOptions
 
 GOLDEN_FRAMES = 4

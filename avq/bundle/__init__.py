@@ -28,13 +28,7 @@ from avq.bundle.parts import (
     TWIN,
 )
 from avq.bundle.signature import SIGNATURE, PublicKey, Trust, generate_key, read_trust
-from avq.bundle.write import (
-    publish,
-    require_replaceable,
-    staging_folder,
-    write_bundle,
-    write_staged,
-)
+from avq.bundle.write import publish, require_replaceable, staging_folder, write_bundle, write_staged
 
 __all__ = [
     "DRIFT",

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from avq.atomic_file import beside, sync
 from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
 from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
-from avq.whole_file import beside, sync
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

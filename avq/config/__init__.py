@@ -4,17 +4,18 @@ Two documents: a recipe (``avq build --recipe``) and a run (``avq run CONFIG.tom
 file are relative to the file's folder; paths given as flags are relative to where the command runs.
 """
 
-from avq.config.alerts import AlertConfig
 from avq.config.checks import implausible
-from avq.config.explain import Problem
+from avq.config.errors import Problem
 from avq.config.load import (
     Kind,
     check_file,
     file_kind,
     json_schema,
+    key_values,
     load_document,
     load_recipe,
     load_run,
+    parse_class_map,
     read_recipe,
     read_run,
     recipe_from,
@@ -31,10 +32,10 @@ from avq.config.run import (
     RunConfig,
     Security,
     ShadowConfig,
+    WebConfig,
+    is_loopback,
 )
-from avq.config.sinks import RecorderConfig, SinkConfig
-from avq.config.web import WebConfig, is_loopback
-from avq.config.words import key_values, parse_class_map
+from avq.config.sinks import AlertConfig, RecorderConfig, SinkConfig
 
 __all__ = [
     "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "ModeConfig", "Problem", "RecipeFile",

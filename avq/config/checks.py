@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from avq.config.explain import Problem
+from avq.config.errors import Problem
 from avq.config.run import Camera, RunConfig
 from avq.errors import nearest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from avq.config.values import (
+from avq.config.fields import (
     Count,
     Document,
     FilePath,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from avq.decoders.structure import head_reasons, input_size_px
 from avq.types import DecoderSpec, GraphView, PreprocessSpec
-from avq.types.presets import PRESETS
+from avq.types.preprocess import PRESETS
 
 
 class HeadFamily:

@@ -29,7 +29,7 @@ from avq.decoders.family import HeadFamily
 from avq.decoders.levelled import MapOutput, by_level, map_outputs, rows_of
 from avq.decoders.structure import class_name_count
 from avq.types import F32, I64, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
-from avq.types.presets import PRESETS
+from avq.types.preprocess import PRESETS
 
 _FEWEST_BINS, _MOST_BINS = 5, 33
 _USUAL_BINS = (8, 17, 16)

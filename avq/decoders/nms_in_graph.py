@@ -22,7 +22,7 @@ from avq.decoders.dense import box_format, in_unit_square
 from avq.decoders.family import HeadFamily
 from avq.decoders.structure import head_region, input_size_px, nodes_after
 from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
-from avq.types.presets import PRESETS
+from avq.types.preprocess import PRESETS
 
 _SELECTING = frozenset({"NonMaxSuppression", "TopK"})
 _MOST_QUERIES = 2000

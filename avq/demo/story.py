@@ -9,6 +9,7 @@ from typing import Any
 
 from avq.assess.evaluate import accuracy_on, detections_of
 from avq.assess.opening import ModelFlags, open_subject
+from avq.atomic_file import write_whole
 from avq.builder import build
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
@@ -27,7 +28,6 @@ from avq.scenes import CLASS_NAMES, builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Accuracy, Detections, Frame, LatencyBudget, Published, Recipe
-from avq.whole_file import write_whole
 
 FPS = 30
 DEADLINE_MS = 50

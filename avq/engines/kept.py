@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from avq.atomic_file import write_whole
 from avq.errors import DataError
-from avq.whole_file import write_whole
 
 
 def cache_folder(kind: str) -> Path:

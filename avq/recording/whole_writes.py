@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from avq.whole_file import refuse_special
+from avq.atomic_file import refuse_special
 
 
 class WholeWrites:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import cv2
 
+from avq.atomic_file import beside
 from avq.errors import DataError, MachineError
 from avq.muted import STANDARD_ERROR, muted
 from avq.types import U8
-from avq.whole_file import beside
 
 # libvpx encodes as thoroughly as a second per frame allows, unless a frame is shown for a second: then it works
 # in real time, five times faster at the same size. So the clip is encoded at one frame per second and its two

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from avq.bundle import is_bundle
 from avq.config import load_document
-from avq.config.values import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
+from avq.config.fields import Count, Document, FilePath, PositiveNumber, Ratio, Switch, Uri
 from avq.errors import RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avq.atomic_file import write_whole
 from avq.bundle import open_bundle
 from avq.errors import AvqError, DataError, MachineError
 from avq.fanout import Fleet
@@ -17,7 +18,6 @@ from avq.progress import Reporter, Silent
 from avq.replay.command import replay_log
 from avq.replay.merged import Merged
 from avq.sources.uri import local_path
-from avq.whole_file import write_whole
 
 #: Finished replays of an interrupted run, below the folder of the report.
 ROWS = "rows"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from avq.atomic_file import write_whole
 from avq.render.page import Fact, Headline, Tone, key_figures, page, section, table
 from avq.replay.report import COMMENT, PAGE
-from avq.whole_file import write_whole
 
 Row = Mapping[str, Any]
 

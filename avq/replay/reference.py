@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from avq.atomic_file import written_whole
 from avq.daemon.ledger import Account
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogWriter, Record
@@ -23,7 +24,6 @@ from avq.replay.result import Answer, ReplayResult
 from avq.replay.timing import Timing
 from avq.replay.tolerance import Tolerances
 from avq.types import Detections, Published, StageTimes
-from avq.whole_file import written_whole
 
 FORMAT = "avq replay reference 1"
 _TOPIC = "/avq/replay"

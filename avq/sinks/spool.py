@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from avq.atomic_file import sync
 from avq.errors import DataError
-from avq.whole_file import sync
 
 _SUFFIX = ".json"
 

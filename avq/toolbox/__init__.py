@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from avq.muted import STANDARD_OUTPUT, muted
-from avq.toolbox.assemble import Ranging, activation_edges, assemble, wanted_statistics
+from avq.toolbox.assemble import (
+    Ranging,
+    activation_edges,
+    assemble,
+    int8_mac_share,
+    macs_by_node,
+    wanted_statistics,
+)
 from avq.toolbox.bias_correction import BiasCorrection, correct_biases, corrected_biases
-from avq.toolbox.decoding import decoding_nodes
 from avq.toolbox.equalize import Equalization, Pair, equalize, equalized, find_pairs
-from avq.toolbox.grids import WeightMethod, activation_point, dequantize, quantize, weight_point
-from avq.toolbox.macs import int8_mac_share, macs_by_node
-from avq.toolbox.options import GridOptions, RangingOptions
+from avq.toolbox.grids import (
+    GridOptions,
+    RangingOptions,
+    WeightMethod,
+    activation_point,
+    dequantize,
+    quantize,
+    weight_point,
+)
 from avq.toolbox.placement import (
     Placement,
     calibration_tensors,
     concat_ties,
+    decoding_nodes,
     place,
     residual_identity_edges,
 )
-from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, round_weights
-from avq.toolbox.rounding_solver import one_blas_thread
+from avq.toolbox.rounding import RoundedWeights, gram_rounded_weights, one_blas_thread, round_weights
 
 __all__ = [
     "STANDARD_OUTPUT",

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from avq.types.budget import LatencyBudget, Published, StageTimes
 from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range, StatRequest
-from avq.types.decoding import DecoderSpec
-from avq.types.detection import Detections
 from avq.types.engine import CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
-from avq.types.figure import Figure, FigurePoint, Series
-from avq.types.foreign import Foreign
-from avq.types.frame import F32, F64, I64, U8, AnyArray, Frame, ModelInput, RawOutputs
+from avq.types.frame import (
+    F32,
+    F64,
+    I64,
+    U8,
+    AnyArray,
+    Detections,
+    Frame,
+    LatencyBudget,
+    ModelInput,
+    Published,
+    RawOutputs,
+    StageTimes,
+)
 from avq.types.graph import GraphView, NodeView, TensorView
-from avq.types.group import GroupRow
-from avq.types.plan import Edge, NodePrecision, Precision, QuantizationPlan, QuantPoint
-from avq.types.preprocess import PreprocessSpec
+from avq.types.plan import Edge, Foreign, GroupRow, NodePrecision, Precision, QuantizationPlan, QuantPoint
+from avq.types.preprocess import DecoderSpec, PreprocessSpec
 from avq.types.recipe import TARGETS, Recipe, Target
-from avq.types.report import Accuracy, Fidelity, Finding, Latency, PlanScore, Served, Verdict
+from avq.types.report import (
+    Accuracy,
+    Fidelity,
+    Figure,
+    FigurePoint,
+    Finding,
+    Latency,
+    PlanScore,
+    Series,
+    Served,
+    Verdict,
+)
 
 __all__ = [
     "CALIBRATORS",

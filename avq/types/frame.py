@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,3 +59,132 @@ class ModelInput:
     tensor: U8
     model_to_image: F64
     image_size_px: tuple[int, int]
+
+
+# What a detector saw in one frame.
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Boxes of one frame, best score first.
+
+    Attributes:
+        boxes_xyxy_px: (N, 4) float32, picture pixels, x0 y0 x1 y1.
+        scores: (N,) float32 in 0..1.
+        class_ids: (N,) int64, index into the model's class names.
+        camera, seq, t_capture_ns: of the frame they belong to.
+    """
+
+    boxes_xyxy_px: F32
+    scores: F32
+    class_ids: I64
+    camera: str = ""
+    seq: int = 0
+    t_capture_ns: int = 0
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        shapes = (self.boxes_xyxy_px.shape, self.scores.shape, self.class_ids.shape)
+        if shapes != ((count, 4), (count,), (count,)):
+            raise DataError(
+                "detections do not line up",
+                seen=f"boxes {shapes[0]}, scores {shapes[1]}, class_ids {shapes[2]}",
+                fix="a decoder must return (N, 4), (N,) and (N,)",
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def none(cls, camera: str = "", seq: int = 0, t_capture_ns: int = 0) -> Detections:
+        """An empty result for a frame."""
+        return cls(
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+            camera,
+            seq,
+            t_capture_ns,
+        )
+
+    def above(self, score: float) -> Detections:
+        """Only the boxes whose score is at least ``score``."""
+        keep = self.scores >= score
+        return Detections(
+            self.boxes_xyxy_px[keep],
+            self.scores[keep],
+            self.class_ids[keep],
+            self.camera,
+            self.seq,
+            self.t_capture_ns,
+        )
+
+
+# Deadlines, stage times and what is published.
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyBudget:
+    """How late is late.
+
+    Attributes:
+        deadline_ns: allowed time from capture to publish.
+        window_frames: frames over which the miss ratio is judged.
+        max_miss_ratio: tolerated share of late frames in the window, 0..1.
+    """
+
+    deadline_ns: int
+    window_frames: int = 30
+    max_miss_ratio: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Nanoseconds spent per stage of one frame, all of one clock."""
+
+    queue_ns: int
+    preprocess_ns: int
+    infer_ns: int
+    decode_ns: int
+
+    def items(self) -> list[tuple[str, int]]:
+        """(stage, ns) in the order a frame walks through them."""
+        return [
+            ("queue", self.queue_ns),
+            ("preprocess", self.preprocess_ns),
+            ("infer", self.infer_ns),
+            ("decode", self.decode_ns),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One frame's answer as sinks receive it; lateness is data, not a log line."""
+
+    detections: Detections
+    age_ns: int
+    dropped_since_last: int
+    late: bool
+    mode: str
+    bundle_digest: str
+    picture_size_px: tuple[int, int] = (0, 0)  # width, height of the frame the boxes lie in
+
+    def as_message(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The line sinks write (the keys are the command contract); pixels to 0.001, scores to 0.00001."""
+        seen = self.detections
+        boxes = np.round(seen.boxes_xyxy_px.astype(np.float64), 3).tolist()
+        scores = np.round(seen.scores.astype(np.float64), 5).tolist()
+        names = (labels[i] if i < len(labels) else str(i) for i in seen.class_ids.tolist())
+        return {
+            "camera": seen.camera,
+            "seq": seen.seq,
+            "t_capture_ns": seen.t_capture_ns,
+            "age_ms": round(self.age_ns / 1e6, 3),
+            "late": self.late,
+            "mode": self.mode,
+            "bundle": self.bundle_digest,
+            "detections": [
+                {"label": name, "score": score, "box_xyxy_px": box}
+                for name, score, box in zip(names, scores, boxes, strict=True)
+            ],
+        }

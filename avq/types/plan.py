@@ -16,6 +16,7 @@ import numpy as np
 
 from avq.errors import PlanError
 from avq.types.frame import F32, I64, AnyArray
+from avq.types.report import Finding
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Mode = Literal["static", "dynamic", "weight-only"]
@@ -218,3 +219,79 @@ class QuantizationPlan:
             yield f"{name} {array.dtype} {array.shape}".encode() + array.tobytes()
         for name in sorted(self.ranges):
             yield f"{name} {self.ranges[name]!r}".encode()
+
+
+# Quantization that a model brought with it, read from its file or from a file beside it.
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What another tool decided, said in avq's terms; a strategy takes it over or refuses it.
+
+    Attributes:
+        dialect: who writes such files, such as "onnxruntime-qdq", "qonnx" or "aimet-1.0.0".
+        producer: the file's own word for its author; '' when it has none.
+        points: on edges of the float graph, activations and weights alike; no edge twice.
+        overrides: constant name -> array that takes the place of the float graph's.
+        findings: pitfalls, codes AVQ-Qnn; severity "error" is what no plan can say.
+    """
+
+    dialect: str
+    producer: str = ""
+    points: tuple[QuantPoint, ...] = ()
+    overrides: Mapping[str, AnyArray] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that forbid taking the quantization over as it is."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+
+# What a strategy knows of the operators that change precision together, for the report.
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One fusion group, or one layer where a strategy decides layer by layer. Unknown measures are None.
+
+    Attributes:
+        name: of its weighted operator.
+        kind: "convolution", "depthwise", "matmul" and the like.
+        precision: as chosen; reason: why, in numbers where there are any.
+        nodes: how many operators it holds.
+        sensitivity: ``PlanScore.badness`` of the network with this group alone in INT8.
+        float_ns, int8_ns: measured nanoseconds of one inference, everything float and everything INT8.
+        int8_gain: what INT8 adds to the network's time, as a share of the float time; negative is faster.
+        boundary: what converting its inputs costs as chosen, as a share of the float time.
+    """
+
+    name: str
+    kind: str
+    precision: Precision
+    reason: str = ""
+    nodes: int = 1
+    sensitivity: float | None = None
+    float_ns: int | None = None
+    int8_ns: int | None = None
+    int8_gain: float | None = None
+    boundary: float | None = None
+
+    def row(self) -> dict[str, object]:
+        """As a row of a table: times in microseconds, shares in percent."""
+        return {
+            "group": self.name,
+            "kind": self.kind,
+            "precision": self.precision,
+            "nodes": self.nodes,
+            "alone: badness": _rounded(self.sensitivity, 1.0, 5),
+            "float us": _rounded(self.float_ns, 1e-3, 1),
+            "INT8 us": _rounded(self.int8_ns, 1e-3, 1),
+            "INT8 adds %": _rounded(self.int8_gain, 100.0, 2),
+            "boundaries %": _rounded(self.boundary, 100.0, 2),
+            "reason": self.reason,
+        }
+
+
+def _rounded(value: float | None, factor: float, digits: int) -> float | str:
+    return "-" if value is None else round(value * factor, digits)

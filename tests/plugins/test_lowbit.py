@@ -18,15 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.builder.lower import lower
-from avq.types import (
-    Fidelity,
-    Figure,
-    Latency,
-    MomentRequest,
-    PlanScore,
-    QuantizationPlan,
-    Served,
-)
+from avq.types import Fidelity, Figure, Latency, MomentRequest, PlanScore, QuantizationPlan, Served
 from tests.builder.lower.lowering_nets import answers, picture, small_net, view_of
 
 SIZES = np.array([8.0, 6.0, 4.0, 3.0, 2.0, 1.0])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from avq.atomic_file import write_whole
 from avq.daemon import sink_types
 from avq.errors import AvqError
 from avq.sinks import open_sink
-from avq.whole_file import write_whole
 from tests.daemon.daemon_kit import LABELS
 from tests.recording.recording_kit import published
 

@@ -24,7 +24,7 @@ from avq.toolbox import (
     wanted_statistics,
     weight_point,
 )
-from avq.toolbox.rounding_solver import output_error, solve
+from avq.toolbox.rounding import output_error, solve
 from avq.types import Edge, GraphView, MomentRequest, PlanScore, QuantizationPlan
 
 pytest.importorskip("onnxruntime")

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from avq.atomic_file import beside, left_beside
 from avq.builder.calibrate.histogram import BINS, Histogram
 from avq.errors import CalibrationError
-from avq.whole_file import beside, left_beside
 
 MAGIC = b"avqcal\x00\x01"
 FORMAT_VERSION = 1

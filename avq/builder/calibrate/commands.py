@@ -14,12 +14,7 @@ import numpy as np
 from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.avqcal import CalibrationFile
 from avq.builder.calibrate.moments import moments
-from avq.builder.calibrate.run import (
-    CalibrationRun,
-    check_belongs,
-    origin_of,
-    thresholds_table,
-)
+from avq.builder.calibrate.run import CalibrationRun, check_belongs, origin_of, thresholds_table
 from avq.builder.calibrate.stats import HistogramStats
 from avq.builder.calibrate.write import run_calibrate
 from avq.builder.graph.view import view_of

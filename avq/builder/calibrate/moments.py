@@ -18,7 +18,7 @@ from avq.builder.calibrate.unfold import Unfold, unfold_of
 from avq.builder.pictures.dataset import Item
 from avq.errors import CalibrationError
 from avq.hookspecs import Engine
-from avq.toolbox.rounding_solver import one_blas_thread
+from avq.toolbox.rounding import one_blas_thread
 from avq.types import F64, AnyArray, GraphView, MomentRequest, PreprocessSpec
 
 

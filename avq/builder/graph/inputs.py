@@ -6,13 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.builder.graph.edit import (
-    attribute,
-    fresh_name,
-    rename_reads,
-    set_constant,
-    subgraphs,
-)
+from avq.builder.graph.edit import attribute, fresh_name, rename_reads, set_constant, subgraphs
 from avq.errors import ModelError
 
 

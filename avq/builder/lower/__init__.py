@@ -10,7 +10,7 @@ from avq.builder.lower.precision import lower_precisions
 from avq.builder.lower.probe import OCCUPANCY_PREFIX, SATURATION_PREFIX, saturation_probe
 from avq.builder.lower.qdq import lower_qdq
 from avq.errors import PlanError
-from avq.toolbox.macs import int8_mac_share, macs_by_node
+from avq.toolbox.assemble import int8_mac_share, macs_by_node
 from avq.types import QuantizationPlan
 
 

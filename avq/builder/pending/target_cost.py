@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from math import prod
 
-from avq.toolbox.macs import COMPUTE_OPS, macs_by_node
+from avq.toolbox.assemble import COMPUTE_OPS, macs_by_node
 from avq.types import GraphView, NodeView, QuantizationPlan
 
 NAME = "cost model"

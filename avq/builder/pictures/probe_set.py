@@ -22,15 +22,7 @@ from avq.measure.fidelity import FIRM_SCORE, fidelity
 from avq.measure.sqnr import SqnrMeter
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
-from avq.types import (
-    AnyArray,
-    Detections,
-    Fidelity,
-    ModelInput,
-    PlanScore,
-    RawOutputs,
-    SessionOptions,
-)
+from avq.types import AnyArray, Detections, Fidelity, ModelInput, PlanScore, RawOutputs, SessionOptions
 
 # COCO metrics integrate over the score, so verification keeps nearly everything.
 SCORE_FLOOR = 0.01

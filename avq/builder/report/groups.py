@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from avq.builder.report.story import Story
 from avq.render import Html, PairRow, Tone, folded, pair_bars, profile, section, table
 from avq.toolbox import place
-from avq.toolbox.macs import macs_by_node
+from avq.toolbox.assemble import macs_by_node
 from avq.types import GroupRow
 
 _SHOWN_BARS = 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from avq.toolbox.macs import COMPUTE_OPS
+from avq.toolbox.assemble import COMPUTE_OPS
 from avq.types import GraphView, LayerTime
 
 _QUANTIZERS = ("/QuantizeLinear", "/DequantizeLinear")

@@ -13,11 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from avq.atomic_file import write_whole
 from avq.errors import DataError
 from avq.replay.frames import FrameKey
 from avq.replay.mine.choose import Ranked
 from avq.types import U8
-from avq.whole_file import write_whole
 
 COLUMNS = ("file", "sha256", "scene", "source", "licence")
 INDEX, PROPOSALS = "index.csv", "proposals.json"

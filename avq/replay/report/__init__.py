@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avq.atomic_file import write_whole
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.replay.log import pictures_of
@@ -12,7 +13,6 @@ from avq.replay.outcome import Outcome
 from avq.replay.report.foxglove import write_both
 from avq.replay.report.markdown import markdown
 from avq.replay.report.page import replay_page, shown_pairs
-from avq.whole_file import write_whole
 
 PAGE, COMMENT, BOTH = "report.html", "diff.md", "both.mcap"
 #: What people attach to an issue and open on a phone.

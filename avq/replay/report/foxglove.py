@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 
+from avq.atomic_file import written_whole
 from avq.recording import LogWriter
 from avq.recording.recorder import annotations_message, picture_message
 from avq.recording.schemas import COMPRESSED_IMAGE, IMAGE_ANNOTATIONS
@@ -15,7 +16,6 @@ from avq.replay.frames import FrameKey
 from avq.replay.outcome import Outcome
 from avq.replay.result import Answer, ReplayResult
 from avq.types import U8
-from avq.whole_file import written_whole
 
 #: With pictures of the worst frames the file stays below the report's 3 MB.
 _PICTURE_BYTES = 2_000_000

@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from avq.atomic_file import write_whole
 from avq.scenes.labels import CLASS_NAMES
 from avq.scenes.train.model import STRIDES_PX, ConvBlock, Head, Residual, RoadDetector
 from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, PAD_VALUE
-from avq.whole_file import write_whole
 
 OPSET = 17
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from avq.config.line_numbers import TomlFile
 from avq.config.recipe import RecipeFile
-from avq.config.toml import TomlFile
 from avq.errors import AvqError, ConfigError, RequestError, nearest
 
 _SHOWN = 8
