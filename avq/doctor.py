@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from avq.engines import builtin_engines
+from avq.engines.cpu import instruction_set
 from avq.engines.cuda import describe_library
-from avq.engines.isa import instruction_set
 from avq.errors import AvqError
 from avq.hookspecs import Engine
 from avq.muted import STANDARD_ERROR, muted

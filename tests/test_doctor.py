@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from avq.doctor import examine, rows
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.engines.null import NullEngine
 from avq.types import EngineStatus
 

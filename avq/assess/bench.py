@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.bundle import GOLDEN, OpenBundle, open_bundle
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.hookspecs import Session
 from avq.measure.detector import open_session
 from avq.measure.latency import paired_latency, ratio_interval

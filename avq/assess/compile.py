@@ -31,7 +31,7 @@ from avq.bundle import (
     write_staged,
 )
 from avq.bundle.engines import ENGINES, EngineKey, engine_keys, engine_name, engines_part
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import MachineError, RefusedError, RequestError, nearest
 from avq.hookspecs import Engine
 from avq.plugins import PluginHost

@@ -10,7 +10,7 @@ from typing import Any
 
 from avq.builder.graph.model import read_model
 from avq.builder.lint import lint
-from avq.engines.architectures import spelled
+from avq.engines.common import spelled
 from avq.errors import RequestError
 
 

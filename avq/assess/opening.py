@@ -7,7 +7,7 @@ from pathlib import Path
 
 from avq.builder.pictures.dataset import CalibrationSet
 from avq.bundle import open_bundle
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.hookspecs import Engine
 from avq.measure.detector import Detector, detector_of, open_detector
 from avq.plugins import PluginHost

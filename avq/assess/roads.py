@@ -12,7 +12,7 @@ from typing import Literal
 from avq import __version__
 from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
 from avq.bundle import IMPLICIT, IMPLICIT_CACHE, IMPLICIT_PRECISIONS, MODEL, OpenBundle
-from avq.engines.kept import Kept, cache_folder
+from avq.engines.cache import Kept, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import Engine

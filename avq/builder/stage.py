@@ -33,7 +33,7 @@ from avq.bundle import (
     write_staged,
 )
 from avq.bundle.plan import plan_to_parts
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.hookspecs import Session
 from avq.measure.golden import limit_of
 from avq.toolbox.assemble import int8_mac_share

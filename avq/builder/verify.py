@@ -12,7 +12,7 @@ from avq.builder.request import Request
 from avq.builder.stage import Staged
 from avq.builder.trials.candidates import FLOAT, Trial
 from avq.bundle import OpenBundle, open_bundle
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.measure.detector import detector_of
 from avq.measure.fidelity import fidelity
 from avq.types import Detections

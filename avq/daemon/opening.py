@@ -9,7 +9,7 @@ from pathlib import Path
 from avq.bundle import OpenBundle, Trust, open_bundle
 from avq.daemon.modes import Mode, Served
 from avq.daemon.step import Parts
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import BundleError
 from avq.hookspecs import Decoder, Engine
 from avq.measure.detector import Detector, detector_of

@@ -17,7 +17,7 @@ from avq.bundle import open_bundle
 from avq.daemon import RunOptions, RunSummary, serve_bundle
 from avq.daemon.opening import parts_of
 from avq.demo.report import Served, demo_page
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import RequestError
 from avq.measure.detector import detector_of
 from avq.measure.labels import load_labels

@@ -108,3 +108,12 @@ def is_compute(op: str) -> bool:
 def precision_name(int8: bool, floats: str) -> str:
     """The name a session reports: "f32", "bf16", "int8+f32" ..."""
     return f"int8+{floats}" if int8 else floats
+
+
+# Names of GPU architectures.
+
+
+def spelled(name: str) -> str:
+    """ "8.9", "89", "sm_89" and "SM89" are "sm89"; what is no number stays as it is."""
+    bare = name.strip().lower().removeprefix("sm").replace(".", "").removeprefix("_")
+    return f"sm{bare}" if bare.isdigit() else name.strip().lower()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from avq.engines import common
-from avq.engines.isa import is_x86
+from avq.engines.cpu import is_x86
 from avq.errors import MachineError, ModelError, RequestError
 from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions, TensorView
 from avq.types.frame import U8, AnyArray

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from avq.engines import common
+from avq.engines.cache import cache_folder, keep
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession, require_card
-from avq.engines.kept import cache_folder, keep
-from avq.engines.tensorrt_build import BuildOptions, Told, build
+from avq.engines.tensorrt_build import BuildOptions, Told, build, last_words, make_log, no_collection
 from avq.engines.tensorrt_layers import EngineLayer, layers_of, not_in_int8, precision_of, require_planned
-from avq.engines.tensorrt_log import last_words, make_log, no_collection
 from avq.errors import BundleError, MachineError, RequestError
 from avq.types import U8, CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 

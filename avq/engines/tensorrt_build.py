@@ -6,16 +6,120 @@ chooses, from ranges that a calibrator or a calibration cache gives; DLA of 10.x
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from avq.engines.cuda import Cuda
-from avq.engines.tensorrt_calibrator import calibrator
-from avq.engines.tensorrt_log import last_words, no_collection
-from avq.errors import MachineError, ModelError, RequestError
+from avq.errors import MachineError, ModelError, RequestError, nearest
 from avq.types import U8
+
+# INT8 calibration by TensorRT 10 itself, fed with avq's own network inputs, through its calibration
+# cache.
+
+#: avq's name -> the class; entropy is the second kind: the first leaves fused tensors without a range.
+METHODS = {"entropy": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalibrator"}
+
+
+def calibrator(
+    trt: Any,
+    method: str,
+    pictures: Iterable[U8],
+    *,
+    cache: bytes,
+    keep: Callable[[bytes], None],
+    cuda: Cuda | None,
+) -> Any:
+    """An object for ``config.int8_calibrator``.
+
+    One picture is one batch: TensorRT's histograms grow with the largest value seen, so its scales depend on
+    batch size and order; both are the set's order here, and the cache that comes out is kept.
+
+    Raises RequestError for an unknown method, or with neither pictures nor a cache.
+    """
+    if method not in METHODS:
+        raise RequestError(f"TensorRT has no calibration '{method}'", fix=nearest(method, METHODS))
+    if cuda is None and not cache:
+        raise RequestError(
+            "there is nothing to calibrate with", fix="give a calibration cache, or pictures and a card"
+        )
+    base: Any = getattr(trt, METHODS[method])
+
+    class Calibrator(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self._pictures = iter(pictures)
+            self._address = 0
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: list[str]) -> list[int] | None:
+            picture = next(self._pictures, None)
+            if picture is None or cuda is None:
+                return None
+            if not self._address:
+                self._address = cuda.device_bytes(picture.nbytes)
+            cuda.to_device(self._address, picture)
+            cuda.synchronize()
+            return [self._address for _ in names]
+
+        def read_calibration_cache(self) -> bytes | None:
+            return cache or None
+
+        def write_calibration_cache(self, cache: Any) -> None:
+            keep(bytes(memoryview(cache)))
+
+    return Calibrator()
+
+
+# What TensorRT says, kept: it prints to standard error otherwise, and its errors are the only reasons
+# it gives.
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Around calls of TensorRT that may log; also a decorator.
+
+    It logs while it holds a lock, and the end of a builder takes the same one. A collection inside the log that
+    finds a builder (the traceback of an error kept it in a cycle) would wait for that lock for ever.
+    """
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def make_log(trt: Any) -> Any:
+    """A logger with lists ``errors`` and ``warnings``; ``trt`` is the module whose ILogger it is."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+
+    return Log()
+
+
+def last_words(log: Any) -> str:
+    """The last error on one line; '' when there was none."""
+    lines: list[str] = getattr(log, "errors", [])
+    return " ".join(lines[-1].split())[:400] if lines else ""
+
 
 Told = Callable[[str], None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from avq.bundle import open_bundle
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import RequestError, nearest
 from avq.logs.blur import Blur, Box
 from avq.logs.reading import Log, open_log

@@ -16,7 +16,7 @@ from avq.config import RunConfig, load_run
 from avq.daemon.modes import Mode, warm_up
 from avq.daemon.opening import ModeSource, Opener
 from avq.daemon.pipeline import Pipeline
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent

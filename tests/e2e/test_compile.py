@@ -22,7 +22,7 @@ from avq.builder.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part
 from avq.engines import engine_by_name
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.engines.tensorrt_build import BuildOptions
 from avq.errors import BundleError, RefusedError
 from avq.hookspecs import Session

@@ -16,7 +16,7 @@ from avq.builder.lower import lower
 from avq.contract.engine_suite import check_engine
 from avq.contract.sample import INPUT, OUTPUT, SHAPE, sample_model, sample_picture
 from avq.engines import builtin_engines, engine_by_name
-from avq.engines.isa import describe, instruction_set
+from avq.engines.cpu import describe, instruction_set
 from avq.engines.null import NullEngine
 from avq.errors import MachineError, ModelError, PluginError, RequestError
 from avq.types import EngineStatus, SessionOptions

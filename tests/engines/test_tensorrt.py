@@ -13,7 +13,7 @@ import pytest
 from avq.contract.sample import sample_model
 from avq.engines import tensorrt
 from avq.engines.tensorrt import TensorRtEngine, open_engine
-from avq.engines.tensorrt_build import BuildOptions, Calibration, build
+from avq.engines.tensorrt_build import BuildOptions, Calibration, build, make_log
 from avq.engines.tensorrt_layers import (
     counts,
     left_float,
@@ -22,7 +22,6 @@ from avq.engines.tensorrt_layers import (
     read_layers,
     require_planned,
 )
-from avq.engines.tensorrt_log import make_log
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
 from avq.errors import BundleError, MachineError, ModelError, RequestError
 from avq.types import SessionOptions

@@ -23,7 +23,7 @@ from avq.builder.calibrate.histogram import Histogram
 from avq.builder.calibrate.observe import Observation, Observer, observe
 from avq.builder.calibrate.stats import HistogramStats
 from avq.builder.pictures.dataset import Item, refuse_unreadable, shard
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.errors import CalibrationError, DataError
 from avq.hookspecs import Engine
 from avq.preprocess import spec_to_json

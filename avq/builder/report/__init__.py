@@ -14,7 +14,7 @@ from avq.builder.report.short import short
 from avq.builder.report.story import Story
 from avq.builder.report.thresholds import thresholds
 from avq.builder.report.time_spent import time_spent
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.render import headline_of, page
 
 

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from avq.builder.report.story import Story
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.render import Html, section, table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from avq.builder.report.story import Story
 from avq.builder.trials.layer_costs import LayerCosts
 from avq.builder.trials.slower import Circumstances, Slower, find_slower
-from avq.engines.isa import instruction_set
+from avq.engines.cpu import instruction_set
 from avq.render import Cause, Html, PairRow, Tone, causes, folded, pair_bars, section
 from avq.toolbox import place
 from avq.types import GraphView

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from avq.engines.tensorrt_log import no_collection
+from avq.engines.tensorrt_build import no_collection
 
 
 @dataclass(frozen=True)
