@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from avq.decoders.structure import head_reasons, input_size_px
 from avq.errors import ModelError
-from avq.types import F32, I64, AnyArray, RawOutputs
+from avq.types import F32, I64, AnyArray, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
+from avq.types.preprocess import PRESETS
 
 Candidates = tuple[F32, F32, I64]
 
@@ -126,3 +128,23 @@ def finished(boxes: F32, scores: F32, class_ids: AnyArray) -> Candidates:
         np.ascontiguousarray(scores, np.float32),
         np.asarray(class_ids, np.int64),
     )
+
+
+# What every built-in head family has in common.
+
+
+class HeadFamily:
+    """Defaults of the ``Decoder`` protocol; a family adds ``recognise`` and ``candidates``."""
+
+    family: str = ""
+    nms_in_graph: bool = False
+    preset_names: tuple[str, ...] = ()
+
+    def head_nodes(self, graph: GraphView, spec: DecoderSpec) -> Mapping[str, str]:
+        """The bare head layers and all after them, with reasons."""
+        return head_reasons(graph, spec.family)
+
+    def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
+        """Published preprocessing at the graph's input size; empty when the input is no picture."""
+        size = input_size_px(graph)
+        return [] if size is None else [PRESETS[name](*size) for name in self.preset_names]

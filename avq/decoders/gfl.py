@@ -15,6 +15,7 @@ import numpy as np
 
 from avq.decoders.boxes import (
     Candidates,
+    HeadFamily,
     distances_to_xyxy,
     finished,
     logit,
@@ -24,9 +25,16 @@ from avq.decoders.boxes import (
     softmax,
 )
 from avq.decoders.columns import Column
-from avq.decoders.dense import DenseOutput, dense_output, level_params, ordered_levels
-from avq.decoders.family import HeadFamily
-from avq.decoders.levelled import MapOutput, by_level, map_outputs, rows_of
+from avq.decoders.dense import (
+    DenseOutput,
+    MapOutput,
+    by_level,
+    dense_output,
+    level_params,
+    map_outputs,
+    ordered_levels,
+    rows_of,
+)
 from avq.decoders.structure import class_name_count
 from avq.types import F32, I64, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
 from avq.types.preprocess import PRESETS

@@ -9,6 +9,7 @@ import numpy as np
 
 from avq.decoders.boxes import (
     Candidates,
+    HeadFamily,
     centre_to_xyxy,
     finished,
     in_pixels,
@@ -19,7 +20,6 @@ from avq.decoders.boxes import (
 )
 from avq.decoders.columns import column
 from avq.decoders.dense import box_format, in_unit_square
-from avq.decoders.family import HeadFamily
 from avq.decoders.structure import head_region, input_size_px, nodes_after
 from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
 from avq.types.preprocess import PRESETS

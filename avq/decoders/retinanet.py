@@ -11,10 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from avq.decoders.boxes import Candidates, centre_to_xyxy, finished, logit, output, points_of, sigmoid
-from avq.decoders.dense import DenseOutput, dense_output, level_params, ordered_levels
-from avq.decoders.family import HeadFamily
-from avq.decoders.levelled import MapOutput, by_level, map_outputs, rows_of
+from avq.decoders.boxes import (
+    Candidates,
+    HeadFamily,
+    centre_to_xyxy,
+    finished,
+    logit,
+    output,
+    points_of,
+    sigmoid,
+)
+from avq.decoders.dense import (
+    DenseOutput,
+    MapOutput,
+    by_level,
+    dense_output,
+    level_params,
+    map_outputs,
+    ordered_levels,
+    rows_of,
+)
 from avq.types import F32, DecoderSpec, GraphView, RawOutputs
 
 _ANCHORS = 9

@@ -6,9 +6,17 @@ of the network, light or dark as the reader's system is, and readable on a phone
 
 from __future__ import annotations
 
-from avq.render.charts import Bar, Mark, bar_chart, histogram, strip
-from avq.render.clip import write_clip
-from avq.render.network import PairRow, log_histogram, pair_bars, profile
+from avq.render.charts import (
+    Bar,
+    Mark,
+    PairRow,
+    bar_chart,
+    histogram,
+    log_histogram,
+    pair_bars,
+    profile,
+    strip,
+)
 from avq.render.page import (
     Cause,
     Fact,
@@ -26,7 +34,7 @@ from avq.render.page import (
     section,
     table,
 )
-from avq.render.pictures import draw_detections, picture, picture_pair, video
+from avq.render.pictures import draw_detections, picture, picture_pair, video, write_clip
 from avq.render.scatter import figure_chart
 
 __all__ = [

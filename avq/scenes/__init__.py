@@ -6,8 +6,17 @@ roads: do not use the detector in a vehicle.
 
 from __future__ import annotations
 
-from avq.scenes.builtin import builtin_detector_path
+import pathlib
+
 from avq.scenes.drive import Drive, random_scene
 from avq.scenes.labels import CLASS_NAMES, WEATHERS, LabelledScene
+
+# Where the packaged detector is.
+
+
+def builtin_detector_path() -> pathlib.Path:
+    """The ONNX file trained on these scenes; see ``avq.scenes.train`` for how it was made."""
+    return pathlib.Path(__file__).with_name("detector.onnx")
+
 
 __all__ = ["CLASS_NAMES", "WEATHERS", "Drive", "LabelledScene", "builtin_detector_path", "random_scene"]

@@ -9,21 +9,26 @@ import numpy as np
 
 from avq.errors import RequestError, nearest
 from avq.scenes import weather as effects
+from avq.scenes.background import (
+    MARGIN_PX,
+    Building,
+    Lamp,
+    Tree,
+    draw_building,
+    draw_lamp,
+    draw_tree,
+    make_sky,
+)
 from avq.scenes.camera import Camera
-from avq.scenes.draw_light import draw_traffic_light
-from avq.scenes.draw_people import PersonLook, draw_cyclist, draw_pedestrian
-from avq.scenes.draw_vehicle import VehicleLook, draw_car, draw_truck
 from avq.scenes.labels import CAR, CYCLIST, TRAFFIC_LIGHT, WEATHERS, Image, LabelledScene
-from avq.scenes.layout import RoadLayout, layout_for
-from avq.scenes.light import Light, light_for
 from avq.scenes.pen import Pen
-from avq.scenes.road import draw_crossing, draw_road
-from avq.scenes.roadside import CELL_M, CELLS_AHEAD, Signal, cell_at, signal_state
-from avq.scenes.route import Route, route_for
-from avq.scenes.scenery import Building, Lamp, Tree, draw_building, draw_lamp, draw_tree
-from avq.scenes.sky import MARGIN_PX, make_sky
-from avq.scenes.traffic import Actor, Stream, actors_at, streams_for
+from avq.scenes.people import PersonLook, draw_cyclist, draw_pedestrian
+from avq.scenes.road import RoadLayout, draw_crossing, draw_road, layout_for
+from avq.scenes.signals import CELL_M, CELLS_AHEAD, Signal, cell_at, draw_traffic_light, signal_state
+from avq.scenes.traffic import Actor, Route, Stream, actors_at, route_for, streams_for
+from avq.scenes.vehicles import VehicleLook, draw_car, draw_truck
 from avq.scenes.visibility import Visibility
+from avq.scenes.weather import Light, light_for
 
 HORIZON_SHARE = 0.46
 FOCAL_SHARE = 0.875

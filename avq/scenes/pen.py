@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avq.scenes.labels import Bgr, Image, Points
-from avq.scenes.light import Light
+from avq.scenes.weather import Light
 
 # Fixed-point bits for OpenCV: sub-pixel corners keep a drive smooth.
 SHIFT = 4

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from avq.scenes.train.loss import LEAST_HEIGHT_PX
-from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from avq.scenes.train.data import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from avq.scenes.train.model import LEAST_HEIGHT_PX
 from tests.replicas.heads import CLASSES, RARE
 from tests.replicas.loss import Prediction, one_to_one, set_loss
 from tests.replicas.model import FEATURES, STRIDES_PX, grid, sizes

@@ -12,8 +12,8 @@ import torch
 from onnx import helper
 
 from avq.scenes.labels import CLASS_NAMES
+from avq.scenes.train.data import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 from avq.scenes.train.export import PREPROCESS
-from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 from tests.replicas.names import randomised
 from tests.replicas.replica import Exported, Replica
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from avq.decoders.retinanet import base_anchors
 from avq.scenes.labels import CLASS_NAMES
-from avq.scenes.train.loss import BOX_WEIGHT, Targets, assign
-from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from avq.scenes.train.data import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from avq.scenes.train.model import BOX_WEIGHT, Targets, assign
 from tests.replicas.loss import (
     Prediction,
     bins_loss,

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from avq.scenes.train.loss import Targets, complete_iou, pairwise_iou
+from avq.scenes.train.model import Targets, complete_iou, pairwise_iou
 
 
 @dataclass(frozen=True)

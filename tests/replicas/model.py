@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avq.scenes.train.picture import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
+from avq.scenes.train.data import INPUT_HEIGHT_PX, INPUT_WIDTH_PX
 
 STRIDES_PX = (8, 16, 32)
 FEATURES = 32

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from avq.scenes.train.__main__ import Averaged, make_optimizer
 from avq.scenes.train.data import Batch, Batches, Cache, build_cache
 from avq.scenes.train.evaluate import Accuracy, held_out_accuracy
-from avq.scenes.train.train import Averaged, make_optimizer
 from tests.replicas.export import write_onnx
 from tests.replicas.replica import RECIPES, Replica
 

@@ -7,15 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from avq.scenes import draw_people, draw_vehicle
+from avq.scenes import people as draw_people
+from avq.scenes import vehicles as draw_vehicle
 from avq.scenes.camera import Camera
-from avq.scenes.draw_light import draw_traffic_light
-from avq.scenes.draw_people import PersonLook, draw_cyclist, draw_pedestrian
-from avq.scenes.draw_vehicle import VehicleLook, draw_car, draw_truck
 from avq.scenes.labels import Points
-from avq.scenes.light import Light
 from avq.scenes.pen import Pen
+from avq.scenes.people import PersonLook, draw_cyclist, draw_pedestrian
+from avq.scenes.signals import draw_traffic_light
+from avq.scenes.vehicles import VehicleLook, draw_car, draw_truck
 from avq.scenes.visibility import Visibility
+from avq.scenes.weather import Light
 
 # Lit four times over, so that tyres stand out from shadows.
 GAIN = 4.0

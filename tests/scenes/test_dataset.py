@@ -13,9 +13,14 @@ import pytest
 
 from avq.errors import RequestError
 from avq.scenes import CLASS_NAMES, random_scene
-from avq.scenes.dataset import INDEX_COLUMNS, write_labelled_set
-from avq.scenes.make_calibration_set import CALIBRATION_SCENES, CALIBRATION_SEED, IGNORE_BELOW_PX
-from avq.scenes.train.picture import HELD_OUT_SCENES, HELD_OUT_SEED, TRAINING_SEED
+from avq.scenes.dataset import (
+    CALIBRATION_SCENES,
+    CALIBRATION_SEED,
+    IGNORE_BELOW_PX,
+    INDEX_COLUMNS,
+    write_labelled_set,
+)
+from avq.scenes.train.data import HELD_OUT_SCENES, HELD_OUT_SEED, TRAINING_SEED
 
 PACKAGED = pathlib.Path(__file__).parents[2] / "calibration_data" / "road_scenes"
 

@@ -1,7 +1,4 @@
-"""YOLOv5 and its kin (YOLOv3, v4, v7): anchors, objectness, decoded in the graph or three raw heads.
-
-Raw heads decode as in YOLOv5: xy = (2 s(x) - 0.5 + g) * stride, wh = (2 s(w))^2 * anchor.
-"""
+"""YOLOv8 and 11: (1, 4 + C, N), boxes decoded in the graph, no objectness."""
 
 from __future__ import annotations
 
@@ -11,13 +8,174 @@ from typing import Any
 
 import numpy as np
 
-from avq.decoders.boxes import Candidates, centre_to_xyxy, finished, in_pixels, output, points_of, sigmoid
+from avq.decoders.boxes import (
+    Candidates,
+    HeadFamily,
+    best_classes,
+    best_classes_planes,
+    centre_to_xyxy,
+    finished,
+    grown,
+    in_pixels,
+    logit,
+    output,
+    points_of,
+    sigmoid,
+)
 from avq.decoders.columns import column
-from avq.decoders.dense import DenseOutput, in_unit_square, one_dense
-from avq.decoders.family import HeadFamily
-from avq.decoders.objectness import objectness_rows
+from avq.decoders.dense import (
+    DenseOutput,
+    box_format,
+    in_unit_square,
+    level_params,
+    one_dense,
+    ordered_levels,
+)
 from avq.decoders.structure import Level, class_name_count, input_size_px, levels
 from avq.types import F32, I64, DecoderSpec, GraphView, RawOutputs
+
+
+class Yolov8Decoder(HeadFamily):
+    """One output of decoded boxes and class scores, planes or rows."""
+
+    family = "yolov8"
+    preset_names = ("yolov8",)
+
+    def recognise(self, graph: GraphView) -> DecoderSpec | None:
+        rows = one_dense(graph)
+        if rows is None or rows.anchors != 1 or rows.features < 5 or rows.box[0].raw:
+            return None
+        first, last = rows.column(4), rows.column(rows.features - 1)
+        scored = all("Sigmoid" in one.ops and one.sources for one in (first, last))
+        apart = (first.layers | last.layers).isdisjoint(rows.box[0].layers)
+        of_one_layer = rows.features == 5 or first.layers == last.layers
+        if not (scored and apart and of_one_layer) or "Exp" in rows.box[2].ops:
+            return None
+        params = {
+            "output": rows.name,
+            "planes": rows.planes,
+            "format": box_format(rows.box),
+            "normalised": in_unit_square(graph, rows.box),
+            "size_px": list(input_size_px(graph) or ()),
+        }
+        return DecoderSpec(self.family, params, num_classes=rows.features - 4)
+
+    def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
+        table = output(raw, spec.params["output"])[0]
+        if spec.params["planes"]:
+            keep, scores, class_ids = best_classes_planes(table[4:], score_threshold)
+            boxes = table[:4, keep].T
+        else:
+            keep, scores, class_ids = best_classes(table[:, 4:], score_threshold)
+            boxes = table[keep, :4]
+        boxes = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
+        boxes = in_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
+        return finished(boxes, scores, class_ids)
+
+
+# Rows that carry an objectness next to their class scores: score = objectness * best class.
+
+
+def objectness_rows(table: F32, params: Mapping[str, Any], threshold: float) -> tuple[I64, F32, F32, I64]:
+    """Rows that can reach ``threshold``: their index, first four columns, score and class.
+
+    Objectness is compared before anything else is read: no class score exceeds 1.
+
+    Args:
+        table: (N, 5 + C), or (5 + C, N) where ``params["planes"]``.
+        params: "sigmoid" and "class_sigmoid" tell what the graph did already.
+    """
+    columns = table if params["planes"] else table.T
+    low = threshold if params["sigmoid"] else logit(threshold)
+    picked = np.flatnonzero(columns[4] >= low)
+    rows: F32 = np.ascontiguousarray(columns[:, picked].T) if params["planes"] else table[picked]
+    best = rows[:, 5:].argmax(axis=1)
+    top = rows[np.arange(len(rows)), 5 + best]
+    objectness = rows[:, 4] if params["sigmoid"] else sigmoid(rows[:, 4])
+    scores = objectness * (top if params["class_sigmoid"] else sigmoid(top))
+    keep = scores >= threshold
+    return picked[keep], rows[keep, :4], scores[keep], best[keep]
+
+
+# YOLOX: rows of cx, cy, w, h, objectness, classes; grid arithmetic in the graph or left to the decoder.
+
+
+class YoloxDecoder(HeadFamily):
+    """Anchor-free, one row per cell, objectness apart from the classes."""
+
+    family = "yolox"
+    preset_names = ("yolox", "yolox-legacy")
+
+    def recognise(self, graph: GraphView) -> DecoderSpec | None:
+        rows = one_dense(graph)
+        if rows is None or rows.anchors != 1 or rows.features < 6:
+            return None
+        objectness, first_class = rows.column(4), rows.column(5)
+        separate = objectness.layers.isdisjoint(rows.box[0].layers | first_class.layers)
+        if not separate or not objectness.layers or not (_raw(rows) or _decoded(rows)):
+            return None
+        params = {
+            "output": rows.name,
+            "planes": rows.planes,
+            "decoded": not _raw(rows),
+            "sigmoid": "Sigmoid" in objectness.ops,
+            "class_sigmoid": "Sigmoid" in first_class.ops,
+            "levels": level_params(ordered_levels(graph, rows.name, 3 - rows.feature_axis, rows.levels)),
+        }
+        return DecoderSpec(self.family, params, num_classes=rows.features - 5)
+
+    def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
+        rows = output(raw, spec.params["output"])[0]
+        picked, boxes, scores, class_ids = objectness_rows(rows, spec.params, score_threshold)
+        if not spec.params["decoded"]:
+            points, strides = points_of(spec.params["levels"], picked)
+            boxes = np.concatenate([boxes[:, :2] * strides + points, grown(boxes[:, 2:]) * strides], axis=1)
+        return finished(centre_to_xyxy(boxes), scores, class_ids)
+
+
+def _raw(rows: DenseOutput) -> bool:
+    return all(column.raw for column in rows.box)
+
+
+def _decoded(rows: DenseOutput) -> bool:
+    return "Exp" in rows.box[2].ops and not rows.box[0].ops & {"Exp", "Sigmoid", "Softmax"}
+
+
+# YOLOv6: decoded centre and size, a column of ones where objectness would be, class scores.
+
+
+class Yolov6Decoder(HeadFamily):
+    """Anchor-free, decoded in the graph, objectness constant one."""
+
+    family = "yolov6"
+    preset_names = ("yolov6",)
+
+    def recognise(self, graph: GraphView) -> DecoderSpec | None:
+        rows = one_dense(graph)
+        if rows is None or rows.features < 6:
+            return None
+        ones, first_class = rows.column(4), rows.column(5)
+        if ones.sources or not ones.constants or not all(np.all(part == 1) for part in ones.constants):
+            return None
+        if rows.box[0].raw or not first_class.sources:
+            return None
+        params = {
+            "output": rows.name,
+            "planes": rows.planes,
+            "sigmoid": True,
+            "class_sigmoid": "Sigmoid" in first_class.ops,
+            "format": box_format(rows.box),
+        }
+        return DecoderSpec(self.family, params, num_classes=rows.features - 5)
+
+    def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
+        table = output(raw, spec.params["output"])[0]
+        _, boxes, scores, class_ids = objectness_rows(table, spec.params, score_threshold)
+        corners = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
+        return finished(corners, scores, class_ids)
+
+
+# YOLOv5 and its kin (YOLOv3, v4, v7): anchors, objectness, decoded in the graph or three raw heads.
 
 #: Anchors (width, height) in pixels that YOLOv5 is published with, finest level first, by number of levels.
 _PUBLISHED_ANCHORS_PX: Mapping[int, list[list[list[int]]]] = {
