@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_a_bundle_is_replaced_whole(folder: Path) -> None:
 
 
 def test_replacing_without_an_exchange_of_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avq.bundle.write._exchange", lambda a, b: False)
+    monkeypatch.setattr("avq.bundle.writer._exchange", lambda a, b: False)
     write_bundle(staging_folder(folder), folder, manifest(), {"model.onnx": b"new"})
     assert open_bundle(folder).read("model.onnx") == b"new"
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from avq.errors import MachineError, RequestError
-from avq.fanout import Fleet, fan_out
+from avq.parallel import Fleet, fan_out
 from tests.ray_kit import always_killed, killed_once, ray_processes
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None

@@ -14,8 +14,8 @@ from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
 from avq.builder.pictures.labelled import remarks
 from avq.config import parse_class_map
 from avq.errors import RequestError
+from avq.measure.accuracy import bootstrap_interval
 from avq.measure.accuracy import evaluate as accuracy_of
-from avq.measure.bootstrap import bootstrap_interval
 from avq.measure.detector import Detector
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
 from avq.measure.labels import Labels, load_labels

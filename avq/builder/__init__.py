@@ -21,7 +21,7 @@ def build(recipe: Recipe, host: PluginHost, report: Reporter, *, ray: str | None
     ``ray`` spreads calibration and the judging of plans: "local", or the address of a cluster.
     """
     from avq.builder.pipeline import run_build
-    from avq.fanout import fleet_of
+    from avq.parallel import fleet_of
 
     with fleet_of(ray) as fleet:
         return run_build(recipe, host, report, fleet)

@@ -10,8 +10,8 @@ import onnx
 
 from avq.builder.choices import Choice, choices_of, given_name, with_given, with_told
 from avq.hookspecs import Session
-from avq.measure.rows import ChosenRows
-from avq.measure.sqnr import sqnr_db
+from avq.measure.fidelity import sqnr_db
+from avq.measure.golden import ChosenRows
 from avq.types import U8, AnyArray
 
 #: What is summed over rows in another order differs by rounding.

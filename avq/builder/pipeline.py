@@ -31,7 +31,7 @@ from avq.builder.understand.frontend import Understood
 from avq.builder.understand.host import understand_model
 from avq.builder.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import Finding, Recipe, Verdict

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from avq.builder.pending.stand_in import Compiler, StandIn, pending_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
-from avq.fanout import Fleet
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
+from avq.parallel import Fleet
 from avq.plugins import PluginHost, validate_options
 from avq.types import TARGETS, GraphView, QuantizationPlan, Recipe
 

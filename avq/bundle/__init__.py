@@ -1,8 +1,20 @@
 """A bundle: the folder that build and daemon share, written aside, sealed by digests, opened only when whole."""
 
 from avq.bundle.manifest import (
+    DRIFT,
+    ENGINE_PREFIX,
     FORMAT,
+    GOLDEN,
+    IMPLICIT,
+    IMPLICIT_CACHE,
+    IMPLICIT_PRECISIONS,
     MANIFEST,
+    MODEL,
+    PLAN_ARRAYS,
+    PLAN_JSON,
+    PROBE,
+    REPORT,
+    TWIN,
     CalibrationUse,
     EngineUse,
     Manifest,
@@ -12,23 +24,9 @@ from avq.bundle.manifest import (
     render,
     sealed,
 )
-from avq.bundle.opening import OpenBundle, is_bundle, open_bundle, sign_bundle
-from avq.bundle.parts import (
-    DRIFT,
-    ENGINE_PREFIX,
-    GOLDEN,
-    IMPLICIT,
-    IMPLICIT_CACHE,
-    IMPLICIT_PRECISIONS,
-    MODEL,
-    PLAN_ARRAYS,
-    PLAN_JSON,
-    PROBE,
-    REPORT,
-    TWIN,
-)
+from avq.bundle.reader import OpenBundle, is_bundle, open_bundle, sign_bundle
 from avq.bundle.signature import SIGNATURE, PublicKey, Trust, generate_key, read_trust
-from avq.bundle.write import publish, require_replaceable, staging_folder, write_bundle, write_staged
+from avq.bundle.writer import publish, require_replaceable, staging_folder, write_bundle, write_staged
 
 __all__ = [
     "DRIFT",

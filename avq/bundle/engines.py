@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from avq import __version__
-from avq.bundle.opening import OpenBundle
-from avq.bundle.parts import ENGINE_PREFIX, MODEL
+from avq.bundle.manifest import ENGINE_PREFIX, MODEL
+from avq.bundle.reader import OpenBundle
 from avq.errors import BundleError
 
 #: The part that lists the keys of all engines, by their parts' names.

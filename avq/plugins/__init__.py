@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from avq.plugins.host import GROUP, Owner, PluginHost
-from avq.plugins.listing import plugin_tables
+from avq.plugins.host import GROUP, Owner, PluginHost, plugin_tables
 from avq.plugins.options import option_paths, validate_options
 
 __all__ = ["GROUP", "Owner", "PluginHost", "option_paths", "plugin_tables", "validate_options"]

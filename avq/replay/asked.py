@@ -8,7 +8,7 @@ from typing import Any
 
 from avq.bundle import is_bundle
 from avq.errors import RequestError
-from avq.fanout import fleet_of
+from avq.parallel import fleet_of
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.replay.command import replay_log

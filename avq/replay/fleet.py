@@ -12,7 +12,7 @@ from typing import Any
 from avq.atomic_file import write_whole
 from avq.bundle import open_bundle
 from avq.errors import AvqError, DataError, MachineError
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
 from avq.replay.command import replay_log

@@ -22,7 +22,7 @@ import psutil
 
 from avq.builder import build
 from avq.demo import builtin_recipe
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.recording import RecorderSink

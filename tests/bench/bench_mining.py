@@ -26,9 +26,9 @@ from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
 from avq.demo import builtin_recipe
-from avq.fanout import Fleet
-from avq.measure.bootstrap import MapDifference, bootstrap_interval
+from avq.measure.accuracy import MapDifference, bootstrap_interval
 from avq.measure.labels import load_labels
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.mine import mine

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.errors import DataError
-from avq.measure.accuracy import evaluate
-from avq.measure.bootstrap import bootstrap_interval
+from avq.measure.accuracy import bootstrap_interval, evaluate
 from avq.measure.labels import LabelledImage, Labels
 from avq.types import Detections
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from avq.compare import iou_matrix
 from avq.errors import DataError, ModelError
-from avq.measure.fidelity import fidelity
-from avq.measure.sqnr import SqnrMeter, sqnr_db
+from avq.measure.fidelity import SqnrMeter, fidelity, sqnr_db
 from avq.types import Detections
 
 Row = tuple[int, float, tuple[float, float, float, float]]

@@ -16,8 +16,8 @@ from avq.builder.calibrate.commands import Calibration
 from avq.builder.planning import make_plan
 from avq.builder.workbench import Question
 from avq.cli import cli
-from avq.fanout import Fleet
 from avq.hookspecs import Workbench
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.fleet import replay_many

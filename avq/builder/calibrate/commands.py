@@ -24,7 +24,7 @@ from avq.builder.request import Request
 from avq.builder.understand.frontend import Understood
 from avq.builder.understand.host import understand_alone
 from avq.errors import CalibrationError, RequestError, nearest
-from avq.fanout import fleet_of
+from avq.parallel import fleet_of
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors

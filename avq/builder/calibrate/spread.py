@@ -12,7 +12,7 @@ from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.avqcal import CalibrationFile, Shard
 from avq.builder.calibrate.run import CalibrationRun
 from avq.errors import CalibrationError
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 
 #: Shards per worker: small ones lose little when a worker dies, and end together.
 _PER_WORKER = 4

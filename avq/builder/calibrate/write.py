@@ -11,7 +11,7 @@ from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.memory import peak_rss_mb
 from avq.builder.calibrate.run import CalibrationRun
 from avq.builder.calibrate.spread import spread
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 
 
 def run_calibrate(run: CalibrationRun, output: Path, fleet: Fleet | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import onnx
 
 from avq.builder.choices import Choice, choices_of, given_name, with_given, with_told
 from avq.hookspecs import Session
-from avq.measure.sqnr import SqnrMeter
+from avq.measure.fidelity import SqnrMeter
 from avq.types import U8, AnyArray
 
 

@@ -18,8 +18,7 @@ from avq.builder.understand.frontend import Understood
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import ModelError, RefusedError
 from avq.hookspecs import Session
-from avq.measure.fidelity import FIRM_SCORE, fidelity
-from avq.measure.sqnr import SqnrMeter
+from avq.measure.fidelity import FIRM_SCORE, SqnrMeter, fidelity
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
 from avq.types import AnyArray, Detections, Fidelity, ModelInput, PlanScore, RawOutputs, SessionOptions

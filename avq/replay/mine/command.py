@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.errors import RequestError
-from avq.fanout import Fleet
+from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.replay.frames import FrameKey

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from avq.builder.pending.same_choices import sqnr_with_same_choices
 from avq.engines import engine_by_name
 from avq.hookspecs import Session
-from avq.measure.sqnr import SqnrMeter
+from avq.measure.fidelity import SqnrMeter
 from avq.types import SessionOptions
 
 ROWS, KEPT, SIDE_PX = 64, 16, 8

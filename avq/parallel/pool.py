@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from avq.errors import MachineError, RequestError, nearest
-from avq.fanout.lost import WorkerLostError
-from avq.fanout.processes import Processes
+from avq.parallel.executors import Processes, WorkerLostError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -143,7 +142,7 @@ class Fleet:
     def _started(self) -> _Pool:
         if self._pool is None:
             if self.executor == "ray":
-                from avq.fanout.ray_tasks import RayPool
+                from avq.parallel.executors import RayPool
 
                 self._pool = RayPool(self.workers, None if self.address == LOCAL else self.address)
             else:

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from typing import Any
 
 from avq.errors import MachineError
-from avq.fanout.lost import RETRIES, WorkerLostError
+
+# The error of an item whose every worker died.
+
+#: How often an item whose worker died is tried again.
+RETRIES = 3
+
+
+class WorkerLostError(MachineError):
+    """The workers of one item died, every time it was tried."""
+
+    def __init__(self, item: object, why: str) -> None:
+        super().__init__(
+            "a worker process died, and so did those that did its work again",
+            seen=f"{_short(item)}: {why}",
+            fix="was it out of memory? try fewer workers, or without --ray",
+        )
+
+
+def _short(item: object) -> str:
+    text = str(item)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
 
 #: No telemetry. A cluster that is started here opens its ports on the loopback only: Ray has one switch for that,
 #: named after the systems it was made for.
@@ -116,3 +141,46 @@ def _talk_on_stderr(worker: Any) -> None:
 
     tell.on_stderr = True  # type: ignore[attr-defined]
     worker.print_to_stdstream = tell
+
+
+# Fresh interpreters of this machine as a pool of workers.
+
+
+class Processes:
+    """Fresh interpreters. When one dies, all of its pool are stopped; unfinished items are done again one by one."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._executor = _new_executor(workers)
+
+    def carry(self, function: Callable[[Any], Any]) -> Any:
+        return function
+
+    def send(self, carried: Any, item: Any) -> Future[Any]:
+        try:
+            return self._executor.submit(carried, item)
+        except BrokenProcessPool:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = _new_executor(self.workers)
+            return self._executor.submit(carried, item)
+
+    def take(self, handle: Future[Any], carried: Any, item: Any) -> Any:
+        try:
+            return handle.result()
+        except BrokenProcessPool as error:
+            why = str(error)
+        for _ in range(RETRIES):
+            # alone: an item that kills its worker takes no other item with it again
+            with closing(Processes(1)) as alone:
+                try:
+                    return alone.send(carried, item).result()
+                except BrokenProcessPool as error:
+                    why = str(error)
+        raise WorkerLostError(item, why)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _new_executor(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

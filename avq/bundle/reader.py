@@ -15,7 +15,7 @@ import numpy as np
 
 from avq.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, Part, check_machine, parse, render
 from avq.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE, PublicKey, Trust, sign_manifest
-from avq.bundle.write import put_signature
+from avq.bundle.writer import put_signature
 from avq.errors import BundleError, RefusedError, nearest
 from avq.types import AnyArray
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avq.fanout.fleet import EXECUTORS, LOCAL, Fleet, fan_out, fleet_of
-from avq.fanout.lost import WorkerLostError
+from avq.parallel.executors import WorkerLostError
+from avq.parallel.pool import EXECUTORS, LOCAL, Fleet, fan_out, fleet_of
 
 __all__ = ["EXECUTORS", "LOCAL", "Fleet", "WorkerLostError", "fan_out", "fleet_of"]
