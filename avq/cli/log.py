@@ -93,7 +93,7 @@ def cut(call: Call, path: Path, output: Path, **arguments: Any) -> int:
 @_OUTPUT
 def merge(call: Call, paths: tuple[Path, ...], output: Path) -> int:
     """Write several logs as one, by log time; what two of them hold is written once."""
-    from avq.logs.merge import merge as merge_logs
+    from avq.logs.cut import merge as merge_logs
 
     return call.answer(merge_logs(paths, output, call.report))
 

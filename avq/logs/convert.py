@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.errors import RequestError, nearest
-from avq.logs.boxes import prepared_blur
+from avq.logs.blur import prepared_blur
 from avq.logs.cut import Change, rewrite, survey
 from avq.logs.reading import Log, open_log
 from avq.logs.ros import Ros2Messages, Rosbag2Output, standard_definition

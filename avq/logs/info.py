@@ -15,7 +15,7 @@ from avq.errors import DataError
 from avq.logs.reading import open_log
 from avq.progress import Reporter
 from avq.recording import LogReader, Record
-from avq.recording.pictures import decode_image, is_image
+from avq.recording.images import decode_image, is_image
 
 #: opcode, length, three numbers, and the magic at the end of the file
 _FOOTER_BYTES = 1 + 8 + 20 + 8

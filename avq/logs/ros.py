@@ -17,8 +17,8 @@ import numpy as np
 
 from avq.errors import DataError, MachineError
 from avq.recording import Record
-from avq.recording.pictures import decode_image, is_image
-from avq.recording.protobuf import fields
+from avq.recording.images import decode_image, is_image
+from avq.recording.wire_formats import fields
 
 #: vision_msgs 4 (ROS 2 Humble and newer); the library knows the types of common_interfaces only.
 _VISION: Mapping[str, str] = {

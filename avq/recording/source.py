@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from avq.errors import DataError, RequestError, nearest
 from avq.hookspecs import FrameSource
-from avq.recording.pictures import IMAGE_KINDS, decode_image, is_image
+from avq.recording.images import IMAGE_KINDS, decode_image, is_image
 from avq.recording.reader import LogReader, Record
 from avq.types import U8
 

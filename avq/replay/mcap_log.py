@@ -15,7 +15,7 @@ import msgspec
 
 from avq.errors import DataError
 from avq.recording import LogReader, Record
-from avq.recording.pictures import decode_image, is_image
+from avq.recording.images import decode_image, is_image
 from avq.recording.source import asked_log, choose_topic
 from avq.replay.frames import FrameKey, LoggedFrame
 from avq.replay.log import Log, Recorded, file_digest

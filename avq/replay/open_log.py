@@ -16,7 +16,7 @@ from avq.replay.frames import LoggedFrame
 from avq.replay.log import EndOfLogError, Log, file_digest
 from avq.replay.mcap_log import open_mcap
 from avq.sources import open_source
-from avq.sources.pictures import SUFFIXES
+from avq.sources.files import SUFFIXES
 from avq.sources.scene import DrawnDrive, asked_drive
 from avq.sources.uri import local_path
 from avq.types import U8

@@ -6,7 +6,7 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,3 +85,27 @@ class JsonLinesSink:
 
     def close(self) -> None:
         self._file.close()
+
+
+# Published messages handed to a function of the same process, on the sink's own thread.
+
+
+class CallbackSink:
+    """Calls ``function(message, frame)`` per published frame.
+
+    Args:
+        function: runs on the sink's thread; what it raises ends this sink, not the run.
+        wants_pixels: whether it gets the frame (a copy it may keep) or None.
+    """
+
+    def __init__(
+        self, function: Callable[[Published, Frame | None], None], *, wants_pixels: bool = True
+    ) -> None:
+        self.wants_pixels = wants_pixels
+        self._function = function
+
+    def write(self, message: Published, frame: Frame | None) -> None:
+        self._function(message, frame)
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from avq.hookspecs import SourceType
-from avq.sources.pictures import PictureSource
+from avq.sources.cameras import StreamSource, V4l2Source
+from avq.sources.files import PictureSource, VideoSource
 from avq.sources.scene import SceneSource
-from avq.sources.stream import StreamSource
 from avq.sources.uri import open_source
-from avq.sources.v4l2 import V4l2Source
-from avq.sources.video import VideoSource
 
 
 def builtin_sources() -> tuple[SourceType, ...]:

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from avq.cli import cli
 from avq.errors import AvqError
-from avq.logs.cut import Part, cut
+from avq.logs.cut import Part, cut, merge
 from avq.logs.info import info, verify
-from avq.logs.merge import merge
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from tests.conftest import ROOT

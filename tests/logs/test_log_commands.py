@@ -13,7 +13,7 @@ from mcap.reader import make_reader
 from mcap.writer import Writer
 
 from avq.cli import cli
-from avq.recording.pictures import decode_image, is_image
+from avq.recording.images import decode_image, is_image
 from tests.logs.log_kit import BOXES, frames_of, picture, records, write_drive
 
 ROS = "mcap/rerun_rosbag2_all_sensor_msgs.mcap"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from avq.daemon import sink_types
 from avq.recording import LogReader
-from avq.recording.moments import AroundMisses
+from avq.recording.recorder import AroundMisses
 from avq.recording.writer import Entry
 from avq.sinks import open_sink
 from tests.conftest import ROOT

@@ -21,9 +21,9 @@ from mcap.reader import make_reader
 from avq.daemon import sink_types, source_types
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogSource, LogWriter, RecorderSink
-from avq.recording.cdr import RawImage
-from avq.recording.pictures import bgr_pixels, decode_image
+from avq.recording.images import bgr_pixels, decode_image
 from avq.recording.reader import Record
+from avq.recording.wire_formats import RawImage
 from avq.sinks import open_sink
 from avq.sources import open_source
 from avq.types import Detections, Published, StageTimes

@@ -18,7 +18,7 @@ from avq.daemon import sink_types
 from avq.daemon.publish import Lane
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
-from avq.sinks.mqtt_target import mqtt_target
+from avq.sinks.mqtt import mqtt_target
 from avq.sinks.spool import Spool, Waiting
 from avq.types import StageTimes
 from tests.conftest import ROOT

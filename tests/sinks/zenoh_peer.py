@@ -11,7 +11,7 @@ import time
 
 import zenoh
 
-from avq.sinks.vision_msgs import DETECTIONS, vision_types
+from avq.sinks.zenoh import DETECTIONS, vision_types
 
 
 def main(endpoint: str, key: str, pause_ms: str = "0") -> None:

@@ -16,8 +16,8 @@ from avq.daemon import source_types
 from avq.errors import AvqError, DataError, RequestError
 from avq.hookspecs import FrameSource
 from avq.sources import open_source
+from avq.sources.files import declared_bytes
 from avq.sources.uri import hidden
-from avq.sources.video import declared_bytes
 from tests.sources.retime import retimed
 
 FRAMES = 40

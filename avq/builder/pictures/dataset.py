@@ -14,7 +14,7 @@ import numpy as np
 from avq.builder.pictures.picture_file import damage
 from avq.errors import DataError, nearest
 from avq.progress import Reporter, Silent
-from avq.sources.pictures import SUFFIXES
+from avq.sources.files import SUFFIXES
 from avq.types import U8
 
 #: Pictures to people, but not to every OpenCV.

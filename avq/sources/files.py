@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,8 +12,8 @@ import cv2
 
 from avq.errors import DataError
 from avq.hookspecs import FrameSource
-from avq.sources.cv_capture import CvCapture
-from avq.sources.uri import local_path
+from avq.sources.cameras import CvCapture
+from avq.sources.uri import FOLDER, local_path
 from avq.types import U8
 
 _EBML = b"\x1aE\xdf\xa3"
@@ -143,3 +145,80 @@ def _ebml_bytes(file: BinaryIO) -> int:
             return 0
         end = file.tell() + value
     return end
+
+
+# A folder of pictures, or one picture, in natural order of their names.
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class PictureSource:
+    """``folder/of/images`` or ``one.jpg``. Files of other kinds and hidden files are not looked at."""
+
+    schemes = (*SUFFIXES, FOLDER)
+
+    def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
+        """Raises DataError when the folder holds no pictures. The time-outs do not apply."""
+        path = local_path(uri)
+        paths = sorted(_pictures(path), key=_natural) if path.is_dir() else [path]
+        if not paths:
+            raise DataError(
+                f"{path} holds no pictures",
+                seen=f"{sum(1 for _ in path.iterdir())} entries",
+                fix=f"pictures are files named {', '.join(SUFFIXES)}, directly in the folder",
+            )
+        return _Pictures(paths)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """frame2 before frame10; equal numbers are told apart by their text."""
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+class _Pictures:
+    """An unreadable picture is counted in ``lost`` and skipped; a source with none readable is an error."""
+
+    live = False
+    fps = 0.0
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.lost: dict[str, int] = {}
+        self.remark = ""
+        self._paths = paths
+        self._next = 0
+        self._delivered = False
+
+    def read(self) -> tuple[U8, int] | None:
+        while self._next < len(self._paths):
+            path = self._paths[self._next]
+            self._next += 1
+            pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if pixels is not None:
+                self._delivered = True
+                return pixels, time.monotonic_ns()  # type: ignore[return-value]
+            self._count_unreadable(path)
+        self._check_any()
+        return None
+
+    def _count_unreadable(self, path: Path) -> None:
+        self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
+        self.remark = self.remark or f"{path} cannot be read as a picture"
+
+    def _check_any(self) -> None:
+        if not self._delivered:
+            raise DataError(
+                "none of the pictures can be read",
+                seen=f"{len(self._paths)} files; first: {self._paths[0]}",
+                fix="check that they are whole JPEG, PNG, BMP, WebP, TIFF or PNM files",
+            )
+
+    def close(self) -> None:
+        """Nothing to free."""
