@@ -17,8 +17,8 @@ from avq.engines.cpu import instruction_set
 from avq.engines.cuda import describe_library
 from avq.errors import AvqError
 from avq.hookspecs import Engine
-from avq.muted import STANDARD_ERROR, muted
 from avq.plugins import PluginHost
+from avq.process import STANDARD_ERROR, muted
 from avq.types import EngineStatus
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from avq.muted import STANDARD_ERROR, STANDARD_OUTPUT, muted
+from avq.process import STANDARD_ERROR, STANDARD_OUTPUT, muted
 
 C = ctypes.CDLL(None)
 

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from avq.bundle import OpenBundle
-from avq.daemon.background import step_back
 from avq.daemon.news import News
+from avq.process import step_back
 from avq.types import Detections, Frame, Published
 
 _END_S = 10.0

@@ -15,13 +15,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from avq.daemon.background import step_back
 from avq.daemon.modes import Mode, Served, warmed
 from avq.daemon.news import News
 from avq.daemon.notify import Notifier
 from avq.daemon.opening import require_classes
 from avq.daemon.pipeline import Pipeline
 from avq.errors import AvqError, MachineError, RefusedError
+from avq.process import step_back
 
 #: Frames a new bundle serves before the one it replaced is closed.
 PROBATION_FRAMES = 30

@@ -13,7 +13,7 @@ import numpy as np
 
 from avq.atomic_file import beside
 from avq.errors import DataError, MachineError, RequestError
-from avq.muted import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, muted
 from avq.render.page import Html
 from avq.types import U8, Detections
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avq.muted import STANDARD_OUTPUT, muted
+from avq.process import STANDARD_OUTPUT, muted
 from avq.toolbox.assemble import (
     Ranging,
     activation_edges,

@@ -113,7 +113,7 @@ def write_varied(source: Path, folder: Path, copies: int) -> None:
 
 
 def peak_mb() -> float:
-    from avq.builder.calibrate.memory import peak_rss_mb
+    from avq.process import peak_rss_mb
 
     return peak_rss_mb()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from avq.builder.calibrate import avqcal
-from avq.builder.calibrate.memory import peak_rss_mb
 from avq.builder.calibrate.run import CalibrationRun
 from avq.builder.calibrate.spread import spread
 from avq.parallel import Fleet
+from avq.process import peak_rss_mb
 
 
 def run_calibrate(run: CalibrationRun, output: Path, fleet: Fleet | None = None) -> dict[str, Any]:

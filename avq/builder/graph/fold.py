@@ -18,7 +18,7 @@ from avq.builder.graph.edit import (
     replace_nodes,
     subgraphs,
 )
-from avq.muted import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, muted
 from avq.types import AnyArray
 
 _NOT_CONSTANT = frozenset(

@@ -16,7 +16,7 @@ from avq.builder.graph.opset import raise_opset
 from avq.builder.graph.read import read_model
 from avq.builder.graph.view import tensor_view, view_of
 from avq.errors import ModelError
-from avq.muted import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, muted
 from avq.types import GraphView
 
 __all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]

@@ -17,7 +17,7 @@ from avq.builder.graph.edit import (
     sort_nodes,
 )
 from avq.errors import ModelError
-from avq.muted import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, muted
 from avq.types import AnyArray
 
 MIN_OPSET = 17

@@ -5,14 +5,143 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from avq.alerts.rules import Alert, Condition, Rule
 from avq.errors import DataError
-from avq.types import Published
+from avq.types import F64, AnyArray, Published
+
+# Polygons in the picture, in shares of its width and height: they hold for every resolution of the
+# camera.
+
+Anchor = Literal["bottom", "center"]
+_EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Zone:
+    """Where a detection counts.
+
+    Attributes:
+        corners: (x, y) of at least three corners, 0..1 from the left and from the top.
+        anchor: the point of a box that must lie inside: "bottom", the middle of its lower edge, where an object
+            stands on the road, or "center".
+    """
+
+    corners: tuple[tuple[float, float], ...]
+    anchor: Anchor = "bottom"
+
+    def holds(self, boxes_xyxy_px: AnyArray, picture_size_px: tuple[int, int]) -> AnyArray:
+        """(N,) bool: which boxes (N, 4) have their anchor inside; by the even-odd rule."""
+        boxes = boxes_xyxy_px.astype(np.float64)
+        x = (boxes[:, 0] + boxes[:, 2]) / 2 / picture_size_px[0]
+        y = boxes[:, 3] if self.anchor == "bottom" else (boxes[:, 1] + boxes[:, 3]) / 2
+        return _inside(_in_picture(x), _in_picture(y / picture_size_px[1]), np.array(self.corners))
+
+
+def _in_picture(share: F64) -> F64:
+    """A box that leaves the picture, or ends on its border, is still in a zone that ends there."""
+    return np.clip(share, _EDGE, 1 - _EDGE)
+
+
+def _inside(x: F64, y: F64, corners: F64) -> AnyArray:
+    """Whether a ray to the right crosses the polygon an odd number of times."""
+    x0, y0 = corners.T
+    x1, y1 = np.roll(corners, -1, axis=0).T
+    crosses = (y0 > y[:, None]) != (y1 > y[:, None])
+    rise = np.where(y1 == y0, 1.0, y1 - y0)  # a level edge crosses no ray
+    at = x0 + (y[:, None] - y0) * (x1 - x0) / rise
+    odd: AnyArray = (crosses & (x[:, None] < at)).sum(axis=1) % 2 == 1
+    return odd
+
+
+# What an alert asks for, and what it says when it is raised.
+
+#: object: something is seen. budget_miss: a frame was late. camera_dead: a camera delivers nothing more.
+#: drift: the scene is unlike the calibration pictures.
+Condition = Literal["object", "budget_miss", "camera_dead", "drift"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One ``[[alerts]]`` table.
+
+    Attributes:
+        name: unique; part of every id.
+        condition: what is watched for.
+        classes: class names; any of them counts.
+        min_score: of a detection, 0..1.
+        zone: where in the picture; None for anywhere.
+        cameras: ids; empty for all.
+        hits, frames: raised when at least ``hits`` of a camera's last ``frames`` published frames showed it.
+        cooldown_ns: silence of this rule and camera after an alert.
+    """
+
+    name: str
+    condition: Condition = "object"
+    classes: frozenset[str] = frozenset()
+    min_score: float = 0.0
+    zone: Zone | None = None
+    cameras: frozenset[str] = frozenset()
+    hits: int = 1
+    frames: int = 1
+    cooldown_ns: int = 0
+
+    def concerns(self, camera: str) -> bool:
+        return not self.cameras or camera in self.cameras
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One raised alert.
+
+    Attributes:
+        id: the same whenever the same rule is raised for the same camera within the same cooldown period.
+        rule, condition, camera: what was raised, for whom.
+        t_ns: monotonic time of the capture (or event) that raised it; unix_ns: the same as Unix time.
+        reason: in words.
+        seq: of the frame, -1 where an event raised it.
+        label, score, box_xyxy_px: the best detection that counted; "" where an event raised it.
+    """
+
+    id: str
+    rule: str
+    condition: Condition
+    camera: str
+    t_ns: int
+    unix_ns: int
+    reason: str
+    seq: int = -1
+    label: str = ""
+    score: float = 0.0
+    box_xyxy_px: tuple[float, ...] = ()
+    vehicle: str = ""
+
+    def as_event(self) -> dict[str, Any]:
+        """The event sinks and uplinks receive; its ``kind`` is "alert"."""
+        seen: dict[str, Any] = {}
+        if self.seq >= 0:
+            seen["seq"] = self.seq
+        if self.label:
+            seen |= {"label": self.label, "score": self.score, "box_xyxy_px": list(self.box_xyxy_px)}
+        at = datetime.fromtimestamp(self.unix_ns / 1e9, timezone.utc)
+        return {
+            "kind": "alert",
+            "t_ns": self.t_ns,
+            "id": self.id,
+            "alert": self.rule,
+            "condition": self.condition,
+            "vehicle": self.vehicle,
+            "camera": self.camera,
+            "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            **seen,
+            "reason": self.reason,
+        }
+
 
 #: Kinds of event that raise an alert -> condition.
 EVENTS: Mapping[str, Condition] = {
@@ -150,3 +279,19 @@ class AlertWatch:
         unix_ns = t_ns + self._offset_ns
         name = alert_id(self._vehicle, rule, camera, unix_ns)
         return Alert(name, rule.name, rule.condition, camera, t_ns, unix_ns, vehicle=self._vehicle, **found)
+
+
+# When what is seen is worth a message from the car: rules, zones and the state machine over published
+# frames.
+
+__all__ = [
+    "CONDITIONS",
+    "Alert",
+    "AlertWatch",
+    "Condition",
+    "Progress",
+    "Rule",
+    "Zone",
+    "advance",
+    "alert_id",
+]
