@@ -16,7 +16,7 @@ from avq.builder.pictures.dataset import CalibrationSet, open_set
 from avq.builder.pictures.disagreement import worst_pairs
 from avq.bundle import open_bundle
 from avq.daemon import RunOptions, RunSummary, serve_bundle
-from avq.daemon.opening import parts_of
+from avq.daemon.modes import parts_of
 from avq.engines.cpu import instruction_set
 from avq.errors import RequestError
 from avq.measure.detector import detector_of

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from avq.daemon.kinds import sink_types, source_providers, source_types
 from avq.daemon.loop import serve_bundle
 from avq.daemon.metrics import Failure, RunSummary
 from avq.daemon.modes import Mode, Served, warm_up
 from avq.daemon.options import CameraOptions, RunOptions
 from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.registry import sink_types, source_providers, source_types
 from avq.daemon.step import Parts, step
 from avq.daemon.supervisor import RestartPolicy
 

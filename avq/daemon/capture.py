@@ -13,9 +13,8 @@ from pathlib import Path
 
 import avq
 from avq import errors
-from avq.daemon import notify
-from avq.daemon.messages import STOP, CaptureSettings, Failed, Message, Unframer, decode, framed
-from avq.daemon.slots import Slot
+from avq.daemon import systemd as notify
+from avq.daemon.capture_protocol import STOP, CaptureSettings, Failed, Message, Slot, Unframer, decode, framed
 from avq.errors import AvqError, MachineError
 from avq.types import U8
 

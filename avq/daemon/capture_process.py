@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from avq.daemon.messages import (
+from avq.daemon.capture_protocol import (
     STOP,
     Captured,
     CaptureSettings,
@@ -29,11 +29,11 @@ from avq.daemon.messages import (
     Failed,
     Lost,
     Opened,
+    Slot,
     Unframer,
     decode_settings,
     framed,
 )
-from avq.daemon.slots import Slot
 from avq.errors import AvqError, DataError, MachineError
 from avq.hookspecs import FrameSource, SourceType
 from avq.types import U8, Frame

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from avq.clock import Clock, SystemClock
-from avq.daemon.heart import Heart
-from avq.daemon.inbox import Arrival, SharedInbox
-from avq.daemon.ledger import STRIDE
+from avq.daemon.capture_protocol import CaptureSettings
+from avq.daemon.inbox import STRIDE, Arrival, SharedInbox
 from avq.daemon.memory import MemoryWatch
-from avq.daemon.messages import CaptureSettings
 from avq.daemon.metrics import RunSummary
 from avq.daemon.modes import Mode, Served, as_modes, warmed
+from avq.daemon.observer import RunView
 from avq.daemon.options import RunOptions
 from avq.daemon.pipeline import Pipeline, Turn
-from avq.daemon.publish import Publisher
+from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
-from avq.daemon.signals import obeyed
 from avq.daemon.step import Parts
-from avq.daemon.watch import RunView
+from avq.daemon.systemd import Heart
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
+
+# Signals of a run: end cleanly, or read the configuration again.
+
+
+@contextmanager
+def obeyed(stop: Callable[[], None], reload: Callable[[], None] | None) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``stop`` once; a second one acts as if we were not here. SIGHUP calls ``reload``.
+
+    Both functions must be safe in a signal handler. Nothing happens outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = (signal.SIGINT, signal.SIGTERM)
+    numbers = (*ends, *([signal.SIGHUP] if reload is not None else []))
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number in ends:
+            signal.signal(number, before[number])
+
+    def ask(number: int, _stack: object) -> None:
+        if number == signal.SIGHUP:
+            if reload is not None:
+                reload()
+            return
+        restore()
+        stop()
+
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 _WAIT_S = 0.05
 FAILED = "failed"

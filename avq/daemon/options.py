@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from avq.daemon.aside import Aside
-from avq.daemon.exchange import Exchange
-from avq.daemon.messages import Policy
-from avq.daemon.notify import Notifier
+from avq.daemon.bundle_swap import Exchange
+from avq.daemon.capture_protocol import Policy
+from avq.daemon.observer import Unwatched, Watcher
 from avq.daemon.pipeline import Turn
-from avq.daemon.publish import DRAIN_S
+from avq.daemon.publisher import DRAIN_S
+from avq.daemon.side_task import Aside
 from avq.daemon.supervisor import RestartPolicy
-from avq.daemon.watch import Unwatched, Watcher
+from avq.daemon.systemd import Notifier
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RunOptions:
 
     frames: int | None = None
     policy: Policy = "auto"
-    providers: tuple[str, ...] = ("avq.daemon.kinds:source_types",)
+    providers: tuple[str, ...] = ("avq.daemon.registry:source_types",)
     open_timeout_ms: int = 5000
     read_timeout_ms: int = 2000
     on_event: Callable[[Mapping[str, Any]], None] | None = None

@@ -16,10 +16,10 @@ from functools import partial
 import msgspec
 
 from avq.daemon.capture import CaptureProcess, error_of
+from avq.daemon.capture_protocol import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
+from avq.daemon.events import News
 from avq.daemon.inbox import Arrival, SharedInbox
-from avq.daemon.messages import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
 from avq.daemon.metrics import Failure
-from avq.daemon.news import News
 from avq.daemon.supervisor import Order, RestartPolicy, Supervisor
 from avq.errors import AvqError, MachineError
 from avq.types import Frame

@@ -9,7 +9,7 @@ from typing import Any
 from avq.bundle import OpenBundle
 from avq.clock import SystemClock
 from avq.compare import assign
-from avq.daemon.latency import Histogram
+from avq.daemon.metrics import Histogram
 from avq.daemon.step import Parts, step
 from avq.types import Detections, Frame
 

@@ -7,8 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from avq.daemon.inbox import Arrival, Inbox
-from avq.daemon.ledger import STRIDE
+from avq.daemon.inbox import STRIDE, Arrival, Inbox
 from avq.daemon.pipeline import Pipeline
 from avq.progress import Reporter
 from avq.replay.frames import Loaded, made_ahead

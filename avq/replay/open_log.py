@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from avq.daemon.kinds import source_types
+from avq.daemon.registry import source_types
 from avq.errors import AvqError, RequestError
 from avq.hookspecs import FrameSource, SourceType
 from avq.replay.frames import LoggedFrame

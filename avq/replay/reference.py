@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from avq.atomic_file import written_whole
-from avq.daemon.ledger import Account
+from avq.daemon.inbox import Account
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogWriter, Record
 from avq.replay.result import Answer, ReplayResult

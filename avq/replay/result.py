@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from avq.daemon.ledger import Account
+from avq.daemon.inbox import Account
 from avq.replay.frames import FrameKey
 from avq.replay.timing import Timing
 from avq.types import Detections, Published, StageTimes

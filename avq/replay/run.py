@@ -13,8 +13,7 @@ import msgspec
 
 from avq.clock import ReplayClock
 from avq.config import RunConfig, load_run
-from avq.daemon.modes import Mode, warm_up
-from avq.daemon.opening import ModeSource, Opener
+from avq.daemon.modes import Mode, ModeSource, Opener, warm_up
 from avq.daemon.pipeline import Pipeline
 from avq.engines.cpu import instruction_set
 from avq.errors import DataError

@@ -12,8 +12,7 @@ import numpy as np
 
 from avq.clock import SystemClock
 from avq.compare import Difference
-from avq.daemon.modes import warm_up
-from avq.daemon.opening import Opener
+from avq.daemon.modes import Opener, warm_up
 from avq.daemon.step import Parts, step
 from avq.errors import DataError
 from avq.measure.latency import LatencySamples, ratio_interval

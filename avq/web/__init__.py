@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from avq.web.board import Board
-from avq.web.opening import facts, open_page, web_from_flag
+from avq.web.server import facts, open_page, web_from_flag
 
 __all__ = ["Board", "facts", "open_page", "web_from_flag"]

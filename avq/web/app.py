@@ -18,15 +18,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from avq.errors import AvqError
-from avq.web.board import Board
-from avq.web.guard import Guard
-from avq.web.health import not_alive, not_ready
-from avq.web.machine import MachineReader
+from avq.web.auth import Guard
+from avq.web.board import Board, ViewerCounts
+from avq.web.camera_images import Shots, boxes_of
 from avq.web.metrics import exposition
-from avq.web.shots import Shots, boxes_of
-from avq.web.status import StatusReader
+from avq.web.status import MachineReader, StatusReader, not_alive, not_ready
 from avq.web.stream import KINDS, EventStream, Feed
-from avq.web.viewers import ViewerCounts
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VIEWERS = 128

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from avq.daemon.governor import Transition
-from avq.daemon.latency import Histogram
+from avq.daemon.metrics import Histogram
+from avq.daemon.observer import RunView
 from avq.daemon.pipeline import Turn
-from avq.daemon.watch import RunView
 from avq.types import Frame, Published
 
 FRAMES_KEPT = 480
@@ -169,3 +169,23 @@ class Board:
 
     def ended(self) -> None:
         self.over = True
+
+
+# What became of those who look.
+
+
+@dataclass
+class ViewerCounts:
+    """Of the event stream; written by the web thread only.
+
+    Attributes:
+        now: open streams.
+        dropped: viewers whose connection did not take what it was sent.
+        told: frames, summed over viewers.
+        missed: frames that left the board before anybody could be told.
+    """
+
+    now: int = 0
+    dropped: int = 0
+    told: int = 0
+    missed: int = 0

@@ -15,12 +15,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from avq.daemon.latency import Histogram, bucket
-from avq.daemon.ledger import Account
-from avq.daemon.watch import RunView
-from avq.web.board import Board, CameraBoard
-from avq.web.machine import MachineReader
-from avq.web.viewers import ViewerCounts
+from avq.daemon.inbox import Account
+from avq.daemon.metrics import Histogram, bucket
+from avq.daemon.observer import RunView
+from avq.web.board import Board, CameraBoard, ViewerCounts
+from avq.web.status import MachineReader
 
 #: Two bounds per octave from 16 us to 13 s, each the first nanosecond of a log bucket: counts are exact.
 EDGES_NS = tuple(edge for power in range(14, 33) for edge in (2**power, 3 * 2 ** (power - 1)))

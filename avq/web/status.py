@@ -2,17 +2,129 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from avq.daemon.latency import Histogram
-from avq.daemon.ledger import Account
-from avq.web.board import Board, CameraBoard, FrameRow
-from avq.web.health import not_alive, not_ready
-from avq.web.machine import MachineReader
-from avq.web.viewers import ViewerCounts
+from avq.daemon.inbox import Account
+from avq.daemon.metrics import Histogram
+from avq.web.board import Board, CameraBoard, FrameRow, ViewerCounts
+
+# Is it alive, is it ready, and if not, why: answers a supervisor acts on.
+
+#: The loop goes round at least every 50 ms without frames; with one it takes as long as the engine does.
+STANDS_S = 5.0
+#: A run without any published frame for so long (or for three of its usual gaps) is not ready, whatever the cause.
+SILENT_S = 5.0
+
+
+def not_alive(board: Board, now_ns: int) -> str:
+    """Why a supervisor should end the process; '' when it should not."""
+    if board.run is None or board.over:
+        return ""
+    stood_s = (now_ns - board.beat_ns) / 1e9
+    return f"the loop has stood for {stood_s:.1f} s" if stood_s > STANDS_S else ""
+
+
+def not_ready(board: Board, now_ns: int) -> str:
+    """Why nobody should rely on messages now; '' when they may."""
+    if board.over:
+        return "the run is over"
+    if board.run is None:
+        return "the bundle is being opened and warmed"
+    cameras = [camera for camera in list(board.cameras.values()) if camera.seen_ns]
+    if not cameras:
+        return "no frame has been published yet"
+    silent_s = (now_ns - max(camera.seen_ns for camera in cameras)) / 1e9
+    usual_s = max(camera.gap_ns for camera in cameras) / 1e9
+    if silent_s > max(SILENT_S, 3 * usual_s):
+        return f"no frame has been published for {silent_s:.1f} s"
+    return not_alive(board, now_ns)
+
+
+# Readings of the machine: temperatures and clocks where Linux shows them, memory, load.
+
+_SYS = Path("/sys")
+_KEPT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One look at the machine.
+
+    Attributes:
+        temperatures_c: degrees Celsius per thermal zone; empty where there are none.
+        clocks_hz: current and highest frequency per CPU; empty where the kernel does not tell.
+        memory_bytes: resident memory of this process.
+        load: of the last minute, in processes; cpus: that this process may use.
+    """
+
+    temperatures_c: dict[str, float]
+    clocks_hz: dict[str, tuple[float, float]]
+    memory_bytes: int
+    load: float
+    cpus: int
+
+
+class MachineReader:
+    """Reads at most every two seconds, whoever asks how often.
+
+    Args:
+        sys_folder: where sysfs is mounted.
+    """
+
+    def __init__(self, sys_folder: Path = _SYS) -> None:
+        self._sys = sys_folder
+        self._read_s = float("-inf")
+        self._last: Machine | None = None
+
+    def read(self) -> Machine:
+        now_s = time.monotonic()
+        if self._last is None or now_s - self._read_s > _KEPT_S:
+            self._last, self._read_s = self._look(), now_s
+        return self._last
+
+    def _look(self) -> Machine:
+        return Machine(
+            temperatures(self._sys),
+            clocks(self._sys),
+            resident_bytes(),
+            os.getloadavg()[0],
+            len(os.sched_getaffinity(0)),
+        )
+
+
+def temperatures(sys_folder: Path = _SYS) -> dict[str, float]:
+    """Degrees Celsius per thermal zone, named by its type; zones of one type are numbered."""
+    found: dict[str, float] = {}
+    for zone in sorted((sys_folder / "class/thermal").glob("thermal_zone*")):
+        with suppress(OSError, ValueError):  # zones that are switched off refuse to be read
+            name = (zone / "type").read_text().strip()
+            value = int((zone / "temp").read_text()) / 1000
+            found[f"{name} {zone.name[12:]}" if name in found else name] = value
+    return found
+
+
+def clocks(sys_folder: Path = _SYS) -> dict[str, tuple[float, float]]:
+    """(current, highest) hertz per CPU, as its frequency driver tells."""
+    found = {}
+    for folder in sorted((sys_folder / "devices/system/cpu").glob("cpu[0-9]*/cpufreq")):
+        with suppress(OSError, ValueError):
+            now_khz = int((folder / "scaling_cur_freq").read_text())
+            found[folder.parent.name] = (now_khz * 1e3, int((folder / "cpuinfo_max_freq").read_text()) * 1e3)
+    return found
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
 
 _RATE_OVER_S = 3.0
 _EVENTS_SHOWN = 60

@@ -18,9 +18,8 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from avq.web.board import Board, FrameRow
+from avq.web.board import Board, FrameRow, ViewerCounts
 from avq.web.status import StatusReader, strip
-from avq.web.viewers import ViewerCounts
 
 KINDS = ("status", "frames", "events", "detections")
 TICK_S = 0.1

@@ -25,9 +25,9 @@ import numpy as np
 
 from avq.clock import SystemClock
 from avq.daemon import Parts, Pipeline
+from avq.daemon.capture_protocol import Slot
 from avq.daemon.inbox import Arrival, SharedInbox
-from avq.daemon.publish import Publisher
-from avq.daemon.slots import Slot
+from avq.daemon.publisher import Publisher
 from avq.decoders import DetectionDecoder
 from avq.engines.null import NullEngine
 from avq.preprocess import Preprocessor

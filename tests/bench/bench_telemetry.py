@@ -17,16 +17,14 @@ import httpx
 import numpy as np
 
 from avq.clock import SystemClock
-from avq.daemon.heart import Heart
-from avq.daemon.latency import LatencyJudge
 from avq.daemon.memory import MemoryWatch
-from avq.daemon.metrics import Metrics
-from avq.daemon.notify import Notifier
+from avq.daemon.metrics import LatencyJudge, Metrics
 from avq.daemon.pipeline import Pipeline, Turn
-from avq.daemon.publish import Publisher
+from avq.daemon.publisher import Publisher
+from avq.daemon.systemd import Heart, Notifier
 from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
 from avq.web import Board
-from avq.web.site import open_site
+from avq.web.server import open_site
 from tests.daemon.daemon_kit import null_parts
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.daemon.ladder import Deadline, LadderState, Observation, Rung, climb
+from avq.daemon.governor import Deadline, LadderState, Observation, Rung, climb
 
 BELOW_COST = 0.2
 PERIOD_NS = 33_333_333

@@ -15,10 +15,10 @@ import time
 from avq.alerts import AlertWatch, Rule
 from avq.cli.ending import end_without
 from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
-from avq.daemon.notify import Notifier
+from avq.daemon.systemd import Notifier
 from avq.sinks import AlertSink, open_sink
 from avq.types import LatencyBudget
-from avq.web.site import open_site
+from avq.web.server import open_site
 from tests.daemon.daemon_kit import LABELS, null_parts
 from tests.daemon.numbered_source import NumberedSource
 

@@ -12,11 +12,11 @@ import pytest
 
 from avq.clock import SystemClock
 from avq.daemon import Parts, RunSummary
-from avq.daemon.aside import Aside
-from avq.daemon.ledger import Account
+from avq.daemon.inbox import Account
 from avq.daemon.memory import SAMPLE_S, MemoryWatch, resident_bytes
 from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
+from avq.daemon.side_task import Aside
 from avq.daemon.step import step
 from avq.engines.null import NullSession
 from avq.serve import summary_tables

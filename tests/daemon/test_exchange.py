@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from avq.daemon import Mode, RunOptions, Served, exchange, serve_bundle
-from avq.daemon.exchange import PROBATION_FRAMES, Exchange
+from avq.daemon import Mode, RunOptions, Served, serve_bundle
+from avq.daemon import bundle_swap as exchange
+from avq.daemon.bundle_swap import PROBATION_FRAMES, Exchange
 from avq.daemon.modes import WARM_UPS
-from avq.daemon.watch import Unwatched
+from avq.daemon.observer import Unwatched
 from avq.errors import BundleError, MachineError, RefusedError
 from avq.sinks import CallbackSink
 from avq.types import LatencyBudget, Published, RawOutputs

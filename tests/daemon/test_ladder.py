@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avq.daemon.ladder import Deadline, LadderState, Observation, Rung, climb
+from avq.daemon.governor import Deadline, LadderState, Observation, Rung, climb
 from tests.daemon.governor_sim import PERIOD_NS, generate, judged, serve
 
 MS = 1_000_000

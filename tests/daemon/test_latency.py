@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avq.daemon.governor import GovernorState, Transition, govern
-from avq.daemon.latency import Histogram, Judgement, LatencyJudge, bucket, bucket_middle
+from avq.daemon.metrics import Histogram, Judgement, LatencyJudge, bucket, bucket_middle
 from avq.types import LatencyBudget
 
 nanoseconds = st.integers(0, 10**12)

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from avq.clock import ReplayClock
 from avq.daemon import Parts, Pipeline
-from avq.daemon.cadence import Cadence
-from avq.daemon.inbox import Arrival, Inbox
-from avq.daemon.ledger import STRIDE
+from avq.daemon.inbox import STRIDE, Arrival, Inbox
 from avq.daemon.modes import Mode, rungs, warmed
+from avq.daemon.pipeline import Cadence
 from avq.types import Frame, LatencyBudget, RawOutputs
 from avq.types.frame import U8
 from tests.daemon.daemon_kit import LABELS, canned_output, null_parts

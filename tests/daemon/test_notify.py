@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from avq.daemon import notify
+from avq.daemon import systemd as notify
 from avq.daemon.capture import _environment
-from avq.daemon.notify import Notifier
+from avq.daemon.systemd import Notifier
 from tests.daemon.manager import Manager
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.daemon.publish import MESSAGES_QUEUED, PICTURES_QUEUED, Publisher
+from avq.daemon.publisher import MESSAGES_QUEUED, PICTURES_QUEUED, Publisher
 from avq.sinks import CallbackSink
 from avq.types import Detections, Frame, Published, StageTimes
 

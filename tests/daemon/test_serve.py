@@ -19,7 +19,7 @@ import pytest
 
 from avq.daemon import CameraOptions, RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle, sink_types
 from avq.daemon.capture import CaptureProcess
-from avq.daemon.messages import Captured, CaptureSettings, framed
+from avq.daemon.capture_protocol import Captured, CaptureSettings, framed
 from avq.errors import DataError, MachineError, PluginError, RequestError
 from avq.recording import LogReader
 from avq.sinks import CallbackSink, open_sink

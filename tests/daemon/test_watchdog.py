@@ -15,11 +15,11 @@ from urllib.request import urlopen
 import pytest
 
 from avq.daemon import RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle
-from avq.daemon.aside import Aside
 from avq.daemon.modes import WARM_UPS
-from avq.daemon.notify import Notifier
+from avq.daemon.observer import RunView, Unwatched
 from avq.daemon.receiver import Receiver
-from avq.daemon.watch import RunView, Unwatched
+from avq.daemon.side_task import Aside
+from avq.daemon.systemd import Notifier
 from avq.recording import RecorderSink
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Frame, LatencyBudget, Published, RawOutputs
@@ -305,7 +305,7 @@ def test_whatever_is_beside_the_publish_path_may_hang(
 
 
 def test_a_page_that_hangs_starves_nobody(service: Service) -> None:
-    site = pytest.importorskip("avq.web.site", reason="the extra 'web' is not installed")
+    site = pytest.importorskip("avq.web.server", reason="the extra 'web' is not installed")
     hung = threading.Event()
 
     def hang() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from avq.assess.trust import keygen, sign
 from avq.bundle import MANIFEST, SIGNATURE, open_bundle, read_trust, render, sealed
 from avq.bundle.engines import ENGINES
 from avq.bundle.manifest import parse
-from avq.daemon.opening import Opener
+from avq.daemon.modes import Opener
 from avq.errors import BundleError
 from tests.e2e.test_compile import Card, compiled
 

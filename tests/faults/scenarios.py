@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
+from avq.daemon.capture_protocol import CaptureSettings
 from avq.daemon.inbox import SharedInbox
-from avq.daemon.messages import CaptureSettings
 from avq.daemon.receiver import Receiver
 from avq.daemon.supervisor import RestartPolicy
 from tests.faults.fault_camera import Connection, FaultCamera

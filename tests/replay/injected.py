@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.daemon.ledger import Account
+from avq.daemon.inbox import Account
 from avq.replay.result import Answer, ReplayResult
 from avq.types import Detections
 

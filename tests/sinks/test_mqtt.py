@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from avq.daemon import sink_types
-from avq.daemon.publish import Lane
+from avq.daemon.publisher import Lane
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.mqtt import mqtt_target

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from avq.daemon import sink_types
-from avq.daemon.publish import Lane, SinkReport
+from avq.daemon.publisher import Lane, SinkReport
 from avq.errors import MachineError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.zenoh import zenoh_settings

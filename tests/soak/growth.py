@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from avq.daemon import Mode, RestartPolicy, RunOptions, RunSummary, Served, Turn, serve_bundle
-from avq.daemon.exchange import Exchange
+from avq.daemon.bundle_swap import Exchange
 from avq.daemon.memory import resident_bytes
-from avq.daemon.watch import RunView, Unwatched
+from avq.daemon.observer import RunView, Unwatched
 from avq.errors import MachineError
 from avq.sinks import CallbackSink
 from avq.types import Frame, LatencyBudget

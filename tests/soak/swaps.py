@@ -21,9 +21,8 @@ import numpy as np
 
 from avq.bundle import MODEL
 from avq.daemon import RunOptions, RunSummary, Served, Turn, serve_bundle
-from avq.daemon.exchange import Exchange
-from avq.daemon.modes import WARM_UPS
-from avq.daemon.opening import ModeSource, Opener
+from avq.daemon.bundle_swap import Exchange
+from avq.daemon.modes import WARM_UPS, ModeSource, Opener
 from avq.errors import AvqError
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost

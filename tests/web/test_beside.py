@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from avq.daemon.watch import RunView
+from avq.daemon.observer import RunView
 from avq.types import LatencyBudget
 from avq.web import Board
-from avq.web.machine import MachineReader
+from avq.web.board import ViewerCounts
 from avq.web.metrics import exposition
-from avq.web.status import StatusReader
-from avq.web.viewers import ViewerCounts
+from avq.web.status import MachineReader, StatusReader
 
 DRIFT = {"available": True, "cameras": {"front": {"share": 0.07, "drifting": True}}}
 

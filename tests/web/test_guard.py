@@ -14,8 +14,7 @@ from avq.config import WebConfig
 from avq.errors import RequestError
 from avq.progress import Silent
 from avq.web import Board, open_page, web_from_flag
-from avq.web.opening import without_password
-from avq.web.site import open_site
+from avq.web.server import open_site, without_password
 from tests.conftest import ROOT
 from tests.web.web_kit import ASK, FACTS, HANG_S
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from avq.daemon.latency import Histogram
+from avq.daemon.metrics import Histogram
 from avq.recording import RecorderSink
 from avq.types import Frame, Published
 from avq.web import Board
-from avq.web.machine import MachineReader, clocks, temperatures
+from avq.web.board import ViewerCounts
 from avq.web.metrics import EDGES_NS, cumulative, exposition
-from avq.web.viewers import ViewerCounts
+from avq.web.status import MachineReader, clocks, temperatures
 from tests.conftest import ROOT
 from tests.daemon.daemon_kit import LABELS
 from tests.web.web_kit import live

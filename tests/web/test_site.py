@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from avq.errors import BundleError
 from avq.sinks import CallbackSink
 from avq.web import Board
-from avq.web.health import not_alive, not_ready
-from avq.web.site import open_site
+from avq.web.server import open_site
+from avq.web.status import not_alive, not_ready
 from tests.daemon.daemon_kit import LABELS, picture_folder
 from tests.web.web_kit import ASK, FACTS, HANG_S, events_of, live, turn, until
 

@@ -18,7 +18,7 @@ from avq.hookspecs import Sink
 from avq.sinks import CallbackSink
 from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
 from avq.web import Board
-from avq.web.site import open_site
+from avq.web.server import open_site
 from tests.daemon.daemon_kit import LABELS, null_parts
 
 HANG_S = 90.0  # ends a test that hangs; no machine is so busy

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from avq.bundle import OpenBundle, Trust, read_trust
 from avq.config import RunConfig, Security
-from avq.daemon.aside import Aside
+from avq.daemon.bundle_swap import Exchange
 from avq.daemon.drift import Drift
-from avq.daemon.exchange import Exchange
-from avq.daemon.modes import Served, warm_up
-from avq.daemon.notify import Notifier
-from avq.daemon.opening import ModeSource, Opener, require_classes
+from avq.daemon.modes import ModeSource, Opener, Served, require_classes, warm_up
 from avq.daemon.shadow import Shadow
+from avq.daemon.side_task import Aside
+from avq.daemon.systemd import Notifier
 from avq.measure.detector import Detector
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost

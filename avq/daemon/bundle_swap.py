@@ -15,11 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from avq.daemon.modes import Mode, Served, warmed
-from avq.daemon.news import News
-from avq.daemon.notify import Notifier
-from avq.daemon.opening import require_classes
+from avq.daemon.events import News
+from avq.daemon.modes import Mode, Served, require_classes, warmed
 from avq.daemon.pipeline import Pipeline
+from avq.daemon.systemd import Notifier
 from avq.errors import AvqError, MachineError, RefusedError
 from avq.process import step_back
 

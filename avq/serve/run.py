@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from avq.alerts import AlertWatch
-from avq.config import Budget, Camera, RunConfig, load_run, recorder_from
+from avq.config import Budget, Camera, LogLevel, RunConfig, load_run, recorder_from
 from avq.daemon import (
     CameraOptions,
     RestartPolicy,
@@ -20,20 +22,94 @@ from avq.daemon import (
     source_providers,
     source_types,
 )
-from avq.daemon.exchange import Exchange
+from avq.daemon.bundle_swap import Exchange
 from avq.daemon.modes import Mode
-from avq.daemon.notify import Notifier
-from avq.daemon.starting import Instead, start
-from avq.daemon.watch import Unwatched
+from avq.daemon.observer import Unwatched
+from avq.daemon.startup import Instead, start
+from avq.daemon.systemd import Notifier
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.serve.beside import asides_of, exchange_of, mode_sources, opener_of
-from avq.serve.spoken import Spoken
+from avq.serve.components import asides_of, exchange_of, mode_sources, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.uris import hidden
 from avq.web import Board, facts, open_page, web_from_flag
+
+# The books, the stages, and what went wrong: what a person reads after a run.
+
+Tables = list[tuple[str, list[Mapping[str, object]]]]
+
+
+def summary_tables(summary: RunSummary) -> Tables:
+    """The books, the stages, and what went wrong: what a person reads after a run."""
+    answer = summary.as_json()
+    dropped = ", ".join(f"{cause} {count}" for cause, count in answer["dropped"].items())
+    books = {key: answer[key] for key in ("captured", "published", "in_flight", "misses")}
+    stages: list[Mapping[str, object]] = [
+        {"stage": name, **values} for name, values in answer["stages"].items()
+    ]
+    tables: Tables = [
+        ("Frames", [{**books, "dropped": dropped or "none"}]),
+        ("Milliseconds per stage", stages),
+    ]
+    tables += _beside(answer)
+    if answer["events"]:
+        tables.append(("Events", answer["events"]))
+    return tables
+
+
+def _beside(answer: Mapping[str, Any]) -> Tables:
+    """What the candidate in the shadow and the drift watch found, where they looked."""
+    tables: Tables = []
+    if shadow := answer.get("shadow"):
+        shown = {**shadow, "candidate": shadow["candidate"][:12], "serving": shadow["serving"][:12]}
+        tables.append(("Candidate in the shadow", [shown]))
+    if drift := answer.get("drift"):
+        rows = [{"camera": camera, **row} for camera, row in drift.get("cameras", {}).items()]
+        shown_rows: list[Mapping[str, object]] = [
+            {**row, "unusual": ", ".join(row["unusual"][:2])} for row in rows
+        ]
+        tables.append(("Drift", shown_rows or [{"why": drift.get("why", "no picture was looked at")}]))
+    return tables
+
+
+# How much a run says on standard error.
+
+T = TypeVar("T")
+_ORDER: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
+
+
+class Spoken:
+    """A Reporter that keeps to the ``log_level`` of the configuration: what ends the run is always told."""
+
+    def __init__(self, report: Reporter, level: LogLevel) -> None:
+        self._report = report
+        self._level = _ORDER.index(level)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """One line of JSON, for debugging."""
+        if self._says("debug"):
+            self._report.message(msgspec.json.encode(event).decode())
+
+    def message(self, text: str) -> None:
+        if self._says("info"):
+            self._report.message(text)
+
+    def warning(self, text: str) -> None:
+        if self._says("warning"):
+            self._report.warning(text)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+        if self._says("info"):
+            self._report.table(title, rows)
+
+    def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        return self._report.track(items, label, total)
+
+    def _says(self, level: LogLevel) -> bool:
+        return self._level <= _ORDER.index(level)
+
 
 STANDARD_OUTPUT = "-"
 #: Events an operator should see without asking for them.

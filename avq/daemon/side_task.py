@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from avq.bundle import OpenBundle
-from avq.daemon.news import News
+from avq.daemon.events import News
 from avq.process import step_back
 from avq.types import Detections, Frame, Published
 

@@ -28,7 +28,7 @@ def source_providers(outside: Sequence[SourceType] = ()) -> tuple[str, ...]:
         outside: types plugins registered; the capture process makes them anew, without arguments.
     """
     names = (f"{type(one).__module__}:{type(one).__qualname__}" for one in outside)
-    return ("avq.daemon.kinds:source_types", *names)
+    return ("avq.daemon.registry:source_types", *names)
 
 
 class _LateLogSource:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from avq.daemon.ledger import Account
+from avq.daemon.inbox import Account
 from avq.daemon.pipeline import Turn
-from avq.daemon.publish import SinkReport
+from avq.daemon.publisher import SinkReport
 from avq.types import Frame, LatencyBudget
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avq.bundle import GOLDEN, OpenBundle, open_bundle
-from avq.daemon.modes import Served
-from avq.daemon.opening import ModeSource, Opener
+from avq.daemon.modes import ModeSource, Opener, Served
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.measure.detector import Detector
