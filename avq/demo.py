@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.atomic_file import write_whole
 from avq.builder import build
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
 from avq.builder.pictures.disagreement import worst_pairs
 from avq.bundle import open_bundle
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.daemon import RunOptions, RunSummary, serve_bundle
 from avq.daemon.modes import parts_of
 from avq.engines.cpu import instruction_set

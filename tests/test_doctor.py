@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from avq.doctor import examine, rows
+from avq.commands.doctor import examine, rows
 from avq.engines.cpu import instruction_set
 from avq.engines.null import NullEngine
 from avq.types import EngineStatus

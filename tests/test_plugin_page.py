@@ -22,10 +22,10 @@ from avq import hookspecs
 from avq.builder import build
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
+from avq.commands.doctor import examine
 from avq.config import load_run
 from avq.contract.__main__ import main as contract_command
-from avq.contract.sample import sample_answer, sample_model, sample_picture
-from avq.doctor import examine
+from avq.contract.engine_suite import sample_answer, sample_model, sample_picture
 from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost
 from avq.progress import Silent

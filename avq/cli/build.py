@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from avq.cli.kit import PATH, Call, DefaultCommandGroup, cli, command, model_options, ray_option
+from avq.cli.app import PATH, Call, DefaultCommandGroup, cli, command, model_options, ray_option
 
 
 @command(cli)
@@ -97,7 +97,7 @@ def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
 @click.option("-o", "--output", type=PATH, help="another bundle folder  [default: in its place]")
 def compile_(call: Call, **arguments: Any) -> int:
     """On the vehicle: build the engine of this machine, prove it on the golden frames, time it, put it in place."""
-    from avq.assess.compile import closing, compile_bundle
+    from avq.commands.compile import closing, compile_bundle
 
     answer = compile_bundle(**arguments, host=call.host(), report=call.report)
     return call.answer(answer, closing=closing(answer), yes=answer["accepted"])
@@ -110,7 +110,7 @@ def compile_(call: Call, **arguments: Any) -> int:
 @click.option("-o", "--output", type=PATH, required=True, help="the file to write")
 def export(call: Call, bundle: Path, kind: str, version: str | None, output: Path) -> int:
     """A bundle's scales as a TensorRT calibration cache or AIMET encodings; what they cannot say is listed."""
-    from avq.assess.export import export as export_bundle
+    from avq.commands.export import export as export_bundle
 
     answer = export_bundle(bundle, kind, output, version)
     unsaid = [{"why": why, "tensors": len(names)} for why, names in answer["unsaid"].items()]
@@ -123,7 +123,7 @@ def export(call: Call, bundle: Path, kind: str, version: str | None, output: Pat
 @click.option("--gpu-arch", help="also what these compute capabilities lack, such as sm75,sm89")
 def lint(call: Call, model: Path, target: str, gpu_arch: str | None) -> int:
     """What a runtime would reject or, worse, silently misread."""
-    from avq.assess.linting import lint_file
+    from avq.commands.lint import lint_file
 
     answer = lint_file(model, target, [name for name in (gpu_arch or "").split(",") if name.strip()])
     return call.answer(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from avq.cli.kit import PATH, AvqGroup, Call, cli, command
+from avq.cli.app import PATH, AvqGroup, Call, cli, command
 
 _OUTPUT = click.option("-o", "--output", type=PATH, required=True, help="what to write")
 

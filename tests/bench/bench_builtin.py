@@ -12,12 +12,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
 from avq.builder.understand.host import understand_alone
 from avq.bundle import GOLDEN, open_bundle
+from avq.cli.terminal import Terminal
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.demo import builtin_recipe
 from avq.measure.detector import open_session
 from avq.measure.labels import load_labels
@@ -25,7 +25,6 @@ from avq.measure.latency import paired_latency, ratio_interval
 from avq.plugins import PluginHost
 from avq.scenes import CLASS_NAMES, builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
-from avq.terminal import Terminal
 from avq.types import SessionOptions
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,18 +19,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from avq.assess.drift import drift
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
+from avq.cli.terminal import Terminal
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, drift, open_subject
 from avq.demo import builtin_recipe
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import CLASS_NAMES
 from avq.scenes.dataset import write_labelled_set
-from avq.terminal import Terminal
 from avq.types import U8
 
 Change = Callable[[U8, np.random.Generator], U8]

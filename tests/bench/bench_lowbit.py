@@ -17,19 +17,18 @@ from pathlib import Path
 
 from avq_lowbit.groups import other_bytes, weight_groups
 
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
 from avq.builder.understand.host import understand_alone
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
+from avq.cli.terminal import Terminal
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.demo import builtin_recipe
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost
 from avq.scenes import CLASS_NAMES, builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
-from avq.terminal import Terminal
 from avq.toolbox import place
 from avq.types import GraphView, QuantizationPlan, Recipe
 

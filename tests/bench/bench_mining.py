@@ -21,10 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from avq.assess.evaluate import detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
+from avq.commands.evaluate import ModelFlags, detections_of, open_subject
 from avq.demo import builtin_recipe
 from avq.measure.accuracy import MapDifference, bootstrap_interval
 from avq.measure.labels import load_labels

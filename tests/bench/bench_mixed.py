@@ -38,10 +38,10 @@ from avq.builder.pictures.split import open_pictures
 from avq.builder.planning import make_plan
 from avq.builder.request import check
 from avq.builder.understand.host import understand_model
+from avq.cli.terminal import Terminal
 from avq.clock import SystemClock
 from avq.measure.latency import ProcessorClock
 from avq.plugins import PluginHost
-from avq.terminal import Terminal
 from avq.types import AnyArray, GraphView, QuantizationPlan, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,16 +15,15 @@ from typing import Any
 
 import onnx
 
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder import build
 from avq.builder.pictures.dataset import open_set
+from avq.cli.terminal import Terminal
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import CLASS_NAMES
 from avq.scenes.dataset import write_labelled_set
-from avq.terminal import Terminal
 from avq.types import Accuracy, Recipe
 from tests.replicas.names import randomised
 

@@ -18,8 +18,8 @@ from typing import Any
 from avq_static import StaticOptions, StaticQuantizer
 
 from avq import Workbench
+from avq.cli.terminal import Terminal
 from avq.contract.workbench import on_workbench
-from avq.terminal import Terminal
 from avq.types import GraphView
 
 ROOT = Path(__file__).resolve().parents[2]

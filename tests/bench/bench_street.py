@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from avq.assess.bench import bench
-from avq.assess.evaluate import evaluate
 from avq.builder import build
+from avq.cli.terminal import Terminal
+from avq.commands.bench import bench
+from avq.commands.evaluate import evaluate
 from avq.plugins import PluginHost
-from avq.terminal import Terminal
 from avq.types import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import threading
 import time
 
 from avq.alerts import AlertWatch, Rule
-from avq.cli.ending import end_without
+from avq.cli.app import end_without
 from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
 from avq.daemon.systemd import Notifier
 from avq.sinks import AlertSink, open_sink

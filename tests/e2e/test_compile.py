@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from avq.assess import proof
-from avq.assess.compile import compile_bundle
-from avq.assess.trust import keygen, sign
 from avq.builder.pictures.dataset import open_set, read_picture
 from avq.builder.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part
+from avq.commands import compile_engine as proof
+from avq.commands.bundle import keygen, sign
+from avq.commands.compile import compile_bundle
 from avq.engines import engine_by_name
 from avq.engines.cpu import instruction_set
 from avq.engines.tensorrt_build import BuildOptions

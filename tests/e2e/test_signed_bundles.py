@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from avq.assess import trust
 from avq.bundle import MANIFEST, SIGNATURE, open_bundle, read_trust, render, sealed
 from avq.bundle.manifest import parse
+from avq.commands import bundle as trust
 from avq.config import Camera, RunConfig, Security, WebConfig
 from avq.errors import AvqError, BundleError, RequestError
 from avq.plugins import PluginHost

@@ -10,8 +10,8 @@ from urllib.request import urlopen
 import msgspec
 import pytest
 
-from avq.assess.trust import keygen, sign
 from avq.bundle import GOLDEN, MODEL, EngineUse, open_bundle
+from avq.commands.bundle import keygen, sign
 from avq.config import Camera, RunConfig, Security, WebConfig
 from avq.config.run import Fallback
 from avq.errors import AvqError, BundleError, MachineError

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from avq.assess import proof
-from avq.assess.trust import keygen, sign
 from avq.bundle import MANIFEST, SIGNATURE, open_bundle, read_trust, render, sealed
 from avq.bundle.engines import ENGINES
 from avq.bundle.manifest import parse
+from avq.commands import compile_engine as proof
+from avq.commands.bundle import keygen, sign
 from avq.daemon.modes import Opener
 from avq.errors import BundleError
 from tests.e2e.test_compile import Card, compiled

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from avq.builder.lower import lower
-from avq.contract.engine_suite import check_engine
-from avq.contract.sample import INPUT, OUTPUT, SHAPE, sample_model, sample_picture
+from avq.contract.engine_suite import INPUT, OUTPUT, SHAPE, check_engine, sample_model, sample_picture
 from avq.engines import builtin_engines, engine_by_name
 from avq.engines.cpu import describe, instruction_set
 from avq.engines.null import NullEngine

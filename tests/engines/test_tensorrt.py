@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avq.contract.sample import sample_model
+from avq.contract.engine_suite import sample_model
 from avq.engines import tensorrt
 from avq.engines.tensorrt import TensorRtEngine, open_engine
 from avq.engines.tensorrt_build import BuildOptions, Calibration, build, make_log

@@ -156,7 +156,7 @@ def validity_on_this_card() -> str:
         return ""
     import tensorrt_rtx as trt
 
-    from avq.contract.sample import sample_model
+    from avq.contract.engine_suite import sample_model
 
     data = engine_by_name("tensorrt-rtx").compile(sample_model(), "sm89").data  # type: ignore[attr-defined]
     validity, diagnostics = trt.Runtime(trt.Logger()).get_engine_validity(data)

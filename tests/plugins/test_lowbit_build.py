@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from avq.assess.evaluate import accuracy_on, detections_of
-from avq.assess.opening import ModelFlags, open_subject
 from avq.builder.pictures.dataset import open_set
 from avq.bundle import GOLDEN, MODEL, PLAN_ARRAYS, PLAN_JSON, PROBE, open_bundle
 from avq.bundle.plan import plan_from_parts
+from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.engines import builtin_engines
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost

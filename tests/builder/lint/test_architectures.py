@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.assess.linting import lint_file
 from avq.builder.lint import lint
+from avq.commands.lint import lint_file
 from avq.errors import RequestError
 from tests.builder.lint.four_bit_graphs import convolutions, products
 from tests.builder.lint.real_parser import real_parser

@@ -15,8 +15,6 @@ from typing import Any
 import msgspec
 
 from avq import __version__
-from avq.assess.proof import Proof, float_precision, prove
-from avq.assess.roads import Method, road_of
 from avq.bundle import (
     ENGINE_PREFIX,
     SIGNATURE,
@@ -31,6 +29,7 @@ from avq.bundle import (
     write_staged,
 )
 from avq.bundle.engines import ENGINES, EngineKey, engine_keys, engine_name, engines_part
+from avq.commands.compile_engine import Method, Proof, float_precision, prove, road_of
 from avq.engines.cpu import instruction_set
 from avq.errors import MachineError, RefusedError, RequestError, nearest
 from avq.hookspecs import Engine

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from avq.cli.kit import PATH, Call, cli, command, model_options
+from avq.cli.app import PATH, Call, cli, command, model_options
 
 
 @command(cli, name="eval")
@@ -25,11 +25,11 @@ from avq.cli.kit import PATH, Call, cli, command, model_options
 def evaluate(call: Call, drifted: bool, **arguments: Any) -> int:
     """Accuracy against labels, fidelity to the float model, or (--drift) whether the pictures are still usual."""
     if drifted:
-        from avq.assess.drift import closing, drift, tables
+        from avq.commands.evaluate import closing, drift, tables
 
         moved = drift(**arguments, host=call.host(), report=call.report)
         return call.answer(moved, tables(moved), closing(moved), yes=not moved["drift"])
-    from avq.assess.evaluate import evaluate as evaluate_subject
+    from avq.commands.evaluate import evaluate as evaluate_subject
 
     answer = evaluate_subject(**arguments, host=call.host(), report=call.report)
     return call.answer(answer)
@@ -40,7 +40,7 @@ def evaluate(call: Call, drifted: bool, **arguments: Any) -> int:
 @click.option("--frames", type=click.IntRange(min=10), default=200, show_default=True, help="rounds to time")
 def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
     """Time bundles interleaved; ratio = time(a) / time(b) with its 95 % interval."""
-    from avq.assess.bench import bench as bench_bundles
+    from avq.commands.bench import bench as bench_bundles
 
     answer = bench_bundles(bundles, rounds=frames, host=call.host())
     return call.answer(answer, [("Latency", answer["entries"]), ("Ratios, paired", answer["ratios"])])
@@ -50,8 +50,8 @@ def bench(call: Call, bundles: tuple[Path, ...], frames: int) -> int:
 @click.argument("subject", metavar="BUNDLE|MODEL|FILE", type=PATH)
 def inspect(call: Call, subject: Path) -> int:
     """What a bundle, model, calibration file, calibration cache or AIMET encodings file holds."""
-    from avq.assess.inspection import inspect as inspect_subject
-    from avq.assess.inspection import tables
+    from avq.commands.inspect import inspect as inspect_subject
+    from avq.commands.inspect import tables
 
     answer = inspect_subject(subject)
     return call.answer(answer, tables(answer))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from avq.cli.kit import PATH, AvqGroup, Call, cli, command
+from avq.cli.app import PATH, AvqGroup, Call, cli, command
 
 
 @cli.group(cls=AvqGroup)
@@ -18,7 +18,7 @@ def bundle() -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="the private key to write; .pub beside it")
 def keygen(call: Call, output: Path) -> int:
     """Make an Ed25519 key pair: the private key signs, the public one goes to the vehicles."""
-    from avq.assess.trust import keygen as make_pair
+    from avq.commands.bundle import keygen as make_pair
 
     return call.answer(make_pair(output))
 
@@ -28,7 +28,7 @@ def keygen(call: Call, output: Path) -> int:
 @click.option("--key", type=PATH, required=True, help="the private key")
 def sign(call: Call, path: Path, key: Path) -> int:
     """Check every part of a bundle and sign its manifest."""
-    from avq.assess.trust import sign as sign_bundle
+    from avq.commands.bundle import sign as sign_bundle
 
     return call.answer(sign_bundle(path, key))
 
@@ -38,6 +38,6 @@ def sign(call: Call, path: Path, key: Path) -> int:
 @click.option("--trusted", type=PATH, multiple=True, metavar="KEY.pub", help="a public key that may sign")
 def verify(call: Call, path: Path, trusted: tuple[Path, ...]) -> int:
     """Check that a bundle is whole, and signed by a trusted key when one is named."""
-    from avq.assess.trust import verify as verify_bundle
+    from avq.commands.bundle import verify as verify_bundle
 
     return call.answer(verify_bundle(path, trusted))

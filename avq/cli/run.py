@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from avq.cli.kit import PATH, Call, cli, command, ray_option
+from avq.cli.app import PATH, Call, cli, command, ray_option
 
 
 @command(cli, service=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from avq.cli.kit import PATH, AvqGroup, Call, cli, command
+from avq.cli.app import PATH, AvqGroup, Call, cli, command
 
 
 @command(cli)
@@ -23,7 +23,7 @@ def demo(call: Call, output: Path, frames: int) -> int:
 @command(cli)
 def doctor(call: Call) -> int:
     """What can be built and run on this machine, and why not."""
-    from avq.doctor import examine, rows
+    from avq.commands.doctor import examine, rows
 
     findings = examine()
     return call.answer(findings, [("What this machine can do", rows(findings))])
