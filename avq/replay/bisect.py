@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,46 @@ from avq.builder.exchange import Exchange, Group, open_exchange
 from avq.errors import MachineError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
-from avq.replay.culprits import smallest_cause
-from avq.replay.matching import FramePair, pair_frames
+from avq.replay.differences import FramePair, Tolerances, pair_frames
 from avq.replay.outcome import Outcome
 from avq.replay.report import write_report
 from avq.replay.result import ReplayResult
 from avq.replay.run import ReplayRequest, replay
-from avq.replay.tolerance import Tolerances
 from avq.replay.verdict import judge
+
+# Which of many parts cause something, by halving: the search of ``avq bisect``, pure.
+
+Shows = Callable[[frozenset[int]], bool]
+
+
+def smallest_cause(candidates: Sequence[int], shows: Shows) -> list[int]:
+    """A set of candidates that shows it together, none of which can be left out.
+
+    ``shows`` must be true of all candidates together and false of none; more of them are assumed to show it at
+    least as well. One culprit among n costs about log2(n) + 1 questions; every further one that only counts
+    together with it costs as many again.
+    """
+    fixed: frozenset[int] = frozenset()
+    end = len(candidates)
+    while True:
+        end = _last_needed(candidates, end, fixed, shows)
+        fixed |= {candidates[end - 1]}
+        if end == 1 or shows(fixed):
+            return sorted(fixed)
+        end -= 1
+
+
+def _last_needed(candidates: Sequence[int], end: int, fixed: frozenset[int], shows: Shows) -> int:
+    """The shortest beginning, of at most ``end``, that shows it together with ``fixed``."""
+    low = 0
+    while end - low > 1:
+        middle = (low + end) // 2
+        if shows(fixed | frozenset(candidates[:middle])):
+            end = middle
+        else:
+            low = middle
+    return end
+
 
 #: A mixture shows the difference when it does this much of the damage of the whole bad plan.
 SHARE = 0.5

@@ -15,14 +15,14 @@ from avq.compare import Difference
 from avq.errors import RequestError
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.replay.open_log import open_log
+from avq.replay.differences import Tier, Tolerances, learned
+from avq.replay.log_sources import open_log
 from avq.replay.outcome import Accepted, Outcome
 from avq.replay.reference import Reference, read_reference, require_acceptable, write_reference
 from avq.replay.result import ReplayResult
 from avq.replay.run import Policy, ReplayRequest, bench_of, replay
-from avq.replay.stages import PairedTimes, over_limits, paired_times, slower, timed_alone
+from avq.replay.stage_times import PairedTimes, over_limits, paired_times, slower, timed_alone
 from avq.replay.timing import Timing
-from avq.replay.tolerance import Tier, Tolerances, learned
 from avq.replay.verdict import judge, require_same_log
 
 #: No-change runs that tolerances are learned from.

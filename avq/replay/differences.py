@@ -4,14 +4,194 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from avq.compare import Difference, compare_detections
+import msgspec
+import numpy as np
+
+from avq.compare import Difference, assign, by_frame, compare_detections, iou_matrix
 from avq.compare import Tolerance as BoxTolerance
-from avq.replay.frames import FrameKey
-from avq.replay.matching import FramePair
+from avq.errors import DataError
+from avq.replay.log import FrameKey
 from avq.replay.result import Answer, ReplayResult
-from avq.replay.tolerance import Tier, Tolerances
+from avq.types import Detections
+
+# Two runs box by box: who found whom again, how far off, and what came or went. Order plays no part.
+
+#: COCO's limits between small, medium and large, square pixels of the picture.
+_SIZES = ((32.0**2, "small"), (96.0**2, "medium"), (float("inf"), "large"))
+MIN_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One object that both runs saw.
+
+    Attributes:
+        a, b: index of its box in the frames of the two runs.
+        iou: overlap of the two boxes.
+        centre_px, corner_px: how far the centre moved, and the corner coordinate that moved most.
+        score_shift: score in b minus score in a.
+        class_flip: the two runs call it different names.
+    """
+
+    a: int
+    b: int
+    iou: float
+    centre_px: float
+    corner_px: float
+    score_shift: float
+    class_flip: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FramePair:
+    """One frame in both runs; None where a run has not got it.
+
+    Attributes:
+        vanished, appeared: indices of boxes without a partner, in a and in b.
+    """
+
+    key: FrameKey
+    a: Detections | None
+    b: Detections | None
+    matches: tuple[Match, ...] = ()
+    vanished: tuple[int, ...] = ()
+    appeared: tuple[int, ...] = ()
+
+    @property
+    def badness(self) -> float:
+        """To rank frames by: scores of boxes that came or went, flips, then shifts of score and place."""
+        if self.a is None or self.b is None:
+            return 1e6
+        gone = sum(_weight(self.a, i) for i in self.vanished) + sum(_weight(self.b, i) for i in self.appeared)
+        moved = sum(_finite(abs(m.score_shift)) + (1.0 - m.iou) + m.class_flip for m in self.matches)
+        return float(gone + moved)
+
+
+def pair_frames(a: Sequence[Detections], b: Sequence[Detections]) -> tuple[FramePair, ...]:
+    """All frames of either run by camera and sequence number, in the order of ``a``, then what only ``b`` has.
+
+    Raises DataError when neither run has a frame, or one has a frame twice.
+    """
+    left, right = by_frame(a, "reference"), by_frame(b, "replayed")
+    keys = [*left, *(key for key in right if key not in left)]
+    if not keys:
+        raise DataError(
+            "there is nothing to compare", seen="no frames in either run", fix="give at least one"
+        )
+    return tuple(_pair(key, left.get(key), right.get(key)) for key in keys)
+
+
+def size_of(seen: Detections, index: int) -> str:
+    """ "small", "medium" or "large", as COCO parts them by area."""
+    x0, y0, x1, y1 = seen.boxes_xyxy_px[index].astype(np.float64).tolist()
+    area = max(0.0, x1 - x0) * max(0.0, y1 - y0)
+    return next((name for limit, name in _SIZES if area < limit), "large")
+
+
+def _pair(key: FrameKey, a: Detections | None, b: Detections | None) -> FramePair:
+    if a is None or b is None:
+        return FramePair(key, a, b)
+    pairs = assign(a, b, MIN_IOU)
+    iou = iou_matrix(a.boxes_xyxy_px, b.boxes_xyxy_px)
+    matches = tuple(_match(a, i, b, j, float(iou[i, j])) for i, j in pairs)
+    lone_a = sorted(set(range(len(a))) - {i for i, _ in pairs})
+    lone_b = sorted(set(range(len(b))) - {j for _, j in pairs})
+    return FramePair(key, a, b, matches, tuple(lone_a), tuple(lone_b))
+
+
+def _match(a: Detections, i: int, b: Detections, j: int, iou: float) -> Match:
+    first, second = a.boxes_xyxy_px[i].astype(np.float64), b.boxes_xyxy_px[j].astype(np.float64)
+    moved = second - first
+    centre = (moved[:2] + moved[2:]) / 2.0
+    return Match(
+        i,
+        j,
+        1.0 if not moved.any() else iou,
+        float(np.hypot(*centre)),
+        float(np.max(np.abs(moved))),
+        float(b.scores[j]) - float(a.scores[i]),
+        int(a.class_ids[i]) != int(b.class_ids[j]),
+    )
+
+
+def _weight(seen: Detections, index: int) -> float:
+    return _finite(float(seen.scores[index]))
+
+
+def _finite(value: float) -> float:
+    """NaN is as bad as a score can be."""
+    return value if np.isfinite(value) else 1.0
+
+
+# How far two replays may differ: exactly not, by what was learned, or by what it costs in boxes.
+
+Tier = Literal["exact", "toleranced", "metric"]
+#: Learned spreads are doubled: N runs do not show the widest one.
+_MARGIN = 2.0
+#: Another instruction set rounds differently even where N runs on one machine did not.
+_FLOOR_PX, _FLOOR_SCORE = 0.5, 0.01
+
+
+class Tolerances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of the two tolerant tiers.
+
+    Attributes:
+        box_px, score: toleranced: largest corner distance and score difference of one box.
+        max_lost, max_appeared: metric: tolerated share of boxes with score >= 0.5 that went or came.
+        max_confidence_shift: metric: of the mean score of boxes found again.
+        runs: no-change runs that ``box_px`` and ``score`` were learned from; 0 when they are defaults.
+        spread_px, spread_score: what those runs differed by.
+    """
+
+    box_px: float = _FLOOR_PX
+    score: float = _FLOOR_SCORE
+    max_lost: float = 0.01
+    max_appeared: float = 0.01
+    max_confidence_shift: float = 0.02
+    runs: int = 0
+    spread_px: float = 0.0
+    spread_score: float = 0.0
+
+    @property
+    def repeatable(self) -> bool:
+        """No-change runs gave the same bits."""
+        return self.spread_px == 0.0 and self.spread_score == 0.0
+
+
+def learned(runs: Sequence[Sequence[Detections]]) -> Tolerances:
+    """From no-change runs of one log: twice their spread, at least what instruction sets differ by."""
+    spread_px = spread_score = 0.0
+    for other in runs[1:]:
+        for pair in pair_frames(runs[0], other):
+            for match in pair.matches:
+                spread_px = max(spread_px, match.corner_px)
+                spread_score = max(spread_score, abs(match.score_shift))
+    return Tolerances(
+        box_px=max(_FLOOR_PX, _MARGIN * spread_px),
+        score=max(_FLOOR_SCORE, _MARGIN * spread_score),
+        runs=len(runs),
+        spread_px=spread_px,
+        spread_score=spread_score,
+    )
+
+
+def tier_for(reference: ReplayResult, result: ReplayResult, allowed: Tolerances) -> tuple[Tier, str]:
+    """Which comparison the two allow, and why."""
+    if reference.bundle_digest != result.bundle_digest:
+        limits = f"{allowed.box_px:g} px or {allowed.score:g} of score"
+        return (
+            "metric",
+            f"another bundle: changes beyond {limits} are listed, losses are measured per class and size",
+        )
+    if reference.machine != result.machine:
+        return "toleranced", f"the same bundle on another machine: {reference.machine}; here {result.machine}"
+    if not allowed.repeatable:
+        return "toleranced", f"this engine does not repeat its bits: {allowed.runs} runs differed"
+    return "exact", "the same bundle on the same kind of machine: every bit must agree"
+
 
 _DECIDED = ("t_capture_ns", "age_ns", "late", "mode", "dropped_since_last")
 

@@ -13,8 +13,7 @@ from avq.compare import Difference, box_json
 from avq.errors import DataError, MachineError
 from avq.measure.accuracy import Boxes, as_boxes, average_precision
 from avq.measure.fidelity import FIRM_SCORE, MIN_SCORE_SHARE, TRUTH_SCORE
-from avq.replay.matching import FramePair, Match, size_of
-from avq.replay.tolerance import Tolerances
+from avq.replay.differences import FramePair, Match, Tolerances, size_of
 from avq.types import Detections
 
 SIZES = ("small", "medium", "large")

@@ -9,11 +9,10 @@ from typing import Any
 
 from avq.builder.bundle_diff import in_short
 from avq.compare import Difference
-from avq.replay.matching import FramePair
+from avq.replay.differences import FramePair, Tolerances
 from avq.replay.metric import ALL, label_of
 from avq.replay.result import ReplayResult
-from avq.replay.stages import PairedTimes, table_of
-from avq.replay.tolerance import Tolerances
+from avq.replay.stage_times import PairedTimes, table_of
 from avq.replay.verdict import Verdict
 
 #: A screenful; --json and the report have all.

@@ -135,7 +135,7 @@ class CaseItem(pytest.Item):
 
 
 def _diff(outcome: Outcome) -> str:
-    from avq.replay.report.markdown import markdown
+    from avq.replay.report import markdown
 
     files = "\n".join(f"{kind}: {path}" for kind, path in outcome.files.items())
     return f"{markdown(outcome, folded=False)}\n{files}"

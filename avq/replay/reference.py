@@ -20,9 +20,9 @@ from avq.atomic_file import written_whole
 from avq.daemon.inbox import Account
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogWriter, Record
+from avq.replay.differences import Tolerances
 from avq.replay.result import Answer, ReplayResult
 from avq.replay.timing import Timing
-from avq.replay.tolerance import Tolerances
 from avq.types import Detections, Published, StageTimes
 
 FORMAT = "avq replay reference 1"

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from avq.daemon.inbox import Account
-from avq.replay.frames import FrameKey
+from avq.replay.log import FrameKey
 from avq.replay.timing import Timing
 from avq.types import Detections, Published, StageTimes
 

@@ -10,11 +10,18 @@ import numpy as np
 
 from avq.compare import Difference
 from avq.errors import DataError, RequestError
-from avq.replay.differences import box_differences, decision_differences, new_events
-from avq.replay.matching import FramePair, pair_frames
+from avq.replay.differences import (
+    FramePair,
+    Tier,
+    Tolerances,
+    box_differences,
+    decision_differences,
+    new_events,
+    pair_frames,
+    tier_for,
+)
 from avq.replay.metric import Metric, measure, metric_differences
 from avq.replay.result import ReplayResult
-from avq.replay.tolerance import Tier, Tolerances, tier_for
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.recording import RecorderSink
-from avq.replay.fleet import replay_many
-from avq.replay.merged import Merged
+from avq.replay.batch import Merged, replay_many
 from avq.scenes import Drive
 from avq.scenes.dataset import write_labelled_set
 from avq.types import Detections, Frame, Published

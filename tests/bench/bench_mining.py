@@ -30,7 +30,7 @@ from avq.measure.labels import load_labels
 from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
-from avq.replay.mine import mine
+from avq.replay.mining import mine
 from avq.scenes import builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
 from avq.types import Detections

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from avq.bundle import open_bundle
 from avq.cli import cli
 from avq.replay import ReplayRequest, bisect, replay
-from avq.replay.culprits import smallest_cause
+from avq.replay.bisect import smallest_cause
 from avq.types import QuantizationPlan, QuantPoint
 from tests.conftest import ROOT
 from tests.replay.bundle_kit import int8_plan, write_real_bundle

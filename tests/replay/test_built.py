@@ -11,7 +11,7 @@ from avq.builder.request import options_of
 from avq.config import load_recipe
 from avq.plugins import PluginHost, option_paths
 from avq.progress import Silent
-from avq.replay.built import built, bundle_name
+from avq.replay.case import built, bundle_name
 from tests.conftest import ROOT
 from tests.replay.replay_kit import null_bundle
 

@@ -20,7 +20,7 @@ from avq.hookspecs import Workbench
 from avq.parallel import Fleet
 from avq.plugins import PluginHost
 from avq.progress import Silent
-from avq.replay.fleet import replay_many
+from avq.replay.batch import replay_many
 from avq.scenes import builtin_detector_path
 from avq.toolbox import place
 from avq.types import GraphView, QuantizationPlan

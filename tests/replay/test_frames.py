@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 import pytest
 
-from avq.replay.frames import AHEAD, LoggedFrame, loaded_ahead
+from avq.replay.log import AHEAD, LoggedFrame, loaded_ahead
 
 
 def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[LoggedFrame, None, None]:

@@ -13,8 +13,8 @@ from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay import ReplayRequest, ReplayResult, replay
 from avq.replay.command import Comparing, compare
+from avq.replay.differences import Tolerances, learned
 from avq.replay.reference import read_reference, write_reference
-from avq.replay.tolerance import Tolerances, learned
 from avq.replay.verdict import judge
 from avq.types import Calibrator, PreprocessSpec
 from tests.replay.bundle_kit import int8_plan, write_real_bundle

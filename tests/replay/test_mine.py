@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from avq.builder.pictures.dataset import open_set
 from avq.cli import cli
-from avq.replay.mine.choose import Frame, choose, rank
+from avq.replay.mining_rank import Frame, choose, rank
 from avq.scenes import Drive
 from tests.replay.bundle_kit import int8_plan, write_real_bundle
 from tests.replay.test_bisect import middle_activation, scaled

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from avq.replay.log import pictures_of
-from avq.replay.open_log import open_log
+from avq.replay.log_sources import open_log
 from tests.sources.retime import retimed
 from tests.sources.test_sources import FRAMES, number_of, write_video
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from avq.replay import ReplayRequest, replay
+from avq.replay.differences import Tolerances
 from avq.replay.reference import read_reference, write_reference
-from avq.replay.tolerance import Tolerances
 from avq.replay.verdict import judge
 
 #: Runs of one process: half of what can differ between runs differs between processes.

@@ -17,8 +17,7 @@ from avq.daemon.step import Parts, step
 from avq.errors import DataError
 from avq.measure.latency import LatencySamples, ratio_interval
 from avq.plugins import PluginHost
-from avq.replay.frames import FrameKey, loaded_ahead
-from avq.replay.log import EndOfLogError, Log
+from avq.replay.log import EndOfLogError, FrameKey, Log, loaded_ahead
 from avq.replay.result import ReplayResult
 from avq.types import Frame, StageTimes
 

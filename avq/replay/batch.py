@@ -1,0 +1,362 @@
+"""Many replays at once: logs times bundles, over the workers of a fleet, each result kept as soon as it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from avq.atomic_file import write_whole
+from avq.bundle import is_bundle, open_bundle
+from avq.errors import AvqError, DataError, MachineError, RequestError
+from avq.parallel import Fleet, fleet_of
+from avq.plugins import PluginHost
+from avq.progress import Reporter, Silent
+from avq.render.page import Fact, Headline, Tone, key_figures, page, section, table
+from avq.replay.command import replay_log
+from avq.replay.mining import Mined, mine
+from avq.replay.outcome import Outcome
+from avq.replay.report import COMMENT, PAGE
+from avq.sources.uri import local_path
+
+# Many replays as one answer and one report.
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Rows of replays, in the order they were asked for.
+
+    Attributes:
+        rows: the keys of ``avq replay --json``, with ``yes`` and ``error``.
+        files: of the report, by kind.
+    """
+
+    rows: tuple[Row, ...]
+    files: Mapping[str, Path] | None = None
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row["error"] is not None]
+
+    @property
+    def changed(self) -> list[Row]:
+        return [row for row in self.rows if row["error"] is None and not row["yes"]]
+
+    @property
+    def answer_is_yes(self) -> bool:
+        return bool(self.rows) and not self.failed and not self.changed
+
+    @property
+    def headline(self) -> str:
+        said = [f"{len(self.rows)} replays"]
+        said += [f"{len(self.changed)} with differences"] if self.changed else ["none with differences"]
+        said += [f"{len(self.failed)} failed"] if self.failed else []
+        return ", ".join(said)
+
+    def summary(self) -> dict[str, Any]:
+        """The keys of ``avq replay --json`` over all, and every replay's own below ``replays``."""
+        done = [row for row in self.rows if row["error"] is None]
+        compared = [row["identical"] for row in done if row["identical"] is not None]
+        return {
+            "frames": sum(row["frames"] for row in done),
+            "identical": all(compared) and not self.failed if compared else None,
+            "differences": [
+                {"log": row["log"], "bundle": row["bundle"], **difference}
+                for row in done
+                for difference in row["differences"]
+            ],
+            "sha256": _digest(done, "sha256"),
+            "decisions_sha256": _digest(done, "decisions_sha256"),
+            "seconds": sum(row["seconds"] for row in done),
+            "engine_seconds": sum(row["engine_seconds"] for row in done),
+            "headline": self.headline,
+            "failed": [{"log": row["log"], **row["error"]} for row in self.failed],
+            "replays": [dict(row) for row in self.rows],
+            **({"report": {kind: str(path) for kind, path in self.files.items()}} if self.files else {}),
+        }
+
+    def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
+        return [("Replays", self.listing())]
+
+    def listing(self) -> list[dict[str, object]]:
+        """One row per replay, what is not fine first."""
+        order = sorted(self.rows, key=lambda row: (row["error"] is None, row["yes"]))
+        return [
+            {
+                "log": row["log"].rsplit("/", 1)[-1],
+                "bundle": Path(row["bundle_path"]).name,
+                "frames": row.get("frames", 0),
+                "differences": len(row.get("differences", ())),
+                "late": row.get("misses", 0),
+                "seconds": round(row.get("seconds", 0.0), 1),
+                "answer": row["headline"],
+            }
+            for row in order
+        ]
+
+    def closing(self) -> list[str]:
+        return [*(f"{kind}: {path}" for kind, path in (self.files or {}).items()), self.headline]
+
+    def written(self, folder: Path) -> Merged:
+        """One page and one comment over all; each replay's own report lies in a folder beside them."""
+        files = {"page": folder / PAGE, "comment": folder / COMMENT}
+        write_whole(files["page"], self._page())
+        write_whole(files["comment"], self._comment())
+        return replace(self, files=files)
+
+    def _page(self) -> str:
+        tone: Tone = "good" if self.answer_is_yes else "bad"
+        reasons = tuple(f"{row['log']}: {row['headline']}" for row in (*self.failed, *self.changed))[:20]
+        facts = [
+            Fact("replays", str(len(self.rows))),
+            Fact("frames", str(self.summary()["frames"])),
+            Fact("with differences", str(len(self.changed)), tone="bad" if self.changed else "plain"),
+            Fact("failed", str(len(self.failed)), tone="bad" if self.failed else "plain"),
+        ]
+        sections = [
+            section("At a glance", key_figures(facts)),
+            section("Every replay", table(self.listing()), lead="What is not fine comes first."),
+        ]
+        return page("avq replay", Headline(self.headline, tone, reasons), sections)
+
+    def _comment(self) -> str:
+        rows = self.listing()
+        names = list(rows[0]) if rows else []
+        lines = [f"**{self.headline}**", "", _line(names), _line(["---"] * len(names))]
+        return "\n".join([*lines, *(_line([str(value) for value in row.values()]) for row in rows)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _digest(rows: Sequence[Row], key: str) -> str:
+    """One digest over those of all replays, in order."""
+    return hashlib.sha256("\n".join(str(row[key]) for row in rows).encode()).hexdigest()
+
+
+#: Finished replays of an interrupted run, below the folder of the report.
+ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One log with one bundle; plain data with absolute paths, for a worker on any machine that sees them.
+
+    Attributes:
+        options: the other arguments of ``replay_log``.
+    """
+
+    log: str
+    bundle: Path
+    report_folder: Path | None
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.log} with {self.bundle.name}"
+
+
+def replay_many(
+    *,
+    logs: Sequence[str],
+    bundles: Sequence[Path],
+    fleet: Fleet,
+    report_folder: Path | None,
+    report: Reporter,
+    **options: Any,
+) -> Merged:
+    """Every log with every bundle, in this order whatever finishes first.
+
+    A replay that fails, or whose workers died every time, is a row that says why; the others go on. With a report
+    folder finished rows are kept there, and starting again takes up where the last run stopped.
+
+    Args:
+        options: the other arguments of ``replay_log``; baselines are folders of references, or a bundle.
+    """
+    jobs = [
+        Job(absolute(log), bundle.resolve(), _folder(report_folder, number, log), tuple(options.items()))
+        for number, (log, bundle) in enumerate((log, bundle) for log in logs for bundle in bundles)
+    ]
+    kept = _Kept(report_folder)
+    rows = {job: row for job in jobs if (row := kept.get(job)) is not None}
+    if rows:
+        report.message(f"{len(rows)} of {len(jobs)} replays are there from the last run")
+    missing = [job for job in jobs if job not in rows]
+    done = _with_jobs(missing, fleet.map(run_job, missing, on_lost=_lost))
+    for job, row in report.track(done, "replays", len(missing)):
+        kept.put(job, row)
+        rows[job] = row
+        if row["error"] is not None:
+            report.warning(f"{job.name}: {row['error']['what']}")
+    merged = Merged(tuple(rows[job] for job in jobs))
+    return merged if report_folder is None else merged.written(report_folder)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """One row: the keys of ``avq replay --json``, ``yes`` and ``error``. Raises nothing that is about the job."""
+    head = {"log": job.log, "bundle_path": str(job.bundle), "error": None}
+    try:
+        outcome = replay_log(
+            log=job.log,
+            bundle=job.bundle,
+            report_folder=job.report_folder,
+            host=PluginHost(),
+            report=Silent(),
+            **dict(job.options),
+        )
+    except AvqError as error:
+        return head | _failure(error.what, error.seen, error.fix)
+    except Exception as error:  # one log must not end the night; the row says what it was
+        return head | _failure(f"the replay failed: {error!r}", "a bug", "replay this log alone")
+    answer: dict[str, Any] = json.loads(json.dumps(outcome.summary(), default=str))
+    return answer | head | {"yes": outcome.answer_is_yes, "headline": outcome.headline}
+
+
+def _lost(job: Job, error: MachineError) -> dict[str, Any]:
+    head = {"log": job.log, "bundle_path": str(job.bundle), "error": None}
+    return head | _failure(error.what, error.seen, error.fix)
+
+
+def _failure(what: str, seen: str, fix: str) -> dict[str, Any]:
+    return {"yes": False, "headline": what, "error": {"what": what, "seen": seen, "fix": fix}}
+
+
+def _with_jobs(jobs: Sequence[Job], rows: Iterator[dict[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    return zip(jobs, rows, strict=True)
+
+
+def absolute(log: str) -> str:
+    """Workers start in folders of their own."""
+    if "://" in log:
+        return log
+    path = local_path(log)
+    return str(path.resolve()) + log[len(str(path)) :]
+
+
+def _folder(root: Path | None, number: int, log: str) -> Path | None:
+    stem = "".join(c if c.isalnum() else "_" for c in log.rsplit("/", 1)[-1])[:60]
+    return None if root is None else root.resolve() / f"{number:04d}_{stem}"
+
+
+class _Kept:
+    """Rows on disk by what they depend on: log, bundle, options. Failed ones are tried again."""
+
+    def __init__(self, report_folder: Path | None) -> None:
+        self._folder = None if report_folder is None else report_folder / ROWS
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(
+                    f"{report_folder} cannot be made", seen=str(error), fix="choose another --report"
+                ) from None
+
+    def get(self, job: Job) -> dict[str, Any] | None:
+        path = self._path(job)
+        if path is None:
+            return None
+        try:
+            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return row
+
+    def put(self, job: Job, row: dict[str, Any]) -> None:
+        path = self._path(job)
+        if path is not None and row["error"] is None:
+            write_whole(path, json.dumps(row))
+
+    def _path(self, job: Job) -> Path | None:
+        if self._folder is None:
+            return None
+        try:
+            bundle = open_bundle(job.bundle, allow_unaccepted=True).manifest.digest
+        except AvqError:
+            return None
+        files = [local_path(job.log), *(value for _, value in job.options if isinstance(value, Path))]
+        stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.is_file()]
+        told = [job.log, bundle, str(job.options), str(job.report_folder), *stamps]
+        return self._folder / f"{hashlib.sha256('|'.join(told).encode()).hexdigest()[:32]}.json"
+
+
+# ``avq replay``: one log with one bundle, or every log with every bundle over a fleet.
+
+
+def replay_asked(
+    *,
+    logs: Sequence[str],
+    bundles: Sequence[Path],
+    ray: str | None,
+    mine_folder: Path | None,
+    mine_count: int,
+    licence: str,
+    host: PluginHost,
+    report: Reporter,
+    **options: Any,
+) -> Outcome | Merged | Mined:
+    """``options`` are the other arguments of ``replay_log``. Raises what it raises."""
+    if mine_folder is not None:
+        _check_mining(bundles, options)
+        with fleet_of(ray) as fleet:
+            return mine(
+                logs=[absolute(log) for log in logs],
+                bundle=bundles[0],
+                other=options["baseline"],
+                folder=mine_folder,
+                count=mine_count,
+                licence=licence,
+                frames=options["frames"],
+                fleet=fleet,
+                host=host,
+                report=report,
+            )
+    if len(logs) == len(bundles) == 1 and ray is None:
+        return replay_log(log=logs[0], bundle=bundles[0], host=host, report=report, **options)
+    _check(logs, bundles, options)
+    with fleet_of(ray) as fleet:
+        return replay_many(logs=logs, bundles=bundles, fleet=fleet, report=report, **options)
+
+
+def _check(logs: Sequence[str], bundles: Sequence[Path], options: dict[str, Any]) -> None:
+    baseline = options["baseline"]
+    if baseline is not None and baseline.suffix.lower() == ".mcap" and len(logs) > 1:
+        raise RequestError(
+            "one reference cannot be that of several logs",
+            seen=f"--baseline {baseline}, {len(logs)} logs",
+            fix="name a folder: it keeps one reference per log",
+        )
+    if options["accept"] and len(bundles) > 1:
+        raise RequestError(
+            "one bundle's replay can be the reference",
+            seen=f"--accept with {len(bundles)} bundles",
+            fix="accept with the bundle that is known to be right",
+        )
+
+
+def _check_mining(bundles: Sequence[Path], options: dict[str, Any]) -> None:
+    if len(bundles) > 1:
+        raise RequestError(
+            "frames are mined for one bundle",
+            seen=f"{len(bundles)} bundles",
+            fix="name the other one with --baseline: frames they disagree about are mined",
+        )
+    baseline = options["baseline"]
+    if baseline is not None and not is_bundle(baseline):
+        raise RequestError(
+            "mining compares with a bundle",
+            seen=f"--baseline {baseline}",
+            fix="name a bundle, or leave it out: then the bundle is compared with its own float network",
+        )
+    for flag in ("accept", "report_folder"):
+        if options[flag]:
+            raise RequestError(
+                "mining writes a set and nothing else",
+                seen=f"--mine and --{flag.partition('_')[0]}",
+                fix="ask for the report or the reference in a second call",
+            )
