@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from avq.builder.frontend.analyse import Understood
 from avq.builder.lower import saturation_probe
-from avq.builder.pictures.dataset import Item, read_picture
-from avq.builder.pictures.split import Pictures
+from avq.builder.pictures.dataset import Item, Pictures, read_picture
 from avq.builder.request import Request
-from avq.builder.understand.frontend import Understood
 from avq.bundle import DRIFT, PROBE
 from avq.errors import AvqError
 from avq.hookspecs import Engine

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.fold_input import numbers_of
 from avq.builder.lift import Parity, prove
 from avq.builder.lower import lower
-from avq.builder.pictures.drawn import drawn_inputs
-from avq.builder.pictures.probe_set import ProbeSet
+from avq.builder.probe_set import ProbeSet, drawn_inputs
 from avq.builder.request import Request
-from avq.builder.understand.fold_input import numbers_of
-from avq.builder.understand.frontend import Understood
 from avq.builder.verify import Verified
 from avq.builder.workbench import reference_encoding
 from avq.types import U8, AnyArray, Edge, Foreign, QuantizationPlan, Verdict

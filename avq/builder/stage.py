@@ -13,13 +13,13 @@ import numpy as np
 from avq import __version__
 from avq.builder.calibrate.commands import Calibration
 from avq.builder.chosen_rows import chosen_rows
+from avq.builder.frontend.analyse import Understood
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
-from avq.builder.pictures.probe_set import ProbeSet
 from avq.builder.planning import Planned
+from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.candidates import FLOAT, Trial
-from avq.builder.understand.frontend import Understood
 from avq.bundle import (
     GOLDEN,
     MODEL,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avq.builder.gate import Measured
+from avq.builder.labelled import accuracy, labels_of, remarks
 from avq.builder.pictures.dataset import read_picture
-from avq.builder.pictures.labelled import accuracy, labels_of, remarks
-from avq.builder.pictures.probe_set import SCORE_FLOOR, ProbeSet
+from avq.builder.probe_set import SCORE_FLOOR, ProbeSet
 from avq.builder.request import Request
 from avq.builder.stage import Staged
 from avq.builder.trials.candidates import FLOAT, Trial

@@ -9,14 +9,14 @@ from functools import cached_property
 import onnx
 
 from avq.builder.calibrate.commands import Calibration
+from avq.builder.frontend.analyse import Understood
 from avq.builder.gate import DEFAULT_LOST_PERCENT
+from avq.builder.labelled import map_drop
 from avq.builder.lower import lower
 from avq.builder.pending.compile_target import PendingTarget, pending_target
-from avq.builder.pictures.labelled import map_drop
-from avq.builder.pictures.probe_set import Answers, ProbeSet
+from avq.builder.probe_set import Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.serving import Serving
-from avq.builder.understand.frontend import Understood
 from avq.hookspecs import CalibrationStats, Engine
 from avq.progress import Reporter
 from avq.types import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from avq.builder.drift_parts import probe_ratios
+from avq.builder.labelled import remarks
 from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
-from avq.builder.pictures.labelled import remarks
 from avq.builder.request import reference_engine
 from avq.bundle import DRIFT, PROBE, OpenBundle, open_bundle
 from avq.config import parse_class_map
@@ -53,7 +53,7 @@ def open_subject(
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
         engines = _engines(bundle.manifest.engine.name, host, report)
         return detector_of(bundle, engines, threads=flags.threads, families=host.decoders())
-    from avq.builder.understand.host import understand_alone
+    from avq.builder.frontend.analyse import understand_alone
 
     request, understood = understand_alone(
         path,

@@ -17,12 +17,11 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.pictures.probe_set import ProbeSet, prepare_probe_set
-from avq.builder.pictures.split import Pictures, open_pictures
+from avq.builder.frontend.analyse import Understood, understand_model
+from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.planning import make_plan
+from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.request import Request, check, refused_targets
-from avq.builder.understand.frontend import Understood
-from avq.builder.understand.host import understand_model
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
 from avq.hookspecs import Quantizer, Workbench

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from avq.builder import build
+from avq.builder.frontend.analyse import understand_alone
 from avq.builder.pictures.dataset import open_set
-from avq.builder.understand.host import understand_alone
 from avq.bundle import GOLDEN, open_bundle
 from avq.cli.terminal import Terminal
 from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject

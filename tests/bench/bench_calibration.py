@@ -31,9 +31,9 @@ SIZE_PX = 416
 def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too: bool) -> dict[str, Any]:
     from avq.builder.calibrate.run import CalibrationRun, thresholds_table
     from avq.builder.calibrate.write import run_calibrate
+    from avq.builder.frontend.fold_input import fold_input
     from avq.builder.graph.model import load_graph
     from avq.builder.pictures.dataset import open_set
-    from avq.builder.understand.fold_input import fold_input
     from avq.engines import engine_by_name
     from avq.types import PreprocessSpec
 

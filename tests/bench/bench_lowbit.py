@@ -18,8 +18,8 @@ from pathlib import Path
 from avq_lowbit.groups import other_bytes, weight_groups
 
 from avq.builder import build
+from avq.builder.frontend.analyse import understand_alone
 from avq.builder.pictures.dataset import open_set
-from avq.builder.understand.host import understand_alone
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.cli.terminal import Terminal

@@ -33,11 +33,11 @@ from scipy.stats import spearmanr
 
 from avq import Workbench
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.pictures.probe_set import prepare_probe_set
-from avq.builder.pictures.split import open_pictures
+from avq.builder.frontend.analyse import understand_model
+from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import make_plan
+from avq.builder.probe_set import prepare_probe_set
 from avq.builder.request import check
-from avq.builder.understand.host import understand_model
 from avq.cli.terminal import Terminal
 from avq.clock import SystemClock
 from avq.measure.latency import ProcessorClock

@@ -196,7 +196,7 @@ def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path, writer):
 
 def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch):
     """A reader with a bug: every activation scale it returns is 10 % too large."""
-    from avq.builder.understand import frontend
+    from avq.builder.frontend import analyse as frontend
 
     path = tmp_path / "quantized.onnx"
     onnx.save(OnnxruntimeQdq(nets.plain()).write(), str(path))

@@ -7,12 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from avq.builder.frontend.analyse import Understood, understand_model
 from avq.builder.lower import lower
-from avq.builder.pictures.probe_set import ProbeSet, prepare_probe_set
-from avq.builder.pictures.split import Pictures, open_pictures
+from avq.builder.pictures.dataset import Pictures, open_pictures
+from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.request import Request, check
-from avq.builder.understand.frontend import Understood
-from avq.builder.understand.host import understand_model
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
 from avq.bundle.plan import plan_to_parts
 from avq.contract.workbench import on_workbench

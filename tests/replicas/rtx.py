@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 
 from avq.builder import build
+from avq.builder.frontend.analyse import understand_alone
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import open_set
-from avq.builder.understand.host import understand_alone
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.plugins import PluginHost

@@ -17,12 +17,11 @@ from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.run import CalibrationRun, check_belongs, origin_of, thresholds_table
 from avq.builder.calibrate.stats import HistogramStats
 from avq.builder.calibrate.write import run_calibrate
+from avq.builder.frontend.analyse import Understood, understand_alone
 from avq.builder.graph.view import view_of
 from avq.builder.lower.model import Model
 from avq.builder.pictures.dataset import CalibrationSet, open_set
 from avq.builder.request import Request
-from avq.builder.understand.frontend import Understood
-from avq.builder.understand.host import understand_alone
 from avq.errors import CalibrationError, RequestError, nearest
 from avq.parallel import fleet_of
 from avq.plugins import PluginHost

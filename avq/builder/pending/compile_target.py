@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from avq.builder.frontend.analyse import Understood
+from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
 from avq.builder.pending.half import activation_peaks, in_half
@@ -17,11 +19,9 @@ from avq.builder.pending.same_choices import sqnr_with_same_choices
 from avq.builder.pending.stand_in import Compiler, StandIn
 from avq.builder.pending.target_cost import NAME as COST_MODEL
 from avq.builder.pending.target_cost import target_cost
-from avq.builder.pictures.labelled import map_drop
-from avq.builder.pictures.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
+from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.candidates import Candidate, Trial
-from avq.builder.understand.frontend import Understood
 from avq.bundle import TWIN
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError

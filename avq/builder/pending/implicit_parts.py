@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 
 from avq.builder.calibrate.commands import Calibration
+from avq.builder.frontend.analyse import Understood
 from avq.builder.lower.dla import lower_implicit
 from avq.builder.pending.half import activation_peaks
-from avq.builder.pictures.probe_set import ProbeSet
+from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
-from avq.builder.understand.frontend import Understood
 from avq.bundle import IMPLICIT, IMPLICIT_CACHE, IMPLICIT_PRECISIONS
 from avq.types import QuantizationPlan
 

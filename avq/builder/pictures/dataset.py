@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from avq.builder.pictures.picture_file import damage
+from avq.builder.pictures.image_files import damage
 from avq.errors import DataError, nearest
 from avq.progress import Reporter, Silent
 from avq.sources.files import SUFFIXES
-from avq.types import U8
+from avq.types import U8, Recipe
 
 #: Pictures to people, but not to every OpenCV.
 _FOREIGN_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".exr")
@@ -269,3 +269,42 @@ def _damaged(found: Sequence[tuple[Path, str]], total: int) -> DataError:
         seen=listed + more,
         fix="replace them or take them out of the set",
     )
+
+
+# The pictures of one build: what is calibrated with, what is held out, and what is labelled.
+
+# Enough to tell one preprocessing from another; more would only take time.
+SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A picture set, split once.
+
+    Attributes:
+        calibration: what ranges are made from.
+        held_out: what plans, engines and the gate are judged on; the last 20 % by digest.
+    """
+
+    calibration: CalibrationSet
+    held_out: CalibrationSet
+
+    def samples(self) -> Sequence[U8]:
+        """Up to SAMPLES calibration pictures, evenly spread over the set."""
+        items = self.calibration.items
+        step = max(1, len(items) // SAMPLES)
+        return [read_picture(item) for item in items[::step][:SAMPLES]]
+
+
+def open_pictures(recipe: Recipe, report: Reporter) -> Pictures:
+    """Digest and split the pictures of ``recipe.data``; DataError when there are none or some are damaged.
+
+    Without ``recipe.data`` both sets are empty.
+    """
+    if recipe.data is None:  # strategies that import need none
+        nothing = CalibrationSet(Path(), ())
+        return Pictures(nothing, nothing)
+    calibration, held_out = split(open_set(recipe.data, report))
+    for message in calibration.messages:
+        report.message(message)
+    return Pictures(calibration, held_out)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.frontend.analyse import Understood
 from avq.builder.outcome import Outcome
-from avq.builder.pictures.probe_set import ProbeSet
 from avq.builder.planning import Planned
+from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.layer_costs import LayerCosts
-from avq.builder.understand.frontend import Understood
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from types import TracebackType
 import onnx
 
 from avq.builder.lower import lower
-from avq.builder.pictures.probe_set import Answers, ProbeSet
+from avq.builder.probe_set import Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.candidates import FLOAT, Candidate, Trial, agrees, close_to_reference
 from avq.errors import AvqError

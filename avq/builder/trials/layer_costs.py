@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from avq.builder.lower import lower
-from avq.builder.pictures.probe_set import ProbeSet
+from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.candidates import FLOAT, Candidate
 from avq.builder.trials.layer_times import by_node

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from avq.builder.lower import lower
-from avq.builder.pictures.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
+from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.candidates import FLOAT, Candidate, agrees, candidates_for
 from avq.builder.trials.layer_times import by_node

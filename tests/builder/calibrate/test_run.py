@@ -20,9 +20,9 @@ from avq.builder.calibrate.observe import observe
 from avq.builder.calibrate.run import calibrate, check_belongs, thresholds_table
 from avq.builder.calibrate.stats import HistogramStats
 from avq.builder.calibrate.write import run_calibrate
+from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import load_graph
 from avq.builder.pictures.dataset import CalibrationSet, Item, open_set, read_picture
-from avq.builder.understand.fold_input import fold_input
 from avq.engines import engine_by_name
 from avq.errors import CalibrationError, DataError
 from avq.preprocess import Preprocessor

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import load_graph
 from avq.builder.graph.view import view_of
 from avq.builder.lower import lower, lower_qdq
-from avq.builder.understand.fold_input import fold_input
 from avq.engines import builtin_engines
 from avq.errors import PlanError, RequestError
 from avq.preprocess import Preprocessor

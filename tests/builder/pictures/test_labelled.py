@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from avq.builder.labelled import remarks
 from avq.builder.pictures.dataset import open_set
-from avq.builder.pictures.labelled import remarks
 from avq.measure.labels import load_labels
 
 

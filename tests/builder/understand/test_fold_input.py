@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import FloatModel
-from avq.builder.understand.fold_input import fold_input
 from avq.errors import ModelError
 from avq.preprocess import PRESETS
 from avq.types import PreprocessSpec

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from avq.builder.frontend.analyse import Understood, understand
+from avq.builder.frontend.preprocess_search import choice, variants
 from avq.builder.graph.model import FloatModel
-from avq.builder.understand.frontend import Understood, understand
-from avq.builder.understand.trial import choice, variants
 from avq.errors import ConfigError, ModelError, RequestError
 from avq.preprocess import PRESETS, spec_to_json
 from avq.scenes import random_scene

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 
+from avq.builder.frontend.analyse import understand
 from avq.builder.graph.model import FloatModel
-from avq.builder.understand.frontend import understand
 from avq.decoders import DetectionDecoder
 from avq.preprocess import Preprocessor
 

@@ -7,25 +7,39 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avq import decoders
-from avq.builder.graph.model import FloatModel, normalise, read_model
-from avq.builder.lift import Imported, import_model, is_quantized, on_folded_input
-from avq.builder.understand.class_names import class_names
-from avq.builder.understand.fold_input import fold_input
-from avq.builder.understand.told import (
+from avq.builder.frontend.fold_input import fold_input
+from avq.builder.frontend.metadata import (
     PREPROCESS_KEY,
+    class_names,
     is_ultralytics,
     normalises_inside,
     only_size_px,
     told_size_px,
     wants_size,
 )
-from avq.builder.understand.trial import Infer, Trial, variants
+from avq.builder.frontend.preprocess_search import Infer, Trial, variants
+from avq.builder.graph.model import FloatModel, normalise, read_model
+from avq.builder.lift import Imported, import_model, is_quantized, on_folded_input
+from avq.builder.pictures.dataset import CalibrationSet, Pictures
+from avq.builder.request import FLOAT_STRATEGY, Request, reference_engine
 from avq.decoders.recognise import NONE, find_decoder
 from avq.decoders.structure import input_size_px
 from avq.errors import ModelError
-from avq.hookspecs import Decoder
+from avq.hookspecs import Decoder, Engine, Session
+from avq.plugins import PluginHost
 from avq.preprocess import PRESETS, spec_from_json, spec_named
-from avq.types import U8, DecoderSpec, Foreign, GraphView, PreprocessSpec
+from avq.progress import Reporter
+from avq.types import (
+    U8,
+    AnyArray,
+    DecoderSpec,
+    Foreign,
+    GraphView,
+    PreprocessSpec,
+    RawOutputs,
+    Recipe,
+    SessionOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -192,3 +206,84 @@ class _Preprocessing:
     def _untried(self, label: str, spec: PreprocessSpec) -> _Chosen:
         warning = "no pictures to try the preprocessing on: check it, or give it with --preprocess"
         return _Chosen(spec, (f"preprocessing: {label}, as {self.decoder.family} is published",), (warning,))
+
+
+# Understand the user's model with the tools a build has: sample pictures, an engine, plugin decoders.
+
+
+def understand_model(
+    request: Request, sample_pixels: Callable[[], Sequence[U8]], report: Reporter
+) -> Understood:
+    """Normalised graph, head, preprocessing and class names of the recipe's model, told to the user.
+
+    Raises ModelError when the file, its head or its preprocessing cannot be made out.
+    """
+    recipe = request.recipe
+    trials = _TrialSessions(request.reference)
+    try:
+        understood = understand(
+            recipe.model,
+            decoder=recipe.decoder,
+            preprocess=recipe.preprocess,
+            classes=recipe.classes,
+            sample_pixels=sample_pixels,
+            infer=trials.open,
+            extra_decoders=request.families,
+            imports=request.imports,
+        )
+    finally:
+        trials.close()
+    for message in understood.messages:
+        report.message(message)
+    for warning in understood.warnings:
+        report.warning(warning)
+    return understood
+
+
+class _TrialSessions:
+    """Float models opened to try preprocessings on, one thread each; closed when the trial is over."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions: list[Session] = []
+
+    def open(self, model: FloatModel) -> Callable[[AnyArray], RawOutputs]:
+        session = self._engine.open(model.proto.SerializeToString(), SessionOptions())
+        self._sessions.append(session)
+        name = model.view.inputs[0].name
+        return lambda values: session.run({name: values})
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+
+
+def understand_alone(
+    model: Path,
+    pictures: CalibrationSet,
+    host: PluginHost,
+    report: Reporter,
+    *,
+    decoder: str | None = None,
+    preprocess: str | None = None,
+    classes: str | None = None,
+    threads: int = 1,
+) -> tuple[Request, Understood]:
+    """The same for commands that only look at a model: calibrate, eval, inspect."""
+    recipe = Recipe(
+        model=model,
+        output=Path(),
+        data=pictures.folder,
+        strategy=FLOAT_STRATEGY,
+        target="onnxruntime",
+        decoder=decoder,
+        preprocess=preprocess,
+        classes=classes,
+        threads=threads,
+    )
+    reference = reference_engine(host)
+    alone = {reference.name: reference}
+    request = Request(recipe, None, None, alone, alone, reference, host.decoders())
+    samples = Pictures(pictures, pictures).samples
+    return request, understand_model(request, samples, report)

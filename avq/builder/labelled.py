@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from avq.builder.pictures.dataset import Item, read_picture
-from avq.builder.pictures.probe_set import ProbeSet
+from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.errors import RefusedError
 from avq.measure.accuracy import evaluate

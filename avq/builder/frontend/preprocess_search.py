@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from avq.builder.frontend.fold_input import numbers_of
 from avq.builder.graph.model import FloatModel
-from avq.builder.understand.fold_input import numbers_of
 from avq.compare import iou_matrix
 from avq.decoders import DetectionDecoder
 from avq.errors import DataError
