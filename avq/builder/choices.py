@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from avq.builder.lower.names import Names
+from avq.builder.lower.model import Names
 
 #: Operator -> (inputs that it chooses from, its output of indices).
 _CHOOSING = {"TopK": (1, 1), "ArgMax": (1, 0), "ArgMin": (1, 0), "NonMaxSuppression": (2, 0)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.diagnose import find_cause, left_float
 from avq.builder.drift_parts import drift_parts
 from avq.builder.frontend.analyse import Understood, understand_model

@@ -30,7 +30,7 @@ SIZE_PX = 416
 
 def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too: bool) -> dict[str, Any]:
     from avq.builder.calibrate.run import CalibrationRun, thresholds_table
-    from avq.builder.calibrate.write import run_calibrate
+    from avq.builder.calibrate.sharding import run_calibrate
     from avq.builder.frontend.fold_input import fold_input
     from avq.builder.graph.model import load_graph
     from avq.builder.pictures.dataset import open_set
@@ -57,7 +57,7 @@ def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too
     )
     with tempfile.TemporaryDirectory() as folder:
         answer = run_calibrate(run, Path(folder) / "c.avqcal")
-        from avq.builder.calibrate import avqcal
+        from avq.builder.calibrate import file as avqcal
 
         table = thresholds_table(avqcal.read(Path(folder) / "c.avqcal"), calibrator="entropy")
     return {"images": answer["images"], "tensors": len(table["tensors"]), "digest": answer["digest"]}

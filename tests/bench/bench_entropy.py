@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from avq.builder.calibrate import thresholds
+from avq.builder.calibrate import ranges as thresholds
 from avq.builder.calibrate.histogram import Histogram
 from tests.builder.calibrate.threshold_reference import literal_entropy, published_kl, random_histograms
 

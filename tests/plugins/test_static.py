@@ -9,7 +9,7 @@ import pytest
 from avq_static import StaticOptions, StaticQuantizer
 
 from avq.builder.calibrate.histogram import Histogram
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.types import CALIBRATORS, Edge, Fidelity, MomentRequest, PlanScore, QuantizationPlan, StatRequest
 from tests.toolbox.graphs import residual_block
 

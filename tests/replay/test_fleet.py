@@ -187,9 +187,9 @@ def test_a_shard_is_not_spread(tmp_path):
 
 def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     """What an interrupted calibration left is used only where it fits."""
-    from avq.builder.calibrate import avqcal
+    from avq.builder.calibrate import file as avqcal
     from avq.builder.calibrate.commands import calibration_run
-    from avq.builder.calibrate.spread import spread
+    from avq.builder.calibrate.sharding import spread
     from avq.builder.pictures.dataset import open_set
     from avq.toolbox import calibration_tensors
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from avq.builder.calibrate import avqcal
-from avq.builder.calibrate.avqcal import CalibrationFile
+from avq.builder.calibrate import file as avqcal
+from avq.builder.calibrate.file import CalibrationFile
 from avq.builder.calibrate.moments import moments
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.calibrate.run import CalibrationRun, check_belongs, origin_of, thresholds_table
-from avq.builder.calibrate.stats import HistogramStats
-from avq.builder.calibrate.write import run_calibrate
+from avq.builder.calibrate.sharding import run_calibrate
 from avq.builder.frontend.analyse import Understood, understand_alone
 from avq.builder.graph.view import view_of
 from avq.builder.lower.model import Model

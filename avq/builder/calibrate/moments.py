@@ -12,14 +12,124 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from avq.builder.calibrate.counting import opencv_on_one_thread
-from avq.builder.calibrate.observe import Observer, observe
-from avq.builder.calibrate.unfold import Unfold, unfold_of
+from avq.builder.calibrate.observe import Observer, observe, opencv_on_one_thread
 from avq.builder.pictures.dataset import Item
 from avq.errors import CalibrationError
 from avq.hookspecs import Engine
 from avq.toolbox.rounding import one_blas_thread
-from avq.types import F64, AnyArray, GraphView, MomentRequest, PreprocessSpec
+from avq.types import F32, F64, I64, AnyArray, GraphView, MomentRequest, NodeView, PreprocessSpec
+
+# The rows that a weighted operator multiplies with its weights: convolutions as matrix products.
+
+#: Rows taken of one picture, spread evenly over the output; neighbouring pixels tell nearly the same.
+ROWS_PER_PICTURE = 256
+
+
+@dataclass(frozen=True)
+class Unfold:
+    """How one operator reads its data input.
+
+    Attributes:
+        group: groups of channels; 1 for matrix products.
+        kernel: (kh, kw), or () for matrix products.
+        strides, dilations: one per kernel axis.
+        pads: (top, left, bottom, right).
+    """
+
+    group: int = 1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+
+    def rows(self, values: AnyArray, limit: int = ROWS_PER_PICTURE) -> F32:
+        """At most ``limit`` rows of one picture's tensor, (G, rows, K) float32, evenly spread."""
+        if not self.kernel:
+            flat = values.reshape(-1, values.shape[-1])
+            return flat[_spread(flat.shape[0], limit)].astype(np.float32)[None]
+        top, left, bottom, right = self.pads
+        padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
+        height, width = (self._outputs(axis, padded.shape[axis + 1]) for axis in (0, 1))
+        at = _spread(height * width, limit)
+        y, x = self._taps(0, at // width), self._taps(1, at % width)
+        patches = padded[:, y[:, :, None], x[:, None, :]]  # (C, rows, kh, kw)
+        grouped = patches.reshape(self.group, -1, at.size, y.shape[1] * x.shape[1])
+        rows: F32 = grouped.transpose(0, 2, 1, 3).reshape(self.group, at.size, -1).astype(np.float32)
+        return rows
+
+    def _outputs(self, axis: int, size: int) -> int:
+        reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        return (size - reach) // self.strides[axis] + 1
+
+    def _taps(self, axis: int, positions: I64) -> I64:
+        offsets = np.arange(self.kernel[axis]) * self.dilations[axis]
+        taps: I64 = positions[:, None] * self.strides[axis] + offsets
+        return taps
+
+
+def unfold_of(graph: GraphView, name: str) -> Unfold:
+    """How the node ``name`` reads its data.
+
+    Raises CalibrationError for operators that are no product of an activation with a constant.
+    """
+    node = graph.node(name)
+    if len(node.inputs) < 2 or not graph.is_constant(node.inputs[1]) or graph.is_constant(node.inputs[0]):
+        raise _unsupported(node, "its second input is not its constant weight")
+    weight = graph.constants[node.inputs[1]]
+    if node.op == "MatMul" or (node.op == "Gemm" and not node.attributes.get("transA", 0)):
+        if weight.ndim != 2:
+            raise _unsupported(node, f"weight of shape {weight.shape}")
+        return Unfold()
+    if node.op != "Conv" or weight.ndim != 4:
+        raise _unsupported(node, f"{node.op}, weight of shape {weight.shape}")
+    return _convolution(graph, node, weight.shape[2:])
+
+
+def _convolution(graph: GraphView, node: NodeView, kernel: Sequence[int]) -> Unfold:
+    strides = tuple(node.attributes.get("strides") or (1, 1))
+    dilations = tuple(node.attributes.get("dilations") or (1, 1))
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same_pads(graph, node, kernel, strides, dilations, upper=auto == "SAME_UPPER")
+    else:
+        pads = (0, 0, 0, 0) if auto == "VALID" else tuple(node.attributes.get("pads") or (0, 0, 0, 0))
+    return Unfold(int(node.attributes.get("group", 1)), tuple(kernel), strides, dilations, pads)
+
+
+def _same_pads(
+    graph: GraphView,
+    node: NodeView,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    *,
+    upper: bool,
+) -> tuple[int, ...]:
+    shape = graph.shape(node.inputs[0])
+    if shape is None:
+        raise _unsupported(node, "auto_pad on an input of unknown size")
+    before, after = [], []
+    for size, reach, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (reach - 1) * dilation + 1 - size, 0)
+        small = total // 2
+        before.append(small if upper else total - small)
+        after.append(total - small if upper else small)
+    return (*before, *after)
+
+
+def _spread(count: int, limit: int) -> I64:
+    """At most ``limit`` of ``count`` positions, evenly spread."""
+    taken = min(count, limit)
+    positions: I64 = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
+    return positions
+
+
+def _unsupported(node: NodeView, seen: str) -> CalibrationError:
+    return CalibrationError(
+        f"there is no Gram matrix of '{node.name}'",
+        seen=seen,
+        fix="ask for Conv, Gemm or MatMul with constant weights",
+    )
 
 
 @dataclass

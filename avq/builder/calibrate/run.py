@@ -16,12 +16,19 @@ from typing import Any
 
 import onnx
 
-from avq.builder.calibrate import avqcal, thresholds
-from avq.builder.calibrate.avqcal import CalibrationFile, Origin, Shard
-from avq.builder.calibrate.counting import PictureQueue, Worker, opencv_on_one_thread
+from avq.builder.calibrate import file as avqcal
+from avq.builder.calibrate import ranges as thresholds
+from avq.builder.calibrate.file import CalibrationFile, Origin, Shard
 from avq.builder.calibrate.histogram import Histogram
-from avq.builder.calibrate.observe import Observation, Observer, observe
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.observe import (
+    Observation,
+    Observer,
+    PictureQueue,
+    Worker,
+    observe,
+    opencv_on_one_thread,
+)
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.pictures.dataset import Item, refuse_unreadable, shard
 from avq.engines.cpu import instruction_set
 from avq.errors import CalibrationError, DataError

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from avq.builder.lift.imported import Imported, import_model, on_folded_input
-from avq.builder.lift.lift import Marked, is_quantized, lift, mark
+from avq.builder.lift.lift import Imported, Marked, import_model, is_quantized, lift, mark, on_folded_input
 from avq.builder.lift.parity import Parity, prove
 
 __all__ = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid, width_of
 from avq.builder.lift.qonnx import channel_axis
 from avq.builder.lift.reading import Found, Reading, number
-from avq.builder.lift.table import refusal
 from avq.types import F64, AnyArray
 
 # A zero point is read off the ends by division; ends are float32.

@@ -2,23 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
+from onnx import inliner
 
+from avq.builder.graph.edit import name_nodes
+from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, half_to_float
+from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.view import view_of
-from avq.builder.lift.dialect import dialect_of
-from avq.builder.lift.fakequant import read_fake_quantize
+from avq.builder.lift.fakequant import is_fake_quantize, read_fake_quantize
+from avq.builder.lift.findings import finding, refusal
 from avq.builder.lift.grid import Grid
-from avq.builder.lift.linear import read_linear
+from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE, read_linear
 from avq.builder.lift.marks import place_marks, unmark
 from avq.builder.lift.pitfalls import look_around
-from avq.builder.lift.qonnx import read_qonnx
+from avq.builder.lift.qonnx import is_qonnx, read_qonnx
 from avq.builder.lift.reading import Reading
-from avq.builder.lift.refuse import is_foreign, refuse_unreadable
-from avq.builder.lift.table import finding
-from avq.types import Finding, Foreign
+from avq.errors import ModelError
+from avq.types import Edge, Finding, Foreign, QuantPoint
+
+# Whose file it is: by its operators first, then by the producer it names.
+
+_PRODUCERS = (
+    ("onnx.quantize", "onnxruntime-qdq"),
+    ("brevitas", "brevitas-qcdq"),
+    ("nncf", "nncf-qdq"),
+    ("modelopt", "modelopt-qdq"),
+    ("vai", "vitisai-qdq"),
+    ("quark", "vitisai-qdq"),
+)
+
+
+def dialect_of(model: onnx.ModelProto) -> str:
+    """A name for people; reading does not depend on it."""
+    nodes = model.graph.node
+    if any(is_qonnx(n) for n in nodes):
+        return "qonnx"
+    if any(is_fake_quantize(n) for n in nodes):
+        return "fakequantize"
+    said = (
+        f"{model.producer_name} {model.doc_string} {' '.join(p.value for p in model.metadata_props)}".lower()
+    )
+    for word, name in _PRODUCERS:
+        if word in said:
+            return name
+    if any(n.domain == "trt" for n in nodes):
+        return "tensorrt-qdq"
+    if any(n.op_type.startswith(("Vitis", "Extended")) for n in nodes):
+        return "vitisai-qdq"
+    return _by_habit(model)
+
+
+def _by_habit(model: onnx.ModelProto) -> str:
+    """Q/DQ files without a name: integer weights behind a Clip, or powers of two throughout, or float weights."""
+    graph = model.graph
+    writers = {name: node for node in graph.node for name in node.output}
+    stored = {
+        t.name for t in graph.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    }
+    pairs = [n for n in graph.node if n.op_type in DEQUANTIZE]
+    if any(_op(writers, n.input[0]) == "Clip" for n in pairs):
+        return "brevitas-qcdq"
+    if any(n.input[0] in stored for n in pairs):
+        return "onnxruntime-qdq"
+    floats = {t.name for t in graph.initializer}
+    if any(n.op_type in QUANTIZE and n.input[0] in floats for n in graph.node):
+        return "vitisai-qdq" if _powers_of_two(graph) else "pytorch-qdq"
+    return "qdq"
+
+
+def _op(writers: dict[str, onnx.NodeProto], name: str) -> str:
+    return writers[name].op_type if name in writers else ""
+
+
+def _powers_of_two(graph: onnx.GraphProto) -> bool:
+    arrays = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        for value in (a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"):
+            arrays[node.output[0]] = value
+    scales = {n.input[1] for n in graph.node if n.op_type in QUANTIZE and n.input[1] in arrays}
+    values = [onnx.numpy_helper.to_array(arrays[s]) for s in scales]
+    return bool(values) and all(np.all(np.frexp(v)[0] == 0.5) for v in values)
+
+
+# Files whose quantization no plan can hold, refused before anything is read.
+
+_DYNAMIC = frozenset(
+    {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
+)
+_INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"})
+_FLOATS = frozenset(
+    {"TRT_FP8QuantizeLinear", "TRT_FP8DequantizeLinear", "TRT_MXFP8DynamicQuantize", "TRT_FP4DynamicQuantize"}
+    | {"BFPQuantizeDequantize", "MXQuantizeDequantize", "FloatQuant"}
+)
+
+
+def is_quantizer(node: onnx.NodeProto) -> bool:
+    """Whether the node rounds a float tensor to a grid or back."""
+    return node.op_type in QUANTIZE | DEQUANTIZE or is_qonnx(node) or is_fake_quantize(node)
+
+
+def is_foreign(node: onnx.NodeProto) -> bool:
+    """Whether the node shows that its file is quantized."""
+    op = node.op_type
+    return is_quantizer(node) or op in _DYNAMIC | _INTEGER | _FLOATS or op.startswith("QLinear")
+
+
+def refuse_unreadable(reading: Reading) -> None:
+    """ModelError with the pitfall's code for run-time scales, integer operators, FP8, and control flow."""
+    checks: tuple[tuple[str, Callable[[str], bool]], ...] = (
+        ("AVQ-Q33", _DYNAMIC.__contains__),
+        ("AVQ-Q34", lambda op: op in _INTEGER or op.startswith("QLinear")),
+        ("AVQ-Q35", _FLOATS.__contains__),
+    )
+    nodes = list(reading.all_nodes())
+    for code, matches in checks:
+        places = [f"{n.op_type} '{n.name}'" for n, _ in nodes if matches(n.op_type)]
+        if places:
+            raise refusal(code, places)
+    inside = [f"{n.op_type} '{n.name}'" for n, within in nodes if within and is_quantizer(n)]
+    if inside:
+        raise refusal("AVQ-Q39", inside)
 
 
 @dataclass(frozen=True)
@@ -82,3 +189,76 @@ def lift(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Foreign]:
 
 def _in_order(found: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda f: f.code))
+
+
+# A quantized file as builds take it in: its normal float graph, its points there, and the file,
+# runnable.
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a quantized file.
+
+    Attributes:
+        model: its float network, normalised.
+        foreign: its quantization, on edges of ``model``.
+        source: the file itself with its input fixed as ``model``'s is; what the import is proven against.
+    """
+
+    model: FloatModel
+    foreign: Foreign
+    source: onnx.ModelProto
+
+
+def import_model(
+    proto: onnx.ModelProto, *, where: str, input_size_px: tuple[int, int] | None = None
+) -> Imported:
+    """Read a quantized file of any dialect.
+
+    Args:
+        proto: the file, parsed; left as it is.
+        where: its name, for messages.
+        input_size_px: (width, height), for models that take pictures of any size.
+
+    Raises:
+        ModelError: no float graph can be made of it (the text names the pitfall), or it takes no picture.
+    """
+    try:
+        marked = mark(proto)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
+    normal = normalise(marked.proto, where=where, input_size_px=input_size_px, marked=True)
+    bare, foreign = marked.unmark(normal.proto)
+    said = f"{foreign.dialect}: {len(foreign.points)} quantizers taken over" + (
+        f", written by {foreign.producer}" if foreign.producer else ""
+    )
+    model = FloatModel(view_of(bare), bare, (*normal.messages, said))
+    return Imported(model, foreign, _runnable(proto, input_size_px))
+
+
+def on_folded_input(foreign: Foreign, source: FloatModel, folded: FloatModel) -> Foreign:
+    """The same points after the picture's cast, scale and mean were put in front of the network."""
+    picture = source.view.inputs[0].name
+    added = len(folded.proto.graph.node) - len(source.proto.graph.node)
+    if added == 0:
+        return foreign
+    values = folded.proto.graph.node[added - 1].output[0]
+    return replace(foreign, points=tuple(_renamed(p, picture, values) for p in foreign.points))
+
+
+def _renamed(point: QuantPoint, old: str, new: str) -> QuantPoint:
+    edge = point.edge
+    return replace(point, edge=Edge(new, edge.node, edge.input_index)) if edge.tensor == old else point
+
+
+def _runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    if copy.functions:
+        copy = inliner.inline_local_functions(copy)
+    drop_listed_initializers(copy.graph)
+    copy.ir_version = max(copy.ir_version, 8)
+    name_nodes(copy.graph)
+    half_to_float(copy)
+    fix_inputs(copy.graph, input_size_px)
+    return copy

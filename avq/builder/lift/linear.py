@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from avq.builder.graph.edit import attribute
+from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, dequantize, fits, make_grid, width_of
 from avq.builder.lift.reading import Found, Reading, number, numpy_kind
-from avq.builder.lift.table import refusal
 from avq.types import AnyArray
 
 QUANTIZE = frozenset(

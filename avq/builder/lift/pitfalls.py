@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from avq.builder.lift.findings import finding
 from avq.builder.lift.grid import Grid
-from avq.builder.lift.table import finding
 from avq.toolbox import decoding_nodes, place
 from avq.types import Edge, Finding, GraphView, NodeView, QuantPoint
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid
 from avq.builder.lift.reading import Found, Reading, number, text
-from avq.builder.lift.table import refusal
 from avq.types import AnyArray
 from avq.types.plan import Rounding
 

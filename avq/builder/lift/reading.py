@@ -12,8 +12,8 @@ from avq.builder.graph.edit import attribute, fresh_name, name_nodes, subgraphs
 from avq.builder.graph.fold import fold_constants, lift_constants, remove_identities
 from avq.builder.graph.inputs import drop_listed_initializers
 from avq.builder.graph.opset import opset_of
+from avq.builder.lift.findings import finding
 from avq.builder.lift.grid import Grid
-from avq.builder.lift.table import finding
 from avq.types import AnyArray, Finding
 
 _ROUNDS = 12

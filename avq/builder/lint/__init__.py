@@ -13,17 +13,13 @@ from collections.abc import Sequence
 
 import onnx
 
-from avq.builder.lint import (
-    architectures,
-    blocks,
-    both_sides,
-    four_bits,
-    grids,
-    operators,
-    pairs,
-    placement,
-    structure,
-)
+from avq.builder.lint import grids, placement, structure
+from avq.builder.lint import grids as blocks
+from avq.builder.lint import kernels as both_sides
+from avq.builder.lint import kernels as pairs
+from avq.builder.lint import types as architectures
+from avq.builder.lint import types as four_bits
+from avq.builder.lint import types as operators
 from avq.builder.lint.graph import LintGraph
 from avq.builder.lint.rule import REGISTERED, LintFinding, Rule
 from avq.errors import RequestError, nearest

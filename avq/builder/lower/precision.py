@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.lower.model import Model, opset_of
-from avq.builder.lower.names import HALF
+from avq.builder.lower.model import HALF, Model, opset_of
 from avq.errors import PlanError
 from avq.types import AnyArray, QuantizationPlan
 

@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.lower.checks import check_plan
-from avq.builder.lower.grid import real_range
+from avq.builder.lower.grid import check_plan, real_range
 from avq.builder.lower.model import Model
 from avq.builder.lower.qdq import lower_qdq
 from avq.types import F64, QuantizationPlan, QuantPoint

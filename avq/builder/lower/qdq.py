@@ -20,13 +20,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.lower.checks import check_plan, clipped, needed_opset
 from avq.builder.lower.grid import (
     Encoding,
     Grid,
     activation_grid,
     check_encoding,
+    check_plan,
+    clipped,
     constant_grid,
+    needed_opset,
     quantize_constant,
     real_range,
     spread,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from avq.builder.lower.names import Names
+from avq.builder.lower.model import Names
 
 _OPSET, _IR = 21, 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.frontend.analyse import Understood
 from avq.builder.outcome import Outcome
 from avq.builder.planning import Planned

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.lower.grid import real_range
 from avq.builder.report.story import Story
 from avq.errors import AvqError

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from avq.builder.lift.findings import finding
 from avq.builder.lift.pitfalls import look_around
-from avq.builder.lift.table import finding
 from avq.builder.sidefiles.carried import carried_points
 from avq.builder.sidefiles.read import CACHE_DIALECT, read_side_file
 from avq.hookspecs import CalibrationStats

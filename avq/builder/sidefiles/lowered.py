@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from avq.builder.graph.view import view_of
-from avq.builder.lower.names import HALF
+from avq.builder.lower.model import HALF
 from avq.builder.sidefiles.match import Names
 from avq.builder.sidefiles.write_plan import Lowered
 from avq.types import GraphView, QuantizationPlan

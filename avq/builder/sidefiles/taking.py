@@ -6,7 +6,7 @@ import difflib
 from collections import defaultdict
 from functools import cached_property
 
-from avq.builder.lift.table import finding
+from avq.builder.lift.findings import finding
 from avq.builder.sidefiles.grids import UnfitError
 from avq.builder.sidefiles.match import Names
 from avq.types import Finding, GraphView

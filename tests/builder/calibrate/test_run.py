@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avq.builder.calibrate import avqcal
+from avq.builder.calibrate import file as avqcal
 from avq.builder.calibrate.histogram import Histogram
 from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.observe import observe
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.calibrate.run import calibrate, check_belongs, thresholds_table
-from avq.builder.calibrate.stats import HistogramStats
-from avq.builder.calibrate.write import run_calibrate
+from avq.builder.calibrate.sharding import run_calibrate
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import load_graph
 from avq.builder.pictures.dataset import CalibrationSet, Item, open_set, read_picture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from avq.builder.calibrate import thresholds
+from avq.builder.calibrate import ranges as thresholds
 from avq.builder.calibrate.histogram import Histogram
-from avq.builder.calibrate.stats import HistogramStats
+from avq.builder.calibrate.ranges import HistogramStats
 from avq.errors import CalibrationError
 from avq.types import CALIBRATORS, Calibrator
 from tests.builder.calibrate.threshold_reference import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from avq.builder.calibrate.unfold import unfold_of
+from avq.builder.calibrate.moments import unfold_of
 from avq.builder.graph.view import view_of
 from avq.engines import engine_by_name
 from avq.errors import CalibrationError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from avq.builder.lift.table import PITFALLS, SIDE_FILE_PITFALLS
+from avq.builder.lift.findings import PITFALLS, SIDE_FILE_PITFALLS
 from tests.builder.lift.corpus.dialects import DIALECTS
 from tests.builder.lift.corpus.faults import FAULTS, ODD
 from tests.builder.lift.corpus.importing import Ended, ended, lowered

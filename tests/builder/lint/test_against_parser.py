@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from avq.builder.lint import RULES, lint
-from avq.builder.lint.operators import UNSUPPORTED
+from avq.builder.lint.types import UNSUPPORTED
 from tests.builder.lint import faults_of_graphs, faults_of_pairs  # noqa: F401  (they fill FAULTS)
 from tests.builder.lint.costly import COSTLY, integer_output, open_batch, output_quantized, with_pattern
 from tests.builder.lint.fault import FAULTS, Fault

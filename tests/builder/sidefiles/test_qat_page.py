@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from avq.builder.lift.table import PITFALLS
+from avq.builder.lift.findings import PITFALLS
 from tests.conftest import ROOT
 
 PATH = ROOT / "docs" / "qat.md"

@@ -6,13 +6,14 @@ against it by a test; a newer parser may know more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import LABEL, LintGraph, attribute, type_name
-from avq.builder.lint.pairs import _INTEGER_OPS, _TRAINING
+from avq.builder.lint.graph import LABEL, LintGraph, attribute, grid_type, type_name
+from avq.builder.lint.kernels import _INTEGER_OPS, _TRAINING
 from avq.builder.lint.rule import TRT, Hit, error, warning
 
 _UNREAD = """AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
@@ -117,3 +118,111 @@ def _mode(graph: LintGraph, node: NodeProto) -> str:
     if node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0):
         return "training"
     return ""
+
+
+# 4-bit integers, for which TensorRT's builder has fewer types and kernels than for 8-bit ones.
+
+#: What 4-bit integers may pass between Q and DQ.
+_RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Transpose"})
+
+
+@error(
+    47,
+    TRT,
+    "scales and results of 4-bit integers differ in their float type: the builder infers the type from the scales",
+    "scales in the type of the result, without output_dtype: float16 where the reader runs in it",
+)
+def _other_side(graph: LintGraph) -> Iterator[Hit]:
+    for node in _four_bit(graph, graph.dequantizers()):
+        scale = graph.element(node.input[1])
+        result = attribute(node, "output_dtype", 0) or scale
+        if scale and result != scale:
+            yield node, f"scales {type_name(scale)}, result {type_name(result)}"
+
+
+@error(48, TRT, "4-bit integers are odd in number, and stored in pairs", "8 bits for this tensor")
+def _odd(graph: LintGraph) -> Iterator[Hit]:
+    for node in _four_bit(graph, graph.linears):
+        shape = graph.shape(node.input[0])
+        if shape is not None and None not in shape and math.prod(d or 0 for d in shape) % 2:
+            yield node, f"{list(shape)}"
+
+
+@error(
+    51,
+    TRT,
+    "integers are used without DequantizeLinear, or moved on their way to it by what moves floats only",
+    "put DequantizeLinear right behind constants; move and cast floats",
+)
+def _used_integers(graph: LintGraph) -> Iterator[Hit]:
+    for name, readers in graph.readers.items():
+        kind = graph.element(name)
+        if graph.is_constant(name) and kind in (TensorProto.INT8, TensorProto.INT4):
+            wrong = [r for r in readers if r.op_type not in LABEL]
+        elif kind == TensorProto.INT4:
+            wrong = [r for r in readers if r.op_type not in LABEL and r.op_type not in _RESHAPING]
+        else:
+            continue
+        for reader in wrong:
+            yield reader, f"reads {name}, {type_name(kind)}"
+
+
+@warning(
+    52,
+    TRT,
+    "data in 4 bits: no kernel multiplies it, and releases of TensorRT 10 take 4-bit weights only",
+    "8 bits for data",
+)
+def _four_bit_data(graph: LintGraph) -> Iterator[Hit]:
+    for node in _four_bit(graph, graph.quantizers()):
+        if graph.on_activation(node):
+            yield node, node.input[0]
+
+
+def _four_bit(graph: LintGraph, nodes: Iterator[NodeProto] | list[NodeProto]) -> Iterator[NodeProto]:
+    return (node for node in nodes if grid_type(graph, node) == TensorProto.INT4)
+
+
+# What the GPUs of one architecture lack; asked only of architectures that are named.
+
+_RTX = ("tensorrt-rtx",)
+#: Architecture -> element types of which one anywhere refuses the whole model.
+_NO_TYPES = {"sm75": (TensorProto.BFLOAT16, TensorProto.INT4)}
+#: Architecture -> element types in which it has no matrix product, whatever its inputs were made from.
+_NO_PRODUCTS = {"sm75": (TensorProto.FLOAT,)}
+_PRODUCTS = ("MatMul", "Gemm", "Einsum", "Attention", "LSTM", "GRU", "RNN")
+
+
+@error(
+    53,
+    _RTX,
+    "an architecture that was asked for has no instructions for this type, and its builder refuses the whole model",
+    "8 bits or float16 in its place (another --strategy), or --gpu-arch without this architecture",
+)
+def _missing_types(graph: LintGraph) -> Iterator[Hit]:
+    for architecture in graph.architectures:
+        for kind in _NO_TYPES.get(architecture, ()):
+            found = [node for node in graph.nodes if kind in _types_of(graph, node)]
+            if found:
+                yield found[0], f"{type_name(kind)} at {len(found)} nodes, {architecture}"
+
+
+def _types_of(graph: LintGraph, node: NodeProto) -> set[int]:
+    """Of its results, and of the integers of a Q or DQ."""
+    integers = {grid_type(graph, node)} if node.op_type in LABEL else set()
+    return integers | {graph.element(name) for name in node.output if name}
+
+
+@error(
+    54,
+    _RTX,
+    "an architecture that was asked for has no matrix product of this type",
+    "float16 on both sides, as avq build writes it where values fit, or --gpu-arch without this architecture",
+)
+def _missing_products(graph: LintGraph) -> Iterator[Hit]:
+    for architecture in graph.architectures:
+        missing = _NO_PRODUCTS.get(architecture, ())
+        for node in graph.of_type(*_PRODUCTS):
+            kind = graph.element(node.input[0])
+            if kind in missing:
+                yield node, f"{node.op_type} in {type_name(kind)}, {architecture}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from avq.builder.calibrate import avqcal
-from avq.builder.calibrate.avqcal import CalibrationFile, Shard
+from avq.builder.calibrate import file as avqcal
+from avq.builder.calibrate.file import CalibrationFile, Shard
 from avq.builder.calibrate.run import CalibrationRun
 from avq.errors import CalibrationError
 from avq.parallel import Fleet
+from avq.process import peak_rss_mb
 
 #: Shards per worker: small ones lose little when a worker dies, and end together.
 _PER_WORKER = 4
@@ -79,3 +82,36 @@ def _kept(keep: Path, of: int, whole: str) -> dict[int, CalibrationFile]:
 def _report(run: CalibrationRun, done: int, wanted: int) -> None:
     if run.progress is not None:
         run.progress(done, wanted)
+
+
+# Run a calibration and write its file.
+
+
+def run_calibrate(run: CalibrationRun, output: Path, fleet: Fleet | None = None) -> dict[str, Any]:
+    """``avq calibrate``: run here or on a fleet, write ``output``, drop the checkpoint; the keys of its --json.
+
+    The checkpoint, unless one is given, lies beside the output, so that starting again resumes.
+    """
+    started = time.monotonic()
+    avqcal.check_writable(output)
+    if run.checkpoint is None:
+        run.checkpoint = output.with_name(f".{output.name}.checkpoint")
+    shards = output.with_name(f".{output.name}.shards")
+    try:
+        data = spread(run, fleet, shards) if fleet is not None and fleet.spreads else run.run()
+    finally:
+        run.close()
+    avqcal.write(output, data)
+    avqcal.discard(run.checkpoint)
+    shutil.rmtree(shards, ignore_errors=True)
+    return {
+        "images": len(data.images),
+        "tensors": len(data.histograms),
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "digest": data.digest,
+        "inferences": run.inferences,
+        "resumed": run.resumed,
+        "not_finite": sorted(name for name, h in data.histograms.items() if h.nans or h.infinities),
+        "file": str(output),
+    }
