@@ -11,7 +11,7 @@ from avq.atomic_file import write_whole
 from avq.builder import build
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
-from avq.builder.pictures.disagreement import worst_pairs
+from avq.builder.report.summary import worst_pairs
 from avq.bundle import open_bundle
 from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.daemon import RunOptions, RunSummary, serve_bundle

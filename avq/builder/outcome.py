@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avq.builder.pending.compile_target import Compiled
-from avq.builder.trials.candidates import Trial
+from avq.builder.trials.bench import Trial
 from avq.builder.verify import Verified
 from avq.types import Recipe, Verdict
 

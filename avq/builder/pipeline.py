@@ -25,9 +25,8 @@ from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.report import Story, report_page
 from avq.builder.request import Request, check
 from avq.builder.stage import Staged, stage
-from avq.builder.trials.bench import Bench
-from avq.builder.trials.candidates import Trial, candidates_for, fastest_first
-from avq.builder.trials.layer_costs import layer_costs
+from avq.builder.trials.bench import Bench, Trial, candidates_for, fastest_first
+from avq.builder.trials.layer_times import layer_costs
 from avq.builder.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.parallel import Fleet

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from avq.builder.calibrate.commands import Calibration
+from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.frontend.analyse import Understood
 from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
-from avq.builder.sidefiles.complete import side_file_for_plan
 from avq.builder.workbench import HostWorkbench
 from avq.errors import PluginError, RequestError
 from avq.plugins import PluginHost

@@ -19,7 +19,7 @@ from avq.builder.lower import lower
 from avq.builder.planning import Planned
 from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
-from avq.builder.trials.candidates import FLOAT, Trial
+from avq.builder.trials.bench import FLOAT, Trial
 from avq.bundle import (
     GOLDEN,
     MODEL,

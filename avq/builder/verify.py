@@ -10,7 +10,7 @@ from avq.builder.pictures.dataset import read_picture
 from avq.builder.probe_set import SCORE_FLOOR, ProbeSet
 from avq.builder.request import Request
 from avq.builder.stage import Staged
-from avq.builder.trials.candidates import FLOAT, Trial
+from avq.builder.trials.bench import FLOAT, Trial
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines.cpu import instruction_set
 from avq.measure.detector import detector_of

@@ -27,8 +27,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         RequestError: a float bundle, an unknown kind or version. DataError: the output cannot be written.
         PlanError: the plan has grids that the format cannot express; they are named.
     """
-    from avq.builder.sidefiles.lowered import look_at_lowered
-    from avq.builder.sidefiles.write_plan import cache_header, plan_as_aimet, plan_as_cache
+    from avq.builder.encodings.write import cache_header, look_at_lowered, plan_as_aimet, plan_as_cache
 
     if kind not in FORMATS:
         raise RequestError(f"there is no format '{kind}'", fix=nearest(kind, FORMATS))

@@ -115,8 +115,7 @@ def _calibration(path: Path) -> dict[str, Any]:
 
 def _side_file(path: Path) -> dict[str, Any]:
     """A TensorRT calibration cache or AIMET encodings: what it names, without a graph to match."""
-    from avq.builder.sidefiles.listing import listing
-    from avq.builder.sidefiles.read import dialect, is_side_file, parse_side_file, producer
+    from avq.builder.encodings.read import dialect, is_side_file, listing, parse_side_file, producer
 
     if not is_side_file(path):
         raise _unknown(path, path.suffix or "a file of no known kind")

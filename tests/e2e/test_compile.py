@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from avq.builder.encodings.trt_cache import parse_cache
 from avq.builder.pictures.dataset import open_set, read_picture
-from avq.builder.sidefiles.trt_cache import parse_cache
 from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part
 from avq.commands import compile_engine as proof

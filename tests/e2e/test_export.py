@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avq.builder.encodings import WRITTEN_VERSIONS
+from avq.builder.encodings.read import read_side_file
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import load_graph
-from avq.builder.sidefiles import WRITTEN_VERSIONS
-from avq.builder.sidefiles.read import read_side_file
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.scenes import builtin_detector_path

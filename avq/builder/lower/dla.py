@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.builder.lower.model import Model
-from avq.builder.sidefiles.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.errors import PlanError
 from avq.types import Edge, QuantizationPlan
 

@@ -21,7 +21,7 @@ from avq.builder.pending.target_cost import NAME as COST_MODEL
 from avq.builder.pending.target_cost import target_cost
 from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
-from avq.builder.trials.candidates import Candidate, Trial
+from avq.builder.trials.bench import Candidate, Trial
 from avq.bundle import TWIN
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from avq import __version__
-from avq.builder.report.charts import figures, notes
-from avq.builder.report.disagreements import disagreements
-from avq.builder.report.engines import engines
-from avq.builder.report.groups import groups
-from avq.builder.report.machine import machine
-from avq.builder.report.model import model
-from avq.builder.report.next_steps import next_steps
-from avq.builder.report.short import short
-from avq.builder.report.story import Story
+from avq.builder.report.layers import groups, time_spent
+from avq.builder.report.summary import (
+    Story,
+    disagreements,
+    engines,
+    figures,
+    machine,
+    model,
+    next_steps,
+    notes,
+    short,
+)
 from avq.builder.report.thresholds import thresholds
-from avq.builder.report.time_spent import time_spent
 from avq.engines.cpu import instruction_set
 from avq.render import headline_of, page
 

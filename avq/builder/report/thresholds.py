@@ -8,7 +8,7 @@ import numpy as np
 
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.lower.grid import real_range
-from avq.builder.report.story import Story
+from avq.builder.report.summary import Story
 from avq.errors import AvqError
 from avq.render import Html, Mark, Tone, columns, log_histogram, section
 from avq.types import CALIBRATORS, Calibrator, GraphView, GroupRow, QuantizationPlan

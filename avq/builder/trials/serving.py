@@ -18,7 +18,7 @@ import onnx
 from avq.builder.lower import lower
 from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
-from avq.builder.trials.candidates import FLOAT, Candidate, agrees, candidates_for
+from avq.builder.trials.bench import FLOAT, Candidate, agrees, candidates_for
 from avq.builder.trials.layer_times import by_node
 from avq.clock import Clock
 from avq.errors import AvqError

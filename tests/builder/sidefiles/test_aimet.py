@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avq.builder.sidefiles import WRITTEN_VERSIONS, parse_aimet, write_aimet
-from avq.builder.sidefiles.encoding import Encoding, Untaken
-from avq.builder.sidefiles.read import read_side_file
-from avq.builder.sidefiles.write_plan import Lowered, plan_as_aimet
+from avq.builder.encodings import WRITTEN_VERSIONS, parse_aimet, write_aimet
+from avq.builder.encodings.aimet_entry import Encoding, Untaken
+from avq.builder.encodings.read import read_side_file
+from avq.builder.encodings.write import Lowered, plan_as_aimet
 from avq.errors import CalibrationError, PlanError
 from avq.types import Edge, QuantizationPlan, QuantPoint
 from tests.builder.sidefiles.network import ACTIVATIONS, WEIGHTS, graph

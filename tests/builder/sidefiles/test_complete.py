@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from avq.builder.encodings import CacheEntry, TrtCache, write_cache
+from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.graph.view import view_of
-from avq.builder.sidefiles import CacheEntry, TrtCache, write_cache
-from avq.builder.sidefiles.complete import side_file_for_plan
 from avq.types import Edge, Foreign, QuantizationPlan, Range
 from tests.builder.sidefiles.network import READ_BY_WEIGHTED, WEIGHTS, graph
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avq.builder.sidefiles import CacheEntry, TrtCache, parse_cache, write_cache
-from avq.builder.sidefiles.read import read_side_file
+from avq.builder.encodings import CacheEntry, TrtCache, parse_cache, write_cache
+from avq.builder.encodings.read import read_side_file
 from avq.errors import CalibrationError
 from avq.toolbox import weight_point
 from avq.types import Edge

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avq.builder.encodings.read import read_side_file
+from avq.builder.encodings.write import Lowered, cache_header, look_at_lowered, plan_as_aimet, plan_as_cache
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import FloatModel, load_graph
 from avq.builder.lower import lower
-from avq.builder.sidefiles.lowered import look_at_lowered
-from avq.builder.sidefiles.read import read_side_file
-from avq.builder.sidefiles.write_plan import Lowered, cache_header, plan_as_aimet, plan_as_cache
 from avq.errors import PlanError, RequestError
 from avq.preprocess import spec_from_json
 from avq.scenes import builtin_detector_path

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avq.builder.trials.candidates import Candidate
-from avq.builder.trials.layer_costs import LayerCosts
-from avq.builder.trials.slower import Circumstances, Slower, find_slower
+from avq.builder.trials.bench import Candidate
+from avq.builder.trials.int8_slowdowns import Circumstances, Slower, find_slower
+from avq.builder.trials.layer_times import LayerCosts
 from avq.types import Edge, QuantizationPlan
 from tests.builder.lower.lowering_nets import data_point, simple_plan, small_net, view_of, with_points
 

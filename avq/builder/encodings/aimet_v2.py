@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from avq.builder.sidefiles.encoding import Encoding, Entry, Untaken
-from avq.builder.sidefiles.fields import MOST_BITS, Fields, named
-from avq.builder.sidefiles.located_json import Document
+from avq.builder.encodings.aimet_entry import Encoding, Entry, Untaken
+from avq.builder.encodings.json_source import MOST_BITS, Document, Fields, named
 from avq.errors import CalibrationError
 from avq.types.frame import AnyArray
 

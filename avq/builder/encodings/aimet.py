@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from avq.builder.sidefiles import aimet_v0, aimet_v1, aimet_v2
-from avq.builder.sidefiles.broken import broken
-from avq.builder.sidefiles.encoding import AimetFile, Entry
-from avq.builder.sidefiles.located_json import Document
+from avq.builder.encodings import aimet_v0, aimet_v1, aimet_v2
+from avq.builder.encodings.aimet_entry import AimetFile, Entry
+from avq.builder.encodings.json_source import Document, broken
 from avq.errors import CalibrationError, nearest
 
 WRITTEN_VERSIONS = ("0.6.1", "1.0.0", "2.0.0")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avq.builder.sidefiles.broken import broken
-from avq.builder.sidefiles.encoding import Encoding, Entry, Role, Untaken
-from avq.builder.sidefiles.fields import Fields
-from avq.builder.sidefiles.located_json import Document
+from avq.builder.encodings.aimet_entry import Encoding, Entry, Role, Untaken
+from avq.builder.encodings.json_source import Document, Fields, broken
 from avq.errors import CalibrationError
 
 SECTIONS: tuple[tuple[str, Role], ...] = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from avq.builder.sidefiles.aimet import WRITTEN_VERSIONS, parse_aimet, write_aimet
-from avq.builder.sidefiles.trt_cache import CacheEntry, TrtCache, parse_cache, write_cache
+from avq.builder.encodings.aimet import WRITTEN_VERSIONS, parse_aimet, write_aimet
+from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, parse_cache, write_cache
 
 __all__ = [
     "WRITTEN_VERSIONS",

@@ -10,7 +10,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from avq.builder.sidefiles.broken import broken, decoded
+from avq.builder.encodings.json_source import broken, decoded
 from avq.errors import CalibrationError
 
 _HEADER = re.compile(r"TRT-\d+-\w+")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avq.builder.sidefiles.aimet_v0 import SECTIONS
-from avq.builder.sidefiles.encoding import Encoding, Entry, Layout, Role, Untaken
-from avq.builder.sidefiles.fields import Fields, named
-from avq.builder.sidefiles.located_json import Document
+from avq.builder.encodings.aimet_entry import Encoding, Entry, Layout, Role, Untaken
+from avq.builder.encodings.aimet_v0 import SECTIONS
+from avq.builder.encodings.json_source import Document, Fields, named
 from avq.errors import CalibrationError
 
 _LAYOUTS: dict[str, Layout] = {"PER_TENSOR": "tensor", "PER_CHANNEL": "channel", "PER_BLOCK": "block"}
