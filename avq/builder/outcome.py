@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avq.builder.pending.compile_target import Compiled
+from avq.builder.cross_compile.target import Compiled
 from avq.builder.trials.bench import Trial
 from avq.builder.verify import Verified
 from avq.types import Recipe, Verdict

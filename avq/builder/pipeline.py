@@ -10,21 +10,20 @@ import msgspec
 
 from avq.builder.calibrate.commands import Calibration
 from avq.builder.calibrate.ranges import HistogramStats
+from avq.builder.cross_compile.dla import implicit_parts, with_ranges
+from avq.builder.cross_compile.target import Compiled, pending_target
 from avq.builder.diagnose import find_cause, left_float
-from avq.builder.drift_parts import drift_parts
 from avq.builder.frontend.analyse import Understood, understand_model
 from avq.builder.gate import Limits, judge
-from avq.builder.importing import judged_by_parity, prove_import, with_parity, with_ways_on
+from avq.builder.import_parity import judged_by_parity, prove_import, with_parity, with_ways_on
 from avq.builder.labelled import check_labels
 from avq.builder.outcome import Outcome
-from avq.builder.pending.compile_target import Compiled, pending_target
-from avq.builder.pending.implicit_parts import implicit_parts, with_ranges
 from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import Planned, make_plan
 from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.report import Story, report_page
 from avq.builder.request import Request, check
-from avq.builder.stage import Staged, stage
+from avq.builder.stage import Staged, drift_parts, stage
 from avq.builder.trials.bench import Bench, Trial, candidates_for, fastest_first
 from avq.builder.trials.layer_times import layer_costs
 from avq.builder.verify import Verified, verify

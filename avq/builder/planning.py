@@ -2,19 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import onnx
 
 from avq.builder.calibrate.commands import Calibration
+from avq.builder.cross_compile.target import PendingTarget, pending_target
 from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.frontend.analyse import Understood
-from avq.builder.probe_set import ProbeSet
+from avq.builder.gate import DEFAULT_LOST_PERCENT
+from avq.builder.labelled import map_drop
+from avq.builder.lower import lower
+from avq.builder.probe_set import Answers, ProbeSet
 from avq.builder.request import Request
-from avq.builder.workbench import HostWorkbench
+from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
+from avq.hookspecs import CalibrationStats, Engine
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import Figure, Foreign, GroupRow, PlanScore, QuantizationPlan
+from avq.types import (
+    AnyArray,
+    Figure,
+    Foreign,
+    GroupRow,
+    Latency,
+    MomentRequest,
+    PlanScore,
+    QuantizationPlan,
+    Served,
+    SessionOptions,
+    StatRequest,
+)
+from avq.types.frame import F64
+
+# The workbench a strategy decides on: statistics, errors and times of this model, data and target.
+
+Collect = Callable[[Sequence[str]], CalibrationStats]
+Moments = Callable[[Sequence[MomentRequest]], Mapping[str, F64]]
+
+
+@dataclass
+class HostWorkbench:
+    """The host's side of the Workbench protocol.
+
+    Attributes:
+        request: what was asked for, with the engines that may serve it.
+        understood: the folded float model with its head and preprocessing.
+        probe_set: held-out pictures with float answers.
+        keep_float: nodes that stay float, with reasons.
+        foreign: quantization that came with the model.
+        conclusions: sentences that join the reasons of the verdict.
+    """
+
+    request: Request
+    understood: Understood
+    probe_set: ProbeSet
+    keep_float: Mapping[str, str]
+    report: Reporter
+    _collect: Collect
+    _moments: Moments
+    _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
+    foreign: Foreign | None = None
+    notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    group_rows: list[GroupRow] = field(default_factory=list)
+    conclusions: list[str] = field(default_factory=list)
+    _answers: dict[str, Answers] = field(default_factory=dict)
+
+    @property
+    def symmetric_only(self) -> bool:
+        return self.request.recipe.target.startswith("tensorrt")
+
+    @property
+    def budget_ms(self) -> float | None:
+        return self.request.recipe.budget_ms
+
+    @property
+    def max_drop(self) -> float | None:
+        given = self.request.recipe.max_drop
+        # Modelled times are not worth a risk at the gate's limit, and make no knee against measured losses.
+        return DEFAULT_LOST_PERCENT / 2 if given is None and self.request.compiler is not None else given
+
+    def collect(self, requests: Sequence[StatRequest]) -> CalibrationStats:
+        return self._collect([request.tensor for request in requests])
+
+    def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
+        return self._moments(requests)
+
+    def adjusted(self, overrides: Mapping[str, AnyArray]) -> HostWorkbench:
+        other = self._adjusted(overrides)
+        return replace(self, _collect=other.collect, _moments=other.moments, _adjusted=other.adjusted)
+
+    def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
+        few = self._few(pictures)
+        if few is None:
+            return self.probe_set.judge(self._reference_answers(plan))
+        question = self._question(few, at_once=self.request.probe_threads)
+        return question.probe_set.judge(question.answer(plan))
+
+    def errors(
+        self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
+    ) -> Sequence[PlanScore]:
+        fleet, few = self.request.fleet, self._few(pictures)
+        if not fleet.spreads:
+            return [self.error(plan, pictures=pictures) for plan in plans]
+        question = self._question(few, at_once=1)
+        asked = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._answers}
+        told = self.report.track(fleet.map(question.answer, asked.values()), "plans", len(asked))
+        answers = dict(zip(asked, told, strict=True))
+        if few is None:
+            self._answers |= answers
+            answers = self._answers
+        return [question.probe_set.judge(answers[plan.digest]) for plan in plans]
+
+    def latency(self, plan: QuantizationPlan) -> Latency | None:
+        served = self._serving.serve([plan])[0]
+        return None if served is None else served.latency
+
+    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[Served | None]:
+        return self._serving.serve(plans)
+
+    def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
+        return self._serving.latencies(plans)
+
+    def layer_times(self, plans: Sequence[QuantizationPlan]) -> Sequence[Mapping[str, int]] | None:
+        return self._serving.layer_times(plans)
+
+    def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+        self.notes.append((title, list(rows)))
+        self.report.table(title, rows)
+
+    def plot(self, figure: Figure) -> None:
+        self.figures.append(figure)
+
+    def groups(self, rows: Sequence[GroupRow]) -> None:
+        self.group_rows = list(rows)
+        self.report.table("Every group", [row.row() for row in rows])
+
+    def conclude(self, reason: str) -> None:
+        self.conclusions.append(reason)
+
+    @cached_property
+    def _serving(self) -> Serving | PendingTarget:
+        pending = pending_target(self.request, self.understood, self.probe_set)
+        if pending is not None:
+            return pending
+        model = self.understood.model
+        by_labels = map_drop(self.request, self.understood.class_names, self.probe_set)
+        return Serving(
+            self.request, model.proto, model.view, self.probe_set, self._reference_answers, by_labels
+        )
+
+    def _reference_answers(self, plan: QuantizationPlan) -> Answers:
+        """What the plan means, on every picture; asked once."""
+        if plan.digest not in self._answers:
+            question = self._question(None, at_once=self.request.probe_threads)
+            self._answers[plan.digest] = question.answer(plan)
+        return self._answers[plan.digest]
+
+    def _question(self, pictures: int | None, *, at_once: int) -> Question:
+        """None: all pictures, exactly; else the first so many, to rank plans."""
+        model = self.understood.model
+        return Question(
+            model.proto,
+            self.request.reference,
+            self.probe_set if pictures is None else self.probe_set.first(pictures),
+            model.view.inputs[0].name,
+            exactly=pictures is None,
+            at_once=at_once,
+        )
+
+    def _few(self, pictures: int | None) -> int | None:
+        """How many pictures are asked for, where they are not all."""
+        return None if pictures is None or pictures >= len(self.probe_set.items) else max(pictures, 1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """How a plan answers pictures in the reference; can be sent to a worker.
+
+    Attributes:
+        picture: name of the float model's input.
+        exactly: as the plan is meant, without optimisations; else quickly.
+        at_once: threads, each with a picture of its own.
+    """
+
+    float_model: onnx.ModelProto
+    reference: Engine
+    probe_set: ProbeSet
+    picture: str
+    exactly: bool = True
+    at_once: int = 1
+
+    def answer(self, plan: QuantizationPlan) -> Answers:
+        model = lower(self.float_model, plan, reference_encoding(plan))
+        options = SessionOptions(threads=1, optimise=not self.exactly, integers=self.exactly)
+        session = self.reference.open(model, options)
+        try:
+            return self.probe_set.ask(session, picture=self.picture, at_once=self.at_once)
+        finally:
+            session.close()
+
+
+def reference_encoding(plan: QuantizationPlan) -> str:
+    """The encoding that defines the plan's numbers; the others are compared with it."""
+    return "s8" if plan.symmetric else "asymmetric"
+
 
 Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 

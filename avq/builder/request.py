@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from avq.builder.pending.stand_in import Compiler, StandIn, pending_compiler
+from avq.builder.emulated_target import Compiler, StandIn, pending_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from avq import __version__
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.chosen_rows import chosen_rows
 from avq.builder.frontend.analyse import Understood
+from avq.builder.index_selection import chosen_rows
 from avq.builder.lint import lint_errors
-from avq.builder.lower import lower
+from avq.builder.lower import lower, saturation_probe
+from avq.builder.pictures.dataset import Item, Pictures, read_picture
 from avq.builder.planning import Planned
 from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import FLOAT, Trial
 from avq.bundle import (
+    DRIFT,
     GOLDEN,
     MODEL,
     PLAN_ARRAYS,
     PLAN_JSON,
+    PROBE,
     CalibrationUse,
     EngineUse,
     Manifest,
@@ -34,10 +38,14 @@ from avq.bundle import (
 )
 from avq.bundle.plan import plan_to_parts
 from avq.engines.cpu import instruction_set
-from avq.hookspecs import Session
+from avq.errors import AvqError
+from avq.hookspecs import Engine, Session
+from avq.measure.drift import MIN_REFERENCE, reference_of
 from avq.measure.golden import limit_of
+from avq.preprocess import Preprocessor
+from avq.progress import Reporter
 from avq.toolbox.assemble import int8_mac_share
-from avq.types import U8, AnyArray, Finding, SessionOptions
+from avq.types import U8, AnyArray, Finding, PreprocessSpec, QuantizationPlan, SessionOptions
 
 GOLDEN_FRAMES = 4
 _HARDLY_CHANGED = 4
@@ -160,3 +168,59 @@ def _hardly_changed(tensor: U8) -> list[U8]:
     random = np.random.default_rng(0)
     noise = random.integers(-1, 2, (_HARDLY_CHANGED, *tensor.shape))
     return list(np.clip(tensor + noise, 0, 255).astype(np.uint8))
+
+
+# The bundle's drift parts: the probe, and what it says of the pictures the ranges were made from.
+
+#: More pictures would sharpen the threshold little: one in a hundred usual pictures is seen from here on.
+MAX_PICTURES = 100
+
+
+def drift_parts(
+    request: Request, understood: Understood, plan: QuantizationPlan, pictures: Pictures, report: Reporter
+) -> dict[str, bytes]:
+    """probe.onnx and drift.json; nothing for plans without static ranges, no drift.json for few pictures.
+
+    Held-out pictures come first: nothing was fitted to them.
+    """
+    probe: onnx.ModelProto = saturation_probe(understood.model.proto, plan)
+    if not plan.points or not probe.graph.output:  # with float data there is no range to leave
+        return {}
+    parts = {PROBE: probe.SerializeToString()}
+    known = {item.sha256: item for item in (*pictures.held_out.items, *pictures.calibration.items)}
+    items = list(known.values())[:MAX_PICTURES]
+    if len(items) < MIN_REFERENCE:
+        report.message(f"no drift reference: {len(items)} pictures are too few, it takes {MIN_REFERENCE}")
+        return parts
+    try:
+        rows = probe_ratios(
+            parts[PROBE], request.reference, understood.spec, items, report, threads=request.probe_threads
+        )
+    except AvqError as error:
+        report.warning(f"no drift reference: {error.what}")
+        return parts
+    return {**parts, DRIFT: reference_of(rows).to_json()}
+
+
+def probe_ratios(
+    probe: bytes,
+    engine: Engine,
+    spec: PreprocessSpec,
+    items: Sequence[Item],
+    report: Reporter,
+    *,
+    threads: int,
+) -> list[Mapping[str, float]]:
+    """The probe's outputs per picture, in order."""
+    preprocessor = Preprocessor(spec)
+    session = engine.open(probe, SessionOptions(threads=threads))
+    try:
+        return [
+            {
+                name: float(value)
+                for name, value in session.infer(preprocessor.prepare(read_picture(item)).tensor).items()
+            }
+            for item in report.track(items, "drift", len(items))
+        ]
+    finally:
+        session.close()

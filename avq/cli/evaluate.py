@@ -62,7 +62,7 @@ def inspect(call: Call, subject: Path) -> int:
 @click.argument("b", metavar="BUNDLE_B", type=PATH)
 def diff(call: Call, a: Path, b: Path) -> int:
     """What two bundles decided differently; exit code 1 when anything differs."""
-    from avq.builder.bundle_diff import diff as diff_bundles
+    from avq.builder.plan_diff import diff as diff_bundles
 
     answer = diff_bundles(a, b)
     rows: list[Mapping[str, object]] = list(answer["differences"])

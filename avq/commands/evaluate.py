@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from avq.builder.drift_parts import probe_ratios
 from avq.builder.labelled import remarks
 from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
 from avq.builder.request import reference_engine
+from avq.builder.stage import probe_ratios
 from avq.bundle import DRIFT, PROBE, OpenBundle, open_bundle
 from avq.config import parse_class_map
 from avq.engines.cpu import instruction_set
@@ -77,7 +77,7 @@ def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engin
     """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
     engines = host.running_engines()
     if wanted not in engines:
-        from avq.builder.pending.stand_in import StandIn, pending_compiler
+        from avq.builder.emulated_target import StandIn, pending_compiler
         from avq.builder.request import reference_engine
 
         compiler = pending_compiler(wanted, host.engines())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avq.builder.exchange import Exchange, Group, open_exchange
+from avq.builder.plan_mixture import Exchange, Group, open_exchange
 from avq.errors import MachineError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent

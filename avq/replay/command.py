@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from avq.builder.bundle_diff import diff
+from avq.builder.plan_diff import diff
 from avq.bundle import is_bundle
 from avq.compare import Difference
 from avq.errors import RequestError

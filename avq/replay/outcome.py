@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avq.builder.bundle_diff import in_short
+from avq.builder.plan_diff import in_short
 from avq.compare import Difference
 from avq.replay.differences import FramePair, Tolerances
 from avq.replay.metric import ALL, label_of

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from avq.builder import build
-from avq.builder.chosen_rows import chosen_rows
+from avq.builder.index_selection import chosen_rows
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines import engine_by_name
 from avq.engines.null import NullSession

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from avq.builder.cross_compile.fp16 import activation_peaks, in_half
 from avq.builder.graph.view import view_of
 from avq.builder.lint import lint
 from avq.builder.lower import lower
-from avq.builder.pending.half import activation_peaks, in_half
 from avq.contract.engine_suite import sample_model
 from avq.engines import engine_by_name, tensorrt_rtx
 from avq.engines.cuda import Card

@@ -14,7 +14,7 @@ from avq_qat import QatOptions, QatQuantizer
 from avq_qat.fixes import resymmetrized
 
 from avq.builder import build
-from avq.builder.importing import with_ways_on
+from avq.builder.import_parity import with_ways_on
 from avq.builder.lift import import_model
 from avq.builder.lower import lower
 from avq.bundle import open_bundle

@@ -13,8 +13,7 @@ from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from click.testing import CliRunner
 
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.planning import make_plan
-from avq.builder.workbench import Question
+from avq.builder.planning import Question, make_plan
 from avq.cli import cli
 from avq.hookspecs import Workbench
 from avq.parallel import Fleet

@@ -14,7 +14,7 @@ from onnxruntime import quantization
 from avq.builder.frontend.fold_input import fold_input, numbers_of
 from avq.builder.lift import import_model, is_quantized, lift, on_folded_input, prove
 from avq.builder.lower import lower
-from avq.builder.workbench import reference_encoding
+from avq.builder.planning import reference_encoding
 from avq.decoders import recognise
 from avq.errors import ModelError
 from avq.types import Edge, PreprocessSpec, QuantizationPlan

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from avq.builder.cross_compile.dla import lower_implicit
+from avq.builder.cross_compile.fp16 import activation_peaks, in_half
 from avq.builder.encodings.trt_cache import parse_cache
 from avq.builder.graph.view import view_of
-from avq.builder.lower.dla import lower_implicit
-from avq.builder.pending.half import activation_peaks, in_half
 from avq.engines import engine_by_name
 from avq.errors import PlanError
 from avq.types import Edge

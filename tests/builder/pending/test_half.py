@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from avq.builder.cross_compile.cost_model import target_cost
+from avq.builder.cross_compile.fp16 import activation_peaks, in_half
 from avq.builder.graph.view import view_of
 from avq.builder.lower import lower
-from avq.builder.pending.half import activation_peaks, in_half
-from avq.builder.pending.target_cost import target_cost
 from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import engine_by_name
 from avq.errors import PlanError

@@ -6,10 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
+from avq.builder.cross_compile.fp16 import activation_peaks, in_half
+from avq.builder.emulated_target import StandIn, in_opset_21
 from avq.builder.lower import lower
-from avq.builder.pending.half import activation_peaks, in_half
-from avq.builder.pending.older_runtime import in_opset_21
-from avq.builder.pending.stand_in import StandIn
 from avq.engines import engine_by_name
 from avq.engines.onnxruntime import OnnxRuntimeEngine
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.builder.pending.same_choices import sqnr_with_same_choices
+from avq.builder.index_selection import sqnr_with_same_choices
 from avq.engines import engine_by_name
 from avq.hookspecs import Session
 from avq.measure.fidelity import SqnrMeter

@@ -9,7 +9,7 @@ import onnx
 
 from avq.builder.lift import Imported, Parity, import_model, prove
 from avq.builder.lower import lower
-from avq.builder.workbench import reference_encoding
+from avq.builder.planning import reference_encoding
 from avq.engines import engine_by_name
 from avq.errors import ModelError
 from avq.types import Edge, QuantizationPlan

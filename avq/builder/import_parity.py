@@ -11,10 +11,10 @@ from avq.builder.frontend.analyse import Understood
 from avq.builder.frontend.fold_input import numbers_of
 from avq.builder.lift import Parity, prove
 from avq.builder.lower import lower
+from avq.builder.planning import reference_encoding
 from avq.builder.probe_set import ProbeSet, drawn_inputs
 from avq.builder.request import Request
 from avq.builder.verify import Verified
-from avq.builder.workbench import reference_encoding
 from avq.types import U8, AnyArray, Edge, Foreign, QuantizationPlan, Verdict
 
 #: Pitfalls that lose boxes, and the option of ``qat`` that mends each.

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from avq.builder.cross_compile.cost_model import NAME as COST_MODEL
+from avq.builder.cross_compile.cost_model import target_cost
+from avq.builder.cross_compile.fp16 import activation_peaks, in_half
+from avq.builder.emulated_target import Compiler, StandIn
 from avq.builder.frontend.analyse import Understood
+from avq.builder.index_selection import sqnr_with_same_choices
 from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
-from avq.builder.pending.half import activation_peaks, in_half
-from avq.builder.pending.same_choices import sqnr_with_same_choices
-from avq.builder.pending.stand_in import Compiler, StandIn
-from avq.builder.pending.target_cost import NAME as COST_MODEL
-from avq.builder.pending.target_cost import target_cost
 from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import Candidate, Trial
