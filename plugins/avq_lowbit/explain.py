@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from avq.types import Figure, FigurePoint, Series, Served
-from avq_lowbit.groups import Group
-from avq_lowbit.limits import Limits, loss
-from avq_lowbit.plans import Bits, Plans
-from avq_lowbit.search import Step
+from avq_lowbit.plans import Bits, Group, Plans
+from avq_lowbit.search import Limits, Step, loss
 
 
 def step_rows(steps: Sequence[Step], chosen: Step, limits: Limits) -> list[dict[str, object]]:

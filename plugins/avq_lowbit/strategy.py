@@ -13,12 +13,9 @@ from avq.toolbox import Placement, Ranging, place, wanted_statistics
 from avq.types import GraphView, PlanScore, QuantizationPlan, Served
 from avq_lowbit.corrections import Corrections
 from avq_lowbit.explain import conclusion, curve, group_reasons, group_rows, step_rows
-from avq_lowbit.groups import Group, weight_groups
-from avq_lowbit.limits import Limits
-from avq_lowbit.plans import Bits, Data, Plans
-from avq_lowbit.search import Search, Step
-from avq_lowbit.sensitivity import damages
-from avq_lowbit.walk import walk
+from avq_lowbit.plans import Bits, Data, Group, Plans, weight_groups
+from avq_lowbit.search import Limits, Search, Step
+from avq_lowbit.sensitivity import damages, walk
 
 _MEGABYTE = 1e6
 # Served one after the other until one is right and not slower than the gate allows; the last has 8 bits everywhere.

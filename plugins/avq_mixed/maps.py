@@ -58,3 +58,25 @@ class Maps:
             for placement in group.placements:
                 precisions[placement.node] = NodePrecision("int8" if inside else "fp32", reason)
         return precisions
+
+
+# Precision maps that teach the cost model what groups and boundaries are worth.
+
+
+def random_maps(groups: Sequence[Group], count: int, seed: int) -> list[AnyArray]:
+    """(groups,) bool maps from nearly float to nearly INT8, three designs in turns.
+
+    Runs of neighbours, as real plans have; the same with depthwise convolutions float, as good plans have;
+    and every group by itself, which has the most boundaries.
+    """
+    rng = np.random.default_rng(seed)
+    mixing = np.array([g.kind != "depthwise" for g in groups], bool)
+    maps = []
+    for index in range(count):
+        share = (index + 0.5) / count
+        longest = 1 if index % 3 == 2 else max(2, len(groups) // 6)
+        run = int(rng.integers(1, longest + 1))
+        blocks = rng.random(-(-len(groups) // run)) < share
+        drawn = np.repeat(blocks, run)[: len(groups)]
+        maps.append(drawn & mixing if index % 3 == 1 else drawn)
+    return maps

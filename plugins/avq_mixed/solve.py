@@ -9,7 +9,7 @@ import numpy as np
 
 from avq.toolbox import STANDARD_OUTPUT, muted
 from avq.types import F64, AnyArray
-from avq_mixed.costs import CostModel
+from avq_mixed.fit import CostModel
 from avq_mixed.groups import OUTSIDE
 
 _SECONDS = 5.0

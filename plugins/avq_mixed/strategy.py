@@ -11,14 +11,11 @@ from pydantic import Field
 from avq import Workbench
 from avq.toolbox import Placement, Ranging, RangingOptions, macs_by_node, place, wanted_statistics
 from avq.types import CALIBRATORS, F64, AnyArray, Calibrator, GraphView, QuantizationPlan
-from avq_mixed.costs import CostModel
-from avq_mixed.explain import group_reasons, group_rows
-from avq_mixed.fit import Counted, Timing, count, fit
+from avq_mixed.explain import front_figure, group_reasons, group_rows
+from avq_mixed.fit import CostModel, Counted, Timing, count, fit
 from avq_mixed.front import Point, choose, front, with_share
-from avq_mixed.front_figure import front_figure
 from avq_mixed.groups import Group, boundaries, fusion_groups
-from avq_mixed.maps import Maps
-from avq_mixed.random_maps import random_maps
+from avq_mixed.maps import Maps, random_maps
 from avq_mixed.sensitivity import damages, measure
 from avq_mixed.solve import Problem, candidates
 

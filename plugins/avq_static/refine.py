@@ -10,8 +10,7 @@ from avq.toolbox import correct_biases, equalize, find_pairs, round_weights
 from avq.types import F64, AnyArray, MomentRequest
 from avq_static.assemble import Network
 from avq_static.options import StaticOptions
-from avq_static.ranges import WORTH_KEEPING_FLOAT, measure
-from avq_static.trial import Tried, measurably_better
+from avq_static.ranges import WORTH_KEEPING_FLOAT, Tried, measurably_better, measure
 
 
 @dataclass

@@ -9,11 +9,9 @@ from avq import Workbench
 from avq.toolbox import Placement, place, wanted_statistics
 from avq.types import GraphView, NodePrecision, QuantizationPlan
 from avq_static.assemble import OWNER, Network
-from avq_static.depthwise import tell
 from avq_static.options import StaticOptions
-from avq_static.ranges import Ranges
+from avq_static.ranges import Ranges, Tried, tell
 from avq_static.refine import Refinement
-from avq_static.trial import Tried
 
 #: From here on a plan's loss wants a cause: lost share plus confidence shift.
 _LOSS_TO_EXPLAIN = 0.02

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from avq_lowbit.groups import other_bytes, weight_groups
+from avq_lowbit.plans import other_bytes, weight_groups
 
 from avq.builder import build
 from avq.builder.frontend.analyse import understand_alone

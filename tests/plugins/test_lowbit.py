@@ -11,9 +11,8 @@ import onnx
 import pytest
 from avq_lowbit import LowbitOptions, LowbitQuantizer
 from avq_lowbit.corrections import KnownMoments
-from avq_lowbit.limits import Limits
-from avq_lowbit.search import Search
-from avq_lowbit.walk import spaced, walk
+from avq_lowbit.search import Limits, Search
+from avq_lowbit.sensitivity import spaced, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

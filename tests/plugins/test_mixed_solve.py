@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from avq_mixed.costs import CostModel, crossings
-from avq_mixed.fit import Counted, Timing, count, fit
+from avq_mixed.fit import CostModel, Counted, Timing, count, crossings, fit
 from avq_mixed.front import Point, choose, front, with_share
 from avq_mixed.groups import OUTSIDE, Boundary, Group, boundaries, fusion_groups
-from avq_mixed.random_maps import random_maps
+from avq_mixed.maps import random_maps
 from avq_mixed.sensitivity import Sensitivity, damages, neighbours
 from avq_mixed.solve import Problem, candidates, fastest
 from avq_mixed.strategy import MixedOptions, MixedQuantizer

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from avq_qat import QatOptions, QatQuantizer
-from avq_qat.fixes import resymmetrized
+from avq_qat.strategy import resymmetrized
 
 from avq.builder import build
 from avq.builder.import_parity import with_ways_on
