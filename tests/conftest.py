@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.ray_kit import ray_fleet
+from tests.parallel.ray_pool import ray_fleet
 
 __all__ = ["ROOT", "material", "material_folder", "ray_fleet"]
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from avq.cli import build, log
-from avq.cli import bundle as trust
-from avq.cli import evaluate as judge
-from avq.cli import run as drive
-from avq.cli import system as about  # noqa: F401  (each registers its commands)
+from avq.cli import build, bundle, evaluate, log, run, system  # noqa: F401  (each registers its commands)
 from avq.cli.app import cli
 
 

@@ -95,7 +95,7 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def _calibration(path: Path) -> dict[str, Any]:
-    from avq.builder.calibrate import file as avqcal
+    from avq.builder.calibrate import avqcal
 
     data = avqcal.read(path)
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import avq
 from avq import errors
-from avq.daemon import systemd as notify
+from avq.daemon import systemd
 from avq.daemon.capture_protocol import STOP, CaptureSettings, Failed, Message, Slot, Unframer, decode, framed
 from avq.errors import AvqError, MachineError
 from avq.types import U8
@@ -183,7 +183,7 @@ def _environment() -> dict[str, str]:
     installed = home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     paths = [*([] if installed else [home]), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {**_QUIET, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    inherited = {name: value for name, value in os.environ.items() if name not in notify.VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if name not in systemd.VARIABLES}
     return {**inherited, **settings}
 
 

@@ -53,4 +53,4 @@ def test_a_file_that_is_not_collected_is_reported(tmp_path: Path) -> None:
     for name in ("build", "plain"):
         (tmp_path / "tests" / name).mkdir(parents=True)
         (tmp_path / "tests" / name / "test_one.py").write_text("def test_one():\n    assert 1 + 1 == 2\n")
-    assert missing_files(tmp_path) == ["tests/builder/test_one.py"]
+    assert missing_files(tmp_path) == ["tests/build/test_one.py"]

@@ -57,7 +57,7 @@ def calibrate_with_avq(material: Path, pictures: Path, workers: int, outputs_too
     )
     with tempfile.TemporaryDirectory() as folder:
         answer = run_calibrate(run, Path(folder) / "c.avqcal")
-        from avq.builder.calibrate import file as avqcal
+        from avq.builder.calibrate import avqcal
 
         table = thresholds_table(avqcal.read(Path(folder) / "c.avqcal"), calibrator="entropy")
     return {"images": answer["images"], "tensors": len(table["tensors"]), "digest": answer["digest"]}

@@ -14,7 +14,7 @@ from avq.engines.null import NullSession
 from avq.errors import BundleError
 from avq.measure.golden import ask_golden, golden_inputs, limit_of, require_golden
 from avq.types import DecoderSpec
-from tests.test_bundle import manifest
+from tests.bundle.test_bundle import manifest
 
 RNG = np.random.default_rng(3)
 RAW = {"out": RNG.normal(size=(1, 126, 7)).astype(np.float32)}

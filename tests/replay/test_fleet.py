@@ -25,7 +25,7 @@ from avq.toolbox import place
 from avq.types import GraphView, QuantizationPlan
 from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION
-from tests.ray_kit import KillsAWorker
+from tests.parallel.ray_pool import KillsAWorker
 from tests.replay.bundle_kit import int8_plan, known, write_real_bundle
 
 DRIVES = [f"scene://drive?seed={seed}&weather=day&frames=8&size=320x180" for seed in range(6)]
@@ -186,7 +186,7 @@ def test_a_shard_is_not_spread(tmp_path):
 
 def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     """What an interrupted calibration left is used only where it fits."""
-    from avq.builder.calibrate import file as avqcal
+    from avq.builder.calibrate import avqcal
     from avq.builder.calibrate.commands import calibration_run
     from avq.builder.calibrate.sharding import spread
     from avq.builder.pictures.dataset import open_set

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from avq.builder.calibrate import file as avqcal
+from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.sharding import run_calibrate
 from avq.builder.pictures.dataset import open_set
 from tests.builder.calibrate.calibration_case import run_on, write_pictures

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from avq.builder.calibrate import file as avqcal
-from avq.builder.calibrate.file import CalibrationFile
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.avqcal import CalibrationFile
 from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.calibrate.run import CalibrationRun, check_belongs, origin_of, thresholds_table

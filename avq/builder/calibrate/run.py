@@ -16,9 +16,8 @@ from typing import Any
 
 import onnx
 
-from avq.builder.calibrate import file as avqcal
-from avq.builder.calibrate import ranges as thresholds
-from avq.builder.calibrate.file import CalibrationFile, Origin, Shard
+from avq.builder.calibrate import avqcal, ranges
+from avq.builder.calibrate.avqcal import CalibrationFile, Origin, Shard
 from avq.builder.calibrate.histogram import Histogram
 from avq.builder.calibrate.observe import (
     Observation,
@@ -276,7 +275,7 @@ def thresholds_table(
             "low": found.low,
             "high": found.high,
             "threshold": found.threshold,
-            "scale": thresholds.scale_of(found, bits=bits, symmetric=symmetric),
+            "scale": ranges.scale_of(found, bits=bits, symmetric=symmetric),
             "min": histogram.minimum,
             "max": histogram.maximum,
             "count": histogram.count,

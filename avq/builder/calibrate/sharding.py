@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avq.builder.calibrate import file as avqcal
-from avq.builder.calibrate.file import CalibrationFile, Shard
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.avqcal import CalibrationFile, Shard
 from avq.builder.calibrate.run import CalibrationRun
 from avq.errors import CalibrationError
 from avq.parallel import Fleet

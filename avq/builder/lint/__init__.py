@@ -13,13 +13,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from avq.builder.lint import grids, placement, structure
-from avq.builder.lint import grids as blocks
-from avq.builder.lint import kernels as both_sides
-from avq.builder.lint import kernels as pairs
-from avq.builder.lint import types as architectures
-from avq.builder.lint import types as four_bits
-from avq.builder.lint import types as operators
+from avq.builder.lint import grids, kernels, placement, structure, types
 from avq.builder.lint.graph import LintGraph
 from avq.builder.lint.rule import REGISTERED, LintFinding, Rule
 from avq.errors import RequestError, nearest
@@ -27,7 +21,7 @@ from avq.types import TARGETS, Finding
 
 __all__ = ["FAMILIES", "LintFinding", "RULES", "Rule", "lint", "lint_errors"]
 
-FAMILIES = (grids, blocks, four_bits, both_sides, pairs, placement, structure, operators, architectures)
+FAMILIES = (grids, kernels, placement, structure, types)
 #: The one table, by id.
 RULES: tuple[Rule, ...] = tuple(sorted(REGISTERED, key=lambda rule: rule.id))
 

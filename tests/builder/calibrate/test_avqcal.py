@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avq.builder.calibrate import file as avqcal
-from avq.builder.calibrate.file import CalibrationFile, Origin, Shard
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.avqcal import CalibrationFile, Origin, Shard
 from avq.builder.calibrate.histogram import Histogram
 from avq.errors import CalibrationError
 

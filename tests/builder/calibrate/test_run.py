@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avq.builder.calibrate import file as avqcal
+from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.histogram import Histogram
 from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.observe import observe

@@ -15,7 +15,7 @@ from avq.builder.encodings.read import read_side_file
 from avq.errors import CalibrationError
 from avq.toolbox import weight_point
 from avq.types import Edge
-from tests.builder.sidefiles.network import ACTIVATIONS, READ_BY_WEIGHTED, WEIGHTS, graph
+from tests.builder.encodings.network import ACTIVATIONS, READ_BY_WEIGHTED, WEIGHTS, graph
 
 HEADER = "TRT-8501-EntropyCalibration2"
 

@@ -14,7 +14,7 @@ from avq.builder.encodings import CacheEntry, TrtCache, write_cache
 from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.graph.view import view_of
 from avq.types import Edge, Foreign, QuantizationPlan, Range
-from tests.builder.sidefiles.network import READ_BY_WEIGHTED, WEIGHTS, graph
+from tests.builder.encodings.network import READ_BY_WEIGHTED, WEIGHTS, graph
 
 VIEW = graph()
 

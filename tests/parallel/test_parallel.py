@@ -12,7 +12,7 @@ import pytest
 
 from avq.errors import MachineError, RequestError
 from avq.parallel import Fleet, fan_out
-from tests.ray_kit import always_killed, killed_once, ray_processes
+from tests.parallel.ray_pool import always_killed, killed_once, ray_processes
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 

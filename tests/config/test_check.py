@@ -14,7 +14,7 @@ from avq.config import json_schema, load_run
 from avq.errors import ConfigError
 from avq.plugins import PluginHost
 from avq.serve.check import check_config
-from tests.config_corpus import RECIPE, VALID, corpus, faults, refusal
+from tests.config.corpus import RECIPE, VALID, corpus, faults, refusal
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 """Wrong configurations: typos, units, impossible budgets, options a source cannot have, and what users of other
-services stumbled over. ``python -m tests.config_corpus`` checks them all and prints the processor time they took.
+services stumbled over. ``python -m tests.config.corpus`` checks them all and prints the processor time they took.
 """
 
 from __future__ import annotations

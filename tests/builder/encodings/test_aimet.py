@@ -18,7 +18,7 @@ from avq.builder.encodings.read import read_side_file
 from avq.builder.encodings.write import Lowered, plan_as_aimet
 from avq.errors import CalibrationError, PlanError
 from avq.types import Edge, QuantizationPlan, QuantPoint
-from tests.builder.sidefiles.network import ACTIVATIONS, WEIGHTS, graph
+from tests.builder.encodings.network import ACTIVATIONS, WEIGHTS, graph
 
 VIEW = graph()
 scales = st.floats(2.0**-100, 2.0**100, width=32)

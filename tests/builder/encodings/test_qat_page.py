@@ -20,7 +20,7 @@ def rows() -> str:
 def test_the_page_lists_every_diagnostic_and_no_other() -> None:
     table = TABLE.search(PAGE)
     assert table is not None
-    assert table.group(2) == rows(), "python -m tests.builder.sidefiles.test_qat_page writes the table anew"
+    assert table.group(2) == rows(), "python -m tests.builder.encodings.test_qat_page writes the table anew"
     assert set(re.findall(r"AVQ-Q\d+", PAGE)) <= set(PITFALLS)
 
 

@@ -18,7 +18,7 @@ from avq.measure.golden import ask_golden, golden_inputs
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Recipe, SessionOptions
-from tests.builder.pending.test_same_choices import PICTURES, detector, opened, suppressing
+from tests.builder.cross_compile.test_same_choices import PICTURES, detector, opened, suppressing
 from tests.e2e.conftest import CALIBRATION
 
 RTDETR = Path(__file__).parents[1] / "replicas" / "rtdetr.onnx"

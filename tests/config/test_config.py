@@ -25,7 +25,7 @@ from avq.config import (
 from avq.config.line_numbers import key_lines
 from avq.errors import ConfigError, RequestError
 
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 RUN = """
 bundle = "b"
 [budget]
