@@ -1,6 +1,6 @@
 """From a float ONNX model and pictures to a bundle.
 
-Read in this order: request, pictures, graph, understand, calibrate, workbench, planning, lower, bench, stage,
+Read in this order: request, pictures, graph, frontend, calibrate, workbench, planning, lower, bench, stage,
 verify, gate, report; ``pipeline.run_build`` is the diagram.
 """
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from avq.builder.frontend.analyse import Understood
-from avq.builder.frontend.fold_input import numbers_of
+from avq.builder.frontend.analyse import ModelAnalysis
+from avq.builder.frontend.fold_input import normalise_picture
 from avq.builder.lift import Parity, prove
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
@@ -27,35 +27,35 @@ _DRAWN = 2
 _REAL = 4
 
 
-def prove_import(request: Request, understood: Understood, probe_set: ProbeSet) -> Parity | None:
+def prove_import(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet) -> Parity | None:
     """The file against its import as it was read, on drawn and real pictures; None where nothing was imported.
 
     Options of a strategy come after: they may change the plan, and their cost is measured, not proven. A file
     with faults that no plan can say has no import to prove.
     """
-    imported, foreign = understood.imported, understood.foreign
+    imported, foreign = analysis.imported, analysis.foreign
     if imported is None or foreign is None or foreign.errors:
         return None
-    plan = as_read(understood, foreign)
-    lowered = lower(understood.model.proto, plan, reference_encoding(plan))
-    tensors = [i.tensor for i in drawn_inputs(understood.spec, _DRAWN)]
+    plan = as_read(analysis, foreign)
+    lowered = lower(analysis.model.proto, plan, reference_encoding(plan))
+    tensors = [i.tensor for i in drawn_inputs(analysis.spec, _DRAWN)]
     tensors += [i.tensor for i in probe_set.inputs[:_REAL]] if probe_set.items else []
-    name = understood.model.view.inputs[0].name
-    feeds = [({name: _source_numbers(understood, tensor)}, {name: tensor}) for tensor in tensors]
+    name = analysis.model.view.inputs[0].name
+    feeds = [({name: _source_numbers(analysis, tensor)}, {name: tensor}) for tensor in tensors]
     return prove(
         imported.source,
         lowered,
         request.reference,
         feeds,
-        last_step=_last_steps(understood, plan),
+        last_step=_last_steps(analysis, plan),
         threads=request.probe_threads,
     )
 
 
-def as_read(understood: Understood, foreign: Foreign) -> QuantizationPlan:
+def as_read(analysis: ModelAnalysis, foreign: Foreign) -> QuantizationPlan:
     """The plan that says what the file says, and nothing else."""
     return QuantizationPlan(
-        graph_digest=understood.model.view.digest, points=foreign.points, overrides=foreign.overrides
+        graph_digest=analysis.model.view.digest, points=foreign.points, overrides=foreign.overrides
     )
 
 
@@ -100,13 +100,13 @@ def with_ways_on(
     return replace(verdict, fixes=tuple(dict.fromkeys([*first, *others])))
 
 
-def _source_numbers(understood: Understood, tensor: U8) -> AnyArray:
-    dtype = understood.source.view.inputs[0].dtype
+def _source_numbers(analysis: ModelAnalysis, tensor: U8) -> AnyArray:
+    dtype = analysis.source.view.inputs[0].dtype
     if dtype == "uint8":
         return tensor
-    return numbers_of(tensor, understood.spec).astype(dtype)
+    return normalise_picture(tensor, analysis.spec).astype(dtype)
 
 
-def _last_steps(understood: Understood, plan: QuantizationPlan) -> dict[str, float]:
-    points = {name: plan.by_edge.get(Edge(name)) for name in understood.model.view.output_names}
+def _last_steps(analysis: ModelAnalysis, plan: QuantizationPlan) -> dict[str, float]:
+    points = {name: plan.by_edge.get(Edge(name)) for name in analysis.model.view.output_names}
     return {name: float(np.max(point.scale)) for name, point in points.items() if point is not None}

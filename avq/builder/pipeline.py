@@ -13,7 +13,7 @@ from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.cross_compile.dla import implicit_parts, with_ranges
 from avq.builder.cross_compile.target import Compiled, pending_target
 from avq.builder.diagnose import find_cause, left_float
-from avq.builder.frontend.analyse import Understood, understand_model
+from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
 from avq.builder.gate import Limits, judge
 from avq.builder.import_parity import judged_by_parity, prove_import, with_parity, with_ways_on
 from avq.builder.labelled import check_labels
@@ -35,7 +35,7 @@ from avq.types import Finding, Recipe, Verdict
 
 
 def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet | None = None) -> Outcome:
-    """Understand, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
+    """Analyse, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
 
     Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
     folder and its report stay.
@@ -43,37 +43,35 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
     started_s = time.monotonic()
     request = replace(check(recipe, host), fleet=fleet or Fleet())
     pictures = open_pictures(recipe, report)
-    understood = understand_model(request, pictures.samples, report)
-    probe_set = prepare_probe_set(request, understood, pictures, report)
-    check_labels(request, understood.class_names, probe_set)
+    analysis = analyse_model(request, pictures.samples, report)
+    probe_set = prepare_probe_set(request, analysis, pictures, report)
+    check_labels(request, analysis.class_names, probe_set)
     if recipe.gate and recipe.labels is None:
         probe_set.require_boxes()
-    calibration = Calibration(request, understood, pictures.calibration, report)
-    planned = make_plan(request, understood, calibration, probe_set, host, report)
-    parity = prove_import(request, understood, probe_set)
-    pending, compiled = pending_target(request, understood, probe_set), Compiled()
+    calibration = Calibration(request, analysis, pictures.calibration, report)
+    planned = make_plan(request, analysis, calibration, probe_set, host, report)
+    parity = prove_import(request, analysis, probe_set)
+    pending, compiled = pending_target(request, analysis, probe_set), Compiled()
     if pending is not None:
         planned = replace(planned, plan=pending.finished(planned.plan))
         compiled = pending.compile(planned.plan, report)
         trials: Sequence[Trial] = [pending.trial(planned.plan)]
         ranked = trials
     else:
-        trials = _try_engines(request, understood, planned, probe_set, report)
+        trials = _try_engines(request, analysis, planned, probe_set, report)
         ranked = fastest_first(trials, planned.plan, request)
 
-    plan = with_ranges(request, understood, planned.plan, calibration, probe_set)
+    plan = with_ranges(request, analysis, planned.plan, calibration, probe_set)
     planned = replace(planned, plan=plan)
     extra = {
         **compiled.parts,
-        **implicit_parts(request, understood, plan),
-        **drift_parts(request, understood, plan, pictures, report),
+        **implicit_parts(request, analysis, plan),
+        **drift_parts(request, analysis, plan, pictures, report),
     }
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(
-            request, understood, calibration, planned, trial, probe_set, extra, linted=compiled.lint
-        )
+        staged = stage(request, analysis, calibration, planned, trial, probe_set, extra, linted=compiled.lint)
         verified = verify(staged, request, probe_set, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)
@@ -82,12 +80,12 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet |
 
     final = _first_accepted(ranked, attempt)
     if not final.verdict.accepted:
-        verdict = _with_cause(final.verdict, understood, planned)
-        in_model = understood.imported is not None
+        verdict = _with_cause(final.verdict, analysis, planned)
+        in_model = analysis.imported is not None
         verdict = with_ways_on(verdict, planned.foreign, recipe.options, in_model=in_model)
         final = replace(final, verdict=verdict)
     outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
-    page = report_page(_story(outcome, request, understood, planned, probe_set, calibration))
+    page = report_page(_story(outcome, request, analysis, planned, probe_set, calibration))
     return _conclude(outcome, final.staged, page, host, report)
 
 
@@ -128,32 +126,32 @@ def _first_accepted(trials: Sequence[Trial], attempt: Callable[[Trial], _Attempt
 def _story(
     outcome: Outcome,
     request: Request,
-    understood: Understood,
+    analysis: ModelAnalysis,
     planned: Planned,
     probe_set: ProbeSet,
     calibration: Calibration,
 ) -> Story:
     """With what only the report asks for: the counts behind the ranges, and the time of every layer."""
     stats = HistogramStats(calibration.used.histograms) if calibration.used is not None else None
-    model, candidate = understood.model, outcome.chosen.candidate
+    model, candidate = analysis.model, outcome.chosen.candidate
     costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, probe_set)
-    return Story(outcome, request, understood, planned, probe_set, stats, costs)
+    return Story(outcome, request, analysis, planned, probe_set, stats, costs)
 
 
 def _try_engines(
-    request: Request, understood: Understood, planned: Planned, probe_set: ProbeSet, report: Reporter
+    request: Request, analysis: ModelAnalysis, planned: Planned, probe_set: ProbeSet, report: Reporter
 ) -> Sequence[Trial]:
-    with Bench(request, understood.model.proto, planned.plan, probe_set) as bench:
+    with Bench(request, analysis.model.proto, planned.plan, probe_set) as bench:
         return bench.try_all(candidates_for(request, planned.plan), report)
 
 
-def _with_cause(verdict: Verdict, understood: Understood, planned: Planned) -> Verdict:
+def _with_cause(verdict: Verdict, analysis: ModelAnalysis, planned: Planned) -> Verdict:
     """What cost the accuracy: a kind of operator in INT8, and what the strategy had to leave float already."""
     if planned.error is None:
         return verdict
-    cause = find_cause(understood.model.view, planned.plan, planned.error)
+    cause = find_cause(analysis.model.view, planned.plan, planned.error)
     said = [str(cause)] if cause is not None else []
-    said += left_float(planned.plan, understood.keep_float)
+    said += left_float(planned.plan, analysis.keep_float)
     return replace(verdict, reasons=(*verdict.reasons, *said))
 
 

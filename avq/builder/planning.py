@@ -11,7 +11,7 @@ import onnx
 from avq.builder.calibrate.commands import Calibration
 from avq.builder.cross_compile.target import PendingTarget, pending_target
 from avq.builder.encodings.complete import side_file_for_plan
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.gate import DEFAULT_LOST_PERCENT
 from avq.builder.labelled import map_drop
 from avq.builder.lower import lower
@@ -49,7 +49,7 @@ class HostWorkbench:
 
     Attributes:
         request: what was asked for, with the engines that may serve it.
-        understood: the folded float model with its head and preprocessing.
+        analysis: the folded float model with its head and preprocessing.
         probe_set: held-out pictures with float answers.
         keep_float: nodes that stay float, with reasons.
         foreign: quantization that came with the model.
@@ -57,7 +57,7 @@ class HostWorkbench:
     """
 
     request: Request
-    understood: Understood
+    analysis: ModelAnalysis
     probe_set: ProbeSet
     keep_float: Mapping[str, str]
     report: Reporter
@@ -146,11 +146,11 @@ class HostWorkbench:
 
     @cached_property
     def _serving(self) -> Serving | PendingTarget:
-        pending = pending_target(self.request, self.understood, self.probe_set)
+        pending = pending_target(self.request, self.analysis, self.probe_set)
         if pending is not None:
             return pending
-        model = self.understood.model
-        by_labels = map_drop(self.request, self.understood.class_names, self.probe_set)
+        model = self.analysis.model
+        by_labels = map_drop(self.request, self.analysis.class_names, self.probe_set)
         return Serving(
             self.request, model.proto, model.view, self.probe_set, self._reference_answers, by_labels
         )
@@ -164,7 +164,7 @@ class HostWorkbench:
 
     def _question(self, pictures: int | None, *, at_once: int) -> Question:
         """None: all pictures, exactly; else the first so many, to rank plans."""
-        model = self.understood.model
+        model = self.analysis.model
         return Question(
             model.proto,
             self.request.reference,
@@ -237,7 +237,7 @@ class Planned:
 
 def make_plan(
     request: Request,
-    understood: Understood,
+    analysis: ModelAnalysis,
     calibration: Calibration,
     probe_set: ProbeSet,
     host: PluginHost,
@@ -247,15 +247,15 @@ def make_plan(
 
     Raises PluginError when the strategy returns a plan for another graph.
     """
-    view = understood.model.view
+    view = analysis.model.view
     if request.quantizer is None:
         return Planned(QuantizationPlan(graph_digest=view.digest, owner="avq", owner_version="float"), ())
 
-    keep_float = {**host.keep_float(view, request.recipe), **understood.keep_float}
-    foreign = _foreign(request, understood, calibration, keep_float)
+    keep_float = {**host.keep_float(view, request.recipe), **analysis.keep_float}
+    foreign = _foreign(request, analysis, calibration, keep_float)
     workbench = HostWorkbench(
         request=request,
-        understood=understood,
+        analysis=analysis,
         probe_set=probe_set,
         keep_float=keep_float,
         report=report,
@@ -284,22 +284,22 @@ def make_plan(
 
 
 def _foreign(
-    request: Request, understood: Understood, calibration: Calibration, keep_float: Mapping[str, str]
+    request: Request, analysis: ModelAnalysis, calibration: Calibration, keep_float: Mapping[str, str]
 ) -> Foreign | None:
     """Quantization in the model's file, or in the file beside it that the option ``encodings`` names."""
     path = getattr(request.options, "encodings", None)
     if path is None:
-        return understood.foreign
-    if understood.foreign is not None:
+        return analysis.foreign
+    if analysis.foreign is not None:
         raise RequestError(
             "the model is quantized already, and --option encodings= names a second quantization",
-            seen=f"{request.recipe.model} ({understood.foreign.dialect}) and {path}",
+            seen=f"{request.recipe.model} ({analysis.foreign.dialect}) and {path}",
             fix="drop the option, or give the float model",
         )
     counted = request.recipe.data is not None or request.recipe.calibration is not None
     return side_file_for_plan(
         path,
-        understood.model.view,
+        analysis.model.view,
         keep_float,
         calibration.collect if counted else None,
         symmetric_only=request.recipe.target.startswith("tensorrt"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.pictures.dataset import Item, Pictures, read_picture
 from avq.builder.request import Request
 from avq.decoders import DetectionDecoder, builtin_decoders
@@ -186,7 +186,7 @@ def _answers(
 
 
 def prepare_probe_set(
-    request: Request, understood: Understood, pictures: Pictures, report: Reporter
+    request: Request, analysis: ModelAnalysis, pictures: Pictures, report: Reporter
 ) -> ProbeSet:
     """Read, prepare and run the float model once over the held-out pictures.
 
@@ -196,12 +196,12 @@ def prepare_probe_set(
     Raises ModelError when the float model answers with NaN or Inf.
     """
     if not pictures.held_out.items:
-        return _drawn(request, understood)
+        return _drawn(request, analysis)
     families = (*builtin_decoders(), *request.families)
-    decode = DetectionDecoder(understood.decoder, families) if understood.decoder.family != "none" else None
+    decode = DetectionDecoder(analysis.decoder, families) if analysis.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
-    session = request.reference.open(understood.model.proto.SerializeToString(), options)
-    asked = _Asked(Preprocessor(understood.spec), session, decode)
+    session = request.reference.open(analysis.model.proto.SerializeToString(), options)
+    asked = _Asked(Preprocessor(analysis.spec), session, decode)
     held_out = pictures.held_out.items[:MAX_PICTURES]
     try:
         for item in report.track(held_out, "float answers", len(held_out)):
@@ -214,11 +214,11 @@ def prepare_probe_set(
     return asked.probe_set()
 
 
-def _drawn(request: Request, understood: Understood) -> ProbeSet:
+def _drawn(request: Request, analysis: ModelAnalysis) -> ProbeSet:
     """Drawn pictures: engines are compared and timed on them, nothing is judged by them."""
     options = SessionOptions(threads=request.probe_threads, optimise=False)
-    session = request.reference.open(understood.model.proto.SerializeToString(), options)
-    inputs = drawn_inputs(understood.spec, _DRAWN)
+    session = request.reference.open(analysis.model.proto.SerializeToString(), options)
+    inputs = drawn_inputs(analysis.spec, _DRAWN)
     try:
         return ProbeSet((), inputs, None, (), None).told_by(session)
     finally:

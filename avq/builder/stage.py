@@ -13,7 +13,7 @@ import onnx
 
 from avq import __version__
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.index_selection import chosen_rows
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower, saturation_probe
@@ -70,7 +70,7 @@ class Staged:
 
 def stage(
     request: Request,
-    understood: Understood,
+    analysis: ModelAnalysis,
     calibration: Calibration,
     planned: Planned,
     chosen: Trial,
@@ -84,7 +84,7 @@ def stage(
     ``linted`` is what lint said of the very same model, where it has been asked.
     """
     plan, candidate = planned.plan, chosen.candidate
-    proto = understood.model.proto
+    proto = analysis.model.proto
     float_model = proto.SerializeToString()
     model = float_model if candidate.encoding == FLOAT else lower(proto, plan, candidate.encoding)
     golden = _golden(model, chosen, request, probe_set, float_model)
@@ -93,16 +93,16 @@ def stage(
     if plan.points:
         parts[PLAN_JSON], parts[PLAN_ARRAYS] = plan_to_parts(plan)
     folder = staging_folder(request.recipe.output)
-    manifest = write_staged(folder, _manifest(request, understood, calibration, planned, chosen), parts)
-    share = int8_mac_share(understood.model.view, plan)
+    manifest = write_staged(folder, _manifest(request, analysis, calibration, planned, chosen), parts)
+    share = int8_mac_share(analysis.model.view, plan)
     found = lint_errors(model, request.recipe.target) if linted is None else linted
     return Staged(folder, manifest, share, found)
 
 
 def _manifest(
-    request: Request, understood: Understood, calibration: Calibration, planned: Planned, chosen: Trial
+    request: Request, analysis: ModelAnalysis, calibration: Calibration, planned: Planned, chosen: Trial
 ) -> Manifest:
-    view, used = understood.model.view, calibration.used
+    view, used = analysis.model.view, calibration.used
     engine = request.float_engines[chosen.candidate.engine]
     plan = planned.plan
     return Manifest(
@@ -122,9 +122,9 @@ def _manifest(
         isa="" if request.compiler is not None else instruction_set(),
         input=view.inputs[0],
         outputs=view.outputs,
-        preprocess=understood.spec,
-        decoder=understood.decoder,
-        class_names=understood.class_names,
+        preprocess=analysis.spec,
+        decoder=analysis.decoder,
+        class_names=analysis.class_names,
         graph_digest=view.digest,
         plan_digest=plan.digest if plan.points else "",
         calibration=CalibrationUse(images=len(used.images), digest=used.digest) if used is not None else None,
@@ -177,13 +177,13 @@ MAX_PICTURES = 100
 
 
 def drift_parts(
-    request: Request, understood: Understood, plan: QuantizationPlan, pictures: Pictures, report: Reporter
+    request: Request, analysis: ModelAnalysis, plan: QuantizationPlan, pictures: Pictures, report: Reporter
 ) -> dict[str, bytes]:
     """probe.onnx and drift.json; nothing for plans without static ranges, no drift.json for few pictures.
 
     Held-out pictures come first: nothing was fitted to them.
     """
-    probe: onnx.ModelProto = saturation_probe(understood.model.proto, plan)
+    probe: onnx.ModelProto = saturation_probe(analysis.model.proto, plan)
     if not plan.points or not probe.graph.output:  # with float data there is no range to leave
         return {}
     parts = {PROBE: probe.SerializeToString()}
@@ -194,7 +194,7 @@ def drift_parts(
         return parts
     try:
         rows = probe_ratios(
-            parts[PROBE], request.reference, understood.spec, items, report, threads=request.probe_threads
+            parts[PROBE], request.reference, analysis.spec, items, report, threads=request.probe_threads
         )
     except AvqError as error:
         report.warning(f"no drift reference: {error.what}")

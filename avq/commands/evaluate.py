@@ -53,9 +53,9 @@ def open_subject(
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
         engines = _engines(bundle.manifest.engine.name, host, report)
         return detector_of(bundle, engines, threads=flags.threads, families=host.decoders())
-    from avq.builder.frontend.analyse import understand_alone
+    from avq.builder.frontend.analyse import analyse_for_command
 
-    request, understood = understand_alone(
+    request, analysis = analyse_for_command(
         path,
         pictures,
         host,
@@ -66,10 +66,10 @@ def open_subject(
         threads=flags.threads,
     )
     session = request.reference.open(
-        understood.model.proto.SerializeToString(), SessionOptions(threads=flags.threads)
+        analysis.model.proto.SerializeToString(), SessionOptions(threads=flags.threads)
     )
     return open_detector(
-        session, understood.spec, understood.decoder, understood.class_names, families=request.families
+        session, analysis.spec, analysis.decoder, analysis.class_names, families=request.families
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.frontend.analyse import Understood, understand_model
+from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
 from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.planning import make_plan
 from avq.builder.probe_set import ProbeSet, prepare_probe_set
@@ -105,11 +105,11 @@ def on_workbench(
 
 @dataclass(frozen=True)
 class _Ground:
-    """A model that is understood, and its pictures with the float model's answers: what every question stands on."""
+    """A model that is analysis, and its pictures with the float model's answers: what every question stands on."""
 
     request: Request
     pictures: Pictures
-    understood: Understood
+    analysis: ModelAnalysis
     probe_set: ProbeSet
     host: PluginHost
     report: Reporter
@@ -119,8 +119,8 @@ class _Ground:
         probe: _Probe[T] = _Probe(ask)
         asked = replace(self.request.recipe, strategy=strategy, target=target)
         request = replace(self.request, recipe=asked, quantizer=probe, options=_NoOptions())
-        calibration = Calibration(request, self.understood, self.pictures.calibration, self.report)
-        make_plan(request, self.understood, calibration, self.probe_set, self.host, self.report)
+        calibration = Calibration(request, self.analysis, self.pictures.calibration, self.report)
+        make_plan(request, self.analysis, calibration, self.probe_set, self.host, self.report)
         return probe.answers[0]
 
 
@@ -134,9 +134,9 @@ def _ground(model: Path | None, data: Path | None, report: Reporter) -> Iterator
         host = PluginHost()
         request = check(recipe, host)
         pictures = open_pictures(recipe, report)
-        understood = understand_model(request, pictures.samples, report)
-        probe_set = prepare_probe_set(request, understood, pictures, report)
-        yield _Ground(request, pictures, understood, probe_set, host, report)
+        analysis = analyse_model(request, pictures.samples, report)
+        probe_set = prepare_probe_set(request, analysis, pictures, report)
+        yield _Ground(request, pictures, analysis, probe_set, host, report)
 
 
 class _NoOptions(BaseModel):

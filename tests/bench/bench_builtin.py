@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from avq.builder import build
-from avq.builder.frontend.analyse import understand_alone
+from avq.builder.frontend.analyse import analyse_for_command
 from avq.builder.pictures.dataset import open_set
 from avq.bundle import GOLDEN, open_bundle
 from avq.cli.terminal import Terminal
@@ -71,9 +71,9 @@ def _accuracy(scenes: Path, bundle: Path, host: PluginHost, report: Terminal) ->
 
 def _ratio(bundle_path: Path, host: PluginHost, report: Terminal, pictures: Path, rounds: int) -> str:
     bundle = open_bundle(bundle_path, allow_unaccepted=True)
-    request, understood = understand_alone(builtin_detector_path(), open_set(pictures), host, report)
+    request, analysis = analyse_for_command(builtin_detector_path(), open_set(pictures), host, report)
     sessions = {
-        "float": request.reference.open(understood.model.proto.SerializeToString(), SessionOptions()),
+        "float": request.reference.open(analysis.model.proto.SerializeToString(), SessionOptions()),
         "bundle": open_session(bundle, host.running_engines(), threads=1),
     }
     tensor = bundle.arrays(GOLDEN)["input_0"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from avq_lowbit.plans import other_bytes, weight_groups
 
 from avq.builder import build
-from avq.builder.frontend.analyse import understand_alone
+from avq.builder.frontend.analyse import analyse_for_command
 from avq.builder.pictures.dataset import open_set
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
@@ -76,8 +76,8 @@ def _accuracy(scenes: Path, subject: Path, host: PluginHost, report: Terminal) -
 
 def _sizes(bundle: OpenBundle, host: PluginHost, report: Terminal) -> dict[str, int]:
     """Bytes of all constants: as float, at 8 bits, and as the bundle's plan says."""
-    _, understood = understand_alone(builtin_detector_path(), open_set(CALIBRATION), host, report)
-    graph = understood.model.view
+    _, analysis = analyse_for_command(builtin_detector_path(), open_set(CALIBRATION), host, report)
+    graph = analysis.model.view
     plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
     bits = {p.edge.tensor: p.bits for p in plan.points if p.edge.tensor in graph.constants}
     return {

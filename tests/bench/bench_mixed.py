@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 
 from avq import Workbench
 from avq.builder.calibrate.commands import Calibration
-from avq.builder.frontend.analyse import understand_model
+from avq.builder.frontend.analyse import analyse_model
 from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import make_plan
 from avq.builder.probe_set import prepare_probe_set
@@ -206,10 +206,10 @@ def predictions(name: str, given: argparse.Namespace) -> dict[str, object]:
     strategy = Predictions(given.maps, given.sessions, given.clock)
     request = replace(check(recipe, host), quantizer=strategy)
     pictures = open_pictures(recipe, report)
-    understood = understand_model(request, pictures.samples, report)
-    probe_set = prepare_probe_set(request, understood, pictures, report)
-    calibration = Calibration(request, understood, pictures.calibration, report)
-    make_plan(request, understood, calibration, probe_set, host, report)
+    analysis = analyse_model(request, pictures.samples, report)
+    probe_set = prepare_probe_set(request, analysis, pictures, report)
+    calibration = Calibration(request, analysis, pictures.calibration, report)
+    make_plan(request, analysis, calibration, probe_set, host, report)
     return strategy.row
 
 

@@ -1,4 +1,4 @@
-"""Real bundles of the built-in detector without the minutes of a build: understood, planned, lowered, written."""
+"""Real bundles of the built-in detector without the minutes of a build: analysis, planned, lowered, written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from avq.builder.frontend.analyse import Understood, understand_model
+from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
 from avq.builder.lower import lower
 from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.probe_set import ProbeSet, prepare_probe_set
@@ -28,11 +28,11 @@ BUILTIN = builtin_detector_path()
 
 @dataclass(frozen=True)
 class Known:
-    """A float detector of drawn scenes, understood."""
+    """A float detector of drawn scenes, analysis."""
 
     request: Request
     pictures: Pictures
-    understood: Understood
+    analysis: ModelAnalysis
     probe_set: ProbeSet
 
 
@@ -41,9 +41,9 @@ def known(model: Path = BUILTIN) -> Known:
     recipe = Recipe(model=model, output=Path(), data=CALIBRATION, strategy="float")
     request = check(recipe, PluginHost())
     pictures = open_pictures(recipe, Silent())
-    understood = understand_model(request, pictures.samples, Silent())
-    probe_set = prepare_probe_set(request, understood, pictures, Silent())
-    return Known(request, pictures, understood, probe_set)
+    analysis = analyse_model(request, pictures.samples, Silent())
+    probe_set = prepare_probe_set(request, analysis, pictures, Silent())
+    return Known(request, pictures, analysis, probe_set)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def write_real_bundle(
 
     ``preprocess`` are fields in which the bundle sees pictures otherwise than the model was meant to.
     """
-    understood = known(model).understood
-    proto, view = understood.model.proto, understood.model.view
+    analysis = known(model).analysis
+    proto, view = analysis.model.proto, analysis.model.view
     manifest = Manifest(
         avq_version="0.1.0",
         created="2026-01-02T03:04:05Z",
@@ -96,9 +96,9 @@ def write_real_bundle(
         ),
         input=view.inputs[0],
         outputs=view.outputs,
-        preprocess=replace(understood.spec, **preprocess),
-        decoder=understood.decoder,
-        class_names=understood.class_names,
+        preprocess=replace(analysis.spec, **preprocess),
+        decoder=analysis.decoder,
+        class_names=analysis.class_names,
         graph_digest=view.digest,
         plan_digest=plan.digest if plan else "",
         metrics={"chosen": {"p50_ms": 5.0}},

@@ -82,10 +82,10 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_fleet, tmp_path):
 def test_plans_are_judged_alike_by_workers(ray_fleet):
     it = known()
     question = Question(
-        it.understood.model.proto,
+        it.analysis.model.proto,
         it.request.reference,
         it.probe_set.first(2),
-        it.understood.model.view.inputs[0].name,
+        it.analysis.model.view.inputs[0].name,
     )
     here = question.answer(int8_plan())
     there = next(ray_fleet.map(question.answer, [int8_plan()]))
@@ -115,8 +115,8 @@ def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_fleet
         strategy = Ranking()
         options = MixedOptions(pictures=4, probes=12)
         request = replace(it.request, quantizer=strategy, options=options, fleet=fleet)
-        calibration = Calibration(request, it.understood, it.pictures.calibration, Silent())
-        planned = make_plan(request, it.understood, calibration, it.probe_set, PluginHost(), Silent())
+        calibration = Calibration(request, it.analysis, it.pictures.calibration, Silent())
+        planned = make_plan(request, it.analysis, calibration, it.probe_set, PluginHost(), Silent())
         return (*strategy.ranked, planned.notes)
 
     serial = ranked(Fleet())
@@ -193,10 +193,10 @@ def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     from avq.toolbox import calibration_tensors
 
     it, pictures = known(), open_set(CALIBRATION)
-    tensors = calibration_tensors(it.understood.model.view)[:2]
+    tensors = calibration_tensors(it.analysis.model.view)[:2]
 
     def run(items):  # type: ignore[no-untyped-def]
-        made = calibration_run(it.request, it.understood, pictures, tensors, Silent())
+        made = calibration_run(it.request, it.analysis, pictures, tensors, Silent())
         made.items = items
         return made
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from avq.builder import build
-from avq.builder.frontend.analyse import understand_alone
+from avq.builder.frontend.analyse import analyse_for_command
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
 from avq.builder.outcome import Outcome
@@ -100,7 +100,7 @@ def _quantized(
         build_for_rtx(model, "static", pictures, folder, architectures, options)
     bundle = open_bundle(folder / "static.avq", allow_unaccepted=True)
     plan = replace(plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS)), precisions={})
-    _, understood = understand_alone(HERE / f"{model}.onnx", open_set(pictures), PluginHost(), Silent())
+    _, analysis = analyse_for_command(HERE / f"{model}.onnx", open_set(pictures), PluginHost(), Silent())
     path = folder / f"{model}-qdq.onnx"
-    path.write_bytes(lower(understood.model.proto, plan, "s8"))
+    path.write_bytes(lower(analysis.model.proto, plan, "s8"))
     return path

@@ -99,7 +99,7 @@ _DECIDING = (
     "avq/toolbox",
     "avq/builder/graph",
     "avq/builder/lower",
-    "avq/builder/understand",
+    "avq/builder/frontend",
     "plugins",
 )
 _TEXT_METHODS = {"startswith", "endswith", "find", "index", "lower", "upper", "split", "partition", "count"}

@@ -17,7 +17,7 @@ from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.calibrate.run import CalibrationRun, check_belongs, origin_of, thresholds_table
 from avq.builder.calibrate.sharding import run_calibrate
-from avq.builder.frontend.analyse import Understood, understand_alone
+from avq.builder.frontend.analyse import ModelAnalysis, analyse_for_command
 from avq.builder.graph.view import view_of
 from avq.builder.lower.model import Model
 from avq.builder.pictures.dataset import CalibrationSet, open_set
@@ -40,16 +40,16 @@ class Calibration:
     """
 
     def __init__(
-        self, request: Request, understood: Understood, pictures: CalibrationSet, report: Reporter
+        self, request: Request, analysis: ModelAnalysis, pictures: CalibrationSet, report: Reporter
     ) -> None:
-        self._request, self._understood, self._pictures = request, understood, pictures
+        self._request, self._analysis, self._pictures = request, analysis, pictures
         self._report = report
         self.used: CalibrationFile | None = None
         self._sums: dict[str, F64] = {}
 
     def collect(self, tensors: Sequence[str]) -> HistogramStats:
         """Statistics of ``tensors``; one pass serves every strategy and every option on the same data."""
-        wanted = sorted({*tensors, *calibration_tensors(self._understood.model.view)})
+        wanted = sorted({*tensors, *calibration_tensors(self._analysis.model.view)})
         given = self._request.recipe.calibration
         self.used = self._from_file(given, tensors) if given is not None else self._cached(wanted)
         return HistogramStats(self.used.histograms)
@@ -57,13 +57,13 @@ class Calibration:
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
         """Answers by key; per-channel ones are asked of the pictures once, Gram matrices are too large to keep."""
         missing = [request for request in requests if request.key not in self._sums]
-        model = self._understood.model
+        model = self._analysis.model
         found = moments(
             model.proto,
             model.view,
             missing,
             self._pictures.items,
-            self._understood.spec,
+            self._analysis.spec,
             engine=self._request.reference,
         )
         self._sums.update({r.key: found[r.key] for r in missing if r.kind != "gram"})
@@ -71,23 +71,23 @@ class Calibration:
 
     def adjusted(self, overrides: Mapping[str, AnyArray]) -> Calibration:
         """The same pictures through the float network with these constants replaced."""
-        model = self._understood.model
+        model = self._analysis.model
         changed = Model(model.proto)
         for name in sorted(overrides):
             changed.replace_constant(name, np.asarray(overrides[name]))
-        understood = replace(
-            self._understood, model=replace(model, view=view_of(changed.proto), proto=changed.proto)
+        analysis = replace(
+            self._analysis, model=replace(model, view=view_of(changed.proto), proto=changed.proto)
         )
         # Counts that were given are of the network as it was.
         request = replace(self._request, recipe=replace(self._request.recipe, calibration=None))
-        return Calibration(request, understood, self._pictures, self._report)
+        return Calibration(request, analysis, self._pictures, self._report)
 
     def _from_file(self, path: Path, tensors: Sequence[str]) -> CalibrationFile:
         data = avqcal.read(path)
         check_belongs(
             data,
-            graph_digest=self._understood.model.view.digest,
-            spec=self._understood.spec,
+            graph_digest=self._analysis.model.view.digest,
+            spec=self._analysis.spec,
             tensors=tensors,
             name=str(path),
         )
@@ -98,7 +98,7 @@ class Calibration:
         found = self._from_cache(path)
         if found is not None:
             return found
-        run = calibration_run(self._request, self._understood, self._pictures, tensors, self._report)
+        run = calibration_run(self._request, self._analysis, self._pictures, tensors, self._report)
         path.parent.mkdir(parents=True, exist_ok=True)
         run_calibrate(run, path, self._request.fleet)
         return avqcal.read(path)
@@ -117,7 +117,7 @@ class Calibration:
         return data
 
     def _cache_path(self, tensors: Sequence[str]) -> Path:
-        origin = origin_of(self._request.reference, self._understood.spec, self._understood.model.view.digest)
+        origin = origin_of(self._request.reference, self._analysis.spec, self._analysis.model.view.digest)
         images = avqcal.set_digest([item.sha256 for item in self._pictures.items])
         key = hashlib.sha256("\n".join([origin.key, images, *tensors]).encode()).hexdigest()
         return cache_folder() / f"{key}.avqcal"
@@ -131,7 +131,7 @@ def cache_folder() -> Path:
 
 def calibration_run(
     request: Request,
-    understood: Understood,
+    analysis: ModelAnalysis,
     pictures: CalibrationSet,
     tensors: Sequence[str],
     report: Reporter,
@@ -141,11 +141,11 @@ def calibration_run(
     """A pass that shows how far it is."""
     bar = _Bar(report)
     return CalibrationRun(
-        understood.model.proto,
+        analysis.model.proto,
         tensors,
         pictures.items,
-        understood.spec,
-        understood.model.view.digest,
+        analysis.spec,
+        analysis.model.view.digest,
         request.reference,
         workers=WORKERS,
         progress=bar.show,
@@ -189,11 +189,11 @@ def calibrate_model(
             "a shard is one machine's part", seen=f"--shard {shard} and --ray {ray}", fix="drop one of them"
         )
     pictures = open_set(data, report)
-    request, understood = understand_alone(
+    request, analysis = analyse_for_command(
         model, pictures, host, report, decoder=decoder, preprocess=preprocess, classes=classes
     )
-    tensors = calibration_tensors(understood.model.view)
-    run = calibration_run(request, understood, pictures, tensors, report, part=_part(shard))
+    tensors = calibration_tensors(analysis.model.view)
+    run = calibration_run(request, analysis, pictures, tensors, report, part=_part(shard))
     with fleet_of(ray) as fleet:
         return run_calibrate(run, output, fleet)
 

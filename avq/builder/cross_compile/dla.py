@@ -12,7 +12,7 @@ import onnx
 from avq.builder.calibrate.commands import Calibration
 from avq.builder.cross_compile.fp16 import activation_peaks
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.lower.model import Model
 from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
@@ -88,7 +88,7 @@ def _scale(plan: QuantizationPlan, tensor: str) -> float:
 
 def with_ranges(
     request: Request,
-    understood: Understood,
+    analysis: ModelAnalysis,
     plan: QuantizationPlan,
     calibration: Calibration,
     probe_set: ProbeSet,
@@ -99,7 +99,7 @@ def with_ranges(
     """
     if not request.recipe.dla:
         return plan
-    model = understood.model
+    model = analysis.model
     tensors = [prepared.tensor for prepared in probe_set.inputs]
     peaks = activation_peaks(model.proto, model.view, tensors, request.reference)
     ranges = {name: (-peak, peak) for name, peak in peaks.items()}
@@ -110,11 +110,11 @@ def with_ranges(
     return replace(plan, ranges=ranges)
 
 
-def implicit_parts(request: Request, understood: Understood, plan: QuantizationPlan) -> dict[str, bytes]:
+def implicit_parts(request: Request, analysis: ModelAnalysis, plan: QuantizationPlan) -> dict[str, bytes]:
     """Three parts, by name; none unless the recipe asks for DLA."""
     if not request.recipe.dla:
         return {}
-    written = lower_implicit(understood.model.proto, plan)
+    written = lower_implicit(analysis.model.proto, plan)
     return {
         IMPLICIT: written.model,
         IMPLICIT_CACHE: written.cache,

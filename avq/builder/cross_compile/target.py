@@ -14,7 +14,7 @@ from avq.builder.cross_compile.cost_model import NAME as COST_MODEL
 from avq.builder.cross_compile.cost_model import target_cost
 from avq.builder.cross_compile.fp16 import activation_peaks, in_half
 from avq.builder.emulated_target import Compiler, StandIn
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.index_selection import sqnr_with_same_choices
 from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
@@ -70,17 +70,17 @@ class PendingTarget:
 
     request: Request
     compiler: Compiler
-    understood: Understood
+    analysis: ModelAnalysis
     probe_set: ProbeSet
     _answers: dict[str, Answers] = field(default_factory=dict)
 
     def finished(self, plan: QuantizationPlan) -> QuantizationPlan:
         """``plan`` with the FP16 that the target runs around INT8."""
-        return in_half(self.understood.model.view, plan, self._peaks)
+        return in_half(self.analysis.model.view, plan, self._peaks)
 
     def model(self, plan: QuantizationPlan) -> bytes:
         """The bytes for the target's parser; ``plan`` as `finished` leaves it."""
-        return lower(self.understood.model.proto, plan, ENCODING)
+        return lower(self.analysis.model.proto, plan, ENCODING)
 
     def trial(self, plan: QuantizationPlan) -> Trial:
         """What became of the finished plan: numbers of the rehearsal, no time.
@@ -157,7 +157,7 @@ class PendingTarget:
         ]  # fmt: skip
 
     def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
-        view = self.understood.model.view
+        view = self.analysis.model.view
         base = target_cost(view, self.finished(self._nothing))
         ratios = [target_cost(view, self.finished(plan)) / base for plan in plans]
         label = f"FP16, {COST_MODEL}"
@@ -168,17 +168,17 @@ class PendingTarget:
 
     @cached_property
     def _nothing(self) -> QuantizationPlan:
-        return QuantizationPlan(graph_digest=self.understood.model.view.digest)
+        return QuantizationPlan(graph_digest=self.analysis.model.view.digest)
 
     @cached_property
     def _peaks(self) -> dict[str, float]:
-        model = self.understood.model
+        model = self.analysis.model
         tensors = [prepared.tensor for prepared in self.probe_set.inputs]
         return activation_peaks(model.proto, model.view, tensors, self.request.reference)
 
     @cached_property
     def _map_drop(self) -> Callable[[Sequence[Detections]], float] | None:
-        return map_drop(self.request, self.understood.class_names, self.probe_set)
+        return map_drop(self.request, self.analysis.class_names, self.probe_set)
 
     def _score(self, plan: QuantizationPlan) -> PlanScore:
         answers = self._answer(plan)
@@ -221,7 +221,7 @@ class PendingTarget:
 
     def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
         """Bytes of the constants in the plan's model, and in FP16."""
-        view = self.understood.model.view
+        view = self.analysis.model.view
         integers = {p.edge.tensor for p in plan.points if view.is_constant(p.edge.tensor)}
         sizes = {name: array.size for name, array in view.constants.items() if array.dtype.kind == "f"}
         return sum(n * (1 if name in integers else 2) for name, n in sizes.items()), 2 * sum(sizes.values())
@@ -261,8 +261,8 @@ def _said(engines: Sequence[CompiledEngine]) -> list[str]:
     return [f"the builder says: {text}" for text in texts]
 
 
-def pending_target(request: Request, understood: Understood, probe_set: ProbeSet) -> PendingTarget | None:
+def pending_target(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet) -> PendingTarget | None:
     """None where the target runs on this machine."""
     if request.compiler is None:
         return None
-    return PendingTarget(request, request.compiler, understood, probe_set)
+    return PendingTarget(request, request.compiler, analysis, probe_set)

@@ -1,4 +1,4 @@
-"""From a file to a network that is understood: its picture, its head, its classes."""
+"""From a file to a network that is analysis: its picture, its head, its classes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from avq.types import (
 
 
 @dataclass(frozen=True)
-class Understood:
+class ModelAnalysis:
     """Everything the build must know of a model before it plans.
 
     Attributes:
@@ -70,7 +70,7 @@ class Understood:
     imported: Imported | None = None
 
 
-def understand(
+def analyse_file(
     model_path: Path | str,
     *,
     decoder: str | None,
@@ -80,8 +80,8 @@ def understand(
     infer: Infer,
     extra_decoders: Sequence[Decoder] = (),
     imports: bool = False,
-) -> Understood:
-    """Read, normalise and understand a model.
+) -> ModelAnalysis:
+    """Read, normalise and analyse a model.
 
     Args:
         model_path: the ONNX file.
@@ -105,7 +105,7 @@ def understand(
     spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
     chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, infer).choose()
     folded = fold_input(source, chosen.spec)
-    return Understood(
+    return ModelAnalysis(
         folded,
         source,
         chosen.spec,
@@ -211,9 +211,9 @@ class _Preprocessing:
 # Understand the user's model with the tools a build has: sample pictures, an engine, plugin decoders.
 
 
-def understand_model(
+def analyse_model(
     request: Request, sample_pixels: Callable[[], Sequence[U8]], report: Reporter
-) -> Understood:
+) -> ModelAnalysis:
     """Normalised graph, head, preprocessing and class names of the recipe's model, told to the user.
 
     Raises ModelError when the file, its head or its preprocessing cannot be made out.
@@ -221,7 +221,7 @@ def understand_model(
     recipe = request.recipe
     trials = _TrialSessions(request.reference)
     try:
-        understood = understand(
+        analysis = analyse_file(
             recipe.model,
             decoder=recipe.decoder,
             preprocess=recipe.preprocess,
@@ -233,11 +233,11 @@ def understand_model(
         )
     finally:
         trials.close()
-    for message in understood.messages:
+    for message in analysis.messages:
         report.message(message)
-    for warning in understood.warnings:
+    for warning in analysis.warnings:
         report.warning(warning)
-    return understood
+    return analysis
 
 
 class _TrialSessions:
@@ -259,7 +259,7 @@ class _TrialSessions:
         self._sessions.clear()
 
 
-def understand_alone(
+def analyse_for_command(
     model: Path,
     pictures: CalibrationSet,
     host: PluginHost,
@@ -269,7 +269,7 @@ def understand_alone(
     preprocess: str | None = None,
     classes: str | None = None,
     threads: int = 1,
-) -> tuple[Request, Understood]:
+) -> tuple[Request, ModelAnalysis]:
     """The same for commands that only look at a model: calibrate, eval, inspect."""
     recipe = Recipe(
         model=model,
@@ -286,4 +286,4 @@ def understand_alone(
     alone = {reference.name: reference}
     request = Request(recipe, None, None, alone, alone, reference, host.decoders())
     samples = Pictures(pictures, pictures).samples
-    return request, understand_model(request, samples, report)
+    return request, analyse_model(request, samples, report)

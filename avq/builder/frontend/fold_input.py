@@ -31,7 +31,7 @@ def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
     return FloatModel(view_of(proto), proto, model.messages)
 
 
-def numbers_of(tensor: U8, spec: PreprocessSpec) -> F32:
+def normalise_picture(tensor: U8, spec: PreprocessSpec) -> F32:
     """What the folded graph computes from its picture: (1, 3, h, w) float32 for the graph before folding."""
     gain, shift = (part.astype(np.float32).reshape(1, 3, 1, 1) for part in _gain_and_shift(spec))
     return tensor * gain + shift

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from avq.builder.frontend.fold_input import numbers_of
+from avq.builder.frontend.fold_input import normalise_picture
 from avq.builder.graph.model import FloatModel
 from avq.compare import iou_matrix
 from avq.decoders import DetectionDecoder
@@ -143,7 +143,7 @@ class Trial:
 
         def look(pixels: U8) -> Detections:
             given = prepare.prepare(pixels)
-            values = given.tensor if bytes_in else numbers_of(given.tensor, spec)
+            values = given.tensor if bytes_in else normalise_picture(given.tensor, spec)
             return decode.decode(run(values), given, score_threshold=_LOWEST_SCORE)
 
         try:

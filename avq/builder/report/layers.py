@@ -32,7 +32,7 @@ def groups(story: Story) -> list[Html]:
 
 def layer_rows(story: Story) -> tuple[GroupRow, ...]:
     """One row per layer that could run in integers, or that is float for a reason."""
-    plan, graph, costs = story.planned.plan, story.understood.model.view, story.costs
+    plan, graph, costs = story.planned.plan, story.analysis.model.view, story.costs
     kinds = {p.node: p.kind for p in place(graph)}
     named = [node for node in graph.nodes if node.name in plan.precisions]
     return tuple(
@@ -66,7 +66,7 @@ def _profile(story: Story, rows: Sequence[GroupRow]) -> list[Html]:
         values = [value or 0.0 for value in measured]
         title = "Sensitivity from input to outputs: what each group alone costs in INT8"
     else:
-        macs = macs_by_node(story.understood.model.view)
+        macs = macs_by_node(story.analysis.model.view)
         values = [float(macs.get(row.name, 0)) for row in rows]
         title = "Multiply-adds from input to outputs"
     return [profile(values, ["plain" if _is_int8(r) else "warn" for r in rows], title=title, legend=_LEGEND)]
@@ -107,7 +107,7 @@ _OTHERS, _CONVERSIONS = "everything else", "conversions the engine added"
 
 def time_spent(story: Story) -> list[Html]:
     """Time by kind of operator where the engine tells, then every cause with its fix."""
-    chosen, graph = story.outcome.chosen, story.understood.model.view
+    chosen, graph = story.outcome.chosen, story.analysis.model.view
     here = Circumstances(
         graph, story.planned.plan, chosen.candidate, chosen.runs_in, instruction_set(), story.costs
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from avq.builder.calibrate.ranges import HistogramStats
-from avq.builder.frontend.analyse import Understood
+from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.planning import Planned
@@ -142,7 +142,7 @@ class Story:
 
     outcome: Outcome
     request: Request
-    understood: Understood
+    analysis: ModelAnalysis
     planned: Planned
     probe_set: ProbeSet
     stats: HistogramStats | None = None
@@ -195,9 +195,9 @@ def _processor() -> str:
 
 def model(story: Story) -> Html:
     """Messages of the front end, the head, the preprocessing."""
-    understood = story.understood
-    spec, head = msgspec.to_builtins(understood.spec), understood.decoder
-    facts = [*understood.messages, *(f"warning: {w}" for w in understood.warnings)]
+    analysis = story.analysis
+    spec, head = msgspec.to_builtins(analysis.spec), analysis.decoder
+    facts = [*analysis.messages, *(f"warning: {w}" for w in analysis.warnings)]
     settings = [{"setting": key, "value": str(value)} for key, value in spec.items()]
     rows = [
         {"setting": "head", "value": head.family},
@@ -251,7 +251,7 @@ def disagreements(story: Story) -> list[Html]:
     found, expected = story.outcome.verified.detections, story.probe_set.float_detections
     if found is None or expected is None:
         return []
-    names = story.understood.class_names
+    names = story.analysis.class_names
     pairs = worst_pairs(
         story.probe_set.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES
     )

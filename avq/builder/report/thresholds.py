@@ -25,7 +25,7 @@ def thresholds(story: Story) -> list[Html]:
     quantized = [p.edge.tensor for p in plan.points if p.edge.tensor in stats.tensors]
     told = [row for row in story.planned.groups if row.sensitivity]
     names = (
-        sensitive_tensors(story.understood.model.view, told, stats)
+        sensitive_tensors(story.analysis.model.view, told, stats)
         if told
         else contested_tensors(stats, dict.fromkeys(quantized))
     )

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from avq.builder.frontend.analyse import Understood, understand
+from avq.builder.frontend.analyse import ModelAnalysis, analyse_file
 from avq.builder.frontend.preprocess_search import choice, variants
 from avq.builder.graph.model import FloatModel
 from avq.errors import ConfigError, ModelError, RequestError
@@ -44,9 +44,9 @@ def saved(tmp_path: Path, model: FloatModel, **metadata: str) -> Path:
     return file
 
 
-def asked(path: Path, pictures: Sequence[np.ndarray] | None = None, **flags: str | None) -> Understood:
+def asked(path: Path, pictures: Sequence[np.ndarray] | None = None, **flags: str | None) -> ModelAnalysis:
     settings = {"decoder": None, "preprocess": None, "classes": None} | flags
-    return understand(
+    return analyse_file(
         path, sample_pixels=None if pictures is None else lambda: pictures, infer=infer, **settings
     )
 

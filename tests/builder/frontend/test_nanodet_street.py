@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 
-from avq.builder.frontend.analyse import understand
+from avq.builder.frontend.analyse import analyse_file
 from avq.builder.graph.model import FloatModel
 from avq.decoders import DetectionDecoder
 from avq.preprocess import Preprocessor
@@ -91,8 +91,8 @@ def reference_nanodet(path: Path) -> Callable[[np.ndarray], list[Box]]:
 
 
 def without_flags(path: Path, samples: list[np.ndarray]) -> Callable[[np.ndarray], list[Box]]:
-    """The path every command takes: understand the file, prepare, infer, decode."""
-    found = understand(
+    """The path every command takes: analyse the file, prepare, infer, decode."""
+    found = analyse_file(
         path, decoder=None, preprocess=None, classes=None, sample_pixels=lambda: samples, infer=infer
     )
     run, prepare, decoder = infer(found.model), Preprocessor(found.spec), DetectionDecoder(found.decoder)

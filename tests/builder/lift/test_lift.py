@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import quantization
 
-from avq.builder.frontend.fold_input import fold_input, numbers_of
+from avq.builder.frontend.fold_input import fold_input, normalise_picture
 from avq.builder.lift import import_model, is_quantized, lift, on_folded_input, prove
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
@@ -161,7 +161,7 @@ def test_marks_keep_their_places_when_the_input_is_folded():
     plan = QuantizationPlan(folded.view.digest, foreign.points)
     ours = lower(folded.proto, plan, reference_encoding(plan))
     tensor = np.random.default_rng(0).integers(0, 256, (1, 3, nets.SIDE_PX, nets.SIDE_PX), np.uint8)
-    meant = run(imported.source, {"x": numbers_of(tensor, spec)})["out"]
+    meant = run(imported.source, {"x": normalise_picture(tensor, spec)})["out"]
     np.testing.assert_array_equal(run(ours, {"x": tensor})["out"], meant)
 
 
