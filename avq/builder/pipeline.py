@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.cross_compile.dla import implicit_parts, with_ranges
 from avq.builder.cross_compile.target import Compiled, pending_target

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import onnx
 
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.cross_compile.target import PendingTarget, pending_target
 from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.frontend.analyse import ModelAnalysis

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from avq import __version__
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.index_selection import chosen_rows
 from avq.builder.lint import lint_errors

@@ -52,7 +52,7 @@ def calibrate() -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="the .avqcal file to write")
 def calibrate_run(call: Call, **arguments: Any) -> int:
     """Count one model's activations over pictures."""
-    from avq.builder.calibrate.commands import calibrate_model
+    from avq.commands.calibrate import calibrate_model
 
     return call.answer(calibrate_model(**arguments, host=call.host(), report=call.report))
 
@@ -62,7 +62,7 @@ def calibrate_run(call: Call, **arguments: Any) -> int:
 @click.option("-o", "--output", type=PATH, required=True, help="the .avqcal file to write")
 def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
     """Add the counts of shards of one calibration."""
-    from avq.builder.calibrate.commands import merge_files
+    from avq.commands.calibrate import merge_files
 
     return call.answer(merge_files(files, output))
 
@@ -74,7 +74,7 @@ def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
 )
 def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
     """Ranges of every tensor by any method, from counts alone: no inference."""
-    from avq.builder.calibrate.commands import thresholds_of
+    from avq.commands.calibrate import thresholds_of
     from avq.config import key_values
 
     answer = thresholds_of(file, key_values(options))

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
 from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.planning import make_plan

@@ -32,7 +32,7 @@ from avq_mixed.strategy import MixedOptions, MixedQuantizer, Timed
 from scipy.stats import spearmanr
 
 from avq import Workbench
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import analyse_model
 from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import make_plan

@@ -12,7 +12,7 @@ from avq_mixed.sensitivity import measure
 from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from click.testing import CliRunner
 
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.planning import Question, make_plan
 from avq.cli import cli
 from avq.hookspecs import Workbench
@@ -187,7 +187,7 @@ def test_a_shard_is_not_spread(tmp_path):
 def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     """What an interrupted calibration left is used only where it fits."""
     from avq.builder.calibrate import avqcal
-    from avq.builder.calibrate.commands import calibration_run
+    from avq.builder.calibrate.calibration import calibration_run
     from avq.builder.calibrate.sharding import spread
     from avq.builder.pictures.dataset import open_set
     from avq.toolbox import calibration_tensors

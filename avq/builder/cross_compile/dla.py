@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from avq.builder.calibrate.commands import Calibration
+from avq.builder.calibrate.calibration import Calibration
 from avq.builder.cross_compile.fp16 import activation_peaks
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.builder.frontend.analyse import ModelAnalysis

@@ -1,0 +1,114 @@
+"""The command ``avq calibrate``: count activations, merge shards, list thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avq.builder.calibrate import avqcal
+from avq.builder.calibrate.calibration import calibration_run
+from avq.builder.calibrate.run import thresholds_table
+from avq.builder.calibrate.sharding import run_calibrate
+from avq.builder.frontend.analyse import analyse_for_command
+from avq.builder.pictures.dataset import open_set
+from avq.errors import RequestError, nearest
+from avq.parallel import fleet_of
+from avq.plugins import PluginHost
+from avq.progress import Reporter
+from avq.toolbox import calibration_tensors
+from avq.types import CALIBRATORS
+
+
+def calibrate_model(
+    *,
+    model: Path,
+    data: Path,
+    output: Path,
+    shard: str | None,
+    decoder: str | None,
+    preprocess: str | None,
+    classes: str | None,
+    host: PluginHost,
+    report: Reporter,
+    ray: str | None = None,
+) -> dict[str, Any]:
+    """Run ``avq calibrate MODEL --data DIR [--shard I/N] [--ray ADDRESS] -o FILE``; return its --json keys."""
+    if ray is not None and shard is not None:
+        raise RequestError(
+            "--shard and --ray exclude each other",
+            seen=f"--shard {shard} and --ray {ray}",
+            fix="drop one of them",
+        )
+    pictures = open_set(data, report)
+    request, analysis = analyse_for_command(
+        model, pictures, host, report, decoder=decoder, preprocess=preprocess, classes=classes
+    )
+    tensors = calibration_tensors(analysis.model.view)
+    run = calibration_run(request, analysis, pictures, tensors, report, part=_part(shard))
+    with fleet_of(ray) as fleet:
+        return run_calibrate(run, output, fleet)
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return (0, 1)
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise RequestError("--shard is not I/N", seen=text, fix="for example: --shard 0/4 ... --shard 3/4")
+    return int(index), int(count)
+
+
+def merge_files(files: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Run ``avq calibrate merge``: add shards; CalibrationError when they differ or overlap."""
+    data = avqcal.merge_paths(files)
+    avqcal.write(output, data)
+    return {
+        "images": len(data.images),
+        "tensors": len(data.histograms),
+        "digest": data.digest,
+        "file": str(output),
+        "complete": data.shard is None,
+    }
+
+
+_THRESHOLD_OPTIONS = ("calibrator", "percentile", "bits", "symmetric")
+
+
+def thresholds_of(file: Path, options: Mapping[str, str]) -> dict[str, Any]:
+    """Run ``avq calibrate thresholds``: the range of every tensor by one method, without inference."""
+    for name in options:
+        if name not in _THRESHOLD_OPTIONS:
+            raise RequestError(f"no option '{name}'", seen=name, fix=nearest(name, _THRESHOLD_OPTIONS))
+    calibrator = options.get("calibrator", "entropy")
+    chosen = next((c for c in CALIBRATORS if c == calibrator), None)
+    if chosen is None:
+        raise RequestError(
+            f"no calibrator '{calibrator}'", seen=calibrator, fix=nearest(calibrator, CALIBRATORS)
+        )
+    return thresholds_table(
+        avqcal.read(file),
+        calibrator=chosen,
+        bits=int(_number(options, "bits", "8", 2, 16)),
+        symmetric=_truth(options.get("symmetric", "true")),
+        percentile=_number(options, "percentile", "99.99", 50, 100),
+    )
+
+
+def _number(options: Mapping[str, str], name: str, default: str, low: float, high: float) -> float:
+    text = options.get(name, default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise RequestError(
+            f"option {name} is out of range", seen=text, fix=f"a number from {low:g} to {high:g}"
+        )
+    return value
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise RequestError("option symmetric is neither true nor false", seen=text, fix="true or false")
+    return text.lower() == "true"
