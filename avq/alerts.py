@@ -210,14 +210,14 @@ class AlertWatch:
     def _ids(self, rule: Rule) -> list[int]:
         return [index for index, name in enumerate(self._labels) if name in rule.classes]
 
-    def saw(self, message: Published) -> list[Alert]:
+    def on_frame(self, message: Published) -> list[Alert]:
         """Alerts that this published frame raises, in the order of the rules."""
         camera = message.detections.camera
         return [
             alert for rule in self._on_frames if rule.concerns(camera) for alert in self._look(rule, message)
         ]
 
-    def heard(self, event: Mapping[str, Any]) -> list[Alert]:
+    def on_event(self, event: Mapping[str, Any]) -> list[Alert]:
         """Alerts that this event raises."""
         condition = EVENTS.get(str(event.get("kind")))
         camera, t_ns = str(event.get("camera", "")), int(event.get("t_ns", 0))

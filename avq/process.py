@@ -16,7 +16,7 @@ STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
 
 @contextlib.contextmanager
-def muted(descriptor: int) -> Iterator[None]:
+def suppress_output(descriptor: int) -> Iterator[None]:
     """Nothing that is printed meanwhile reaches ``descriptor``, in the whole process."""
     _flush()
     saved, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
@@ -61,7 +61,7 @@ _NICER = 5
 _NICEST = 19
 
 
-def step_back() -> None:
+def lower_thread_priority() -> None:
     """Give the calling thread a lower priority than it has; where the system refuses, it keeps its own."""
     thread = threading.get_native_id()
     with suppress(OSError):

@@ -17,7 +17,9 @@ def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
     table: dict[str, str] = {}
     for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
         if key not in names:
-            raise RequestError(f"unknown parameter '{key}'", seen=hidden(uri), fix=nearest(key, names))
+            raise RequestError(
+                f"unknown parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
+            )
         table[key] = value
     return table
 
@@ -53,7 +55,7 @@ def one_of(table: Mapping[str, str], key: str, choices: Sequence[T]) -> T:
     raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
 
 
-def hidden(uri: str) -> str:
+def redact_credentials(uri: str) -> str:
     """``uri`` without its password, for messages."""
     try:
         password = urlsplit(uri).password

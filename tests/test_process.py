@@ -1,4 +1,4 @@
-"""Solvers and codecs print past Python: what is muted stays silent, and nothing else does."""
+"""Output of solvers and codecs that bypasses Python is suppressed, and nothing else is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 
 import pytest
 
-from avq.process import STANDARD_ERROR, STANDARD_OUTPUT, muted
+from avq.process import STANDARD_ERROR, STANDARD_OUTPUT, suppress_output
 
 C = ctypes.CDLL(None)
 
 
 def test_what_c_buffers_while_muted_never_comes_out(capfd):
     C.puts(b"before")
-    with muted(STANDARD_OUTPUT):
+    with suppress_output(STANDARD_OUTPUT):
         C.puts(b"a note to itself")
     C.puts(b"after")
     C.fflush(None)
@@ -21,7 +21,7 @@ def test_what_c_buffers_while_muted_never_comes_out(capfd):
 
 
 def test_only_the_named_descriptor_is_muted_and_only_until_an_error(capfd):
-    with pytest.raises(ValueError, match="on the way"), muted(STANDARD_ERROR):
+    with pytest.raises(ValueError, match="on the way"), suppress_output(STANDARD_ERROR):
         C.puts(b"an answer")
         raise ValueError("on the way")
     C.perror(b"told")

@@ -18,7 +18,7 @@ from avq.engines.cuda import describe_library
 from avq.errors import AvqError
 from avq.hookspecs import Engine
 from avq.plugins import PluginHost
-from avq.process import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import EngineStatus
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
@@ -138,7 +138,7 @@ def _codecs() -> list[dict[str, object]]:
 
 def _codec(name: str, path: Path, fourcc: str) -> dict[str, object]:
     try:
-        with muted(STANDARD_ERROR):  # the video library talks past every Python setting
+        with suppress_output(STANDARD_ERROR):  # the video library talks past every Python setting
             why = _write_and_read(path, fourcc)
     except Exception as error:  # OpenCV builds differ in what they raise
         why = f"{type(error).__name__}: {error}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from avq.daemon.loop import serve_bundle
 from avq.daemon.metrics import Failure, RunSummary
-from avq.daemon.modes import Mode, Served, warm_up
+from avq.daemon.modes import ActiveModes, Mode, warm_up
 from avq.daemon.options import CameraOptions, RunOptions
-from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.pipeline import FrameResult, Pipeline
 from avq.daemon.registry import sink_types, source_providers, source_types
 from avq.daemon.step import Parts, step
 from avq.daemon.supervisor import RestartPolicy
@@ -20,8 +20,8 @@ __all__ = [
     "RestartPolicy",
     "RunOptions",
     "RunSummary",
-    "Served",
-    "Turn",
+    "ActiveModes",
+    "FrameResult",
     "serve_bundle",
     "sink_types",
     "source_providers",

@@ -15,12 +15,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from avq.daemon.events import News
-from avq.daemon.modes import Mode, Served, require_classes, warmed
+from avq.daemon.events import EventQueue
+from avq.daemon.modes import ActiveModes, Mode, require_classes, warmed
 from avq.daemon.pipeline import Pipeline
-from avq.daemon.systemd import Notifier
+from avq.daemon.systemd import SystemdNotifier
 from avq.errors import AvqError, MachineError, RefusedError
-from avq.process import step_back
+from avq.process import lower_thread_priority
 
 #: Frames a new bundle serves before the one it replaced is closed.
 PROBATION_FRAMES = 30
@@ -41,13 +41,13 @@ class _Request:
 @dataclass(frozen=True)
 class _Ready:
     request: _Request
-    served: Served
+    served: ActiveModes
 
 
-class Exchange:
+class BundleSwapper:
     """Holds what serves, and replaces it on request.
 
-    ``install`` and ``rescue`` are called on the loop's thread, ``swap`` on any, ``signalled`` in a signal handler.
+    ``install`` and ``roll_back`` are called on the loop's thread, ``swap`` on any, ``signalled`` in a signal handler.
 
     Args:
         serving: what the run begins with; closed by ``close()`` with all that came after.
@@ -59,27 +59,29 @@ class Exchange:
 
     def __init__(
         self,
-        serving: Served,
-        prepare: Callable[[Path | None], Served],
-        notifier: Notifier | None = None,
+        serving: ActiveModes,
+        prepare: Callable[[Path | None], ActiveModes],
+        notifier: SystemdNotifier | None = None,
         *,
         reloads: bool = False,
     ) -> None:
         self.serving = serving
-        self.news = News()
+        self.events = EventQueue()
         self.reloads = reloads
         self._prepare = prepare
-        self._notifier = notifier or Notifier()
-        self._requests: SimpleQueue[_Request | Served | None] = SimpleQueue()
+        self._notifier = notifier or SystemdNotifier()
+        self._requests: SimpleQueue[_Request | ActiveModes | None] = SimpleQueue()
         self._ready: SimpleQueue[_Ready] = SimpleQueue()
-        self._probation: tuple[_Ready, Served, int] | None = None  # what is new, what was before, frames left
+        self._probation: tuple[_Ready, ActiveModes, int] | None = (
+            None  # what is new, what was before, frames left
+        )
         self._settled = threading.Event()
         self._settled.set()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="swapper", daemon=True)
         self._thread.start()
 
-    def began(self, modes: Sequence[Mode]) -> None:
+    def started(self, modes: Sequence[Mode]) -> None:
         """What serves at first, now that it is warm and its costs are known."""
         self.serving = replace(self.serving, modes=tuple(modes))
 
@@ -97,11 +99,11 @@ class Exchange:
             raise answer
         return answer
 
-    def signalled(self) -> None:
+    def request_reload(self) -> None:
         """SIGHUP: read the configuration again."""
         self._requests.put(_Request(None))
 
-    def install(self, pipeline: Pipeline) -> Served | None:
+    def install(self, pipeline: Pipeline) -> ActiveModes | None:
         """Between two frames: put what is ready in service. Returns it, for those that look at bundles."""
         if self._probation is not None or self._ready.empty():
             return None
@@ -118,7 +120,7 @@ class Exchange:
         )
         return ready.served
 
-    def served(self) -> None:
+    def on_published(self) -> None:
         """One frame was published."""
         if self._probation is None:
             return
@@ -128,7 +130,7 @@ class Exchange:
             return
         self._end_probation(ready, before, settled=True)
 
-    def rescue(self, pipeline: Pipeline, error: Exception) -> Served | None:
+    def roll_back(self, pipeline: Pipeline, error: Exception) -> ActiveModes | None:
         """After a frame broke: the modes before a new bundle, back in service; None when no bundle is new."""
         if self._probation is None:
             return None
@@ -155,7 +157,7 @@ class Exchange:
         self._settled.set()
         return before
 
-    def _end_probation(self, ready: _Ready, before: Served, *, settled: bool) -> None:
+    def _end_probation(self, ready: _Ready, before: ActiveModes, *, settled: bool) -> None:
         self._probation = None
         self._requests.put(before)
         self._answer(ready, settled=settled)
@@ -171,9 +173,9 @@ class Exchange:
         ready.request.answer.put(answer)
 
     def _run(self) -> None:
-        step_back()
+        lower_thread_priority()
         while (item := self._requests.get()) is not None:
-            if isinstance(item, Served):
+            if isinstance(item, ActiveModes):
                 with suppress(Exception):  # it may have been taken out because it is broken
                     item.close()
             elif self._closing:
@@ -188,14 +190,14 @@ class Exchange:
             served = self._open(request.path)
         except Exception as error:
             refused = error if isinstance(error, AvqError) else _broken(error)
-            self.news.put(_refused(refused, request.path))
+            self.events.put(_refused(refused, request.path))
             request.answer.put(refused)
         else:
             self._hand_over(_Ready(request, served))
         if request.path is None:
             self._notifier.ready("serving")
 
-    def _open(self, path: Path | None) -> Served:
+    def _open(self, path: Path | None) -> ActiveModes:
         served = self._prepare(path)
         try:
             if _same_work(served, self.serving):
@@ -235,14 +237,14 @@ class Exchange:
         self.serving.close()
 
 
-def _same_work(a: Served, b: Served) -> bool:
-    def work(served: Served) -> list[tuple[str, str, int]]:
+def _same_work(a: ActiveModes, b: ActiveModes) -> bool:
+    def work(served: ActiveModes) -> list[tuple[str, str, int]]:
         return [(mode.name, mode.parts.bundle_digest, mode.stride) for mode in served.modes]
 
     return work(a) == work(b)
 
 
-def _named(served: Served) -> str:
+def _named(served: ActiveModes) -> str:
     names = ", ".join(dict.fromkeys(mode.parts.bundle_digest[:12] for mode in served.modes))
     return f"bundle {names}"
 

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 
-class News:
+class EventQueue:
     """Put by any thread, taken by one; nothing here waits."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class News:
         except Empty:
             return None
 
-    def tell_all(self, tell: Callable[[dict[str, Any]], None]) -> None:
+    def drain(self, tell: Callable[[dict[str, Any]], None]) -> None:
         """Hand on what is there."""
         while (event := self.next()) is not None:
             tell(event)

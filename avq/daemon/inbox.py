@@ -22,7 +22,7 @@ STRIDE = "stride"
 
 
 @dataclass
-class Ledger:
+class FrameCounters:
     """Counts of one camera. ``in_flight`` is not kept here: whoever holds the frames counts them."""
 
     captured: int = 0
@@ -49,7 +49,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class FrameCounts:
     """The books at one instant, over all cameras."""
 
     captured: int
@@ -81,7 +81,7 @@ class Arrival:
 @dataclass
 class _Camera:
     every: bool
-    ledger: Ledger = field(default_factory=Ledger)
+    counters: FrameCounters = field(default_factory=FrameCounters)
     waiting: deque[Arrival] = field(default_factory=deque)
     open: bool = True
 
@@ -102,26 +102,26 @@ class Inbox:
             self._turns.append(camera)
         else:
             known.every, known.open = every, True
-            known.ledger.replaced()
+            known.counters.replaced()
 
     def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
         """No more frames will come; ``lost`` are its capture process's last cumulative drops, when it told."""
         known = self._cameras.setdefault(camera, _Camera(every=True))
         known.open = False
         if lost is not None:
-            known.ledger.lost_so_far(lost)
+            known.counters.lost_so_far(lost)
 
     def lost_so_far(self, camera: str, lost: dict[str, int]) -> None:
         """Frames that its capture process dropped since it began, by cause."""
-        self._cameras[camera].ledger.lost_so_far(lost)
+        self._cameras[camera].counters.lost_so_far(lost)
 
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> Arrival | None:
         """Take a frame in; returns the one it superseded, whose pixels must be released."""
         camera = self._cameras[arrival.frame.camera]
-        camera.ledger.announced(lost)
+        camera.counters.announced(lost)
         old = camera.waiting.popleft() if camera.waiting and not camera.every else None
         if old is not None:
-            camera.ledger.dropped[SUPERSEDED] += 1
+            camera.counters.dropped[SUPERSEDED] += 1
         camera.waiting.append(arrival)
         return old
 
@@ -138,17 +138,17 @@ class Inbox:
     def finished(self, camera: str, dropped: str | None = None) -> None:
         """A taken frame was published, or dropped for the cause named."""
         self._working[camera] -= 1
-        ledger = self._cameras[camera].ledger
+        counters = self._cameras[camera].counters
         if dropped is None:
-            ledger.published += 1
+            counters.published += 1
         else:
-            ledger.dropped[dropped] += 1
+            counters.dropped[dropped] += 1
 
     def drop_waiting(self, cause: str = STOPPED) -> list[Arrival]:
         """Empty the queues; returns the frames, whose pixels must be released."""
         gone: list[Arrival] = []
         for camera in self._cameras.values():
-            camera.ledger.dropped[cause] += len(camera.waiting)
+            camera.counters.dropped[cause] += len(camera.waiting)
             gone.extend(camera.waiting)
             camera.waiting.clear()
         return gone
@@ -158,24 +158,24 @@ class Inbox:
         """Every camera has ended and nothing waits."""
         return all(not camera.open and not camera.waiting for camera in self._cameras.values())
 
-    def account(self) -> Account:
+    def counts(self) -> FrameCounts:
         """The books, in flight counted from the queues themselves."""
-        each = self.accounts().values()
+        each = self.counts_by_camera().values()
         dropped = sum((Counter(one.dropped) for one in each), Counter[str]())
-        return Account(
+        return FrameCounts(
             sum(one.captured for one in each),
             sum(one.published for one in each),
             dict(sorted(dropped.items())),
             sum(one.in_flight for one in each),
         )
 
-    def accounts(self) -> dict[str, Account]:
+    def counts_by_camera(self) -> dict[str, FrameCounts]:
         """The books of each camera."""
         return {
-            name: Account(
-                camera.ledger.captured,
-                camera.ledger.published,
-                {cause: count for cause, count in sorted(camera.ledger.dropped.items()) if count},
+            name: FrameCounts(
+                camera.counters.captured,
+                camera.counters.published,
+                {cause: count for cause, count in sorted(camera.counters.dropped.items()) if count},
                 len(camera.waiting) + self._working.get(name, 0),
             )
             for name, camera in self._cameras.items()
@@ -258,10 +258,10 @@ class SharedInbox:
         with self._lock:
             return self._stopped or self._inbox.exhausted
 
-    def account(self) -> Account:
+    def counts(self) -> FrameCounts:
         with self._lock:
-            return self._inbox.account()
+            return self._inbox.counts()
 
-    def accounts(self) -> dict[str, Account]:
+    def counts_by_camera(self) -> dict[str, FrameCounts]:
         with self._lock:
-            return self._inbox.accounts()
+            return self._inbox.counts_by_camera()

@@ -13,14 +13,14 @@ from avq.daemon.capture_protocol import CaptureSettings
 from avq.daemon.inbox import STRIDE, Arrival, SharedInbox
 from avq.daemon.memory import MemoryWatch
 from avq.daemon.metrics import RunSummary
-from avq.daemon.modes import Mode, Served, as_modes, warmed
+from avq.daemon.modes import ActiveModes, Mode, as_modes, warmed
 from avq.daemon.observer import RunView
 from avq.daemon.options import RunOptions
-from avq.daemon.pipeline import Pipeline, Turn
+from avq.daemon.pipeline import FrameResult, Pipeline
 from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
-from avq.daemon.systemd import Heart
+from avq.daemon.systemd import WatchdogHeartbeat
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
@@ -29,7 +29,7 @@ from avq.types import LatencyBudget
 
 
 @contextmanager
-def obeyed(stop: Callable[[], None], reload: Callable[[], None] | None) -> Iterator[None]:
+def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) -> Iterator[None]:
     """SIGINT and SIGTERM call ``stop`` once; a second one acts as if we were not here. SIGHUP calls ``reload``.
 
     Both functions must be safe in a signal handler. Nothing happens outside the main thread.
@@ -92,20 +92,20 @@ def serve_bundle(
     publisher = Publisher(sinks, settled.on_event, settled.addresses)
     modes = as_modes(work)
     inbox = SharedInbox()
-    exchange = settled.exchange
-    reload = exchange.signalled if exchange is not None and exchange.reloads else None
+    swapper = settled.swapper
+    reload = swapper.request_reload if swapper is not None and swapper.reloads else None
 
     def stop() -> None:
-        publisher.hurry()  # the loop may be waiting for a sink
+        publisher.stop_blocking()  # the loop may be waiting for a sink
         inbox.stop()
 
-    with obeyed(stop, reload) if settled.signals else nullcontext():
+    with handle_signals(stop, reload) if settled.signals else nullcontext():
         try:
             _check(modes, sources)
-            settled.notifier.loading("warming the engine up")
+            settled.notifier.extend_timeout("warming the engine up")
             modes = warmed(modes)
-            if exchange is not None:
-                exchange.began(modes)
+            if swapper is not None:
+                swapper.started(modes)
             pipeline = Pipeline(
                 modes, clock or SystemClock(), budget, publisher, deadlines_ns=settled.deadlines_ns
             )
@@ -114,30 +114,30 @@ def serve_bundle(
             loop = _Loop(inbox, pipeline, publisher, receiver, settled)
             try:
                 loop.run()
-                unheard = not publisher.alive
+                all_sinks_failed = not publisher.alive
             finally:
-                settled.watcher.ended()
+                settled.observer.on_end()
                 settled.notifier.stopping()
-                publisher.hurry()
+                publisher.stop_blocking()
                 receiver.stop()
                 inbox.drop_waiting()
-                loop.tell_news()
+                loop.drain_events()
         finally:
-            for aside in settled.asides:
+            for aside in settled.side_tasks:
                 aside.close()
             reports = publisher.close(settled.drain_s)
     if receiver.refused is not None:
         raise receiver.refused
     return RunSummary(
-        inbox.account(),
+        inbox.counts(),
         pipeline.judge.misses,
         pipeline.metrics.snapshot(),
         tuple(pipeline.modes),
         tuple(pipeline.events),
         tuple(receiver.failures),
         tuple(reports),
-        {aside.name: aside.state() for aside in settled.asides},
-        unheard,
+        {aside.name: aside.state() for aside in settled.side_tasks},
+        all_sinks_failed,
     )
 
 
@@ -183,22 +183,22 @@ class _Loop:
     options: RunOptions
 
     def __post_init__(self) -> None:
-        self._heart = Heart(self.options.notifier)
+        self._heartbeat = WatchdogHeartbeat(self.options.notifier)
         self._memory = MemoryWatch(lambda: self.receiver.pids)
 
     def run(self) -> None:
         options, published = self.options, 0
-        options.watcher.opened(self._view())
+        options.observer.on_open(self._view())
         options.notifier.ready(f"mode {self.pipeline.state.mode}: waiting for the first frame")
         while not self.inbox.over and published != options.frames:
             if self.receiver.refused is not None or not self.publisher.alive:
                 return
-            options.watcher.beat()
+            options.observer.on_tick()
             self._install()
             arrival = self.inbox.next(_WAIT_S)
-            self.tell_news()
+            self.drain_events()
             if arrival is None:
-                self._heart.idle(self._nothing_is_due)
+                self._heartbeat.on_idle(self._nothing_is_due)
             elif not self.pipeline.wants(arrival.frame):
                 self.inbox.finished(arrival.frame.camera, STRIDE)
                 arrival.release()
@@ -207,51 +207,51 @@ class _Loop:
                 published += 1
 
     def _view(self) -> RunView:
-        states = {aside.name: aside.state for aside in self.options.asides}
+        states = {aside.name: aside.state for aside in self.options.side_tasks}
         return RunView(
             self.pipeline.judge.budget,
-            self.inbox.accounts,
+            self.inbox.counts_by_camera,
             self.publisher.reports,
             lambda: self.receiver.pids,
-            swap=self.options.exchange.swap if self.options.exchange is not None else None,
+            swap=self.options.swapper.swap if self.options.swapper is not None else None,
             drift=states.get("drift", lambda: None),
             shadow=states.get("shadow", lambda: None),
         )
 
     def _install(self) -> None:
-        if self.options.exchange is not None:
-            self._now_serves(self.options.exchange.install(self.pipeline))
+        if self.options.swapper is not None:
+            self._now_serves(self.options.swapper.install(self.pipeline))
 
-    def _now_serves(self, served: Served | None) -> None:
+    def _now_serves(self, served: ActiveModes | None) -> None:
         if served is not None and served.bundle is not None:
-            for aside in self.options.asides:
+            for aside in self.options.side_tasks:
                 aside.serves(served.bundle)
 
     def _serve(self, arrival: Arrival) -> None:
         frame = arrival.frame
         outcome: str | None = FAILED
         try:
-            turn = self._process(arrival)
+            result = self._process(arrival)
             outcome = None
-            self.options.watcher.saw(frame, turn)
-            for aside in self.options.asides:
-                aside.saw(frame, turn.published, relaxed=self.pipeline.relaxed)
+            self.options.observer.on_frame(frame, result)
+            for aside in self.options.side_tasks:
+                aside.on_frame(frame, result.published, relaxed=self.pipeline.relaxed)
         finally:
             self.inbox.finished(frame.camera, outcome)
             arrival.release()
-        self._heart.published(self.pipeline)
-        if self.options.exchange is not None:
-            self.options.exchange.served()
-        if self.options.on_turn is not None:
-            self.options.on_turn(turn)
+        self._heartbeat.on_frame(self.pipeline)
+        if self.options.swapper is not None:
+            self.options.swapper.on_published()
+        if self.options.on_result is not None:
+            self.options.on_result(result)
 
-    def _process(self, arrival: Arrival) -> Turn:
+    def _process(self, arrival: Arrival) -> FrameResult:
         """A new bundle that breaks on one of its first frames gives way to the one before, on this very frame."""
         try:
             return self.pipeline.process(arrival)
         except Exception as error:
-            exchange = self.options.exchange
-            before = exchange.rescue(self.pipeline, error) if exchange is not None else None
+            swapper = self.options.swapper
+            before = swapper.roll_back(self.pipeline, error) if swapper is not None else None
             if before is None:
                 raise
             self._now_serves(before)
@@ -259,15 +259,15 @@ class _Loop:
 
     def _nothing_is_due(self) -> bool:
         """No frame waits, and of every camera it is known why it delivers none, or it is not due yet."""
-        return self.inbox.account().in_flight == 0 and self.receiver.accounted
+        return self.inbox.counts().in_flight == 0 and self.receiver.accounted
 
-    def tell_news(self) -> None:
-        """Turn what became of cameras, bundles and memory into events."""
+    def drain_events(self) -> None:
+        """FrameResult what became of cameras, bundles and memory into events."""
         tell = self.pipeline.tell
-        self.receiver.news.tell_all(tell)
-        if self.options.exchange is not None:
-            self.options.exchange.news.tell_all(tell)
-        for aside in self.options.asides:
-            aside.news.tell_all(tell)
+        self.receiver.events.drain(tell)
+        if self.options.swapper is not None:
+            self.options.swapper.events.drain(tell)
+        for aside in self.options.side_tasks:
+            aside.events.drain(tell)
         for event in self._memory.look():
             tell(event)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.daemon.publisher import SinkReport
 from avq.errors import AvqError, MachineError
 from avq.types import LatencyBudget, StageTimes
@@ -170,35 +170,35 @@ class Failure:
 class RunSummary:
     """The last thing a run says; ``as_json`` has the keys of the command contract.
 
-    ``asides`` holds what "drift" and "shadow" found, where they looked. ``unheard``: every sink broke, which
+    ``side_tasks``: results of "drift" and "shadow", where configured. ``all_sinks_failed``: this
     ends a run.
     """
 
-    account: Account
+    counts: FrameCounts
     misses: int
     metrics: dict[str, dict[str, float]]
     modes: tuple[str, ...]
     events: tuple[dict[str, Any], ...] = ()
     failures: tuple[Failure, ...] = ()
     sinks: tuple[SinkReport, ...] = ()
-    asides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    unheard: bool = False
+    side_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    all_sinks_failed: bool = False
 
     @property
     def exit_code(self) -> int:
         """0, or what the first failed camera's error asks for, or the machine's where no sink was left."""
         if self.failures:
             return self.failures[0].error.exit_code
-        return MachineError.exit_code if self.unheard else 0
+        return MachineError.exit_code if self.all_sinks_failed else 0
 
     def as_json(self) -> dict[str, Any]:
         """Latencies are of the age at publication, in milliseconds."""
         age = self.metrics["age"]
         return {
-            "captured": self.account.captured,
-            "published": self.account.published,
-            "dropped": self.account.dropped,
-            "in_flight": self.account.in_flight,
+            "captured": self.counts.captured,
+            "published": self.counts.published,
+            "dropped": self.counts.dropped,
+            "in_flight": self.counts.in_flight,
             "misses": self.misses,
             "p50_ms": age["p50_ms"],
             "p99_ms": age["p99_ms"],
@@ -208,7 +208,7 @@ class RunSummary:
             "events": list(self.events),
             "failures": [_failure_row(failure) for failure in self.failures],
             "sinks": [sink.as_json() for sink in self.sinks],
-            **self.asides,
+            **self.side_tasks,
         }
 
 

@@ -46,7 +46,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class Served:
+class ActiveModes:
     """All modes of a run, best first, how to free them, and the bundle of the best one."""
 
     modes: tuple[Mode, ...]
@@ -174,7 +174,7 @@ class Opener:
             raise
         return Opened(bundle, replace(parts_of(bundle, detector), mode=mode), detector.close)
 
-    def ladder(self, sources: Sequence[ModeSource]) -> Served:
+    def ladder(self, sources: Sequence[ModeSource]) -> ActiveModes:
         """Every distinct bundle once, as modes in the order given."""
         opened: dict[Path, Opened] = {}
 
@@ -193,7 +193,7 @@ class Opener:
         modes = (
             Mode(replace(opened[source.bundle].parts, mode=source.name), source.stride) for source in sources
         )
-        return Served(tuple(modes), close, opened[sources[0].bundle].bundle)
+        return ActiveModes(tuple(modes), close, opened[sources[0].bundle].bundle)
 
 
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from avq.daemon.inbox import Account
-from avq.daemon.pipeline import Turn
+from avq.daemon.inbox import FrameCounts
+from avq.daemon.pipeline import FrameResult
 from avq.daemon.publisher import SinkReport
 from avq.types import Frame, LatencyBudget
 
@@ -19,7 +19,7 @@ class RunView:
 
     Attributes:
         budget: what counts as late.
-        accounts: the books per camera, all of one instant.
+        counts_by_camera: the books per camera, all of one instant.
         sinks: what each sink has written and missed so far.
         pids: capture process per camera that is still captured.
         swap: puts another bundle folder into service and says what came of it; None where it cannot.
@@ -28,7 +28,7 @@ class RunView:
     """
 
     budget: LatencyBudget
-    accounts: Callable[[], Mapping[str, Account]]
+    counts_by_camera: Callable[[], Mapping[str, FrameCounts]]
     sinks: Callable[[], Sequence[SinkReport]]
     pids: Callable[[], Mapping[str, int]]
     swap: Callable[[Path], Mapping[str, Any]] | None = None
@@ -36,33 +36,33 @@ class RunView:
     shadow: Callable[[], Mapping[str, Any] | None] = lambda: None
 
 
-class Watcher(Protocol):
+class RunObserver(Protocol):
     """Called on the loop's thread: every method must return within microseconds and never raise."""
 
-    def opened(self, run: RunView) -> None:
+    def on_open(self, run: RunView) -> None:
         """The engine is warm and the cameras are being opened."""
 
-    def beat(self) -> None:
+    def on_tick(self) -> None:
         """The loop goes round, with or without a frame."""
 
-    def saw(self, frame: Frame, turn: Turn) -> None:
+    def on_frame(self, frame: Frame, result: FrameResult) -> None:
         """One frame was published; its pixels are valid during the call only."""
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         """The loop is over."""
 
 
-class Unwatched:
+class NullObserver:
     """Nobody looks."""
 
-    def opened(self, run: RunView) -> None:
+    def on_open(self, run: RunView) -> None:
         pass
 
-    def beat(self) -> None:
+    def on_tick(self) -> None:
         pass
 
-    def saw(self, frame: Frame, turn: Turn) -> None:
+    def on_frame(self, frame: Frame, result: FrameResult) -> None:
         pass
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         pass

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from avq.daemon.bundle_swap import Exchange
+from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.capture_protocol import Policy
-from avq.daemon.observer import Unwatched, Watcher
-from avq.daemon.pipeline import Turn
+from avq.daemon.observer import NullObserver, RunObserver
+from avq.daemon.pipeline import FrameResult
 from avq.daemon.publisher import DRAIN_S
-from avq.daemon.side_task import Aside
+from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.supervisor import RestartPolicy
-from avq.daemon.systemd import Notifier
+from avq.daemon.systemd import SystemdNotifier
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class RunOptions:
         cameras: camera id -> its own options.
         providers: "module:function" names that give the capture processes their source types.
         on_event: called with every event, on a thread of its own.
-        on_turn: called after every frame, on the loop's thread: for tests and progress lines.
-        watcher: a page, metrics; asked on the loop's thread.
+        on_result: called after every frame, on the loop's thread: for tests and progress lines.
+        observer: a page, metrics; asked on the loop's thread.
         signals: SIGINT and SIGTERM end the run cleanly, SIGHUP reads the configuration again; main thread only.
         notifier: the service manager.
-        exchange: puts other bundles in service; stays the caller's to close.
-        asides: work beside the frame path; closed with the run.
+        swapper: puts other bundles in service; stays the caller's to close.
+        side_tasks: work beside the frame path; closed with the run.
         addresses: where the sinks write, in their order, for reports.
         drain_s: what the sinks have, together, to write what waits when the run ends.
     """
@@ -60,14 +60,14 @@ class RunOptions:
     open_timeout_ms: int = 5000
     read_timeout_ms: int = 2000
     on_event: Callable[[Mapping[str, Any]], None] | None = None
-    on_turn: Callable[[Turn], None] | None = None
+    on_result: Callable[[FrameResult], None] | None = None
     signals: bool = True
     cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
-    watcher: Watcher = field(default_factory=Unwatched)
+    observer: RunObserver = field(default_factory=NullObserver)
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
-    notifier: Notifier = field(default_factory=Notifier)
-    exchange: Exchange | None = None
-    asides: tuple[Aside, ...] = ()
+    notifier: SystemdNotifier = field(default_factory=SystemdNotifier)
+    swapper: BundleSwapper | None = None
+    side_tasks: tuple[SideTaskWorker, ...] = ()
     addresses: tuple[str, ...] = ()
     drain_s: float = DRAIN_S
 

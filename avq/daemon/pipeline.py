@@ -26,7 +26,7 @@ _INTERVALS = 15
 _RECENT = 16
 
 
-class Cadence:
+class FrameRateEstimator:
     """Frame periods of the live cameras, from capture times and sequence numbers.
 
     Sequence numbers count dropped frames too, so dropping does not make a camera look slower.
@@ -37,7 +37,7 @@ class Cadence:
         self._intervals_ns: dict[str, deque[float]] = {}
         self._recent: deque[str] = deque(maxlen=_RECENT)
 
-    def saw(self, camera: str, seq: int, t_capture_ns: int) -> None:
+    def on_frame(self, camera: str, seq: int, t_capture_ns: int) -> None:
         """One more frame of a live camera."""
         last = self._last.get(camera)
         self._last[camera] = seq, t_capture_ns
@@ -76,7 +76,7 @@ class Publishes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class FrameResult:
     """All that one frame caused."""
 
     published: Published
@@ -108,7 +108,7 @@ class Pipeline:
         self.judge = LatencyJudge(budget, deadlines_ns)
         self.events: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.clock = clock
-        self.cadence = Cadence()
+        self.frame_rate = FrameRateEstimator()
         self._served = as_modes(work)
         self.state = GovernorState(self._served[0].name)
         self.modes = deque([self.state.mode], maxlen=KEPT)
@@ -147,7 +147,7 @@ class Pipeline:
         self.judge.restart()
         self._note_mode()
 
-    def process(self, arrival: Arrival) -> Turn:
+    def process(self, arrival: Arrival) -> FrameResult:
         """Serve one frame; its pixels may be given back afterwards."""
         frame, mode = arrival.frame, self.mode
         if not arrival.live:
@@ -167,10 +167,10 @@ class Pipeline:
         )
         self._publisher.publish(published, frame, times, wait=not arrival.live)
         if arrival.live:
-            self.cadence.saw(frame.camera, frame.seq, frame.t_capture_ns)
+            self.frame_rate.on_frame(frame.camera, frame.seq, frame.t_capture_ns)
         transition = self._decide(published, times)
         self.metrics.record(times, age_ns)
-        return Turn(published, times, transition)
+        return FrameResult(published, times, transition)
 
     def _decide(self, published: Published, times: StageTimes) -> Transition | None:
         """Another mode; or an alert, judged only on frames that had nothing to do with the mode before."""
@@ -187,12 +187,12 @@ class Pipeline:
 
     def _climb(self, published: Published, times: StageTimes) -> Transition | None:
         """Cameras take turns, so a frame's service is a round: it may wait for one frame of each other camera."""
-        cameras, judge = self.cadence.cameras, self.judge
-        strictest_ns = min(map(judge.deadline_ns, self.cadence.recent | {published.detections.camera}))
+        cameras, judge = self.frame_rate.cameras, self.judge
+        strictest_ns = min(map(judge.deadline_ns, self.frame_rate.recent | {published.detections.camera}))
         service_ns = published.age_ns - times.queue_ns
         queue_ns = max(0, times.queue_ns - (cameras - 1) * service_ns)
         seen = Observation(published.detections.t_capture_ns, cameras * service_ns, queue_ns)
-        deadline = Deadline(strictest_ns, self.cadence.period_ns, judge.budget.max_miss_ratio)
+        deadline = Deadline(strictest_ns, self.frame_rate.period_ns, judge.budget.max_miss_ratio)
         self.state, transition = move(self.state, seen, rungs(self._served, cameras), deadline)
         if transition is not None:
             self.judge.restart()

@@ -104,11 +104,11 @@ class _Item:
     times: StageTimes
 
 
-class Lane:
+class SinkWorker:
     """One sink, its queue and its thread.
 
     Args:
-        sink: written and closed on the lane's thread only.
+        sink: written and closed on the worker's thread only.
         name: for reports.
         capacity: messages that may wait.
         address: where the sink writes, for reports.
@@ -122,11 +122,11 @@ class Lane:
         self._capacity = capacity
         self._queue: SimpleQueue[_Item | Mapping[str, Any] | None] = SimpleQueue()  # bounded by offer()
         self._written = 0
-        self._unwritten = 0  # counted by the lane's thread
+        self._unwritten = 0  # counted by the worker's thread
         self._refused = 0  # counted by the loop
-        self._unheard = 0  # events, from any thread
+        self._missed_events = 0  # events, from any thread
         self._lock = threading.Lock()  # of events: more than one thread tells them
-        self._in_hand = False  # the sink has been given one and has not come back
+        self._in_flight = False  # the sink has been given one and has not come back
         self._events_only = isinstance(sink, EventsOnly) and sink.events_only
         self._patient = True
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
@@ -150,7 +150,7 @@ class Lane:
             if self._has_room(wait=False):
                 self._queue.put(event)
             else:
-                self._unheard += 1
+                self._missed_events += 1
 
     def _has_room(self, wait: bool) -> bool:
         while self._queue.qsize() >= self._capacity:
@@ -164,13 +164,13 @@ class Lane:
             if self.error:
                 self._unwritten += 1
                 continue
-            self._in_hand = True
+            self._in_flight = True
             try:
                 self._write(item)
             except Exception as error:  # a sink's fault must not reach the frame path
                 self.error = f"{type(error).__name__}: {error}"
                 self._unwritten += 1
-            self._in_hand = False
+            self._in_flight = False
         self._close_sink()
 
     def _write(self, item: _Item | Mapping[str, Any]) -> None:
@@ -190,7 +190,7 @@ class Lane:
         except Exception as error:
             self.error = self.error or f"{type(error).__name__}: {error}"
 
-    def hurry(self) -> None:
+    def stop_blocking(self) -> None:
         """Wait no longer for a sink that does not keep up."""
         self._patient = False
 
@@ -213,7 +213,7 @@ class Lane:
 
     def report(self) -> SinkReport:
         """What became of it so far."""
-        missed = self._refused + self._unheard + self._unwritten
+        missed = self._refused + self._missed_events + self._unwritten
         queued = self._queue.qsize() if self._thread.is_alive() else 0
         gauges = frozenset(getattr(self._sink, "gauges", ()))
         numbers = self._numbers()
@@ -230,7 +230,7 @@ class Lane:
 
     def _abandon(self) -> int:
         """Messages and events the hung sink never got, the one in its hands included."""
-        left = int(self._in_hand)
+        left = int(self._in_flight)
         while True:
             try:
                 left += self._queue.get_nowait() is not None
@@ -239,7 +239,7 @@ class Lane:
 
 
 class Publisher:
-    """All lanes of a run.
+    """All workers of a run.
 
     Args:
         sinks: closed by ``close()``.
@@ -254,54 +254,56 @@ class Publisher:
         addresses: Sequence[str] = (),
     ) -> None:
         named = list(zip(sinks, [*addresses, *[""] * len(sinks)], strict=False))
-        self._lanes = [_lane(*one) for one in named if not isinstance(one[0], RaisesEvents)]
-        self._finders = [_lane(*one) for one in named if isinstance(one[0], RaisesEvents)]
-        self._listener = Lane(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
+        self._workers = [_worker_of(*one) for one in named if not isinstance(one[0], RaisesEvents)]
+        self._alert_workers = [_worker_of(*one) for one in named if isinstance(one[0], RaisesEvents)]
+        self._listener = SinkWorker(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
         for sink in sinks:
             if isinstance(sink, RaisesEvents):
                 sink.connect(self.event)
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Hand one message to every sink; pixels are copied for those that want them."""
-        for lane in (*self._finders, *self._lanes):
-            lane.offer(message, frame, times, wait=wait)
+        for worker in (*self._alert_workers, *self._workers):
+            worker.offer(message, frame, times, wait=wait)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Hand one event to every sink that keeps events, and to the listener."""
-        for lane in (*self._finders, *self._lanes, *([self._listener] if self._listener else [])):
-            lane.event(event)
+        for worker in (*self._alert_workers, *self._workers, *([self._listener] if self._listener else [])):
+            worker.event(event)
 
     @property
     def alive(self) -> bool:
         """False when there were sinks and every one of them has broken."""
-        return not self._lanes or any(not lane.error for lane in self._lanes)
+        return not self._workers or any(not worker.error for worker in self._workers)
 
     def reports(self) -> list[SinkReport]:
         """What became of every sink so far; from any thread."""
-        return [lane.report() for lane in (*self._finders, *self._lanes)]
+        return [worker.report() for worker in (*self._alert_workers, *self._workers)]
 
-    def hurry(self) -> None:
+    def stop_blocking(self) -> None:
         """The run is to stop: wait for no sink any more."""
-        for lane in (*self._finders, *self._lanes):
-            lane.hurry()
+        for worker in (*self._alert_workers, *self._workers):
+            worker.stop_blocking()
 
     def close(self, timeout_s: float = DRAIN_S) -> list[SinkReport]:
         """Drain and close every sink: within ``timeout_s`` together, however many of them hang."""
         began_s = time.monotonic()
-        found = _ended(self._finders, began_s + timeout_s / 2)  # what they find still goes to the others
+        found = _ended(
+            self._alert_workers, began_s + timeout_s / 2
+        )  # what they find still goes to the others
         listener = [self._listener] if self._listener is not None else []
-        return [*found, *_ended([*self._lanes, *listener], began_s + timeout_s)[: len(self._lanes)]]
+        return [*found, *_ended([*self._workers, *listener], began_s + timeout_s)[: len(self._workers)]]
 
 
-def _ended(lanes: Sequence[Lane], until_s: float) -> list[SinkReport]:
-    for lane in lanes:
-        lane.finish()
-    return [lane.finished(max(0.0, until_s - time.monotonic())) for lane in lanes]
+def _ended(workers: Sequence[SinkWorker], until_s: float) -> list[SinkReport]:
+    for worker in workers:
+        worker.finish()
+    return [worker.finished(max(0.0, until_s - time.monotonic())) for worker in workers]
 
 
-def _lane(sink: Sink, address: str) -> Lane:
+def _worker_of(sink: Sink, address: str) -> SinkWorker:
     capacity = PICTURES_QUEUED if sink.wants_pixels else MESSAGES_QUEUED
-    return Lane(sink, type(sink).__name__, capacity, address)
+    return SinkWorker(sink, type(sink).__name__, capacity, address)
 
 
 class _Listener:

@@ -17,10 +17,10 @@ import msgspec
 
 from avq.daemon.capture import CaptureProcess, error_of
 from avq.daemon.capture_protocol import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
-from avq.daemon.events import News
+from avq.daemon.events import EventQueue
 from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.metrics import Failure
-from avq.daemon.supervisor import Order, RestartPolicy, Supervisor
+from avq.daemon.supervisor import Action, RestartPolicy, Supervisor
 from avq.errors import AvqError, MachineError
 from avq.types import Frame
 
@@ -91,12 +91,12 @@ class Receiver:
     ) -> None:
         self.failures: list[Failure] = []
         self._hopeless: AvqError | None = None
-        self.news = News()  # of cameras: kind, t_ns, camera, cause, reason
+        self.events = EventQueue()  # of cameras: kind, t_ns, camera, cause, reason
         self._inbox = inbox
         self._selector = selectors.DefaultSelector()
         self._kill_at_ns: int | None = None
         self._cameras: list[_Camera] = []
-        self._graves: list[CaptureProcess] = []
+        self._terminating: list[CaptureProcess] = []
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, partial(os.eventfd_read, self._wake_fd))
         try:
@@ -131,8 +131,8 @@ class Receiver:
     def _listen_to(self, camera: _Camera) -> None:
         process = camera.process
         assert process is not None
-        self._selector.register(process.announce_fd, selectors.EVENT_READ, partial(self._hear, camera))
-        self._selector.register(process.noise_fd, selectors.EVENT_READ, partial(self._quieten, process))
+        self._selector.register(process.announce_fd, selectors.EVENT_READ, partial(self._on_message, camera))
+        self._selector.register(process.noise_fd, selectors.EVENT_READ, partial(self._drain_stderr, process))
 
     def _run(self) -> None:
         while self._cameras:
@@ -141,7 +141,7 @@ class Receiver:
                     key.data()
             for camera in list(self._cameras):
                 self._advance(camera)
-            self._graves = [process for process in self._graves if not process.exited]
+            self._terminating = [process for process in self._terminating if not process.exited]
         self._close_all()
 
     def _wait_s(self) -> float:
@@ -158,14 +158,14 @@ class Receiver:
         else:
             process = camera.process
             held = process is not None and process.held
-            for order in camera.supervisor.orders(
+            for order in camera.supervisor.actions(
                 now_ns, held=held, busy=lambda: process is not None and process.busy
             ):
-                self._obey(camera, order, now_ns)
+                self._apply(camera, order, now_ns)
         if camera.ends_by_ns is not None and camera.process is not None:
             self._bury(camera, camera.process, now_ns)
 
-    def _obey(self, camera: _Camera, order: Order, now_ns: int) -> None:
+    def _apply(self, camera: _Camera, order: Action, now_ns: int) -> None:
         if order.kind == "start":
             self._replace(camera, now_ns)
         elif order.kind == "kill":
@@ -177,7 +177,7 @@ class Receiver:
         try:
             camera.start()
         except OSError as error:  # no process or descriptor to be had: that may pass, too
-            camera.supervisor.gone("no process", str(error), now_ns, again=True)
+            camera.supervisor.on_exit("no process", str(error), now_ns, again=True)
         else:
             self._listen_to(camera)
 
@@ -186,7 +186,7 @@ class Receiver:
             camera.process.kill()
             camera.ends_by_ns = now_ns + _END_GRACE_NS
 
-    def _hear(self, camera: _Camera) -> None:
+    def _on_message(self, camera: _Camera) -> None:
         process = camera.process
         assert process is not None
         try:
@@ -206,19 +206,19 @@ class Receiver:
     def _broke(self, camera: _Camera, cause: str, reason: str) -> None:
         state = camera.supervisor.state
         if camera.may_come_back and self._kill_at_ns is None and state != "ending":
-            camera.supervisor.broke(cause, reason, time.monotonic_ns())
+            camera.supervisor.on_failure(cause, reason, time.monotonic_ns())
 
     def _take(self, camera: _Camera, process: CaptureProcess, message: Message) -> None:
         now_ns = time.monotonic_ns()
         if isinstance(message, Captured):
             self._arrive(camera, process, message)
-            camera.supervisor.frame(now_ns)
+            camera.supervisor.on_frame(now_ns)
         elif isinstance(message, Lost):
             camera.count(message.lost)
             self._inbox.lost_so_far(camera.name, message.lost)
-            camera.supervisor.frame(now_ns)
+            camera.supervisor.on_frame(now_ns)
         elif isinstance(message, Opened):
-            camera.supervisor.opened(live=message.live, fps=message.fps, now_ns=now_ns)
+            camera.supervisor.on_open(live=message.live, fps=message.fps, now_ns=now_ns)
             self._inbox.open_camera(camera.name, every=message.every)
         else:
             camera.end = message
@@ -232,7 +232,7 @@ class Receiver:
         release = partial(process.give_back, message.slot)
         self._inbox.offer(Arrival(frame, camera.supervisor.live, release), message.lost)
 
-    def _quieten(self, process: CaptureProcess) -> None:
+    def _drain_stderr(self, process: CaptureProcess) -> None:
         if not process.swallow_noise():
             self._selector.unregister(process.noise_fd)
 
@@ -244,7 +244,7 @@ class Receiver:
             return
         if not process.exited:
             process.kill()
-            self._graves.append(process)
+            self._terminating.append(process)
         for fd in (process.announce_fd, process.noise_fd):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
@@ -267,7 +267,7 @@ class Receiver:
             cause = "died" if end is None else "failed"
             passing = end is None or (isinstance(end, Failed) and end.again)
             again = passing and camera.may_come_back
-            supervisor.gone(cause, _one_line(error), now_ns, again=again)
+            supervisor.on_exit(cause, _one_line(error), now_ns, again=again)
             if supervisor.state == "waiting":
                 self._give_up_where_hopeless(error)
                 return
@@ -292,7 +292,7 @@ class Receiver:
             return error_of(camera.end)
         return None if camera.end is not None else process.death()
 
-    def _tell(self, camera: _Camera, order: Order) -> None:
+    def _tell(self, camera: _Camera, order: Action) -> None:
         self._put(camera.name, order.kind, order.reason, order.cause)
 
     def _put(self, camera: str, kind: str, reason: str, cause: str) -> None:
@@ -303,7 +303,7 @@ class Receiver:
             "cause": cause,
             "reason": reason,
         }
-        self.news.put(event)
+        self.events.put(event)
         self._inbox.wake()
 
     @property
@@ -336,7 +336,7 @@ class Receiver:
             if camera.process is not None:
                 camera.process.close()
         deadline_ns = time.monotonic_ns() + int(_GRACE_S * 1e9)
-        while not all(process.exited for process in self._graves) and time.monotonic_ns() < deadline_ns:
+        while not all(process.exited for process in self._terminating) and time.monotonic_ns() < deadline_ns:
             time.sleep(_LOOK_CLOSELY_S)
         self._selector.close()
 

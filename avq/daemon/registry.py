@@ -11,14 +11,14 @@ def source_types() -> tuple[SourceType, ...]:
     """Built-in sources; loads OpenCV, and mcap only when a log is opened."""
     from avq.sources import builtin_sources
 
-    return (*builtin_sources(), _LateLogSource())
+    return (*builtin_sources(), _LazyLogSource())
 
 
 def sink_types() -> tuple[SinkType, ...]:
     """Built-in sinks; loads mcap only when a log is written."""
     from avq.sinks import builtin_sinks
 
-    return (*builtin_sinks(), _LateRecorder())
+    return (*builtin_sinks(), _LazyRecorder())
 
 
 def source_providers(outside: Sequence[SourceType] = ()) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def source_providers(outside: Sequence[SourceType] = ()) -> tuple[str, ...]:
     return ("avq.daemon.registry:source_types", *names)
 
 
-class _LateLogSource:
+class _LazyLogSource:
     schemes = (".mcap",)
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
@@ -45,7 +45,7 @@ class _LateLogSource:
         asked_log(uri)
 
 
-class _LateRecorder:
+class _LazyRecorder:
     schemes = ("mcap", ".mcap")
 
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:

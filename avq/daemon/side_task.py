@@ -12,14 +12,14 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from avq.bundle import OpenBundle
-from avq.daemon.events import News
-from avq.process import step_back
+from avq.daemon.events import EventQueue
+from avq.process import lower_thread_priority
 from avq.types import Detections, Frame, Published
 
 _END_S = 10.0
 
 
-class Looks(Protocol):
+class SideTask(Protocol):
     """What an aside does; all of it on the aside's thread."""
 
     def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ class Looks(Protocol):
     def close(self) -> None: ...
 
 
-class Aside:
+class SideTaskWorker:
     """Gives a worker every n-th published frame of each camera while it is idle; what it was busy for is counted.
 
     Args:
@@ -47,10 +47,10 @@ class Aside:
         in_spare_time: look only while the best work is done in time.
     """
 
-    def __init__(self, name: str, every_n: int, worker: Looks, *, in_spare_time: bool = False) -> None:
+    def __init__(self, name: str, every_n: int, worker: SideTask, *, in_spare_time: bool = False) -> None:
         self.name = name
         self.error = ""
-        self.news = News()
+        self.events = EventQueue()
         self.skipped = 0  # frames whose turn it was while the worker was busy, or there was no time to spare
         self._every_n = every_n
         self._worker = worker
@@ -62,7 +62,7 @@ class Aside:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def saw(self, frame: Frame, published: Published, *, relaxed: bool) -> None:
+    def on_frame(self, frame: Frame, published: Published, *, relaxed: bool) -> None:
         """One frame was published: its pixels are copied when they are looked at."""
         due = self._counts[frame.camera] % self._every_n == 0
         self._counts[frame.camera] += 1
@@ -84,7 +84,7 @@ class Aside:
         return {**self._state, "skipped": self.skipped, **({"error": self.error} if self.error else {})}
 
     def _run(self) -> None:
-        step_back()
+        lower_thread_priority()
         while (item := self._work.get()) is not None:
             try:
                 self._do(item)
@@ -108,7 +108,7 @@ class Aside:
             self._put({"camera": frame.camera, **event})
 
     def _put(self, event: Mapping[str, Any]) -> None:
-        self.news.put({"t_ns": time.monotonic_ns(), **event})
+        self.events.put({"t_ns": time.monotonic_ns(), **event})
 
     def close(self) -> None:
         """End after the frame that is being looked at."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avq.bundle import GOLDEN, OpenBundle, open_bundle
-from avq.daemon.modes import ModeSource, Opener, Served
+from avq.daemon.modes import ActiveModes, ModeSource, Opener
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.measure.detector import Detector
@@ -22,7 +22,7 @@ CPU_ENGINE = "onnxruntime"
 
 
 @dataclass(frozen=True)
-class Instead:
+class FallbackPolicy:
     """What may serve when the bundle does not start.
 
     Attributes:
@@ -35,9 +35,9 @@ class Instead:
 
 
 def start(
-    opener: Opener, sources: Sequence[ModeSource], instead: Instead, warn: Callable[[str], None]
-) -> Served:
-    """The ladder of ``sources``; the first of what is allowed instead when a rung of it does not start.
+    opener: Opener, sources: Sequence[ModeSource], fallback: FallbackPolicy, warn: Callable[[str], None]
+) -> ActiveModes:
+    """The ladder of ``sources``; the first of what may serve in its place when a rung of it does not start.
 
     Args:
         warn: told what failed and what serves in its place.
@@ -50,13 +50,13 @@ def start(
         return opener.ladder(sources)
     except AvqError as error:
         first = error
-    for said, attempt in _attempts(opener, sources, instead):
+    for said, attempt in _attempts(opener, sources, fallback):
         try:
             served = attempt()
         except AvqError as error:
             warn(f"{said} does not start either: {_line(error)}")
             continue
-        warn(f"{_line(first)}. SERVING INSTEAD: {said}")
+        warn(f"{_line(first)}. falling back to {said}")
         return served
     raise first
 
@@ -71,17 +71,17 @@ def _checked(opener: Opener) -> Callable[[OpenBundle, Detector], None]:
 
 
 def _attempts(
-    opener: Opener, sources: Sequence[ModeSource], instead: Instead
-) -> Iterator[tuple[str, Callable[[], Served]]]:
-    previous = instead.bundle
+    opener: Opener, sources: Sequence[ModeSource], fallback: FallbackPolicy
+) -> Iterator[tuple[str, Callable[[], ActiveModes]]]:
+    previous = fallback.bundle
     if previous is not None:
         yield f"the previous bundle {previous}", lambda: opener.ladder([ModeSource("normal", previous)])
-    if instead.on_cpu and CPU_ENGINE in opener.engines:
+    if fallback.on_cpu and CPU_ENGINE in opener.engines:
         own = sources[0].bundle
         yield f"{own} on {CPU_ENGINE}", lambda: _on_cpu(opener, own)
 
 
-def _on_cpu(opener: Opener, path: Path) -> Served:
+def _on_cpu(opener: Opener, path: Path) -> ActiveModes:
     bundle = open_bundle(path, allow_unaccepted=opener.allow_unaccepted, trust=opener.trust)
     engines = {bundle.manifest.engine.name: _OnCpu(opener.engines[CPU_ENGINE])}
     return replace(opener, engines=engines).ladder([ModeSource("normal", path)])

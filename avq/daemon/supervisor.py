@@ -50,7 +50,7 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Action:
     """What the receiver must do ("kill", "start") or tell (every other kind)."""
 
     kind: Kind
@@ -58,7 +58,7 @@ class Order:
     reason: str = ""
 
 
-class Rhythm:
+class FrameIntervals:
     """How often frames come, and how long this source has been silent and come back by itself."""
 
     def __init__(self) -> None:
@@ -69,14 +69,14 @@ class Rhythm:
         self._long_ns: deque[int] = deque(maxlen=_GAP_MEMORY)
         self._last_ns: int | None = None
 
-    def opened(self, fps: float) -> None:
+    def on_open(self, fps: float) -> None:
         """A fresh capture process: its first gap is none."""
         self.frames, self._last_ns = 0, None
         self.declared = fps > 0
         if self.declared:
             self._nominal_ns = int(_NS / fps)
 
-    def beat(self, now_ns: int) -> None:
+    def on_frame(self, now_ns: int) -> None:
         self.frames += 1
         if self._last_ns is not None:
             self._gaps_ns.append(now_ns - self._last_ns)
@@ -102,7 +102,7 @@ class Rhythm:
 
 
 class Supervisor:
-    """One camera's state. Every method takes the time; ``orders()`` gives what is to be done by then.
+    """One camera's state. Every method takes the time; ``actions()`` gives what is to be done by then.
 
     Args:
         policy: how often it may be restarted.
@@ -113,7 +113,7 @@ class Supervisor:
     def __init__(
         self, policy: RestartPolicy, *, open_timeout_ns: int, read_timeout_ns: int, now_ns: int
     ) -> None:
-        self.rhythm = Rhythm()
+        self.intervals = FrameIntervals()
         self.state: State = "opening"
         self.live = False
         self.ever_opened = False
@@ -129,17 +129,17 @@ class Supervisor:
         self._outage_ns: int | None = None  # since when the camera is reported to be away
         self._failures = 0  # starts in a row that did not bring it back for good
         self._started: deque[int] = deque()
-        self._told: list[Order] = []
+        self._told: list[Action] = []
 
-    def opened(self, *, live: bool, fps: float, now_ns: int) -> None:
+    def on_open(self, *, live: bool, fps: float, now_ns: int) -> None:
         """The source is open."""
         self.state, self.live, self.ever_opened = "open", live, True
-        self.rhythm.opened(fps)
+        self.intervals.on_open(fps)
         self._heard(now_ns)
 
-    def frame(self, now_ns: int) -> None:
+    def on_frame(self, now_ns: int) -> None:
         """A frame came, or was lost on the way: the source lives."""
-        self.rhythm.beat(now_ns)
+        self.intervals.on_frame(now_ns)
         self._heard(now_ns)
         if self.state != "open":  # what a process that was killed had still announced
             return
@@ -148,19 +148,19 @@ class Supervisor:
             away_ms = (now_ns - self._outage_ns) / 1e6
             self._tell("camera_resumed", self.cause, f"frames again after {away_ms:.0f} ms ({self.cause})")
             self._outage_ns = None
-        if self.rhythm.frames == _HEALTHY_FRAMES:
+        if self.intervals.frames == _HEALTHY_FRAMES:
             self._failures = 0
 
     def _heard(self, now_ns: int) -> None:
         self._silence_ns, self._looked_ns = 0, now_ns
 
-    def broke(self, cause: str, reason: str, now_ns: int) -> None:
+    def on_failure(self, cause: str, reason: str, now_ns: int) -> None:
         """The process is about to end by itself: tell at once, ``gone`` comes when it is buried."""
         if self._policy.reconnect:
             self._stalled(cause, reason, now_ns)
         self.state, self.cause = "ending", cause
 
-    def gone(self, cause: str, reason: str, now_ns: int, *, again: bool) -> None:
+    def on_exit(self, cause: str, reason: str, now_ns: int, *, again: bool) -> None:
         """The process has ended. ``again``: such an end may pass; else the camera is done."""
         if not (again and self._policy.reconnect):
             self.state = "ended"
@@ -191,7 +191,7 @@ class Supervisor:
             self._tell("camera_stalled", cause, reason)
 
     def _tell(self, kind: Kind, cause: str, reason: str) -> None:
-        self._told.append(Order(kind, cause, reason))
+        self._told.append(Action(kind, cause, reason))
 
     @property
     def away(self) -> bool:
@@ -205,9 +205,9 @@ class Supervisor:
         waits_for_file = self.state == "open" and not self.live
         return not waits_for_file or self._silence_ns < self._read_timeout_ns
 
-    def orders(
+    def actions(
         self, now_ns: int, *, held: bool = False, busy: Callable[[], bool] = lambda: False
-    ) -> list[Order]:
+    ) -> list[Action]:
         """What is to be done and told now.
 
         Args:
@@ -233,7 +233,7 @@ class Supervisor:
     def _watch_frames(self, now_ns: int, busy: Callable[[], bool]) -> None:
         silent_ms = self._silence_ns / 1e6
         if self._silence_ns >= self._report_after_ns:
-            periods = self._silence_ns / self.rhythm.period_ns
+            periods = self._silence_ns / self.intervals.period_ns
             said = f"no frame for {silent_ms:.0f} ms, {periods:.1f} frame periods"
             self._stalled("silent", said, now_ns)
         hopeless = self._silence_ns >= max(self._read_timeout_ns, self._replace_after_ns)
@@ -262,22 +262,22 @@ class Supervisor:
     @property
     def _report_after_ns(self) -> int:
         """Before its first frame a camera may take longer: sensors settle, streams wait for a key frame."""
-        periods_ns = int(REPORT_PERIODS * self.rhythm.period_ns)
-        expected = self.rhythm.frames and (self.rhythm.declared or self.rhythm.seen)
+        periods_ns = int(REPORT_PERIODS * self.intervals.period_ns)
+        expected = self.intervals.frames and (self.intervals.declared or self.intervals.seen)
         return max(periods_ns, _REPORT_LEAST_NS if expected else _NS)
 
     @property
     def _replace_after_ns(self) -> int:
-        report_ns, period_ns = self._report_after_ns, self.rhythm.period_ns
-        if not (self.rhythm.frames and self.rhythm.seen):
+        report_ns, period_ns = self._report_after_ns, self.intervals.period_ns
+        if not (self.intervals.frames and self.intervals.seen):
             return max(self._read_timeout_ns, report_ns)
-        patience_ns = max(_REPLACE_PERIODS * period_ns, _GAP_FACTOR * self.rhythm.longest_gap_ns)
+        patience_ns = max(_REPLACE_PERIODS * period_ns, _GAP_FACTOR * self.intervals.longest_gap_ns)
         least_ns = report_ns + _REPLACE_AFTER_REPORT_NS
         return int(max(least_ns, min(patience_ns, self._read_timeout_ns)))
 
     @property
     def due_ns(self) -> int:
-        """When ``orders`` must be asked next, unless something happens before."""
+        """When ``actions`` must be asked next, unless something happens before."""
         if self.state == "waiting":
             return self._start_at_ns
         limit_ns = self._looked_ns + _LOOK_NS

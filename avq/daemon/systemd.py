@@ -19,7 +19,7 @@ _PATIENCE = struct.pack("ll", 1, 0)  # a timeval
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class Notifier:
+class SystemdNotifier:
     """Tells the service manager how we are. A full or vanished socket is no reason to fail, nor to hold up a frame.
 
     What is told once (ready, reloading, stopping) waits for room, a second at most.
@@ -38,7 +38,7 @@ class Notifier:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Notifier:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> SystemdNotifier:
         """As the service manager asks for it; a watchdog that is meant for another process is not ours."""
         given = os.environ if environment is None else environment
         address = given.get("NOTIFY_SOCKET", "")
@@ -49,10 +49,10 @@ class Notifier:
         return cls(address, int(interval) / 1e6 if ours and interval.isdecimal() else 0.0)
 
     @property
-    def listened_to(self) -> bool:
+    def enabled(self) -> bool:
         return self._socket is not None
 
-    def loading(self, what: str) -> None:
+    def extend_timeout(self, what: str) -> None:
         """Something slow begins: it may take LOADING_S from now. A hang is noticed when that is over."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(LOADING_S * 1e6)}", f"STATUS={what}")
 
@@ -63,7 +63,7 @@ class Notifier:
     def reloading(self) -> None:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading again")
 
-    def alive(self) -> None:
+    def ping(self) -> None:
         """Frames go out, or it is accounted for that there are none. Never waits."""
         self._send("WATCHDOG=1", flags=socket.MSG_DONTWAIT)
 
@@ -90,7 +90,7 @@ _PER_INTERVAL = 4.0
 _STATUS_S = 2.0
 
 
-class Heart:
+class WatchdogHeartbeat:
     """Beats after a published frame, and where it is accounted for that none can be.
 
     Args:
@@ -98,7 +98,7 @@ class Heart:
         now_s: monotonic seconds.
     """
 
-    def __init__(self, notifier: Notifier, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, notifier: SystemdNotifier, now_s: Callable[[], float] = time.monotonic) -> None:
         self._notifier = notifier
         self._now_s = now_s
         self._beat_every_s = notifier.watchdog_s / _PER_INTERVAL if notifier.watchdog_s else float("inf")
@@ -106,7 +106,7 @@ class Heart:
         self._beat_s = self._told_s if notifier.watchdog_s else float("inf")  # when the next one is due
         self._frames = 0
 
-    def published(self, pipeline: Pipeline) -> None:
+    def on_frame(self, pipeline: Pipeline) -> None:
         """One frame went out."""
         self._frames += 1
         now_s = self._now_s()
@@ -115,7 +115,7 @@ class Heart:
         if now_s - self._told_s >= _STATUS_S:
             self._tell(pipeline, now_s)
 
-    def idle(self, accounted: Callable[[], bool]) -> None:
+    def on_idle(self, accounted: Callable[[], bool]) -> None:
         """No frame came. ``accounted``: nothing waits, and for every camera it is known why or not yet due."""
         now_s = self._now_s()
         if now_s >= self._beat_s and accounted():
@@ -123,10 +123,10 @@ class Heart:
 
     def _beat(self, now_s: float) -> None:
         self._beat_s = now_s + self._beat_every_s
-        self._notifier.alive()
+        self._notifier.ping()
 
     def _tell(self, pipeline: Pipeline, now_s: float) -> None:
-        if self._notifier.listened_to:
+        if self._notifier.enabled:
             rate = self._frames / (now_s - self._told_s)
             p99_ms = pipeline.metrics.age.percentile_ns(99) / 1e6
             alert = ", budget missed" if pipeline.state.alert else ""

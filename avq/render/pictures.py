@@ -13,7 +13,7 @@ import numpy as np
 
 from avq.atomic_file import beside
 from avq.errors import DataError, MachineError, RequestError
-from avq.process import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, suppress_output
 from avq.render.page import Html
 from avq.types import U8, Detections
 
@@ -193,7 +193,7 @@ def _write(path: Path, frames: Iterator[U8]) -> int:
         raise DataError("a clip needs at least one frame", fix="give frames")
     height, width = first.shape[0] & ~1, first.shape[1] & ~1
     # OpenCV prints that WebM has no tag for VP8; it is right and harmless.
-    with muted(STANDARD_ERROR):
+    with suppress_output(STANDARD_ERROR):
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), 1.0, (width, height))
     try:
         if not writer.isOpened():

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from avq.atomic_file import written_whole
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogWriter, Record
 from avq.replay.differences import Tolerances
@@ -189,7 +189,7 @@ def _result(head: _Head, answers: tuple[Answer, ...]) -> ReplayResult:
         labels=tuple(head.labels),
         answers=answers,
         events=tuple(head.events),
-        account=Account(head.captured, head.published, head.dropped, 0),
+        account=FrameCounts(head.captured, head.published, head.dropped, 0),
         modes=tuple(head.modes),
         misses=head.misses,
         timing=head.timing,

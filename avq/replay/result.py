@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.replay.log import FrameKey
 from avq.replay.timing import Timing
 from avq.types import Detections, Published, StageTimes
@@ -66,7 +66,7 @@ class ReplayResult:
     labels: tuple[str, ...]
     answers: tuple[Answer, ...]
     events: tuple[Mapping[str, Any], ...]
-    account: Account
+    account: FrameCounts
     modes: tuple[str, ...]
     misses: int
     timing: Timing

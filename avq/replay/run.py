@@ -233,7 +233,7 @@ def _replay(
     if not kept.messages:
         raise DataError(
             f"no frame of {log.uri} could be replayed",
-            seen=drive.remark or f"dropped: {drive.inbox.account().dropped or 'none'}",
+            seen=drive.remark or f"dropped: {drive.inbox.counts().dropped or 'none'}",
             fix="check that it holds pictures: avq inspect",
         )
     session = modes[0].parts.session
@@ -251,7 +251,7 @@ def _replay(
             )
         ),
         events=tuple(pipeline.events),
-        account=drive.inbox.account(),
+        account=drive.inbox.counts(),
         modes=tuple(pipeline.modes),
         misses=pipeline.judge.misses,
         timing=plan.kind,

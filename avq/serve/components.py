@@ -9,12 +9,12 @@ from pathlib import Path
 
 from avq.bundle import OpenBundle, Trust, read_trust
 from avq.config import RunConfig, Security
-from avq.daemon.bundle_swap import Exchange
+from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.drift import Drift
-from avq.daemon.modes import ModeSource, Opener, Served, require_classes, warm_up
+from avq.daemon.modes import ActiveModes, ModeSource, Opener, require_classes, warm_up
 from avq.daemon.shadow import Shadow
-from avq.daemon.side_task import Aside
-from avq.daemon.systemd import Notifier
+from avq.daemon.side_task import SideTaskWorker
+from avq.daemon.systemd import SystemdNotifier
 from avq.measure.detector import Detector
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost
@@ -24,14 +24,14 @@ from avq.progress import Reporter
 _RELOADED = {"bundle", "modes"}
 
 
-def opener_of(config: RunConfig, host: PluginHost, notifier: Notifier) -> Opener:
+def opener_of(config: RunConfig, host: PluginHost, notifier: SystemdNotifier) -> Opener:
     """How this run opens bundles, telling the service manager before each of them."""
     return Opener(
         host.running_engines(),
         families=host.decoders(),
         trust=_trust(config.security),
         allow_unaccepted=config.allow_unaccepted,
-        on_begin=lambda path: notifier.loading(f"opening {path.name}"),
+        on_begin=lambda path: notifier.extend_timeout(f"opening {path.name}"),
     )
 
 
@@ -47,14 +47,14 @@ def mode_sources(config: RunConfig) -> list[ModeSource]:
     return rows or [ModeSource("normal", config.bundle)]
 
 
-def exchange_of(
+def make_bundle_swapper(
     config: RunConfig,
     opener: Opener,
-    served: Served,
+    served: ActiveModes,
     report: Reporter,
     reread: Callable[[], RunConfig] | None,
-    notifier: Notifier,
-) -> Exchange:
+    notifier: SystemdNotifier,
+) -> BundleSwapper:
     """Swaps for this run. A candidate must also give the golden answers it was accepted for.
 
     Args:
@@ -66,7 +66,7 @@ def exchange_of(
 
     strict = replace(opener, on_open=golden, on_begin=lambda path: None)
 
-    def prepare(path: Path | None) -> Served:
+    def prepare(path: Path | None) -> ActiveModes:
         now = reread() if path is None and reread is not None else config
         if left := _changed(config, now):
             report.warning(
@@ -77,7 +77,7 @@ def exchange_of(
             sources = [replace(s, bundle=path) if s.bundle == config.bundle else s for s in sources]
         return strict.ladder(sources)
 
-    return Exchange(served, prepare, notifier, reloads=reread is not None and not _has_terminal())
+    return BundleSwapper(served, prepare, notifier, reloads=reread is not None and not _has_terminal())
 
 
 def _has_terminal() -> bool:
@@ -93,11 +93,11 @@ def _changed(before: RunConfig, after: RunConfig) -> list[str]:
     return [key for key in keys if getattr(before, key) != getattr(after, key)]
 
 
-def asides_of(
-    config: RunConfig, host: PluginHost, opener: Opener, served: Served, report: Reporter
-) -> tuple[Aside, ...]:
+def make_side_tasks(
+    config: RunConfig, host: PluginHost, opener: Opener, served: ActiveModes, report: Reporter
+) -> tuple[SideTaskWorker, ...]:
     """The shadow and the drift watch that are configured, open and warm. Raises what opening the shadow raises."""
-    asides: list[Aside] = []
+    side_tasks: list[SideTaskWorker] = []
     if config.shadow is not None:
         candidate = opener.open(config.shadow.bundle, "shadow")
         try:
@@ -107,10 +107,10 @@ def asides_of(
             candidate.close()
             raise
         shadow = Shadow(candidate.parts, candidate.close)
-        asides.append(Aside("shadow", config.shadow.every_n, shadow, in_spare_time=True))
+        side_tasks.append(SideTaskWorker("shadow", config.shadow.every_n, shadow, in_spare_time=True))
     if config.drift is not None and served.bundle is not None:
         drift = Drift(host.running_engines(), served.bundle)
         if drift.why_not:
             report.warning(f"drift: {drift.why_not}")
-        asides.append(Aside("drift", config.drift.every_n, drift))
-    return tuple(asides)
+        side_tasks.append(SideTaskWorker("drift", config.drift.every_n, drift))
+    return tuple(side_tasks)

@@ -22,19 +22,19 @@ from avq.daemon import (
     source_providers,
     source_types,
 )
-from avq.daemon.bundle_swap import Exchange
+from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.modes import Mode
-from avq.daemon.observer import Unwatched
-from avq.daemon.startup import Instead, start
-from avq.daemon.systemd import Notifier
+from avq.daemon.observer import NullObserver
+from avq.daemon.startup import FallbackPolicy, start
+from avq.daemon.systemd import SystemdNotifier
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.serve.components import asides_of, exchange_of, mode_sources, opener_of
+from avq.serve.components import make_bundle_swapper, make_side_tasks, mode_sources, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
-from avq.uris import hidden
-from avq.web import Board, facts, open_page, web_from_flag
+from avq.uris import redact_credentials
+from avq.web import LiveState, open_page, run_info, web_from_flag
 
 # The books, the stages, and what went wrong: what a person reads after a run.
 
@@ -80,7 +80,7 @@ T = TypeVar("T")
 _ORDER: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 
 
-class Spoken:
+class LevelFilteredReporter:
     """A Reporter that keeps to the ``log_level`` of the configuration: what ends the run is always told."""
 
     def __init__(self, report: Reporter, level: LogLevel) -> None:
@@ -188,29 +188,29 @@ def serve(
         reread: the configuration as it stands now, for SIGHUP.
         json_lines: one line per published frame on standard output.
     """
-    spoken = Spoken(report, config.log_level)
-    with open_page(config.web, "web" in config.model_fields_set, spoken) as board:
-        return _serve(config, host, spoken, board, json_lines=json_lines, reread=reread)
+    reporter = LevelFilteredReporter(report, config.log_level)
+    with open_page(config.web, "web" in config.model_fields_set, reporter) as live_state:
+        return _serve(config, host, reporter, live_state, json_lines=json_lines, reread=reread)
 
 
 def _serve(
     config: RunConfig,
     host: PluginHost,
-    report: Spoken,
-    board: Board | None,
+    report: LevelFilteredReporter,
+    live_state: LiveState | None,
     *,
     json_lines: bool,
     reread: Callable[[], RunConfig] | None,
 ) -> RunSummary:
-    notifier = Notifier.from_environment()
+    notifier = SystemdNotifier.from_environment()
     opener = opener_of(config, host, notifier)
-    instead = Instead(config.fallback.bundle, config.fallback.onnxruntime)
-    served = start(opener, mode_sources(config), instead, report.warning)
-    exchange = exchange_of(config, opener, served, report, reread, notifier)
+    fallback = FallbackPolicy(config.fallback.bundle, config.fallback.onnxruntime)
+    served = start(opener, mode_sources(config), fallback, report.warning)
+    swapper = make_bundle_swapper(config, opener, served, report, reread, notifier)
     try:
-        asides = asides_of(config, host, opener, served, report)
-        if board is not None:
-            board.describe(facts(config, served))
+        side_tasks = make_side_tasks(config, host, opener, served, report)
+        if live_state is not None:
+            live_state.describe(run_info(config, served))
         sinks, addresses = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
         for mode in served.modes:
             report.message(_serving(mode))
@@ -221,16 +221,16 @@ def _serve(
             budget=config.budget.latency_budget(),
             options=replace(
                 _options(config, host),
-                on_event=_listener(config, host, report, board, exchange),
-                watcher=board or Unwatched(),
+                on_event=_listener(config, host, report, live_state, swapper),
+                observer=live_state or NullObserver(),
                 notifier=notifier,
-                exchange=exchange,
-                asides=asides,
+                swapper=swapper,
+                side_tasks=side_tasks,
                 addresses=addresses,
             ),
         )
     finally:
-        exchange.close()
+        swapper.close()
         notifier.close()
     for failure in summary.failures:
         report.warning(f"camera {failure.camera}: {failure.error}")
@@ -249,17 +249,21 @@ def _serving(mode: Mode) -> str:
 
 
 def _listener(
-    config: RunConfig, host: PluginHost, report: Spoken, board: Board | None, exchange: Exchange
+    config: RunConfig,
+    host: PluginHost,
+    report: LevelFilteredReporter,
+    live_state: LiveState | None,
+    swapper: BundleSwapper,
 ) -> Callable[[Mapping[str, Any]], None]:
     """What hears every event, on a thread of its own: the page, the hooks, and whoever reads standard error."""
 
     def on_event(event: Mapping[str, Any]) -> None:
         kind = event.get("kind")
         report.event(event)
-        if board is not None:
+        if live_state is not None:
             if kind in ("bundle_swapped", "swap_rolled_back"):
-                board.describe(facts(config, exchange.serving))
-            board.told(event)
+                live_state.describe(run_info(config, swapper.serving))
+            live_state.on_event(event)
         if kind == "alert":
             report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")
         if kind in _WARNED:
@@ -323,7 +327,7 @@ def _sinks(
 def _place(uri: str) -> str:
     if uri == STANDARD_OUTPUT:
         return "standard output"
-    return hidden(uri).partition("?")[0]
+    return redact_credentials(uri).partition("?")[0]
 
 
 def _require_folder(log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Alerts are watched for on a lane of their own: a sink that turns what it is told into events for the others."""
+"""Alerts are watched for on a worker of their own: a sink that turns what it is told into events for the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AlertSink:
     """Feeds a watch; what it raises is told as events of kind "alert".
 
     Args:
-        watch: used on the lane's thread only.
+        watch: used on the worker's thread only.
     """
 
     wants_pixels = False
@@ -45,10 +45,10 @@ class AlertSink:
         self._tell = tell
 
     def write(self, message: Published, frame: Frame | None) -> None:
-        self._raise(self._watch.saw(message))
+        self._raise(self._watch.on_frame(message))
 
     def write_event(self, event: Mapping[str, Any]) -> None:
-        self._raise(self._watch.heard(event))
+        self._raise(self._watch.on_event(event))
 
     def _raise(self, alerts: list[Alert]) -> None:
         for alert in alerts:

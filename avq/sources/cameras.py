@@ -13,7 +13,7 @@ import cv2
 
 from avq.errors import DataError, nearest
 from avq.hookspecs import FrameSource
-from avq.sources.uri import hidden, number, parameters, size
+from avq.sources.uri import number, parameters, redact_credentials, size
 from avq.types import U8
 
 
@@ -176,7 +176,7 @@ class StreamSource:
         )
         if not capture.opened:
             raise DataError(
-                f"{hidden(uri)} does not answer with a video stream",
+                f"{redact_credentials(uri)} does not answer with a video stream",
                 seen=f"nothing FFmpeg can decode within {open_timeout_ms} ms",
                 fix="check address, password and network; a slow camera may need a longer open time-out",
             )
@@ -198,7 +198,7 @@ class _Stream:
             self._frames += 1
         elif self.live or self._frames == 0:
             raise DataError(
-                f"{hidden(self._uri)} stopped delivering",
+                f"{redact_credentials(self._uri)} stopped delivering",
                 seen=f"{self._frames} frames, then none within {self._read_timeout_ms} ms, or the peer closed",
                 fix="check the camera and the network",
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avq.errors import DataError, RequestError, nearest
 from avq.hookspecs import FrameSource, SourceType
-from avq.uris import hidden, number, parameters, whole
+from avq.uris import number, parameters, redact_credentials, whole
 
 FOLDER = "/"
 
@@ -40,7 +40,9 @@ def _claim(uri: str, claims: Iterable[str]) -> str:
         scheme = uri.split("://", 1)[0].lower()
         if scheme not in known:
             names = [name for name in known if name[0].isalpha()]
-            raise RequestError(f"no source opens '{scheme}://'", seen=hidden(uri), fix=nearest(scheme, names))
+            raise RequestError(
+                f"no source opens '{scheme}://'", seen=redact_credentials(uri), fix=nearest(scheme, names)
+            )
         return scheme
     return _claim_path(local_path(uri), known)
 
@@ -82,4 +84,13 @@ def size(table: Mapping[str, str], default: tuple[int, int]) -> tuple[int, int]:
     return int(width), int(height)
 
 
-__all__ = ["FOLDER", "hidden", "local_path", "number", "open_source", "parameters", "size", "whole"]
+__all__ = [
+    "FOLDER",
+    "redact_credentials",
+    "local_path",
+    "number",
+    "open_source",
+    "parameters",
+    "size",
+    "whole",
+]

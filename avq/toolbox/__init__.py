@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avq.process import STANDARD_OUTPUT, muted
+from avq.process import STANDARD_OUTPUT, suppress_output
 from avq.toolbox.assemble import (
     Ranging,
     activation_edges,
@@ -58,7 +58,7 @@ __all__ = [
     "gram_rounded_weights",
     "int8_mac_share",
     "macs_by_node",
-    "muted",
+    "suppress_output",
     "one_blas_thread",
     "place",
     "quantize",

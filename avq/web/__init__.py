@@ -1,8 +1,8 @@
-"""The page of a run, its health and its metrics: read from a board the loop writes, served by a thread of its own."""
+"""The web page, health checks and metrics of a run."""
 
 from __future__ import annotations
 
-from avq.web.board import Board
-from avq.web.server import facts, open_page, web_from_flag
+from avq.web.live_state import LiveState
+from avq.web.server import open_page, run_info, web_from_flag
 
-__all__ = ["Board", "facts", "open_page", "web_from_flag"]
+__all__ = ["LiveState", "run_info", "open_page", "web_from_flag"]

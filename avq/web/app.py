@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from avq.errors import AvqError
 from avq.web.auth import Guard
-from avq.web.board import Board, ViewerCounts
-from avq.web.camera_images import Shots, boxes_of
+from avq.web.camera_images import CameraSnapshots, boxes_of
+from avq.web.live_state import LiveState, ViewerCounts
 from avq.web.metrics import exposition
 from avq.web.status import MachineReader, StatusReader, not_alive, not_ready
 from avq.web.stream import KINDS, EventStream, Feed
@@ -49,18 +49,18 @@ class Endpoints:
     """One method per path.
 
     Args:
-        board: written by the loop.
+        live_state: written by the loop.
         stopping: true when the server is to end.
     """
 
-    def __init__(self, board: Board, stopping: Callable[[], bool]) -> None:
-        self._board = board
+    def __init__(self, live_state: LiveState, stopping: Callable[[], bool]) -> None:
+        self._live_state = live_state
         self._stopping = stopping
         self._machine = MachineReader()
         self._counts = ViewerCounts()
-        self._status = StatusReader(board, self._machine, self._counts)
-        self._feed = Feed(board, self._status, self._counts)
-        self._shots = Shots(board)
+        self._status = StatusReader(live_state, self._machine, self._counts)
+        self._feed = Feed(live_state, self._status, self._counts)
+        self._snapshots = CameraSnapshots(live_state)
         self._page = page_files()
         self._swapping = threading.Lock()
 
@@ -73,20 +73,20 @@ class Endpoints:
         return Response(body, headers={"content-type": kind, **_HEADERS})
 
     async def livez(self, request: Request) -> Response:
-        return _health(not_alive(self._board, time.monotonic_ns()))
+        return _health(not_alive(self._live_state, time.monotonic_ns()))
 
     async def readyz(self, request: Request) -> Response:
-        return _health(not_ready(self._board, time.monotonic_ns()))
+        return _health(not_ready(self._live_state, time.monotonic_ns()))
 
     async def metrics(self, request: Request) -> Response:
-        text = exposition(self._board, self._machine, self._counts)
+        text = exposition(self._live_state, self._machine, self._counts)
         return Response(text, headers={"content-type": METRICS_TYPE, **_HEADERS})
 
     async def status(self, request: Request) -> Response:
         """All that is told of a run; the keys of the summary of ``avq run --json`` stand on top, as they do there."""
         now = self._status.read()
         age = {key: now["age"][key] for key in ("p50_ms", "p99_ms", "max_ms")}
-        answer = {**self._board.facts, **now, **now["frames"], **age, "events": self._status.events()}
+        answer = {**self._live_state.run_info, **now, **now["frames"], **age, "events": self._status.events()}
         return JSONResponse(answer, headers=_HEADERS)
 
     async def events(self, request: Request) -> Response | EventStream:
@@ -105,14 +105,16 @@ class Endpoints:
         """The newest picture; its boxes are in the header ``Avq-Frame``. 204 when it shows none."""
         camera = request.path_params["camera"]
         after = request.query_params.get("after", "")
-        if camera not in self._board.cameras:
-            if camera in self._board.facts.get("cameras", ()):
+        if camera not in self._live_state.cameras:
+            if camera in self._live_state.run_info.get("cameras", ()):
                 return Response(status_code=204, headers=_HEADERS)
             return PlainTextResponse(f"there is no camera {camera!r} here\n", 404)
-        got = await self._shots.next(camera, int(after[:9]) if after.isascii() and after.isdecimal() else 0)
+        got = await self._snapshots.next(
+            camera, int(after[:9]) if after.isascii() and after.isdecimal() else 0
+        )
         if got is None:
             return Response(status_code=204, headers=_HEADERS)
-        headers = {"avq-frame": boxes_of(got[0], self._board.labels), **_HEADERS}
+        headers = {"avq-frame": boxes_of(got[0], self._live_state.labels), **_HEADERS}
         return Response(got[1], media_type="image/jpeg", headers=headers)
 
     async def swap(self, request: Request) -> Response:
@@ -122,7 +124,7 @@ class Endpoints:
             folder = Path(json.loads(body)["bundle"])
         except (ValueError, TypeError, KeyError, RecursionError, asyncio.TimeoutError, ClientDisconnect):
             return _refused(400, "the request names no bundle", 'send {"bundle": "/path/to/folder"}')
-        run = self._board.run
+        run = self._live_state.run
         if run is None or run.swap is None:
             return _refused(
                 501, "nothing was swapped", "the run is starting" if run is None else "it cannot swap"
@@ -137,7 +139,7 @@ class Endpoints:
             self._swapping.release()
 
     def close(self) -> None:
-        self._shots.close()
+        self._snapshots.close()
 
 
 async def _body(request: Request) -> bytes:

@@ -11,7 +11,7 @@ import cv2
 
 from avq.errors import MachineError
 from avq.types import AnyArray
-from avq.web.board import Board, Shot
+from avq.web.live_state import LiveState, Snapshot
 
 WIDEST_PX = 1280
 _QUALITY = 80
@@ -24,21 +24,21 @@ _WAIT_S = 2.0
 _LOOK_AGAIN_S = 0.02
 
 
-class Shots:
+class CameraSnapshots:
     """The newest picture of each camera as JPEG.
 
     Args:
-        board: asked for the pictures.
+        live_state: asked for the pictures.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._encoded: dict[str, tuple[Shot, bytes]] = {}
-        self._coming: dict[str, asyncio.Task[tuple[Shot, bytes] | None]] = {}
+    def __init__(self, live_state: LiveState) -> None:
+        self._live_state = live_state
+        self._encoded: dict[str, tuple[Snapshot, bytes]] = {}
+        self._coming: dict[str, asyncio.Task[tuple[Snapshot, bytes] | None]] = {}
         self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="web-jpeg")
 
-    async def next(self, camera: str, after: int) -> tuple[Shot, bytes] | None:
-        """A fresh shot other than number ``after``; None when the camera showed none within two seconds."""
+    async def next(self, camera: str, after: int) -> tuple[Snapshot, bytes] | None:
+        """A fresh snapshot other than number ``after``; None when the camera showed none within two seconds."""
         known = self._encoded.get(camera)
         if known is not None and known[0].number != after and _old_ns(known[0]) < _FRESH_NS:
             return known
@@ -46,21 +46,21 @@ class Shots:
             coming = self._coming[camera] = asyncio.create_task(self._take(camera))
         return await asyncio.shield(coming)
 
-    async def _take(self, camera: str) -> tuple[Shot, bytes] | None:
+    async def _take(self, camera: str) -> tuple[Snapshot, bytes] | None:
         """One new picture for everybody who waits for it."""
-        board = self._board.cameras[camera]
-        if board.shot is not None:
-            await asyncio.sleep(max(0.0, (_LEAST_APART_NS - _old_ns(board.shot)) / 1e9))
-        before = board.shot
-        board.wanted = True
+        live_state = self._live_state.cameras[camera]
+        if live_state.snapshot is not None:
+            await asyncio.sleep(max(0.0, (_LEAST_APART_NS - _old_ns(live_state.snapshot)) / 1e9))
+        before = live_state.snapshot
+        live_state.requested = True
         for _ in range(round(_WAIT_S / _LOOK_AGAIN_S)):
             await asyncio.sleep(_LOOK_AGAIN_S)
-            if (shot := board.shot) is not None and shot is not before:
+            if (snapshot := live_state.snapshot) is not None and snapshot is not before:
                 loop = asyncio.get_running_loop()
-                jpeg = await loop.run_in_executor(self._one_at_a_time, encode, shot)
-                self._encoded[camera] = (shot, jpeg)
-                return shot, jpeg
-            if self._board.over:
+                jpeg = await loop.run_in_executor(self._one_at_a_time, encode, snapshot)
+                self._encoded[camera] = (snapshot, jpeg)
+                return snapshot, jpeg
+            if self._live_state.over:
                 break
         return None
 
@@ -68,13 +68,13 @@ class Shots:
         self._one_at_a_time.shutdown()
 
 
-def _old_ns(shot: Shot) -> int:
-    return time.monotonic_ns() - shot.taken_ns
+def _old_ns(snapshot: Snapshot) -> int:
+    return time.monotonic_ns() - snapshot.taken_ns
 
 
-def encode(shot: Shot) -> bytes:
+def encode(snapshot: Snapshot) -> bytes:
     """JPEG, at most 1280 pixels wide."""
-    pixels: AnyArray = shot.frame.pixels
+    pixels: AnyArray = snapshot.frame.pixels
     height_px, width_px = pixels.shape[:2]
     if width_px > WIDEST_PX:
         size = (WIDEST_PX, max(1, round(height_px * WIDEST_PX / width_px)))
@@ -85,11 +85,11 @@ def encode(shot: Shot) -> bytes:
     return data.tobytes()
 
 
-def boxes_of(shot: Shot, labels: tuple[str, ...]) -> str:
+def boxes_of(snapshot: Snapshot, labels: tuple[str, ...]) -> str:
     """What belongs to the picture, as JSON for a header: boxes as [x0, y0, x1, y1, score, class] in its pixels."""
-    published = shot.published
+    published = snapshot.published
     seen = published.detections
-    height_px, width_px = shot.frame.pixels.shape[:2]
+    height_px, width_px = snapshot.frame.pixels.shape[:2]
     rows = zip(
         seen.boxes_xyxy_px[:_BOXES_TOLD].tolist(),
         seen.scores[:_BOXES_TOLD].tolist(),
@@ -97,9 +97,9 @@ def boxes_of(shot: Shot, labels: tuple[str, ...]) -> str:
         strict=True,
     )
     told = {
-        "number": shot.number,
-        "camera": shot.frame.camera,
-        "seq": shot.frame.seq,
+        "number": snapshot.number,
+        "camera": snapshot.frame.camera,
+        "seq": snapshot.frame.seq,
         "width_px": width_px,
         "height_px": height_px,
         "age_ms": round(published.age_ns / 1e6, 2),

@@ -15,10 +15,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.daemon.metrics import Histogram, bucket
 from avq.daemon.observer import RunView
-from avq.web.board import Board, CameraBoard, ViewerCounts
+from avq.web.live_state import CameraState, LiveState, ViewerCounts
 from avq.web.status import MachineReader
 
 #: Two bounds per octave from 16 us to 13 s, each the first nanosecond of a log bucket: counts are exact.
@@ -41,47 +41,52 @@ def cumulative(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
 
 
 class RunCollector(Collector):
-    """Everything about a run, read from its board at the moment of the scrape."""
+    """Everything about a run, read from its live_state at the moment of the scrape."""
 
-    def __init__(self, board: Board, machine: MachineReader, web: ViewerCounts) -> None:
-        self._board = board
+    def __init__(self, live_state: LiveState, machine: MachineReader, web: ViewerCounts) -> None:
+        self._live_state = live_state
         self._machine = machine
         self._web = web
 
     def collect(self) -> Iterator[Metric]:
-        cameras = dict(self._board.cameras)
-        if self._board.run is not None:
-            yield from _books(self._board.run.accounts())
-            yield from _sinks(self._board.run)
-            yield from _beside(self._board.run)
+        cameras = dict(self._live_state.cameras)
+        if self._live_state.run is not None:
+            yield from _books(self._live_state.run.counts_by_camera())
+            yield from _sinks(self._live_state.run)
+            yield from _beside(self._live_state.run)
         yield from _times(cameras)
         yield from self._modes()
         yield _counter(
-            "avq_events", "What the run told, by kind", ("kind", "camera"), dict(self._board.counted_events)
+            "avq_events",
+            "What the run told, by kind",
+            ("kind", "camera"),
+            dict(self._live_state.counted_events),
         )
         yield _counter(
             "avq_source_reconnects", "Capture processes started again", ("camera", "cause"),
-            dict(self._board.reconnects),
+            dict(self._live_state.reconnects),
         )  # fmt: skip
         yield from self._about()
         yield from self._readings()
 
     def _modes(self) -> Iterator[Metric]:
-        board = self._board
+        live_state = self._live_state
         mode = GaugeMetricFamily("avq_mode", "1 for the mode that serves", labels=["mode"])
         for name in dict.fromkeys(
-            [*(row["name"] for row in board.facts.get("modes", ())), *dict(board.modes)]
+            [*(row["name"] for row in live_state.run_info.get("modes", ())), *dict(live_state.modes)]
         ):
-            mode.add_metric([name], float(name == board.mode))
+            mode.add_metric([name], float(name == live_state.mode))
         yield mode
-        yield GaugeMetricFamily("avq_alert", "1 while too many frames are late", value=float(board.alert))
+        yield GaugeMetricFamily(
+            "avq_alert", "1 while too many frames are late", value=float(live_state.alert)
+        )
         yield _counter(
             "avq_mode_transitions", "Decisions of the governor", ("from", "to", "reason"),
-            dict(board.transitions),
+            dict(live_state.transitions),
         )  # fmt: skip
 
     def _about(self) -> Iterator[Metric]:
-        bundle = self._board.facts.get("bundle")
+        bundle = self._live_state.run_info.get("bundle")
         if bundle:
             labels = {
                 "engine": bundle["engine"],
@@ -107,19 +112,19 @@ class RunCollector(Collector):
         )
 
 
-def _books(accounts: Mapping[str, Account]) -> Iterator[Metric]:
-    captured = {(camera,): account.captured for camera, account in accounts.items()}
+def _books(counts_by_camera: Mapping[str, FrameCounts]) -> Iterator[Metric]:
+    captured = {(camera,): counts.captured for camera, counts in counts_by_camera.items()}
     yield _counter("avq_frames_captured", "Frames that came from a camera", ("camera",), captured)
     outcomes = {}
-    for camera, account in accounts.items():
-        outcomes[camera, "published"] = account.published
-        outcomes[camera, "dropped"] = sum(account.dropped.values())
+    for camera, counts in counts_by_camera.items():
+        outcomes[camera, "published"] = counts.published
+        outcomes[camera, "dropped"] = sum(counts.dropped.values())
     yield _counter("avq_frames", "Frames by what became of them", ("camera", "outcome"), outcomes)
     causes = {
-        (c, cause): count for c, account in accounts.items() for cause, count in account.dropped.items()
+        (c, cause): count for c, counts in counts_by_camera.items() for cause, count in counts.dropped.items()
     }
     yield _counter("avq_frames_dropped", "Dropped frames by cause", ("camera", "cause"), causes)
-    waiting = {camera: account.in_flight for camera, account in accounts.items()}
+    waiting = {camera: counts.in_flight for camera, counts in counts_by_camera.items()}
     yield _gauge("avq_frames_in_flight", "Frames on their way", "camera", waiting)
 
 
@@ -156,7 +161,7 @@ def _beside(run: RunView) -> Iterator[Metric]:
         yield GaugeMetricFamily("avq_shadow_agreement_ratio", "Boxes that found a partner", value=agreement)
 
 
-def _times(cameras: Mapping[str, CameraBoard]) -> Iterator[Metric]:
+def _times(cameras: Mapping[str, CameraState]) -> Iterator[Metric]:
     stages = HistogramMetricFamily(
         "avq_stage_duration_seconds", "Time per stage of a frame", labels=["camera", "stage"]
     )
@@ -192,8 +197,8 @@ def _gauges(name: str, text: str, labels: Iterable[str], rows: Mapping[Any, floa
     return family
 
 
-def exposition(board: Board, machine: MachineReader, web: ViewerCounts) -> bytes:
+def exposition(live_state: LiveState, machine: MachineReader, web: ViewerCounts) -> bytes:
     """The text of /metrics."""
     registry = CollectorRegistry()
-    registry.register(RunCollector(board, machine, web))
+    registry.register(RunCollector(live_state, machine, web))
     return generate_latest(registry)

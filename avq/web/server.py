@@ -14,10 +14,10 @@ from importlib.metadata import version
 from typing import Any
 
 from avq.config import RunConfig, WebConfig
-from avq.daemon.modes import Served
+from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
 from avq.progress import Reporter
-from avq.web.board import Board
+from avq.web.live_state import LiveState
 
 #: How long one thread may keep the interpreter while the loop waits for it; Python's own 5 ms are a frame's delay.
 _SWITCH_S = 0.0005
@@ -32,27 +32,27 @@ _AGAIN_S = 1.0
 
 @contextmanager
 def open_site(
-    host: str, port: int, token: str | None, *, board: Board | None = None
-) -> Iterator[tuple[Board, str]]:
-    """Serve until the block is left; gives the board to write on and the page's address.
+    host: str, port: int, token: str | None, *, live_state: LiveState | None = None
+) -> Iterator[tuple[LiveState, str]]:
+    """Serve until the block is left; gives the live_state to write on and the page's address.
 
     Args:
         host, port: where to listen; port 0 takes a free one.
         token: what visitors must show.
-        board: to read from, instead of a new one.
+        live_state: to read from, instead of a new one.
 
     Raises:
         MachineError: the extra ``web`` is not installed.
         RequestError: the address cannot be listened on.
     """
     listener = _listener(host, port)
-    board = board or Board()
+    live_state = live_state or LiveState()
     with listener:
-        server = _Server(board, listener, token)
+        server = _Server(live_state, listener, token)
         before_s = sys.getswitchinterval()
         sys.setswitchinterval(min(before_s, _SWITCH_S))
         try:
-            yield board, _address(listener, host)
+            yield live_state, _address(listener, host)
         finally:
             server.close()
             sys.setswitchinterval(before_s)
@@ -61,7 +61,7 @@ def open_site(
 class _Server:
     """uvicorn on a thread of its own; its signal handlers stay away from threads."""
 
-    def __init__(self, board: Board, listener: socket.socket, token: str | None) -> None:
+    def __init__(self, live_state: LiveState, listener: socket.socket, token: str | None) -> None:
         try:
             import uvicorn
 
@@ -73,7 +73,7 @@ class _Server:
                 fix='pip install "avq[web]"',
             ) from None
         self._closing = threading.Event()
-        self._endpoints = Endpoints(board, self._closing.is_set)
+        self._endpoints = Endpoints(live_state, self._closing.is_set)
         self._listener = listener
         self._config = uvicorn.Config(
             application(self._endpoints, token),
@@ -168,8 +168,8 @@ def web_from_flag(text: str, base: WebConfig) -> WebConfig:
 
 
 @contextmanager
-def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[Board | None]:
-    """A board with its page for the time of a run; None when there is none, and then why was said.
+def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[LiveState | None]:
+    """A live_state with its page for the time of a run; None when there is none, and then why was said.
 
     Args:
         wanted: the address was asked for. Else a port that is taken is no reason not to run.
@@ -177,19 +177,19 @@ def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[Board 
     Raises RequestError when a wanted address cannot be listened on.
     """
     with ExitStack() as stack:
-        board = None
+        live_state = None
         if web.enabled:
             try:
-                board, address = stack.enter_context(open_site(web.host, web.port, web.token))
+                live_state, address = stack.enter_context(open_site(web.host, web.port, web.token))
                 report.message(f"page: {address}")
             except (MachineError, RequestError) as error:
                 if wanted and isinstance(error, RequestError):
                     raise
                 report.warning(f"no page: {error.what} ({error.seen}); {error.fix}")
-        yield board
+        yield live_state
 
 
-def facts(config: RunConfig, served: Served) -> dict[str, Any]:
+def run_info(config: RunConfig, served: ActiveModes) -> dict[str, Any]:
     """What does not change while the run lasts, or until another bundle serves.
 
     What serves need not be what the configuration names: a fallback, or a bundle that was swapped in.

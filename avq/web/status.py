@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.daemon.metrics import Histogram
-from avq.web.board import Board, CameraBoard, FrameRow, ViewerCounts
+from avq.web.live_state import CameraState, FrameRow, LiveState, ViewerCounts
 
 # Is it alive, is it ready, and if not, why: answers a supervisor acts on.
 
@@ -23,28 +23,28 @@ STANDS_S = 5.0
 SILENT_S = 5.0
 
 
-def not_alive(board: Board, now_ns: int) -> str:
+def not_alive(live_state: LiveState, now_ns: int) -> str:
     """Why a supervisor should end the process; '' when it should not."""
-    if board.run is None or board.over:
+    if live_state.run is None or live_state.over:
         return ""
-    stood_s = (now_ns - board.beat_ns) / 1e9
+    stood_s = (now_ns - live_state.last_tick_ns) / 1e9
     return f"the loop has stood for {stood_s:.1f} s" if stood_s > STANDS_S else ""
 
 
-def not_ready(board: Board, now_ns: int) -> str:
+def not_ready(live_state: LiveState, now_ns: int) -> str:
     """Why nobody should rely on messages now; '' when they may."""
-    if board.over:
+    if live_state.over:
         return "the run is over"
-    if board.run is None:
+    if live_state.run is None:
         return "the bundle is being opened and warmed"
-    cameras = [camera for camera in list(board.cameras.values()) if camera.seen_ns]
+    cameras = [camera for camera in list(live_state.cameras.values()) if camera.seen_ns]
     if not cameras:
         return "no frame has been published yet"
     silent_s = (now_ns - max(camera.seen_ns for camera in cameras)) / 1e9
     usual_s = max(camera.gap_ns for camera in cameras) / 1e9
     if silent_s > max(SILENT_S, 3 * usual_s):
         return f"no frame has been published for {silent_s:.1f} s"
-    return not_alive(board, now_ns)
+    return not_alive(live_state, now_ns)
 
 
 # Readings of the machine: temperatures and clocks where Linux shows them, memory, load.
@@ -135,40 +135,40 @@ class StatusReader:
     """Builds the status of a run; keeps what rates are computed from.
 
     Args:
-        board: written by the loop.
+        live_state: written by the loop.
         machine: read at most every two seconds.
         viewers: of the event stream.
     """
 
-    def __init__(self, board: Board, machine: MachineReader, viewers: ViewerCounts) -> None:
-        self._board = board
+    def __init__(self, live_state: LiveState, machine: MachineReader, viewers: ViewerCounts) -> None:
+        self._live_state = live_state
         self._machine = machine
         self._counts = viewers
         self._history: list[tuple[float, dict[str, int]]] = []
 
     def read(self) -> dict[str, Any]:
         """JSON values only; times in milliseconds, ages since now in seconds."""
-        board = self._board
-        run = board.run
-        accounts = run.accounts() if run else {}
-        cameras = dict(board.cameras)
-        rates = self._rates(accounts)
+        live_state = self._live_state
+        run = live_state.run
+        counts_by_camera = run.counts_by_camera() if run else {}
+        cameras = dict(live_state.cameras)
+        rates = self._rates(counts_by_camera)
         now_ns = time.monotonic_ns()
         return {
-            "boot": board.boot,
-            "uptime_s": round(time.time() - board.started_s, 1),
-            "alive": not not_alive(board, now_ns),
-            "ready": not (waits := not_ready(board, now_ns)),
+            "boot": live_state.boot,
+            "uptime_s": round(time.time() - live_state.started_s, 1),
+            "alive": not not_alive(live_state, now_ns),
+            "ready": not (waits := not_ready(live_state, now_ns)),
             "reason": waits,
-            "budget": _budget(board),
-            "mode": board.mode,
-            "mode_frames": dict(board.modes),
-            "alert": board.alert,
-            "changes": list(board.changes)[-_CHANGES_SHOWN:],
-            "frames": _books(accounts, cameras),
+            "budget": _budget(live_state),
+            "mode": live_state.mode,
+            "mode_frames": dict(live_state.modes),
+            "alert": live_state.alert,
+            "changes": list(live_state.changes)[-_CHANGES_SHOWN:],
+            "frames": _books(counts_by_camera, cameras),
             "cameras": [
-                self._camera(name, accounts.get(name), cameras.get(name), rates.get(name, 0.0))
-                for name in self._names(accounts)
+                self._camera(name, counts_by_camera.get(name), cameras.get(name), rates.get(name, 0.0))
+                for name in self._names(counts_by_camera)
             ],
             "age": _merged([camera.age for camera in cameras.values()]).summary_ms(),
             "stages": _stages(cameras),
@@ -181,15 +181,15 @@ class StatusReader:
 
     def events(self) -> list[dict[str, Any]]:
         """The last events, oldest first."""
-        return [event for _, event in list(self._board.events)[-_EVENTS_SHOWN:]]
+        return [event for _, event in list(self._live_state.events)[-_EVENTS_SHOWN:]]
 
-    def _names(self, accounts: Mapping[str, Account]) -> list[str]:
-        return list(dict.fromkeys([*self._board.facts.get("cameras", {}), *accounts]))
+    def _names(self, counts_by_camera: Mapping[str, FrameCounts]) -> list[str]:
+        return list(dict.fromkeys([*self._live_state.run_info.get("cameras", {}), *counts_by_camera]))
 
-    def _rates(self, accounts: Mapping[str, Account]) -> dict[str, float]:
+    def _rates(self, counts_by_camera: Mapping[str, FrameCounts]) -> dict[str, float]:
         """Published frames per second over the last seconds, per camera."""
         now_s = time.monotonic()
-        counts = {camera: account.published for camera, account in accounts.items()}
+        counts = {camera: counts.published for camera, counts in counts_by_camera.items()}
         self._history = [(t, c) for t, c in self._history if now_s - t <= _RATE_OVER_S]
         self._history.append((now_s, counts))
         then_s, before = self._history[0]
@@ -199,21 +199,21 @@ class StatusReader:
         }
 
     def _camera(
-        self, name: str, account: Account | None, seen: CameraBoard | None, rate: float
+        self, name: str, counts: FrameCounts | None, seen: CameraState | None, rate: float
     ) -> dict[str, Any]:
-        run = self._board.run
+        run = self._live_state.run
         row: dict[str, Any] = {
             "id": name,
-            "source": self._board.facts.get("cameras", {}).get(name, ""),
+            "source": self._live_state.run_info.get("cameras", {}).get(name, ""),
             "running": bool(run and name in run.pids()),
             "fps": rate,
         }
-        if account is not None:
+        if counts is not None:
             row |= {
-                "captured": account.captured,
-                "published": account.published,
-                "dropped": account.dropped,
-                "in_flight": account.in_flight,
+                "captured": counts.captured,
+                "published": counts.published,
+                "dropped": counts.dropped,
+                "in_flight": counts.in_flight,
             }
         if seen is not None and seen.last is not None:
             row |= {
@@ -242,10 +242,10 @@ class StatusReader:
         }
 
 
-def _budget(board: Board) -> dict[str, float]:
-    if board.run is None:
+def _budget(live_state: LiveState) -> dict[str, float]:
+    if live_state.run is None:
         return {}
-    budget = board.run.budget
+    budget = live_state.run.budget
     return {
         "deadline_ms": budget.deadline_ns / 1e6,
         "window_frames": budget.window_frames,
@@ -253,13 +253,13 @@ def _budget(board: Board) -> dict[str, float]:
     }
 
 
-def _books(accounts: Mapping[str, Account], cameras: Mapping[str, CameraBoard]) -> dict[str, Any]:
-    dropped = sum((Counter(account.dropped) for account in accounts.values()), Counter[str]())
+def _books(counts_by_camera: Mapping[str, FrameCounts], cameras: Mapping[str, CameraState]) -> dict[str, Any]:
+    dropped = sum((Counter(counts.dropped) for counts in counts_by_camera.values()), Counter[str]())
     return {
-        "captured": sum(account.captured for account in accounts.values()),
-        "published": sum(account.published for account in accounts.values()),
+        "captured": sum(counts.captured for counts in counts_by_camera.values()),
+        "published": sum(counts.published for counts in counts_by_camera.values()),
         "dropped": dict(sorted(dropped.items())),
-        "in_flight": sum(account.in_flight for account in accounts.values()),
+        "in_flight": sum(counts.in_flight for counts in counts_by_camera.values()),
         "misses": sum(sum(camera.late.values()) for camera in cameras.values()),
     }
 
@@ -272,7 +272,7 @@ def _merged(histograms: list[Histogram]) -> Histogram:
     return total
 
 
-def _stages(cameras: Mapping[str, CameraBoard]) -> dict[str, dict[str, float]]:
+def _stages(cameras: Mapping[str, CameraState]) -> dict[str, dict[str, float]]:
     names = dict.fromkeys(stage for camera in cameras.values() for stage in list(camera.stages))
     return {
         name: _merged([c.stages[name] for c in cameras.values() if name in c.stages]).summary_ms()

@@ -1,6 +1,6 @@
 """Server-sent events: every published frame, every event, and the status, to whoever looks.
 
-News are written once, in numbered chunks, however many look; each viewer takes the chunks at its own moment, so
+EventQueue are written once, in numbered chunks, however many look; each viewer takes the chunks at its own moment, so
 that many viewers never make one long burst of work. Who does not keep up is dropped, never waited for.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from avq.web.board import Board, FrameRow, ViewerCounts
+from avq.web.live_state import FrameRow, LiveState, ViewerCounts
 from avq.web.status import StatusReader, strip
 
 KINDS = ("status", "frames", "events", "detections")
@@ -75,12 +75,12 @@ class Feed:
     """Makes the chunks, when a viewer asks and the last one is old enough.
 
     Args:
-        board, reader: what is told.
+        live_state, reader: what is told.
         counts: of viewers, and of frames that nobody could be told.
     """
 
-    def __init__(self, board: Board, reader: StatusReader, counts: ViewerCounts) -> None:
-        self.board = board
+    def __init__(self, live_state: LiveState, reader: StatusReader, counts: ViewerCounts) -> None:
+        self.live_state = live_state
         self.counts = counts
         self._reader = reader
         self._chunks: deque[tuple[int, Chunk]] = deque(maxlen=_CHUNKS_KEPT)
@@ -89,18 +89,18 @@ class Feed:
         self._events_told = 0
         self._made_s = float("-inf")
         self._status_s = float("-inf")
-        self._facts = board.facts
+        self._facts = live_state.run_info
 
     def first(self, resume: int | None) -> tuple[int, Chunk]:
         """For a new viewer: the status, the last frames and events; or all that is there since ``resume``."""
         self._make_due()
-        rows = [row for row in list(self.board.frames) if row.index <= self._frames_told]
+        rows = [row for row in list(self.live_state.frames) if row.index <= self._frames_told]
         if resume is None:
             rows, missed = rows[-FRAMES_AT_FIRST:], 0
         else:
             rows = [row for row in rows if row.index > resume]
             missed = (rows[0].index if rows else self._frames_told + 1) - resume - 1
-        happened = [event for number, event in list(self.board.events) if number <= self._events_told]
+        happened = [event for number, event in list(self.live_state.events) if number <= self._events_told]
         status = json.dumps(self._reader.read())
         chunk = self._chunk(rows, happened[-EVENTS_AT_FIRST:], status, max(0, missed))
         chunk.hello = f"retry: {_RECONNECT_MS}\n" + self._hello()
@@ -122,16 +122,16 @@ class Feed:
         self._chunks.append((self._number, self._news(now_s)))
 
     def _skip(self) -> None:
-        frames, events = list(self.board.frames), list(self.board.events)
+        frames, events = list(self.live_state.frames), list(self.live_state.events)
         self._frames_told = frames[-1].index if frames else 0
         self._events_told = events[-1][0] if events else 0
 
     def _news(self, now_s: float) -> Chunk:
-        rows = [row for row in list(self.board.frames) if row.index > self._frames_told]
+        rows = [row for row in list(self.live_state.frames) if row.index > self._frames_told]
         missed = rows[0].index - self._frames_told - 1 if rows else 0
         self._frames_told = rows[-1].index if rows else self._frames_told
         happened = [
-            (number, event) for number, event in list(self.board.events) if number > self._events_told
+            (number, event) for number, event in list(self.live_state.events) if number > self._events_told
         ]
         self._events_told = happened[-1][0] if happened else self._events_told
         status = ""
@@ -139,16 +139,21 @@ class Feed:
             self._status_s, status = now_s, json.dumps(self._reader.read())
         self.counts.missed += missed
         chunk = self._chunk(rows, [event for _, event in happened], status, missed)
-        if self._facts is not self.board.facts:  # the run has opened its bundle, or another one serves
-            self._facts, chunk.hello = self.board.facts, self._hello()
+        if (
+            self._facts is not self.live_state.run_info
+        ):  # the run has opened its bundle, or another one serves
+            self._facts, chunk.hello = self.live_state.run_info, self._hello()
         return chunk
 
     def _chunk(self, rows: list[FrameRow], happened: list[dict[str, Any]], status: str, missed: int) -> Chunk:
-        return Chunk(self.board.boot, rows, happened, status, self.board.labels, missed)
+        return Chunk(self.live_state.boot, rows, happened, status, self.live_state.labels, missed)
 
     def _hello(self) -> str:
-        board = self.board
-        return _event("hello", json.dumps({"boot": board.boot, "started": board.started_s, **board.facts}))
+        live_state = self.live_state
+        return _event(
+            "hello",
+            json.dumps({"boot": live_state.boot, "started": live_state.started_s, **live_state.run_info}),
+        )
 
 
 class EventStream:
@@ -166,7 +171,7 @@ class EventStream:
     ) -> None:
         self._feed = feed
         self._kinds = [kind for kind in KINDS if kind in kinds]
-        self._resume = resumed(last_id, feed.board.boot)
+        self._resume = resumed(last_id, feed.live_state.boot)
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.toolbox import STANDARD_OUTPUT, muted
+from avq.toolbox import STANDARD_OUTPUT, suppress_output
 from avq.types import F64, AnyArray
 from avq_mixed.fit import CostModel
 from avq_mixed.groups import OUTSIDE
@@ -59,7 +59,7 @@ def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float
     ]
     if edges:
         constraints.append(LinearConstraint(_edge_rows(problem.cost, groups), -np.inf, 0.0))
-    with muted(STANDARD_OUTPUT):  # the solver prints notes to itself, also when asked not to
+    with suppress_output(STANDARD_OUTPUT):  # the solver prints notes to itself, also when asked not to
         solved = milp(
             objective,
             integrality=np.concatenate([np.ones(groups), nothing]),

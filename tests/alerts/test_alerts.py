@@ -72,11 +72,13 @@ def test_ids_differ_within_a_run_and_a_restart_raises_no_second_id_in_the_same_p
     rule = Rule("r", classes=frozenset({"car"}), cooldown_ns=cooldown_ns)
     times = np.cumsum(gaps_ns).tolist()
     frames = [message(t_ns, [[0, 0, 9, 9]], [0]) for t_ns in times]
-    whole = [alert for frame in frames for alert in one_run.saw(frame)] if (one_run := watch(rule)) else []
+    whole = (
+        [alert for frame in frames for alert in one_run.on_frame(frame)] if (one_run := watch(rule)) else []
+    )
     assert len({alert.id for alert in whole}) == len(whole)
     first, second = watch(rule), watch(rule)
-    parts = [a for f in frames[:killed_after] for a in first.saw(f)]
-    parts += [a for f in frames[killed_after:] for a in second.saw(f)]
+    parts = [a for f in frames[:killed_after] for a in first.on_frame(f)]
+    parts += [a for f in frames[killed_after:] for a in second.on_frame(f)]
     periods = {(OFFSET_NS + alert.t_ns) // max(cooldown_ns, 1) for alert in parts}
     assert len({alert.id for alert in parts}) == len(periods)
 
@@ -84,9 +86,9 @@ def test_ids_differ_within_a_run_and_a_restart_raises_no_second_id_in_the_same_p
 def test_the_same_frames_raise_the_same_alerts_word_for_word() -> None:
     rule = Rule("r", classes=frozenset(LABELS), hits=2, frames=3, cooldown_ns=SECOND, zone=BOTTOM_HALF)
     frames = [message(n * SECOND // 3, [[0, 200, 50, 250]], [n % 2]) for n in range(30)]
-    runs = [[a.as_event() for f in frames for a in one.saw(f)] for one in (watch(rule), watch(rule))]
+    runs = [[a.as_event() for f in frames for a in one.on_frame(f)] for one in (watch(rule), watch(rule))]
     assert runs[0] == runs[1] and len(runs[0]) == 10
-    other = [a.id for f in frames for a in watch(rule, vehicle="car-18").saw(f)]
+    other = [a.id for f in frames for a in watch(rule, vehicle="car-18").on_frame(f)]
     assert not {a["id"] for a in runs[0]} & set(other)
 
 
@@ -95,19 +97,19 @@ def test_class_score_zone_and_camera_must_all_fit() -> None:
         "r", classes=frozenset({"person"}), min_score=0.5, zone=BOTTOM_HALF, cameras=frozenset({"front"})
     )
     low, high = [100.0, 150.0, 140.0, 300.0], [100.0, 10.0, 140.0, 100.0]
-    assert len(watch(rule).saw(message(1, [low], [1]))) == 1
-    assert not watch(rule).saw(message(1, [low], [0]))
-    assert not watch(rule).saw(message(1, [high], [1]))
-    assert not watch(rule).saw(message(1, [low], [1], score=0.4))
-    assert not watch(rule).saw(message(1, [low], [1], camera="rear"))
-    assert len(watch(replace(rule, cameras=frozenset())).saw(message(1, [low], [1], camera="rear"))) == 1
+    assert len(watch(rule).on_frame(message(1, [low], [1]))) == 1
+    assert not watch(rule).on_frame(message(1, [low], [0]))
+    assert not watch(rule).on_frame(message(1, [high], [1]))
+    assert not watch(rule).on_frame(message(1, [low], [1], score=0.4))
+    assert not watch(rule).on_frame(message(1, [low], [1], camera="rear"))
+    assert len(watch(replace(rule, cameras=frozenset())).on_frame(message(1, [low], [1], camera="rear"))) == 1
 
 
 def test_the_best_detection_is_told() -> None:
     rule = Rule("r", classes=frozenset(LABELS), zone=BOTTOM_HALF)
     frame = message(1, [[0, 0, 9, 9], [10, 200, 40, 300], [50, 200, 90, 310]], [0, 1, 0])
     frame.detections.scores[:] = [0.9, 0.6, 0.8]
-    (alert,) = watch(rule).saw(frame)
+    (alert,) = watch(rule).on_frame(frame)
     assert (alert.label, alert.box_xyxy_px, alert.score) == ("car", (50, 200, 90, 310), pytest.approx(0.8))
 
 
@@ -131,7 +133,7 @@ def test_the_centre_may_be_the_anchor() -> None:
 def test_a_zone_without_the_size_of_the_picture_is_told_not_passed_over() -> None:
     rule = Rule("r", classes=frozenset({"car"}), zone=BOTTOM_HALF)
     with pytest.raises(DataError, match="size of the picture"):
-        watch(rule).saw(replace(message(1, [[0, 0, 9, 9]], [0]), picture_size_px=(0, 0)))
+        watch(rule).on_frame(replace(message(1, [[0, 0, 9, 9]], [0]), picture_size_px=(0, 0)))
 
 
 def test_late_frames_dead_cameras_and_drift_are_conditions_too() -> None:
@@ -141,7 +143,7 @@ def test_late_frames_dead_cameras_and_drift_are_conditions_too() -> None:
         Rule("odd", "drift"),
     ]
     one = watch(*rules)
-    late = [a for n in range(4) for a in one.saw(message(n, [], [], late=n in (0, 2)))]
+    late = [a for n in range(4) for a in one.on_frame(message(n, [], [], late=n in (0, 2)))]
     assert [(a.rule, a.seq, a.label) for a in late] == [("late", 0, "")]
     dead = {"kind": "camera_dead", "camera": "rear", "t_ns": 5, "reason": "silent for 9 s"}
     assert [(a.rule, a.camera, a.reason) for a in one.heard(dead)] == [("dead", "rear", "silent for 9 s")]

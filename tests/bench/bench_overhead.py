@@ -1,8 +1,8 @@
 """What the daemon costs around the engine: a 1280x720 frame in its slot to a line of JSON that was written.
 
 The measured path is the daemon's own: slot -> inbox -> pipeline (preprocess, engine, decode, judge, govern, measure)
--> lane -> JSON-lines sink on its thread. The engine returns a canned YOLOv8 output, 84 x 8400, with 20 objects of
-8 overlapping candidates each. Beside it, frame by frame in turn, runs the loop most scripts have: letterbox to
+-> sink worker -> JSON-lines sink on its thread. The engine returns a canned YOLOv8 output, 84 x 8400, with 20 objects
+of 8 overlapping candidates each. The loop that most scripts have runs in turn with it, frame by frame: letterbox to
 float NCHW / 255, numpy decode, per-class NMS, json.dumps, print.
 
 One core, one OpenCV thread. Usage: python tests/bench/bench_overhead.py [--frames 600] [--cpu 0]

@@ -15,7 +15,7 @@ import time
 from avq.alerts import AlertWatch, Rule
 from avq.cli.app import end_without
 from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
-from avq.daemon.systemd import Notifier
+from avq.daemon.systemd import SystemdNotifier
 from avq.sinks import AlertSink, open_sink
 from avq.types import LatencyBudget
 from avq.web.server import open_site
@@ -28,7 +28,7 @@ BOXES = 40
 def main(uri: str, *sinks: str) -> int:
     rule = Rule("car", classes=frozenset({"car"}), min_score=0.3, cooldown_ns=1_000_000)
     watch = AlertWatch([rule], LABELS, unix_minus_monotonic_ns=time.time_ns() - time.monotonic_ns())
-    with open_site("127.0.0.1", 0, None) as (board, address):
+    with open_site("127.0.0.1", 0, None) as (live_state, address):
         print(address, flush=True)
         summary = serve_bundle(
             null_parts(boxes=BOXES),
@@ -37,8 +37,8 @@ def main(uri: str, *sinks: str) -> int:
             budget=LatencyBudget(1_000_000_000),
             options=RunOptions(
                 providers=source_providers([NumberedSource()]),
-                watcher=board,
-                notifier=Notifier.from_environment(),
+                observer=live_state,
+                notifier=SystemdNotifier.from_environment(),
                 drain_s=4.0,
             ),
         )

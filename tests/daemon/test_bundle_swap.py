@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from avq.daemon import Mode, RunOptions, Served, serve_bundle
-from avq.daemon import bundle_swap as exchange
-from avq.daemon.bundle_swap import PROBATION_FRAMES, Exchange
+from avq.daemon import ActiveModes, Mode, RunOptions, serve_bundle
+from avq.daemon import bundle_swap as swapper
+from avq.daemon.bundle_swap import PROBATION_FRAMES, BundleSwapper
 from avq.daemon.modes import WARM_UPS
-from avq.daemon.observer import Unwatched
+from avq.daemon.observer import NullObserver
 from avq.errors import BundleError, MachineError, RefusedError
 from avq.sinks import CallbackSink
 from avq.types import LatencyBudget, Published, RawOutputs
@@ -56,7 +56,7 @@ class Shelf:
     sessions: list[tuple[str, Session]] = field(default_factory=list)
     configured: str = "configured"
 
-    def prepare(self, path: Path | None) -> Served:
+    def prepare(self, path: Path | None) -> ActiveModes:
         name = path.name if path is not None else self.configured
         if name == "damaged":
             raise BundleError("the part 'model.onnx' is damaged", seen="sha256 1, manifest 2")
@@ -67,10 +67,10 @@ class Shelf:
         parts = replace(null_parts(), session=session, bundle_digest=name)
         if name == "boats":
             parts = replace(parts, labels=("boat",))
-        return Served((Mode(parts),), session.close)
+        return ActiveModes((Mode(parts),), session.close)
 
 
-class Loop(Unwatched):
+class Loop(NullObserver):
     """Serves on a thread of its own until told to end."""
 
     def __init__(self) -> None:
@@ -78,14 +78,14 @@ class Loop(Unwatched):
         self._over, self._news = False, threading.Condition()
         self.error: BaseException | None = None
         self.first = self.shelf.prepare(Path("first"))
-        self.exchange = Exchange(self.first, self.shelf.prepare)
+        self.swapper = BundleSwapper(self.first, self.shelf.prepare)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         self.wait_for(lambda: bool(self.kept))
 
     def _serve(self) -> None:
         options = RunOptions(
-            policy="every", exchange=self.exchange, watcher=self, on_event=self._hear, frames=10**6
+            policy="every", swapper=self.swapper, observer=self, on_event=self._on_message, frames=10**6
         )
         sink = CallbackSink(self._keep, wants_pixels=False)
         try:
@@ -106,12 +106,12 @@ class Loop(Unwatched):
             self.kept.append(message)
             self._news.notify_all()
 
-    def _hear(self, event: Mapping[str, Any]) -> None:
+    def _on_message(self, event: Mapping[str, Any]) -> None:
         with self._news:
             self.events.append(event)
             self._news.notify_all()
 
-    def beat(self) -> None:
+    def on_tick(self) -> None:
         if self._over:
             raise KeyboardInterrupt
 
@@ -127,7 +127,7 @@ class Loop(Unwatched):
         """(bundle, frames) in the order they served; every frame must be there once."""
         self._over = True
         self._thread.join(90)
-        self.exchange.close()
+        self.swapper.close()
         assert [message.detections.seq for message in self.kept] == list(range(len(self.kept)))
         assert all(session.closed for _, session in self.shelf.sessions)
         return [
@@ -141,7 +141,7 @@ class Loop(Unwatched):
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
     monkeypatch.setattr(
-        exchange, "_ANSWER_S", 90.0
+        swapper, "_ANSWER_S", 90.0
     )  # on a busy machine thirty frames take longer than ten seconds
     loop = Loop()
     try:
@@ -152,7 +152,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
 
 def test_a_good_bundle_serves_from_one_frame_to_the_next_and_the_old_one_is_closed(loop: Loop) -> None:
     for name in ("second", "third", "fourth"):
-        answer = loop.exchange.swap(Path(name))
+        answer = loop.swapper.swap(Path(name))
         assert answer["swapped"] and answer["settled"] and answer["bundle"] == name
         assert loop.shelf.sessions[-1][1].closed is False
     loop.wait_for(lambda: loop.shelf.sessions[-2][1].closed)
@@ -175,7 +175,7 @@ def test_a_bad_bundle_is_refused_and_never_serves(
     loop: Loop, name: str, error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        loop.exchange.swap(Path(name))
+        loop.swapper.swap(Path(name))
     loop.wait_for_frames(5)
     loop.wait_for(lambda: loop.told() == ["swap_refused"])
     assert {bundle for bundle, _ in loop.end()} == {"first"}
@@ -183,9 +183,9 @@ def test_a_bad_bundle_is_refused_and_never_serves(
 
 def test_an_engine_that_breaks_on_its_first_frames_gives_way_on_that_very_frame(loop: Loop) -> None:
     with pytest.raises(MachineError, match="taken out of service") as caught:
-        loop.exchange.swap(Path("breaks"))
+        loop.swapper.swap(Path("breaks"))
     assert "the card fell off the bus" in caught.value.seen
-    assert loop.exchange.swap(Path("second"))["bundle"] == "second"
+    assert loop.swapper.swap(Path("second"))["bundle"] == "second"
     served = loop.end()
     assert [name for name, _ in served] == ["first", "breaks", "first", "second"]
     assert served[1] == ("breaks", 2)  # the third was served by the bundle before
@@ -193,16 +193,16 @@ def test_an_engine_that_breaks_on_its_first_frames_gives_way_on_that_very_frame(
 
 
 def test_after_its_probation_a_broken_engine_ends_the_run(loop: Loop) -> None:
-    assert loop.exchange.swap(Path("breaks-late"))["settled"]
+    assert loop.swapper.swap(Path("breaks-late"))["settled"]
     loop.wait_for(lambda: loop.error is not None)
     assert isinstance(loop.error, RuntimeError)
 
 
 def test_a_reload_takes_what_the_configuration_says_now(loop: Loop) -> None:
-    loop.exchange.signalled()
+    loop.swapper.request_reload()
     loop.wait_for(lambda: bool(loop.kept) and loop.kept[-1].bundle_digest == "configured")
     loop.shelf.configured = "damaged"
-    loop.exchange.signalled()
+    loop.swapper.request_reload()
     loop.wait_for(lambda: "swap_refused" in loop.told())
     loop.wait_for_frames(3)
     assert [name for name, _ in loop.end()] == ["first", "configured"]
@@ -211,4 +211,4 @@ def test_a_reload_takes_what_the_configuration_says_now(loop: Loop) -> None:
 def test_who_asks_while_the_run_ends_is_answered(loop: Loop) -> None:
     loop.end()
     with pytest.raises(MachineError, match="nothing was swapped"):
-        loop.exchange.swap(Path("second"))
+        loop.swapper.swap(Path("second"))

@@ -78,14 +78,14 @@ def test_no_frame_is_lost_or_counted_twice(actions: list[tuple], every: dict[str
     driver = Driver(every)
     for name, *values in actions:
         getattr(driver, name)(*values)
-        assert driver.inbox.account().balanced
+        assert driver.inbox.counts().balanced
     for camera in every:
         driver.inbox.close_camera(camera, driver.lost[camera])
     for gone in driver.inbox.drop_waiting():
         gone.release()
     while driver.working:
         driver.finish(None)
-    account = driver.inbox.account()
+    account = driver.inbox.counts()
     assert account.balanced and account.in_flight == 0 and driver.inbox.exhausted
     assert account.captured == sum(driver.seq.values())
     assert account.dropped.get("no_free_slot", 0) == sum(
@@ -118,7 +118,7 @@ def test_a_replaced_capture_process_counts_its_drops_from_zero() -> None:
     inbox.close_camera("a")
     inbox.open_camera("a", every=False)
     inbox.offer(arrival("a", 8, released), {"no_free_slot": 2})
-    account = inbox.account()
+    account = inbox.counts()
     assert account.balanced
     assert (account.captured, account.dropped) == (9, {"no_free_slot": 7, "superseded": 1})
 

@@ -14,7 +14,7 @@ from avq.clock import ReplayClock
 from avq.daemon import Parts, Pipeline
 from avq.daemon.inbox import STRIDE, Arrival, Inbox
 from avq.daemon.modes import Mode, rungs, warmed
-from avq.daemon.pipeline import Cadence
+from avq.daemon.pipeline import FrameRateEstimator
 from avq.types import Frame, LatencyBudget, RawOutputs
 from avq.types.frame import U8
 from tests.daemon.daemon_kit import LABELS, canned_output, null_parts
@@ -144,7 +144,7 @@ def test_a_stride_is_a_cause_of_its_own_in_exact_books(
     stride: int, frames: int, cameras: tuple[str, ...]
 ) -> None:
     drive = Drive(lambda _: 1.0, ("only", 5, stride)).run(frames, cameras)
-    account = drive.inbox.account()
+    account = drive.inbox.counts()
     each = -(-frames // stride)
     assert account.balanced and account.in_flight == 0
     assert (account.captured, account.published) == (frames * len(cameras), each * len(cameras))
@@ -159,7 +159,7 @@ def test_a_coarser_stride_keeps_the_deadline_where_frames_would_wait_for_each_ot
     assert drive.moves == [("every", "second")]
     after = [m for m in drive.kept.messages if m.mode == "second"]
     assert not any(m.late for m in after[2:])
-    account = drive.inbox.account()
+    account = drive.inbox.counts()
     assert account.balanced and account.dropped[STRIDE] > 100
 
 
@@ -169,7 +169,7 @@ def test_the_same_frames_give_the_same_modes() -> None:
         return [
             drive.kept.events,
             [(m.detections.seq, m.mode, m.age_ns, m.late) for m in drive.kept.messages],
-            drive.inbox.account(),
+            drive.inbox.counts(),
         ]
 
     assert decisions() == decisions()
@@ -218,13 +218,13 @@ def test_costs_are_measured_before_the_first_frame_and_a_shared_session_once() -
 
 
 def test_the_period_is_told_from_sequence_numbers_whatever_is_dropped() -> None:
-    cadence = Cadence()
-    assert (cadence.period_ns, cadence.cameras) == (0.0, 1)
+    frame_rate = FrameRateEstimator()
+    assert (frame_rate.period_ns, frame_rate.cameras) == (0.0, 1)
     for seq in (0, 1, 4, 5, 9):
-        cadence.saw("front", seq, seq * PERIOD_NS)
+        frame_rate.on_frame("front", seq, seq * PERIOD_NS)
     for seq in range(3):
-        cadence.saw("slow", seq, seq * 5 * PERIOD_NS)
-    assert (cadence.period_ns, cadence.cameras) == (PERIOD_NS, 2)
+        frame_rate.on_frame("slow", seq, seq * 5 * PERIOD_NS)
+    assert (frame_rate.period_ns, frame_rate.cameras) == (PERIOD_NS, 2)
     for seq in range(3, 20):
-        cadence.saw("slow", seq, seq * 5 * PERIOD_NS)
-    assert (cadence.period_ns, cadence.cameras) == (5 * PERIOD_NS, 1)  # the other one died
+        frame_rate.on_frame("slow", seq, seq * 5 * PERIOD_NS)
+    assert (frame_rate.period_ns, frame_rate.cameras) == (5 * PERIOD_NS, 1)  # the other one died

@@ -94,7 +94,7 @@ def test_a_slow_consumer_sees_fresh_frames_and_every_drop_is_counted(service_ms:
     ages = [message.age_ns for message in kept.messages]
     assert max(ages[:-1], default=0) <= period + service_ms * MS
     assert ages[-1] <= 2 * service_ms * MS  # nothing newer came after it
-    account = inbox.account()
+    account = inbox.counts()
     assert account.balanced and account.in_flight == 0
     assert (account.captured, account.published) == (frames, len(kept.messages))
     assert sum(message.dropped_since_last for message in kept.messages) == account.dropped.get(

@@ -187,7 +187,7 @@ def test_reports_tell_what_waits_and_where_it_goes() -> None:
 def test_a_waiting_publisher_lets_go_when_the_run_is_to_stop() -> None:
     hang = threading.Event()
     publisher = Publisher([CallbackSink(lambda *_: hang.wait(HANG_S) and None)])
-    threading.Timer(0.1, publisher.hurry).start()
+    threading.Timer(0.1, publisher.stop_blocking).start()
     send(publisher, PICTURES_QUEUED + 3, wait=True)
     hang.set()
     (report,) = publisher.close()

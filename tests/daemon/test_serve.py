@@ -17,7 +17,15 @@ import numpy as np
 import psutil
 import pytest
 
-from avq.daemon import CameraOptions, RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle, sink_types
+from avq.daemon import (
+    CameraOptions,
+    FrameResult,
+    RestartPolicy,
+    RunOptions,
+    RunSummary,
+    serve_bundle,
+    sink_types,
+)
 from avq.daemon.capture import CaptureProcess
 from avq.daemon.capture_protocol import Captured, CaptureSettings, framed
 from avq.errors import DataError, MachineError, PluginError, RequestError
@@ -82,8 +90,8 @@ def test_a_folder_is_processed_frame_by_frame(tmp_path: Path) -> None:
         null_parts(1.0), sources={"front": str(folder)}, sinks=[CallbackSink(keep)], budget=BUDGET
     )
     assert got == [(seq, seq) for seq in range(60)]
-    assert (summary.account.captured, summary.account.published, summary.account.dropped) == (60, 60, {})
-    assert summary.account.balanced and summary.exit_code == 0
+    assert (summary.counts.captured, summary.counts.published, summary.counts.dropped) == (60, 60, {})
+    assert summary.counts.balanced and summary.exit_code == 0
     assert summary.modes == ("normal",)
 
 
@@ -95,10 +103,10 @@ def test_a_run_that_nobody_can_hear_ends_and_asks_to_be_started_again(tmp_path: 
         return serve_bundle(null_parts(5.0), sources={"front": str(folder)}, sinks=sinks, budget=BUDGET)
 
     alone = served("jsonl:/dev/full")
-    assert alone.account.published < 200 and alone.account.balanced
+    assert alone.counts.published < 200 and alone.counts.balanced
     assert alone.exit_code == MachineError.exit_code
     beside = served("jsonl:/dev/full", str(tmp_path / "o.jsonl"))
-    assert (beside.account.published, beside.exit_code) == (200, 0)
+    assert (beside.counts.published, beside.exit_code) == (200, 0)
     assert "No space left" in beside.sinks[0].error
 
 
@@ -108,8 +116,8 @@ def test_an_unreadable_picture_is_a_counted_drop_and_an_event(tmp_path: Path) ->
     (folder / "0009.png").write_bytes(b"broken")
     summary, kept = run({"front": str(folder)})
     assert seqs(kept) == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert summary.account.dropped == {"unreadable": 2}
-    assert (summary.account.captured, summary.account.balanced) == (10, True)
+    assert summary.counts.dropped == {"unreadable": 2}
+    assert (summary.counts.captured, summary.counts.balanced) == (10, True)
     assert kinds_of(summary) == ["camera_remark"]
     assert "0004.png" in next(event["reason"] for event in summary.events if event["kind"] == "camera_remark")
     assert [message.dropped_since_last for message in kept] == [0, 0, 0, 0, 1, 0, 0, 0]
@@ -124,7 +132,7 @@ def test_a_cut_off_video_is_served_as_far_as_it_goes_and_the_run_tells(tmp_path:
     (tmp_path / "v.avi").write_bytes(data[: len(data) // 2])
     summary, kept = run({"front": str(tmp_path / "v.avi")})
     assert seqs(kept) == list(range(len(kept))) and 5 <= len(kept) < 50
-    assert summary.account.balanced and summary.exit_code == 2
+    assert summary.counts.balanced and summary.exit_code == 2
     assert isinstance(summary.failures[0].error, DataError)
     assert f"{len(kept)} frames could be read" in summary.failures[0].error.what
 
@@ -135,7 +143,7 @@ def test_a_real_dashcam_clip_is_published_whole(material: Path, tmp_path: Path) 
     sinks = [open_sink(str(path), sink_types(), labels=LABELS) for path in (tmp_path / "o.jsonl", log)]
     clip = str(material / "video" / "udacity_vehicle_test_video.mp4")
     summary = serve_bundle(null_parts(), sources={"front": clip}, sinks=sinks, budget=BUDGET)
-    assert (summary.account.captured, summary.account.published) == (38, 38)
+    assert (summary.counts.captured, summary.counts.published) == (38, 38)
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [line["seq"] for line in lines] == list(range(38))
     assert set(lines[0]) >= {
@@ -150,7 +158,7 @@ def test_a_real_dashcam_clip_is_published_whole(material: Path, tmp_path: Path) 
     }
     assert set(lines[0]["detections"][0]) == {"label", "score", "box_xyxy_px"}
     again, kept = run({"front": str(log)})
-    assert again.account.published == 38 and seqs(kept) == list(range(38))
+    assert again.counts.published == 38 and seqs(kept) == list(range(38))
     with LogReader(log) as reader:
         topics = {record.topic for record in reader}
     assert "/avq/timing" in topics
@@ -158,7 +166,7 @@ def test_a_real_dashcam_clip_is_published_whole(material: Path, tmp_path: Path) 
 
 def test_a_slow_engine_on_a_live_source_drops_by_cause_and_ends_with_the_newest() -> None:
     summary, kept = run({"front": "strange://flood"}, STRANGE, busy_ms=150)
-    account = summary.account
+    account = summary.counts
     assert account.balanced and account.in_flight == 0
     assert account.captured == 150
     assert set(account.dropped) <= {"superseded", "no_free_slot"}
@@ -175,7 +183,7 @@ def test_every_frame_of_a_live_source_when_asked() -> None:
         {"front": "scene://drive?frames=40&fps=200&size=96x64"}, RunOptions(policy="every"), busy_ms=10
     )
     assert seqs(kept) == list(range(40))
-    assert summary.account.dropped == {}
+    assert summary.counts.dropped == {}
 
 
 def test_each_camera_may_have_its_own_policy() -> None:
@@ -183,7 +191,7 @@ def test_each_camera_may_have_its_own_policy() -> None:
     summary, kept = run({"front": "strange://flood", "rear": "strange://flood"}, options, busy_ms=10)
     assert seqs(kept, "front") == list(range(150))
     assert len(seqs(kept, "rear")) < 150 and seqs(kept, "rear") == sorted(seqs(kept, "rear"))
-    assert (summary.account.captured, summary.account.balanced) == (300, True)
+    assert (summary.counts.captured, summary.counts.balanced) == (300, True)
 
 
 def test_the_newest_of_a_file_when_asked_is_paced_like_a_camera(tmp_path: Path) -> None:
@@ -191,31 +199,31 @@ def test_the_newest_of_a_file_when_asked_is_paced_like_a_camera(tmp_path: Path) 
     started = time.monotonic()
     summary, kept = run({"front": str(folder)}, RunOptions(policy="newest"), busy_ms=250)
     assert time.monotonic() - started >= 19 / 30
-    assert summary.account.captured == 20 and summary.account.balanced
-    assert summary.account.dropped["superseded"] >= 1 and len(kept) < 20
+    assert summary.counts.captured == 20 and summary.counts.balanced
+    assert summary.counts.dropped["superseded"] >= 1 and len(kept) < 20
 
 
 def test_frames_limits_a_file_without_reading_further(tmp_path: Path) -> None:
     summary, kept = run({"front": str(picture_folder(tmp_path / "p", 30))}, RunOptions(frames=7))
     assert seqs(kept) == list(range(7))
-    assert (summary.account.captured, summary.account.dropped) == (7, {})
+    assert (summary.counts.captured, summary.counts.dropped) == (7, {})
 
 
 def test_frames_limits_a_live_source_and_what_waited_is_counted() -> None:
     summary, kept = run({"front": "scene://drive?fps=200&size=96x64"}, RunOptions(frames=9), busy_ms=10)
     assert len(kept) == 9
-    assert summary.account.balanced and summary.account.in_flight == 0
+    assert summary.counts.balanced and summary.counts.in_flight == 0
 
 
 def test_a_killed_capture_process_is_noticed_and_the_books_stay_exact(tmp_path: Path) -> None:
-    def kill_after_ten(turn: Turn) -> None:
+    def kill_after_ten(turn: FrameResult) -> None:
         if turn.published.detections.seq == 10:
             children()[-1].kill()
 
     folder = picture_folder(tmp_path / "p", 400)
-    summary, kept = run({"front": str(folder)}, RunOptions(on_turn=kill_after_ten), busy_ms=1)
+    summary, kept = run({"front": str(folder)}, RunOptions(on_result=kill_after_ten), busy_ms=1)
     assert 11 <= len(kept) < 400 and seqs(kept) == list(range(len(kept)))
-    assert summary.account.balanced and summary.account.in_flight == 0
+    assert summary.counts.balanced and summary.counts.in_flight == 0
     (failure,) = summary.failures
     assert isinstance(failure.error, MachineError) and summary.exit_code == 3
     assert "killed by signal 9" in failure.error.seen
@@ -223,22 +231,22 @@ def test_a_killed_capture_process_is_noticed_and_the_books_stay_exact(tmp_path: 
 
 
 def test_one_killed_camera_does_not_stop_the_other(tmp_path: Path) -> None:
-    def kill_rear(turn: Turn) -> None:
+    def kill_rear(turn: FrameResult) -> None:
         seen = turn.published.detections
         if seen.camera == "rear" and seen.seq == 5:
             children()[-1].kill()  # started last; the other camera's process may have ended by now
 
     front, rear = picture_folder(tmp_path / "f", 80), picture_folder(tmp_path / "r", 400)
-    summary, kept = run({"front": str(front), "rear": str(rear)}, RunOptions(on_turn=kill_rear), busy_ms=1)
+    summary, kept = run({"front": str(front), "rear": str(rear)}, RunOptions(on_result=kill_rear), busy_ms=1)
     assert seqs(kept, "front") == list(range(80))
     assert len(seqs(kept, "rear")) < 400
     assert [failure.camera for failure in summary.failures] == ["rear"]
-    assert summary.account.balanced
+    assert summary.counts.balanced
 
 
 def test_a_crashing_decoder_kills_its_own_process_only() -> None:
     summary, kept = run({"front": "strange://crash"}, STRANGE)
-    assert len(kept) >= 1 and summary.account.balanced
+    assert len(kept) >= 1 and summary.counts.balanced
     assert "killed by signal 11" in summary.failures[0].error.seen
 
 
@@ -258,7 +266,7 @@ def test_a_source_that_gives_no_bgr_picture_is_told_what_it_gave() -> None:
 
 def test_a_capture_process_that_talks_nonsense_is_ended() -> None:
     summary, kept = run({"front": "strange://babble"}, STRANGE)
-    assert len(kept) >= 1 and summary.account.balanced
+    assert len(kept) >= 1 and summary.counts.balanced
     assert isinstance(summary.failures[0].error, MachineError)
     assert "cannot be understood" in summary.failures[0].error.what
 
@@ -285,14 +293,14 @@ def test_a_hung_source_cannot_hold_up_the_end() -> None:
     started = time.monotonic()
     summary, _ = run({"front": "strange://hang"}, options)
     assert time.monotonic() - started < 600  # the source hangs for an hour
-    assert summary.account.balanced and summary.failures == ()
+    assert summary.counts.balanced and summary.failures == ()
 
 
 @pytest.mark.parametrize("name", ["growing", "noisy"])
 def test_pictures_may_grow_and_libraries_may_print(name: str) -> None:
     options = RunOptions(providers=STRANGE.providers, frames=20, policy="every")
     summary, kept = run({"front": f"strange://{name}"}, options)
-    assert seqs(kept) == list(range(20)) and summary.account.balanced
+    assert seqs(kept) == list(range(20)) and summary.counts.balanced
     if name == "growing":
         sizes = [message.detections.boxes_xyxy_px.max() for message in kept]
         assert sizes == sorted(sizes) and sizes[-1] > 8 * sizes[0]

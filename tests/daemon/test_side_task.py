@@ -12,11 +12,11 @@ import pytest
 
 from avq.clock import SystemClock
 from avq.daemon import Parts, RunSummary
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.daemon.memory import SAMPLE_S, MemoryWatch, resident_bytes
 from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
-from avq.daemon.side_task import Aside
+from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.step import step
 from avq.engines.null import NullSession
 from avq.serve import summary_tables
@@ -76,7 +76,7 @@ def test_a_shadow_tells_how_far_it_agrees(
 
 
 class Worker:
-    """Looks for as long as it is told to."""
+    """SideTask for as long as it is told to."""
 
     def __init__(self) -> None:
         self.looked: list[tuple[str, int]] = []
@@ -104,11 +104,11 @@ def published(one: Frame) -> Published:
     return Published(Detections.none(one.camera, one.seq), 0, 0, False, "normal", "digest")
 
 
-def show(aside: Aside, one: Frame, *, relaxed: bool = True) -> None:
-    aside.saw(one, published(one), relaxed=relaxed)
+def show(aside: SideTaskWorker, one: Frame, *, relaxed: bool = True) -> None:
+    aside.on_frame(one, published(one), relaxed=relaxed)
 
 
-def until_idle(aside: Aside) -> None:
+def until_idle(aside: SideTaskWorker) -> None:
     """Wait until the worker has come back: its thread may be late."""
     pause = threading.Event()
     for _ in range(6000):
@@ -118,11 +118,11 @@ def until_idle(aside: Aside) -> None:
     raise AssertionError("the worker never came back")
 
 
-def events_of(aside: Aside, count: int) -> list[dict[str, Any]]:
+def events_of(aside: SideTaskWorker, count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     pause = threading.Event()
     for _ in range(6000):
-        while (event := aside.news.next()) is not None:
+        while (event := aside.events.next()) is not None:
             found.append(event)
         if len(found) >= count:
             return found
@@ -132,7 +132,7 @@ def events_of(aside: Aside, count: int) -> list[dict[str, Any]]:
 
 def test_an_aside_sees_every_nth_frame_of_each_camera_and_skips_while_it_is_busy() -> None:
     worker = Worker()
-    aside = Aside("shadow", 3, worker)
+    aside = SideTaskWorker("shadow", 3, worker)
     for seq in range(2):
         show(aside, frame(seq))  # 0 is looked at
         show(aside, frame(seq, "rear"))  # 0's turn, but the worker is busy: the next one's turn
@@ -155,7 +155,9 @@ def test_an_aside_sees_every_nth_frame_of_each_camera_and_skips_while_it_is_busy
 def test_a_run_too_short_for_a_report_ends_with_what_its_shadow_saw() -> None:
     shadow = Shadow(parts_with(lose_one))
     shadow.look(frame(0), served_by(parts_with(nothing)), "serving")
-    summary = RunSummary(Account(1, 1, {}, 0), 0, Metrics().snapshot(), (), asides={"shadow": shadow.state()})
+    summary = RunSummary(
+        FrameCounts(1, 1, {}, 0), 0, Metrics().snapshot(), (), side_tasks={"shadow": shadow.state()}
+    )
     titles = dict(summary_tables(summary))
     (row,) = titles["Candidate in the shadow"]
     assert (row["frames"], row["lost"], row["added"]) == (1, 1, 0)
@@ -164,7 +166,7 @@ def test_a_run_too_short_for_a_report_ends_with_what_its_shadow_saw() -> None:
 
 def test_where_there_is_no_time_to_spare_a_shadow_waits() -> None:
     worker = Worker()
-    aside = Aside("shadow", 1, worker, in_spare_time=True)
+    aside = SideTaskWorker("shadow", 1, worker, in_spare_time=True)
     worker.go.release(10)
     for seq in range(5):
         show(aside, frame(seq), relaxed=False)
@@ -175,7 +177,7 @@ def test_where_there_is_no_time_to_spare_a_shadow_waits() -> None:
 def test_what_breaks_beside_the_frame_path_stays_there_and_is_told_once() -> None:
     worker = Worker()
     worker.go.release(10)
-    aside = Aside("drift", 1, worker)
+    aside = SideTaskWorker("drift", 1, worker)
     show(aside, frame(666))
     (event,) = events_of(aside, 1)
     assert event["kind"] == "drift_failed" and "a bad frame" in event["reason"]

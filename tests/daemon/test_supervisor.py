@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.daemon import RestartPolicy
-from avq.daemon.supervisor import Order, Supervisor
+from avq.daemon.supervisor import Action, Supervisor
 
 MS = 1_000_000
 
@@ -18,7 +18,7 @@ class Bench:
 
     def __init__(self, policy: RestartPolicy | None = None) -> None:
         self.now_ns = 0
-        self.told: list[tuple[int, Order]] = []
+        self.told: list[tuple[int, Action]] = []
         self.busy = False
         self.supervisor = Supervisor(
             policy or RestartPolicy(), open_timeout_ns=5000 * MS, read_timeout_ns=2000 * MS, now_ns=0
@@ -31,20 +31,20 @@ class Bench:
             self.look()
 
     def look(self) -> None:
-        orders = self.supervisor.orders(self.now_ns, busy=lambda: self.busy)
+        orders = self.supervisor.actions(self.now_ns, busy=lambda: self.busy)
         self.told += [(self.now_ns, order) for order in orders]
 
     def open(self, fps: float = 25.0) -> None:
-        self.supervisor.opened(live=True, fps=fps, now_ns=self.now_ns)
+        self.supervisor.on_open(live=True, fps=fps, now_ns=self.now_ns)
 
     def frames(self, count: int, period_ns: int) -> None:
         for _ in range(count):
             self.until(self.now_ns + period_ns)
-            self.supervisor.frame(self.now_ns)
+            self.supervisor.on_frame(self.now_ns)
         self.look()
 
     def die(self) -> None:
-        self.supervisor.gone("failed", "refused", self.now_ns, again=True)
+        self.supervisor.on_exit("failed", "refused", self.now_ns, again=True)
         self.look()
 
     def at(self, kind: str) -> list[int]:
@@ -108,7 +108,7 @@ def test_frames_in_bursts_are_no_stall() -> None:
     for _ in range(20):
         bench.until(bench.now_ns + 330 * MS)
         for _ in range(10):
-            bench.supervisor.frame(bench.now_ns)
+            bench.supervisor.on_frame(bench.now_ns)
     assert bench.at("kill") == []
 
 

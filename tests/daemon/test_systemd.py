@@ -12,19 +12,19 @@ import pytest
 
 from avq.daemon import systemd as notify
 from avq.daemon.capture import _environment
-from avq.daemon.systemd import Notifier
+from avq.daemon.systemd import SystemdNotifier
 from tests.daemon.manager import Manager
 
 
 def test_messages_reach_a_path_and_an_abstract_address(tmp_path: Path) -> None:
     for address in (tmp_path / "notify", f"@avq-{uuid.uuid4()}"):
         manager = Manager(address)
-        notifier = Notifier.from_environment(manager.environment(2.0))
+        notifier = SystemdNotifier.from_environment(manager.environment(2.0))
         assert notifier.watchdog_s == 2.0
-        notifier.loading("opening b")
+        notifier.extend_timeout("opening b")
         notifier.ready("serving")
         notifier.reloading()
-        notifier.alive()
+        notifier.ping()
         notifier.stopping()
         assert manager.hear(5, until="STOPPING") == 1
         assert [sorted(message) for message in manager.said] == [
@@ -36,15 +36,15 @@ def test_messages_reach_a_path_and_an_abstract_address(tmp_path: Path) -> None:
         ]
         notifier.close()
         manager.close()
-        notifier.alive()  # a manager that went away, a socket that was closed: no error
+        notifier.ping()  # a manager that went away, a socket that was closed: no error
 
 
 def test_a_full_socket_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         notify, "_PATIENCE", struct.pack("ll", 60, 0)
-    )  # a second may pass unheard where we read
+    )  # a second may pass all_sinks_failed where we read
     manager = Manager(tmp_path / "notify")
-    notifier = Notifier.from_environment(manager.environment())
+    notifier = SystemdNotifier.from_environment(manager.environment())
     for _ in range(2000):
         notifier.status("x" * 200)
     told = threading.Thread(target=notifier.stopping)  # told once, so it waits for room
@@ -58,15 +58,15 @@ def test_a_full_socket_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_without_a_manager_nothing_is_said() -> None:
     for environment in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}):
-        notifier = Notifier.from_environment(environment)
-        assert not notifier.listened_to and notifier.watchdog_s == 0.0
+        notifier = SystemdNotifier.from_environment(environment)
+        assert not notifier.enabled and notifier.watchdog_s == 0.0
         notifier.ready("serving")
 
 
 def test_a_watchdog_for_another_process_is_not_ours(tmp_path: Path) -> None:
     given = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}
-    assert Notifier.from_environment(given).watchdog_s == 0.0
-    assert Notifier.from_environment({**given, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 2.0
+    assert SystemdNotifier.from_environment(given).watchdog_s == 0.0
+    assert SystemdNotifier.from_environment({**given, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 2.0
 
 
 def test_capture_processes_do_not_speak_for_the_service(monkeypatch) -> None:

@@ -14,12 +14,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from avq.daemon import RestartPolicy, RunOptions, RunSummary, Turn, serve_bundle
+from avq.daemon import FrameResult, RestartPolicy, RunOptions, RunSummary, serve_bundle
 from avq.daemon.modes import WARM_UPS
-from avq.daemon.observer import RunView, Unwatched
+from avq.daemon.observer import NullObserver, RunView
 from avq.daemon.receiver import Receiver
-from avq.daemon.side_task import Aside
-from avq.daemon.systemd import Notifier
+from avq.daemon.side_task import SideTaskWorker
+from avq.daemon.systemd import SystemdNotifier
 from avq.recording import RecorderSink
 from avq.sinks import CallbackSink, JsonLinesSink
 from avq.types import Frame, LatencyBudget, Published, RawOutputs
@@ -128,24 +128,24 @@ class Worker:
         """Nothing to free."""
 
 
-class Watcher(Unwatched):
+class RunObserver(NullObserver):
     """Says when frames flow, and ends the run."""
 
     def __init__(self) -> None:
         self.flows, self.over, self.frames = threading.Event(), threading.Event(), 0
         self.run: RunView | None = None
-        self.page: Watcher | Unwatched = Unwatched()
+        self.page: RunObserver | NullObserver = NullObserver()
 
-    def opened(self, run: RunView) -> None:
+    def on_open(self, run: RunView) -> None:
         self.run = run
-        self.page.opened(run)
+        self.page.on_open(run)
 
-    def beat(self) -> None:
+    def on_tick(self) -> None:
         if self.over.is_set():
             raise OverError
 
-    def saw(self, frame: Frame, turn: Turn) -> None:
-        self.page.saw(frame, turn)
+    def on_frame(self, frame: Frame, turn: FrameResult) -> None:
+        self.page.on_frame(frame, turn)
         self.frames += 1
         if self.frames == 8:
             self.flows.set()
@@ -156,13 +156,13 @@ class Service:
 
     def __init__(self, manager: Manager, gate: Gate, folder: Path) -> None:
         self.manager, self.gate, self.folder = manager, gate, folder
-        self.watcher = Watcher()
+        self.observer = RunObserver()
         self.sinks: list[Any] = []
         self.unread_fd = -1
         self.parts = null_parts()
         self.options = RunOptions(
-            notifier=Notifier.from_environment(manager.environment(WATCHDOG_S)),
-            watcher=self.watcher,
+            notifier=SystemdNotifier.from_environment(manager.environment(WATCHDOG_S)),
+            observer=self.observer,
             restarts=RestartPolicy(max_restarts=2),
         )
         self.summary: RunSummary | BaseException | None = None
@@ -179,15 +179,15 @@ class Service:
             )
         except BaseException as error:
             self.summary = error
-        self.watcher.flows.set()
+        self.observer.flows.set()
 
     def start(self) -> None:
         self._thread.start()
-        assert self.watcher.flows.wait(HANG_S) and self.summary is None, self.summary
+        assert self.observer.flows.wait(HANG_S) and self.summary is None, self.summary
 
     def end(self) -> None:
         self.gate.opened.set()
-        self.watcher.over.set()
+        self.observer.over.set()
         if self.unread_fd >= 0:
             os.close(self.unread_fd)
             self.unread_fd = -1
@@ -197,8 +197,8 @@ class Service:
 
     @property
     def pid(self) -> int:
-        assert self.watcher.run is not None
-        return self.watcher.run.pids()["front"]
+        assert self.observer.run is not None
+        return self.observer.run.pids()["front"]
 
 
 @pytest.fixture
@@ -221,13 +221,13 @@ def block_publisher(service: Service) -> None:
 
 
 def block_receiver(service: Service) -> None:
-    hear = Receiver._hear
+    hear = Receiver._on_message
 
     def gated(self: Receiver, camera: Any) -> None:
         service.gate()
         hear(self, camera)
 
-    service.monkeypatch.setattr(Receiver, "_hear", gated)  # type: ignore[attr-defined]
+    service.monkeypatch.setattr(Receiver, "_on_message", gated)  # type: ignore[attr-defined]
 
 
 def block_recorder(service: Service) -> None:
@@ -262,7 +262,9 @@ def break_sink(service: Service) -> None:
 
 
 def block_aside(service: Service) -> None:
-    service.options = replace(service.options, asides=(Aside("shadow", 1, Worker(service.gate)),))
+    service.options = replace(
+        service.options, side_tasks=(SideTaskWorker("shadow", 1, Worker(service.gate)),)
+    )
 
 
 def block_listener(service: Service) -> None:
@@ -298,10 +300,10 @@ def test_whatever_is_beside_the_publish_path_may_hang(
     block(service)
     service.start()
     service.gate.opened.clear()
-    frames = service.watcher.frames
+    frames = service.observer.frames
     service.manager.hear(WATCHDOG_S)
     assert service.manager.hear(HANG_S, until="WATCHDOG", times=6) == 6
-    assert service.watcher.frames > frames
+    assert service.observer.frames > frames
 
 
 def test_a_page_that_hangs_starves_nobody(service: Service) -> None:
@@ -317,18 +319,18 @@ def test_a_page_that_hangs_starves_nobody(service: Service) -> None:
         with suppress(OSError):
             urlopen(f"{address}/status", timeout=HANG_S).read()
 
-    with site.open_site("127.0.0.1", 0, "") as (board, address):
-        service.watcher.page = board
+    with site.open_site("127.0.0.1", 0, "") as (live_state, address):
+        service.observer.page = live_state
         service.start()
-        board.run = replace(board.run, accounts=hang)
+        live_state.run = replace(live_state.run, counts_by_camera=hang)
         service.gate.opened.clear()
         asking = threading.Thread(target=ask)
         asking.start()
         assert hung.wait(HANG_S)
-        frames = service.watcher.frames
+        frames = service.observer.frames
         service.manager.hear(WATCHDOG_S)
         assert service.manager.hear(HANG_S, until="WATCHDOG", times=6) == 6
-        assert service.watcher.frames > frames
+        assert service.observer.frames > frames
         service.end()
         asking.join(HANG_S)
 
@@ -340,12 +342,12 @@ def test_a_capture_process_that_dies_or_hangs_is_replaced_and_the_watchdog_fed(
     service.start()
     pid = service.pid
     os.kill(pid, number)
-    frames = service.watcher.frames + 20  # more than were on their way
+    frames = service.observer.frames + 20  # more than were on their way
     for _ in range(int(HANG_S / WATCHDOG_S * 4)):
         assert service.manager.hear(HANG_S, until="WATCHDOG") == 1
-        if service.watcher.frames > frames:
+        if service.observer.frames > frames:
             break
-    assert service.watcher.frames > frames and service.pid != pid
+    assert service.observer.frames > frames and service.pid != pid
 
 
 def test_a_camera_that_stays_away_is_accounted_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def play(scenarios: list[Scenario], *, least_s: float = 3.0) -> Played:
         metronome.close()
         for camera in cameras.values():
             camera.close()
-    account = inbox.account()
+    account = inbox.counts()
     reached = {name: camera.connections for name, camera in cameras.items()}
     return Played(lives, restarts, account.balanced and account.in_flight == 0, metronome, reached)
 
@@ -149,7 +149,7 @@ def _open_timeout_ms(name: str) -> int:
 
 def _listen(inbox: SharedInbox, receiver: Receiver, lives: dict[str, Life]) -> None:
     arrival = inbox.next(0.05)
-    while (event := receiver.news.next()) is not None:
+    while (event := receiver.events.next()) is not None:
         lives[event["camera"]].events.append(event)
     if arrival is not None:
         life = lives[arrival.frame.camera]

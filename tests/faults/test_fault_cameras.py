@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from avq.daemon import RestartPolicy, RunOptions, Turn, serve_bundle
+from avq.daemon import FrameResult, RestartPolicy, RunOptions, serve_bundle
 from avq.errors import MachineError
 from avq.sinks import CallbackSink
 from avq.types import LatencyBudget
@@ -55,7 +55,7 @@ def test_a_camera_that_stays_dead_is_told_and_the_others_are_served() -> None:
     told: list[str] = []
     after: list[int] = []
 
-    def enough(turn: Turn) -> None:
+    def enough(turn: FrameResult) -> None:
         """Ctrl-C, some frames after the camera was given up."""
         after.extend([turn.published.detections.seq] * ("camera_dead" in told))
         if len(after) == 20:
@@ -65,7 +65,7 @@ def test_a_camera_that_stays_dead_is_told_and_the_others_are_served() -> None:
         restarts=RestartPolicy(max_restarts=1),
         open_timeout_ms=500,
         on_event=lambda event: told.append(event["kind"]),
-        on_turn=enough,
+        on_result=enough,
     )
     sources = {"dead": "http://127.0.0.1:1/nobody", "alive": "scene://drive?fps=30&size=96x64"}
     summary = serve_bundle(
@@ -73,6 +73,6 @@ def test_a_camera_that_stays_dead_is_told_and_the_others_are_served() -> None:
     )
     kinds = [event["kind"] for event in summary.events if event["camera"] == "dead"]
     assert kinds[0] == "camera_stalled" and "camera_restarted" in kinds and "camera_dead" in kinds
-    assert set(seen) == {"alive"} and summary.account.balanced and summary.exit_code == 0
+    assert set(seen) == {"alive"} and summary.counts.balanced and summary.exit_code == 0
     dead = next(event for event in summary.events if event["kind"] == "camera_dead")
     assert "1 restarts within 60 s" in dead["reason"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.daemon.inbox import Account
+from avq.daemon.inbox import FrameCounts
 from avq.replay.result import Answer, ReplayResult
 from avq.types import Detections
 
@@ -176,7 +176,7 @@ def alerted(result: ReplayResult) -> ReplayResult:
 
 def miscounted(result: ReplayResult) -> ReplayResult:
     books = result.account
-    return replace(result, account=Account(books.captured + 1, books.published, {"superseded": 1}, 0))
+    return replace(result, account=FrameCounts(books.captured + 1, books.published, {"superseded": 1}, 0))
 
 
 ALL = {"everywhere": True}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from avq.daemon import sink_types
-from avq.daemon.publisher import Lane
+from avq.daemon.publisher import SinkWorker
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.mqtt import mqtt_target
@@ -236,12 +236,12 @@ def test_a_broker_that_accepts_and_never_answers_costs_no_alert_and_no_frame(tmp
     pytest.importorskip("paho.mqtt", reason='paho-mqtt is not installed (pip install "avq[mqtt]")')
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"mqtt://127.0.0.1:{silent.getsockname()[1]}/t?spool={tmp_path}"
-        lane = Lane(open_sink(uri, sink_types(), labels=()), "mqtt", 8)
+        worker = SinkWorker(open_sink(uri, sink_types(), labels=()), "mqtt", 8)
         for seq in range(50):
             message, frame = published(seq)
-            lane.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
+            worker.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
         for number in range(5):
-            lane.event({"kind": "alert", "id": str(number)})
-        report = lane.close(60)
+            worker.event({"kind": "alert", "id": str(number)})
+        report = worker.close(60)
     assert (report.missed, report.error, report.numbers["waiting"]) == (0, "", 5)
     assert spooled(tmp_path) == ["0", "1", "2", "3", "4"]

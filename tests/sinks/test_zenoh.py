@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from avq.daemon import sink_types
-from avq.daemon.publisher import Lane, SinkReport
+from avq.daemon.publisher import SinkReport, SinkWorker
 from avq.errors import MachineError, RequestError
 from avq.sinks import open_sink
 from avq.sinks.zenoh import zenoh_settings
@@ -76,15 +76,17 @@ def test_what_a_slow_listener_misses_is_counted() -> None:
         lines: list[str] = []
         reading = threading.Thread(target=lines.extend, args=(peer.stdout,))
         reading.start()
-        lane = Lane(sink, "zenoh", 8)
+        worker = SinkWorker(sink, "zenoh", 8)
         offered = 0
-        while lane.report().missed < 50 and offered < 20_000:  # what lies between holds some hundreds
-            lane.offer(*published(1, boxes=100), StageTimes(1, 1, 1, 1), wait=False)
+        while worker.report().missed < 50 and offered < 20_000:  # what lies between holds some hundreds
+            worker.offer(*published(1, boxes=100), StageTimes(1, 1, 1, 1), wait=False)
             offered += 1
             time.sleep(0.001)
         # Zenoh does not say when all of it is out: it is when all of it was heard, and then the sink is closed.
-        assert wait_until(lambda: done(lane.report(), offered) and heard_of(lines) >= lane.report().written)
-        report = lane.close(60)
+        assert wait_until(
+            lambda: done(worker.report(), offered) and heard_of(lines) >= worker.report().written
+        )
+        report = worker.close(60)
     finally:
         peer.stdin.close()
         peer.wait(60)
@@ -108,11 +110,11 @@ def test_without_any_listener_nothing_waits_and_nothing_is_missed() -> None:
     sink = open_sink(
         f"zenoh://a/b?listen=tcp/127.0.0.1:{free_port()}&scout=false", sink_types(), labels=LABELS
     )
-    lane = Lane(sink, "zenoh", 256)
+    worker = SinkWorker(sink, "zenoh", 256)
     for seq in range(200):
         message, frame = published(seq % 8)
-        lane.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
-    report = lane.close(60)
+        worker.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
+    report = worker.close(60)
     assert (report.written, report.missed, report.error) == (200, 0, "")
 
 

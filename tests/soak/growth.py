@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from avq.daemon import Mode, RestartPolicy, RunOptions, RunSummary, Served, Turn, serve_bundle
-from avq.daemon.bundle_swap import Exchange
+from avq.daemon import ActiveModes, FrameResult, Mode, RestartPolicy, RunOptions, RunSummary, serve_bundle
+from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.memory import resident_bytes
-from avq.daemon.observer import RunView, Unwatched
+from avq.daemon.observer import NullObserver, RunView
 from avq.errors import MachineError
 from avq.sinks import CallbackSink
 from avq.types import Frame, LatencyBudget
@@ -31,13 +31,13 @@ _SETTLED = 0.2  # of the frames: before, caches fill
 
 
 @dataclass
-class Life(Unwatched):
+class Life(NullObserver):
     """Kills the camera and swaps the bundle at set frames, and measures in between."""
 
     frames: int
     kill_every: int
     swap_every: int
-    exchange: Exchange
+    swapper: BundleSwapper
     seen: int = 0
     kills: int = 0
     asked: int = 0
@@ -46,10 +46,10 @@ class Life(Unwatched):
     swaps: list[threading.Thread] = field(default_factory=list)
     run: RunView | None = None
 
-    def opened(self, run: RunView) -> None:
+    def on_open(self, run: RunView) -> None:
         self.run = run
 
-    def saw(self, frame: Frame, turn: Turn) -> None:
+    def on_frame(self, frame: Frame, turn: FrameResult) -> None:
         self.seen += 1
         if self.seen % self.kill_every == 0 and self.run is not None:
             self._kill()
@@ -65,7 +65,7 @@ class Life(Unwatched):
 
     def _swap(self, path: Path) -> None:
         with suppress(MachineError):  # asked on the last frames, the run is over
-            self.exchange.swap(path)
+            self.swapper.swap(path)
 
     def _kill(self) -> None:
         assert self.run is not None
@@ -92,12 +92,12 @@ def live(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> Grown
     before = {**resources(), "threads": threading.active_count()}
     parts = null_parts()
 
-    def prepare(path: Path | None) -> Served:
+    def prepare(path: Path | None) -> ActiveModes:
         other = replace(null_parts(), bundle_digest=str(path))
-        return Served((Mode(other),), other.session.close)
+        return ActiveModes((Mode(other),), other.session.close)
 
-    exchange = Exchange(Served((Mode(parts),)), prepare)
-    life = Life(frames, frames // reconnects, frames // swaps, exchange)
+    swapper = BundleSwapper(ActiveModes((Mode(parts),)), prepare)
+    life = Life(frames, frames // reconnects, frames // swaps, swapper)
     policy = RestartPolicy(max_restarts=10**6)
     summary = serve_bundle(
         parts,
@@ -109,11 +109,11 @@ def live(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> Grown
             policy="every",
             providers=("tests.daemon.numbered_source:types",),
             restarts=policy,
-            watcher=life,
-            exchange=exchange,
+            observer=life,
+            swapper=swapper,
         ),
     )
-    exchange.close()
+    swapper.close()
     for swap in life.swaps:
         swap.join(60)
     gc.collect()
@@ -127,7 +127,7 @@ def live(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> Grown
 def main(frames: int = 200_000, reconnects: int = 200, swaps: int = 50) -> int:
     grown = live(frames, reconnects, swaps)
     events = Counter(event["kind"] for event in grown.summary.events)
-    books = grown.summary.account
+    books = grown.summary.counts
     settled = grown.life.counts[len(grown.life.counts) // 5 :]
     most, least = ({key: pick(count[key] for count in settled) for key in settled[0]} for pick in (max, min))
     print(

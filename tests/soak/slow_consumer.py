@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.daemon import RunOptions, RunSummary, Turn, serve_bundle
+from avq.daemon import FrameResult, RunOptions, RunSummary, serve_bundle
 from avq.sinks import CallbackSink
 from avq.types import Frame, LatencyBudget, Published, RawOutputs
 from avq.types.frame import U8
@@ -57,7 +57,7 @@ class Played:
 def play(frames: int, fps: float) -> Played:
     """So many frames of the source, of which a tenth can be served."""
     numbers: list[tuple[int, int]] = []
-    turns: list[Turn] = []
+    turns: list[FrameResult] = []
 
     def keep(message: Published, frame: Frame | None) -> None:
         assert frame is not None
@@ -69,13 +69,13 @@ def play(frames: int, fps: float) -> Played:
         sources={"front": f"numbered://{fps:g}/{frames}"},
         sinks=[CallbackSink(keep)],
         budget=LatencyBudget(10**9),
-        options=RunOptions(providers=("tests.daemon.numbered_source:types",), on_turn=turns.append),
+        options=RunOptions(providers=("tests.daemon.numbered_source:types",), on_result=turns.append),
     )
     metronome.close()
     return Played(summary, numbers, [_times(turn, metronome) for turn in turns])
 
 
-def _times(turn: Turn, metronome: Metronome) -> tuple[float, float, float]:
+def _times(turn: FrameResult, metronome: Metronome) -> tuple[float, float, float]:
     age_ns, begin_s = turn.published.age_ns, turn.published.detections.t_capture_ns / 1e9
     late_s = metronome.late_s(begin_s, begin_s + age_ns / 1e9)
     return age_ns / 1e6, (age_ns - turn.times.queue_ns) / 1e6, late_s * 1e3
@@ -83,7 +83,7 @@ def _times(turn: Turn, metronome: Metronome) -> tuple[float, float, float]:
 
 def main(minutes: float = 10.0, fps: float = 30.0) -> int:
     played = play(round(minutes * 60 * fps), fps)
-    books = played.summary.account
+    books = played.summary.counts
     ages, services, late = (np.array(column) for column in zip(*played.times_ms, strict=True))
     over = ages - services - 1000 / fps  # what a frame waited beyond one period
     ours = over - late

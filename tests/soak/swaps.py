@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from avq.bundle import MODEL
-from avq.daemon import RunOptions, RunSummary, Served, Turn, serve_bundle
-from avq.daemon.bundle_swap import Exchange
+from avq.daemon import ActiveModes, FrameResult, RunOptions, RunSummary, serve_bundle
+from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.modes import WARM_UPS, ModeSource, Opener
 from avq.errors import AvqError
 from avq.measure.golden import require_golden
@@ -71,7 +71,7 @@ def _run(good: list[Path], damaged: Path, swaps: int, fps: int) -> int:
         on_open=lambda bundle, detector: require_golden(bundle, detector.session) and None,
     )
 
-    def prepare(path: Path | None) -> Served:
+    def prepare(path: Path | None) -> ActiveModes:
         assert path is not None
         served = opener.ladder([ModeSource("normal", path.with_name(path.name.removesuffix("#breaks")))])
         if not path.name.endswith("#breaks"):
@@ -81,24 +81,24 @@ def _run(good: list[Path], damaged: Path, swaps: int, fps: int) -> int:
         return replace(served, modes=(replace(mode, parts=broken),))
 
     first = opener.ladder([ModeSource("normal", good[1])])
-    exchange, turns, outcomes = Exchange(first, prepare), list[Turn](), Counter[str]()
+    swapper, turns, outcomes = BundleSwapper(first, prepare), list[FrameResult](), Counter[str]()
     over = threading.Event()
 
     def ask() -> None:
         for number in range(swaps):
-            serving = exchange.serving.bundle
+            serving = swapper.serving.bundle
             path = good[serving is not None and serving.path == good[0]]
             if number % 4 == 3:
                 path = damaged if number % 8 == 3 else path.with_name(path.name + "#breaks")
             try:
-                exchange.swap(path)
+                swapper.swap(path)
                 outcomes["swapped"] += 1
             except AvqError as error:
                 outcomes[error.what.split(" of ")[0]] += 1
             over.wait(_APART_S)
         over.set()
 
-    def turned(turn: Turn) -> None:
+    def turned(turn: FrameResult) -> None:
         turns.append(turn)
         if over.is_set():
             raise KeyboardInterrupt
@@ -111,16 +111,16 @@ def _run(good: list[Path], damaged: Path, swaps: int, fps: int) -> int:
             sources={"front": f"scene://drive?fps={fps}&size=640x360"},
             sinks=[],
             budget=LatencyBudget(10**9),
-            options=RunOptions(exchange=exchange, on_turn=turned, on_event=events.append),
+            options=RunOptions(swapper=swapper, on_result=turned, on_event=events.append),
         )
     except KeyboardInterrupt:
         summary = None
-    exchange.close()
+    swapper.close()
     assert summary is None
     return _judge(turns, outcomes, fps)
 
 
-def _judge(turns: list[Turn], outcomes: Counter[str], fps: int) -> int:
+def _judge(turns: list[FrameResult], outcomes: Counter[str], fps: int) -> int:
     seqs = [turn.published.detections.seq for turn in turns]
     bundles = [turn.published.bundle_digest for turn in turns]
     ages = np.array([turn.published.age_ns for turn in turns]) / 1e6

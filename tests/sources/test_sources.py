@@ -17,7 +17,7 @@ from avq.errors import AvqError, DataError, RequestError
 from avq.hookspecs import FrameSource
 from avq.sources import open_source
 from avq.sources.files import declared_bytes
-from avq.sources.uri import hidden
+from avq.sources.uri import redact_credentials
 from tests.sources.retime import retimed
 
 FRAMES = 40
@@ -198,7 +198,7 @@ def test_wrong_requests_are_told_with_the_nearest_right_one(
 
 
 def test_passwords_stay_out_of_messages() -> None:
-    assert hidden("rtsp://driver:s3cret@camera/front") == "rtsp://driver:***@camera/front"
+    assert redact_credentials("rtsp://driver:s3cret@camera/front") == "rtsp://driver:***@camera/front"
     with pytest.raises(DataError) as caught:
         open_source("rtsp://driver:s3cret@127.0.0.1:9/x", source_types(), open_timeout_ms=500)
     assert "s3cret" not in str(caught.value)

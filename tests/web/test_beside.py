@@ -6,8 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from avq.daemon.observer import RunView
 from avq.types import LatencyBudget
-from avq.web import Board
-from avq.web.board import ViewerCounts
+from avq.web import LiveState
+from avq.web.live_state import ViewerCounts
 from avq.web.metrics import exposition
 from avq.web.status import MachineReader, StatusReader
 
@@ -16,16 +16,16 @@ DRIFT = {"available": True, "cameras": {"front": {"share": 0.07, "drifting": Tru
 
 def looked_at(**states: object) -> tuple[dict[str, float], dict[str, object]]:
     """(metrics without labels' names, status) of a run with these answers."""
-    board, machine, counts = Board(), MachineReader(), ViewerCounts()
-    board.opened(RunView(LatencyBudget(1), dict, list, dict, **states))  # type: ignore[arg-type]
-    text = exposition(board, machine, counts).decode()
+    live_state, machine, counts = LiveState(), MachineReader(), ViewerCounts()
+    live_state.on_open(RunView(LatencyBudget(1), dict, list, dict, **states))  # type: ignore[arg-type]
+    text = exposition(live_state, machine, counts).decode()
     found = {
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name.startswith(("avq_drift", "avq_shadow"))
     }
-    return found, StatusReader(board, machine, counts).read()
+    return found, StatusReader(live_state, machine, counts).read()
 
 
 def test_what_was_found_is_told() -> None:

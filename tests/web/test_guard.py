@@ -13,7 +13,7 @@ import pytest
 from avq.config import WebConfig
 from avq.errors import RequestError
 from avq.progress import Silent
-from avq.web import Board, open_page, web_from_flag
+from avq.web import LiveState, open_page, web_from_flag
 from avq.web.server import open_site, without_password
 from tests.conftest import ROOT
 from tests.web.web_kit import ASK, FACTS, HANG_S
@@ -24,9 +24,9 @@ PATHS = ("/", "/page/main.js", "/livez", "/readyz", "/metrics", "/status", "/eve
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    board = Board()
-    board.describe(FACTS)
-    with open_site("127.0.0.1", 0, None, board=board) as (_, address):
+    live_state = LiveState()
+    live_state.describe(FACTS)
+    with open_site("127.0.0.1", 0, None, live_state=live_state) as (_, address):
         yield address
 
 
@@ -161,12 +161,12 @@ def test_a_taken_port_stops_only_a_run_that_asked_for_it() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         web = WebConfig(port=taken.getsockname()[1])
-        with open_page(web, False, Silent()) as board:
-            assert board is None
+        with open_page(web, False, Silent()) as live_state:
+            assert live_state is None
         with pytest.raises(RequestError, match="cannot listen"), open_page(web, True, Silent()):
             pass
-    with open_page(WebConfig(enabled=False), True, Silent()) as board:
-        assert board is None
+    with open_page(WebConfig(enabled=False), True, Silent()) as live_state:
+        assert live_state is None
 
 
 def test_passwords_of_cameras_are_not_shown() -> None:

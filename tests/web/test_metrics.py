@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from avq.daemon.metrics import Histogram
 from avq.recording import RecorderSink
 from avq.types import Frame, Published
-from avq.web import Board
-from avq.web.board import ViewerCounts
+from avq.web import LiveState
+from avq.web.live_state import ViewerCounts
 from avq.web.metrics import EDGES_NS, cumulative, exposition
 from avq.web.status import MachineReader, clocks, temperatures
 from tests.conftest import ROOT
@@ -35,8 +35,8 @@ def test_every_bound_counts_exactly_the_values_it_names(values_ns: list[int]) ->
     assert rows[-1] == ("+Inf", len(values_ns))
 
 
-def samples(board: Board, sys_folder: Path = Path("/nowhere")) -> dict[str, float]:
-    text = exposition(board, MachineReader(sys_folder), ViewerCounts()).decode()
+def samples(live_state: LiveState, sys_folder: Path = Path("/nowhere")) -> dict[str, float]:
+    text = exposition(live_state, MachineReader(sys_folder), ViewerCounts()).decode()
     return {
         f"{sample.name}{sorted(sample.labels.values())}": sample.value
         for family in text_string_to_metric_families(text)
@@ -45,10 +45,12 @@ def samples(board: Board, sys_folder: Path = Path("/nowhere")) -> dict[str, floa
 
 
 def test_restarts_of_cameras_are_counted_by_cause() -> None:
-    board = Board()
+    live_state = LiveState()
     for cause in ("silent", "died", "silent"):
-        board.told({"kind": "camera_restarted", "camera": "front", "cause": cause, "reason": "", "t_ns": 0})
-    found = samples(board)
+        live_state.on_event(
+            {"kind": "camera_restarted", "camera": "front", "cause": cause, "reason": "", "t_ns": 0}
+        )
+    found = samples(live_state)
     assert found["avq_source_reconnects_total['front', 'silent']"] == 2
     assert found["avq_source_reconnects_total['died', 'front']"] == 1
     assert found["avq_events_total['camera_restarted', 'front']"] == 3
@@ -68,7 +70,7 @@ def test_temperatures_and_clocks_are_read_where_the_machine_has_them(tmp_path: P
     (folder / "cpuinfo_max_freq").write_text("3000000\n")
     assert temperatures(tmp_path) == {"cpu-thermal": 54.321, "cpu-thermal 1": 40.0}
     assert clocks(tmp_path) == {"cpu0": (1.5e9, 3e9)}
-    found = samples(Board(), tmp_path)
+    found = samples(LiveState(), tmp_path)
     assert found["avq_temperature_celsius['cpu-thermal']"] == 54.321
     assert found["avq_cpu_frequency_hertz['cpu0']"] == 1.5e9
 

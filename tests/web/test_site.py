@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from avq.errors import BundleError
 from avq.sinks import CallbackSink
-from avq.web import Board
+from avq.web import LiveState
 from avq.web.server import open_site
 from avq.web.status import not_alive, not_ready
 from tests.daemon.daemon_kit import LABELS, picture_folder
@@ -50,26 +50,26 @@ def test_ready_only_after_frames_were_published_and_no_longer_than_the_run() -> 
         assert run.get("/readyz").json() == {"ok": True, "reason": ""}
         assert run.get("/livez").status_code == 200
         run.stopping = True
-        until(lambda: run.board.over)
+        until(lambda: run.live_state.over)
         over = run.get("/readyz")
         assert over.status_code == 503 and "over" in over.json()["reason"]
 
 
 def test_silence_is_measured_by_what_is_usual_and_a_loop_that_stands_is_not_alive() -> None:
-    board = Board()
-    assert not not_alive(board, 0)
-    board.opened(None)  # type: ignore[arg-type]
-    board.run = object()  # type: ignore[assignment]
-    board.saw(*turn(0))
-    now_ns = board.beat_ns = board.cameras["front"].seen_ns
-    assert not not_ready(board, now_ns + 4_900_000_000)
-    board.beat_ns += 10_000_000_000
-    assert "no frame has been published for 10.0 s" in not_ready(board, now_ns + 10_000_000_000)
-    board.cameras["front"].gap_ns = 4_000_000_000  # a slow camera
-    assert not not_ready(board, now_ns + 10_000_000_000)
-    assert "the loop has stood for 6.0 s" in not_alive(board, board.beat_ns + 6_000_000_000)
-    board.ended()
-    assert not not_alive(board, board.beat_ns + 60_000_000_000)
+    live_state = LiveState()
+    assert not not_alive(live_state, 0)
+    live_state.on_open(None)  # type: ignore[arg-type]
+    live_state.run = object()  # type: ignore[assignment]
+    live_state.on_frame(*turn(0))
+    now_ns = live_state.last_tick_ns = live_state.cameras["front"].seen_ns
+    assert not not_ready(live_state, now_ns + 4_900_000_000)
+    live_state.last_tick_ns += 10_000_000_000
+    assert "no frame has been published for 10.0 s" in not_ready(live_state, now_ns + 10_000_000_000)
+    live_state.cameras["front"].gap_ns = 4_000_000_000  # a slow camera
+    assert not not_ready(live_state, now_ns + 10_000_000_000)
+    assert "the loop has stood for 6.0 s" in not_alive(live_state, live_state.last_tick_ns + 6_000_000_000)
+    live_state.on_end()
+    assert not not_alive(live_state, live_state.last_tick_ns + 60_000_000_000)
 
 
 def test_metrics_hold_every_frame_exactly(tmp_path: Path) -> None:
@@ -114,20 +114,20 @@ def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
         for _ in range(4):
             answer = run.get(f"/camera/front.jpg?after={seen[-1]['number'] if seen else 0}")
             assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"
-            facts = json.loads(answer.headers["avq-frame"])
+            run_info = json.loads(answer.headers["avq-frame"])
             picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
-            assert picture.shape[:2] == (facts["height_px"], facts["width_px"]) == (192, 320)
-            seen.append(facts)
+            assert picture.shape[:2] == (run_info["height_px"], run_info["width_px"]) == (192, 320)
+            seen.append(run_info)
         until(lambda: run.turns[-1].published.detections.seq >= seen[-1]["seq"])
         by_seq = {turn.published.detections.seq: turn.published for turn in run.turns}
         assert run.get("/camera/rear.jpg").status_code == 404
-    assert len({facts["seq"] for facts in seen}) == 4
-    for facts in seen:
-        published = by_seq[facts["seq"]]
-        assert facts["count"] == len(published.detections)
+    assert len({run_info["seq"] for run_info in seen}) == 4
+    for run_info in seen:
+        published = by_seq[run_info["seq"]]
+        assert run_info["count"] == len(published.detections)
         boxes = [[round(v, 1) for v in box] for box in published.detections.boxes_xyxy_px.tolist()]
-        assert [box[:4] for box in facts["boxes"]] == boxes
-        assert {box[5] for box in facts["boxes"]} <= set(LABELS)
+        assert [box[:4] for box in run_info["boxes"]] == boxes
+        assert {box[5] for box in run_info["boxes"]} <= set(LABELS)
 
 
 def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: Path) -> None:
@@ -142,18 +142,18 @@ def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: P
             assert kind in ("hello", "detections", "status")
             if kind == "detections":
                 got.append((number, data))
-            if run.board.over and len(got) >= len(run.turns):
+            if run.live_state.over and len(got) >= len(run.turns):
                 break
     assert [data for _, data in got] == written
-    assert [number for number, _ in got] == [f"{run.board.boot}:{n + 1}" for n in range(len(got))]
+    assert [number for number, _ in got] == [f"{run.live_state.boot}:{n + 1}" for n in range(len(got))]
 
 
 def test_a_viewer_resumes_where_its_connection_broke() -> None:
-    board = Board()
-    board.describe(FACTS)
+    live_state = LiveState()
+    live_state.describe(FACTS)
     for seq in range(100):
-        board.saw(*turn(seq))
-    with open_site("127.0.0.1", 0, None, board=board) as (_, address):
+        live_state.on_frame(*turn(seq))
+    with open_site("127.0.0.1", 0, None, live_state=live_state) as (_, address):
 
         def seqs(last_id: str, wanted: int) -> list[int]:
             found = []
@@ -165,12 +165,12 @@ def test_a_viewer_resumes_where_its_connection_broke() -> None:
                         return found
             raise AssertionError(found)
 
-        assert seqs(f"{board.boot}:90", 10) == list(range(90, 100))
+        assert seqs(f"{live_state.boot}:90", 10) == list(range(90, 100))
         assert seqs("another run:90", 100) == list(range(100))
-        for seq in range(100, 1000):  # more than the board keeps: what is lost is said
-            board.saw(*turn(seq))
+        for seq in range(100, 1000):  # more than the live_state keeps: what is lost is said
+            live_state.on_frame(*turn(seq))
         with ASK.stream(
-            "GET", address + "/events?only=detections", headers={"last-event-id": f"{board.boot}:90"}
+            "GET", address + "/events?only=detections", headers={"last-event-id": f"{live_state.boot}:90"}
         ) as stream:
             missed = 0
             for kind, _, data in events_of(stream.iter_lines()):
@@ -206,29 +206,29 @@ def test_a_hundred_viewers_cost_no_frame_and_too_many_are_turned_away() -> None:
             before = len(run.turns)
             run.wait_for(before + 20)
             assert run.get("/livez").status_code == 200
-        accounts = run.board.run.accounts() if run.board.run else {}
-        assert accounts["front"].balanced
+        counts_by_camera = run.live_state.run.counts_by_camera() if run.live_state.run else {}
+        assert counts_by_camera["front"].balanced
     newest_wins = {"superseded", "no_free_slot"}
-    assert set(run.summary.account.dropped if run.summary else {}) <= {*newest_wins, "stopped"}
+    assert set(run.summary.counts.dropped if run.summary else {}) <= {*newest_wins, "stopped"}
 
 
 def test_a_viewer_that_takes_nothing_is_dropped_and_the_others_are_not() -> None:
-    board = Board()
-    board.describe(FACTS)
+    live_state = LiveState()
+    live_state.describe(FACTS)
     busy = threading.Event()
-    taken = [0]  # frames that the good viewer has: the board keeps 480, and it is not to be outrun
+    taken = [0]  # frames that the good viewer has: the live_state keeps 480, and it is not to be outrun
 
     def feed() -> None:
         seq = 0
         while not busy.wait(0.01):
             for _ in range(5 * (seq < taken[0] + 300)):
-                board.saw(*turn(seq, boxes=100))
+                live_state.on_frame(*turn(seq, boxes=100))
                 seq += 1
 
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        with open_site("127.0.0.1", 0, None, board=board) as (_, address):
+        with open_site("127.0.0.1", 0, None, live_state=live_state) as (_, address):
             host, port = address.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port))) as deaf:
                 deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -252,7 +252,7 @@ def test_a_viewer_that_takes_nothing_is_dropped_and_the_others_are_not() -> None
         feeder.join()
 
 
-class Hanging(Board):
+class Hanging(LiveState):
     """What the page asks the run for never comes: the web thread stands."""
 
     def __init__(self) -> None:
@@ -267,23 +267,23 @@ class Hanging(Board):
 
 
 def test_a_web_thread_that_hangs_delays_no_frame(tmp_path: Path) -> None:
-    folder, board = picture_folder(tmp_path / "p", 200), Hanging()
+    folder, live_state = picture_folder(tmp_path / "p", 200), Hanging()
     with (
-        live(str(folder), board=board) as run,
+        live(str(folder), live_state=live_state) as run,
         socket.create_connection(
             (run.address.split("/")[2].split(":")[0], int(run.address.rpartition(":")[2]))
         ) as viewer,
     ):
         viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert board.asked.wait(HANG_S)
+        assert live_state.asked.wait(HANG_S)
         run.wait_for(200)
-        until(lambda: board.over)
+        until(lambda: live_state.over)
         with pytest.raises(httpx.TimeoutException):
             ASK.get(run.address + "/livez", timeout=0.3)
-        board.release.set()
+        live_state.release.set()
         assert ASK.get(run.address + "/livez").status_code == 200
     assert [turn.published.detections.seq for turn in run.turns] == list(range(200))
-    assert run.summary is not None and run.summary.account.balanced
+    assert run.summary is not None and run.summary.counts.balanced
 
 
 def test_a_server_that_dies_takes_no_frame_with_it_and_comes_back(tmp_path: Path) -> None:
@@ -305,15 +305,15 @@ def test_a_server_that_dies_takes_no_frame_with_it_and_comes_back(tmp_path: Path
         assert [turn.published.detections.seq for turn in run.turns] == list(range(100))
 
 
-class Swapping(Board):
+class Swapping(LiveState):
     def __init__(self, swap: Any) -> None:
         super().__init__()
         self._swap = swap
 
-    def opened(self, run: Any) -> None:
+    def on_open(self, run: Any) -> None:
         from dataclasses import replace
 
-        super().opened(replace(run, swap=self._swap))
+        super().on_open(replace(run, swap=self._swap))
 
 
 def test_a_bundle_is_asked_for_and_refusals_say_why() -> None:
@@ -328,7 +328,7 @@ def test_a_bundle_is_asked_for_and_refusals_say_why() -> None:
             raise BundleError("it is broken", seen="a digest", fix="build it again")
         return {"serving": str(folder)}
 
-    with live(SCENE, board=Swapping(swap)) as run:
+    with live(SCENE, live_state=Swapping(swap)) as run:
         run.wait_for(1)
         address = run.address + "/bundle"
         good = ASK.post(address, json={"bundle": "/b/good"})

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from avq.daemon import Mode, RunOptions, RunSummary, Turn, serve_bundle
+from avq.daemon import FrameResult, Mode, RunOptions, RunSummary, serve_bundle
 from avq.hookspecs import Sink
 from avq.sinks import CallbackSink
 from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
-from avq.web import Board
+from avq.web import LiveState
 from avq.web.server import open_site
 from tests.daemon.daemon_kit import LABELS, null_parts
 
@@ -39,24 +39,24 @@ class EnoughError(Exception):
 class Live:
     """A run that goes on while a test looks at it."""
 
-    board: Board
+    live_state: LiveState
     address: str
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[FrameResult] = field(default_factory=list)
     summary: RunSummary | None = None
     stopping: bool = False
     error: BaseException | None = None
     news: threading.Condition = field(default_factory=threading.Condition)
 
-    def on_turn(self, turn: Turn) -> None:
-        with self.news:
+    def on_result(self, turn: FrameResult) -> None:
+        with self.events:
             self.turns.append(turn)
-            self.news.notify_all()
+            self.events.notify_all()
         if self.stopping:
             raise EnoughError
 
     def wait_for(self, frames: int, timeout_s: float = HANG_S) -> None:
-        with self.news:
-            assert self.news.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
+        with self.events:
+            assert self.events.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
 
     def wait_for_end(self) -> None:
         """The run is over and its sinks have written everything."""
@@ -78,14 +78,14 @@ def until(come: Callable[[], bool]) -> None:
 def live(
     source: str,
     *,
-    board: Board | None = None,
+    live_state: LiveState | None = None,
     token: str | None = None,
     host: str = "127.0.0.1",
     busy_ms: float = 0.0,
     sinks: tuple[Sink, ...] = (),
 ) -> Iterator[Live]:
     """``source`` served until the block is left or it ends."""
-    with open_site(host, 0, token, board=board) as (written, address):
+    with open_site(host, 0, token, live_state=live_state) as (written, address):
         run = Live(written, address)
         written.describe({**FACTS, "cameras": {"front": source}, "modes": [{"name": "normal"}]})
         quiet = CallbackSink(lambda *_: None, wants_pixels=False)
@@ -97,7 +97,7 @@ def live(
                     sources={"front": source},
                     sinks=sinks or [quiet],
                     budget=BUDGET,
-                    options=RunOptions(watcher=written, on_turn=run.on_turn, on_event=written.told),
+                    options=RunOptions(observer=written, on_result=run.on_result, on_event=written.told),
                 )
             except EnoughError:
                 pass
@@ -125,12 +125,12 @@ def message(
     return Published(seen, age_ns, 0, age_ns > BUDGET.deadline_ns, mode, "digest")
 
 
-def turn(seq: int, **options: Any) -> tuple[Frame, Turn]:
+def turn(seq: int, **options: Any) -> tuple[Frame, FrameResult]:
     """A frame and what the loop made of it."""
     published = message(seq, **options)
     camera = published.detections.camera
     frame = Frame(camera, seq, seq * 1000, np.zeros((4, 4, 3), np.uint8))
-    return frame, Turn(published, StageTimes(100, 200, 300, 400), None)
+    return frame, FrameResult(published, StageTimes(100, 200, 300, 400), None)
 
 
 def events_of(lines: Iterator[str]) -> Iterator[tuple[str, str, Any]]:

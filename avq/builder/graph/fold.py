@@ -20,7 +20,7 @@ from avq.builder.graph.edit import (
     set_constant,
     subgraphs,
 )
-from avq.process import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import F64, AnyArray
 
 _NOT_CONSTANT = frozenset(
@@ -55,7 +55,7 @@ def forget_shapes(graph: onnx.GraphProto) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    with muted(STANDARD_ERROR):
+    with suppress_output(STANDARD_ERROR):
         return shape_inference.infer_shapes(model, data_prop=True)
 
 

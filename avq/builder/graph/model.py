@@ -14,7 +14,7 @@ from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, half_
 from avq.builder.graph.opset import raise_opset
 from avq.builder.graph.view import tensor_view, view_of
 from avq.errors import ModelError
-from avq.process import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import GraphView
 
 # Reading ONNX files that people really have, with errors that say what the file is instead.
@@ -202,7 +202,7 @@ def _finished(
         if not output.type.tensor_type.HasField("shape"):
             _declare(output, declared[output.name])
     try:
-        with muted(STANDARD_ERROR):
+        with suppress_output(STANDARD_ERROR):
             onnx.checker.check_model(model)
     except Exception as error:  # the checker raises ValidationError, and RuntimeError on its own limits
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)

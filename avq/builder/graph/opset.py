@@ -17,7 +17,7 @@ from avq.builder.graph.edit import (
     sort_nodes,
 )
 from avq.errors import ModelError
-from avq.process import STANDARD_ERROR, muted
+from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import AnyArray
 
 MIN_OPSET = 17
@@ -46,7 +46,7 @@ def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         )
     message = f"operator set raised from {version} to {MIN_OPSET}"
     try:
-        with muted(STANDARD_ERROR):
+        with suppress_output(STANDARD_ERROR):
             raised = version_converter.convert_version(model, MIN_OPSET)
             onnx.checker.check_model(raised)
     except Exception as error:  # the converter raises RuntimeError, ConvertError, ValidationError ...

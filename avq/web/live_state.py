@@ -1,7 +1,7 @@
 """What the loop leaves for the web thread to read: newest wins, nobody waits.
 
 One writer (the loop; for events, their thread) and readers that copy whole dictionaries and deques in one step,
-so no lock is needed. Nothing here calls back: a web thread that hangs or is gone leaves a board nobody reads.
+so no lock is needed. Nothing here calls back: a web thread that hangs or is gone leaves a live_state nobody reads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from avq.daemon.governor import Transition
 from avq.daemon.metrics import Histogram
 from avq.daemon.observer import RunView
-from avq.daemon.pipeline import Turn
+from avq.daemon.pipeline import FrameResult
 from avq.types import Frame, Published
 
 FRAMES_KEPT = 480
@@ -45,8 +45,8 @@ class FrameRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
-    """A copied picture and the message that belongs to it. ``number`` counts the shots of one camera from 1."""
+class Snapshot:
+    """A copied picture and the message that belongs to it. ``number`` counts the snapshots of one camera from 1."""
 
     number: int
     frame: Frame
@@ -55,7 +55,7 @@ class Shot:
 
 
 @dataclass
-class CameraBoard:
+class CameraState:
     """What one camera's frames have shown."""
 
     age: Histogram = field(default_factory=Histogram)
@@ -64,10 +64,10 @@ class CameraBoard:
     last: FrameRow | None = None
     seen_ns: int = 0
     gap_ns: int = 0
-    shot: Shot | None = None
-    wanted: bool = False
+    snapshot: Snapshot | None = None
+    requested: bool = False
 
-    def saw(self, row: FrameRow, now_ns: int) -> None:
+    def on_frame(self, row: FrameRow, now_ns: int) -> None:
         self.age.record(row.published.age_ns)
         for stage, spent_ns in row.stages:
             if (histogram := self.stages.get(stage)) is None:
@@ -78,25 +78,25 @@ class CameraBoard:
         self.gap_ns = now_ns - self.seen_ns if self.seen_ns else 0
         self.last, self.seen_ns = row, now_ns
 
-    def take_shot(self, frame: Frame, published: Published, now_ns: int) -> None:
+    def take_snapshot(self, frame: Frame, published: Published, now_ns: int) -> None:
         """Copy the pixels: the only work the frame path does for a viewer, and only when one asked."""
-        number = self.shot.number + 1 if self.shot else 1
+        number = self.snapshot.number + 1 if self.snapshot else 1
         kept = Frame(frame.camera, frame.seq, frame.t_capture_ns, frame.pixels.copy())
-        self.wanted = False
-        self.shot = Shot(number, kept, published, now_ns)
+        self.requested = False
+        self.snapshot = Snapshot(number, kept, published, now_ns)
 
 
-class Board:
-    """A ``Watcher``: written by the loop, read by anybody."""
+class LiveState:
+    """A ``RunObserver``: written by the loop, read by anybody."""
 
     def __init__(self) -> None:
         self.boot = uuid.uuid4().hex
         self.started_s = time.time()
-        self.facts: Mapping[str, Any] = {}
+        self.run_info: Mapping[str, Any] = {}
         self.run: RunView | None = None
         self.over = False
-        self.beat_ns = 0
-        self.cameras: dict[str, CameraBoard] = {}
+        self.last_tick_ns = 0
+        self.cameras: dict[str, CameraState] = {}
         self.frames: deque[FrameRow] = deque(maxlen=FRAMES_KEPT)
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
         self.changes: deque[dict[str, Any]] = deque(maxlen=CHANGES_KEPT)  # of mode or alert, oldest first
@@ -109,38 +109,38 @@ class Board:
         self._published = 0
         self._told = 0
 
-    def describe(self, facts: Mapping[str, Any]) -> None:
+    def describe(self, run_info: Mapping[str, Any]) -> None:
         """What does not change while the run lasts: the bundle, the cameras."""
-        self.facts = dict(facts)
+        self.run_info = dict(run_info)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names by id."""
-        return tuple(self.facts.get("labels", ()))
+        return tuple(self.run_info.get("labels", ()))
 
-    def opened(self, run: RunView) -> None:
+    def on_open(self, run: RunView) -> None:
         self.run = run
-        self.beat_ns = time.monotonic_ns()
+        self.last_tick_ns = time.monotonic_ns()
 
-    def beat(self) -> None:
-        self.beat_ns = time.monotonic_ns()
+    def on_tick(self) -> None:
+        self.last_tick_ns = time.monotonic_ns()
 
-    def saw(self, frame: Frame, turn: Turn) -> None:
-        published = turn.published
+    def on_frame(self, frame: Frame, result: FrameResult) -> None:
+        published = result.published
         self._published += 1
-        row = FrameRow(self._published, published, tuple(turn.times.items()))
+        row = FrameRow(self._published, published, tuple(result.times.items()))
         now_ns = time.monotonic_ns()
         camera = self.cameras.get(frame.camera)
         if camera is None:
-            camera = self.cameras[frame.camera] = CameraBoard()
-        camera.saw(row, now_ns)
+            camera = self.cameras[frame.camera] = CameraState()
+        camera.on_frame(row, now_ns)
         self.frames.append(row)
         self.mode = published.mode
         self.modes[published.mode] = self.modes.get(published.mode, 0) + 1
-        if camera.wanted:
-            camera.take_shot(frame, published, now_ns)
-        if turn.transition is not None:
-            self._moved(turn.transition)
+        if camera.requested:
+            camera.take_snapshot(frame, published, now_ns)
+        if result.transition is not None:
+            self._moved(result.transition)
 
     def _moved(self, transition: Transition) -> None:
         before, after = transition.before, transition.after
@@ -157,7 +157,7 @@ class Board:
             }
         )
 
-    def told(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Mapping[str, Any]) -> None:
         """Keep an event; called on the thread that hands out events."""
         self._told += 1
         ago_s = max(0.0, (time.monotonic_ns() - event["t_ns"]) / 1e9) if "t_ns" in event else 0.0
@@ -167,7 +167,7 @@ class Board:
             self.reconnects[camera, str(event.get("cause", ""))] += 1
         self.events.append((self._told, {**event, "at": round(time.time() - ago_s, 3)}))
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         self.over = True
 
 
@@ -182,7 +182,7 @@ class ViewerCounts:
         now: open streams.
         dropped: viewers whose connection did not take what it was sent.
         told: frames, summed over viewers.
-        missed: frames that left the board before anybody could be told.
+        missed: frames that left the live_state before anybody could be told.
     """
 
     now: int = 0
