@@ -1,4 +1,4 @@
-"""Silence for C code that prints past every Python setting."""
+"""This process: output suppression for C code, memory readings and thread priority."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
 @contextlib.contextmanager
 def suppress_output(descriptor: int) -> Iterator[None]:
-    """Nothing that is printed meanwhile reaches ``descriptor``, in the whole process."""
+    """Discard everything the process writes to ``descriptor``, including writes of C libraries.
+
+    Args:
+        descriptor: STANDARD_OUTPUT or STANDARD_ERROR.
+    """
     _flush()
-    saved, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
+    saved, null = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
     try:
         yield
     finally:
-        _flush()  # what C has buffered would come out later
+        _flush()  # buffers of the C library would be written after the redirection ends
         os.dup2(saved, descriptor)
         os.close(saved)
-        os.close(nowhere)
+        os.close(null)
 
 
 def _flush() -> None:
@@ -37,13 +41,26 @@ def _flush() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-# Peak memory of this process.
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Read the resident memory of a process.
+
+    Args:
+        pid: process id; None for this process.
+
+    Returns:
+        Bytes, or None when the process has ended.
+    """
+    try:
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_rss_mb() -> float:
-    """Largest resident set so far, in MB (10**6 bytes).
+    """Read the largest resident set of this process so far, in MB (10**6 bytes).
 
-    VmHWM where there is one: ru_maxrss of a fresh program begins with its parent's size.
+    VmHWM where available: ru_maxrss of a fresh program starts with the size of its parent.
     """
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
@@ -54,16 +71,14 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-# How threads that can wait let the frame path go first.
-
-#: Not more: a thread that holds the interpreter's lock must get a processor to give it back.
-_NICER = 5
-_NICEST = 19
+#: Not more: a thread that holds the interpreter lock must get a processor to release it.
+_NICE_INCREMENT = 5
+_NICE_LIMIT = 19
 
 
 def lower_thread_priority() -> None:
-    """Give the calling thread a lower priority than it has; where the system refuses, it keeps its own."""
+    """Lower the priority of the calling thread; keep it where the system refuses the change."""
     thread = threading.get_native_id()
     with suppress(OSError):
         now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(now + _NICER, _NICEST))
+        os.setpriority(os.PRIO_PROCESS, thread, min(now + _NICE_INCREMENT, _NICE_LIMIT))

@@ -1,10 +1,11 @@
-"""The ``?key=value&...`` part of source and sink URIs, and URIs without their passwords."""
+"""URIs of sources and sinks: typed ``?key=value&...`` parameters, and redaction of credentials."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from avq.errors import RequestError, nearest
 
@@ -12,20 +13,32 @@ T = TypeVar("T", bound=str)
 
 
 def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
-    """The ``?key=value&...`` part of a URI. Raises RequestError on a key that is not valid."""
+    """Read the ``?key=value&...`` part of a URI.
+
+    Args:
+        uri: the whole URI.
+        valid: accepted keys.
+
+    Raises:
+        RequestError: a key is not in ``valid``.
+    """
     names = list(valid)
     table: dict[str, str] = {}
     for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
         if key not in names:
             raise RequestError(
-                f"unknown parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
+                f"unknown URI parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
             )
         table[key] = value
     return table
 
 
 def number(table: Mapping[str, str], key: str, default: float, low: float, high: float) -> float:
-    """A parameter as a number within ``low``..``high``. Raises RequestError."""
+    """Read a parameter as a number within ``low``..``high``; ``default`` when it is absent.
+
+    Raises:
+        RequestError: it is not a number, or outside the range.
+    """
     text = table.get(key)
     if text is None:
         return default
@@ -34,31 +47,43 @@ def number(table: Mapping[str, str], key: str, default: float, low: float, high:
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}")
+        raise RequestError(
+            f"URI parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}"
+        )
     return value
 
 
 def whole(table: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
-    """A parameter as a whole number within ``low``..``high``. Raises RequestError."""
+    """Read a parameter as a whole number within ``low``..``high``; ``default`` when it is absent.
+
+    Raises:
+        RequestError: it is not a whole number, or outside the range.
+    """
     value = number(table, key, default, low, high)
     if value != int(value):
-        raise RequestError(f"parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}")
+        raise RequestError(
+            f"URI parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}"
+        )
     return int(value)
 
 
 def one_of(table: Mapping[str, str], key: str, choices: Sequence[T]) -> T:
-    """A parameter that is one of ``choices``; the first when it is absent. Raises RequestError."""
+    """Read a parameter that is one of ``choices``; the first choice when it is absent.
+
+    Raises:
+        RequestError: it is none of them.
+    """
     text = table.get(key, choices[0])
     for choice in choices:
         if choice == text:
             return choice
-    raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
+    raise RequestError(f"URI parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
 
 
 def redact_credentials(uri: str) -> str:
-    """``uri`` without its password, for messages."""
-    try:
-        password = urlsplit(uri).password
-    except ValueError:
-        return uri.rsplit("@", maxsplit=1)[-1]
-    return uri.replace(f":{password}@", ":***@") if password else uri
+    """Replace user and password of a URI, for messages and pages: ``rtsp://***@host/path``.
+
+    Everything before the last ``@`` of the authority is replaced, so unescaped ``@`` and ``:`` in a password, and
+    access tokens in the place of a user name, are covered.
+    """
+    return re.sub(r"(?<=://)[^/?#]*@", "***@", uri)

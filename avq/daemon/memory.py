@@ -6,9 +6,10 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
+
+from avq.process import resident_bytes
 
 SAMPLE_S = 10.0
 _BLOCKS = 6
@@ -16,15 +17,6 @@ _BLOCK_SAMPLES = 60  # ten minutes: an hour decides
 #: Less growth over the hour is nobody's trouble: caches fill, fragments settle.
 _LEAST_BYTES = 16 << 20
 _MB = 1 << 20
-
-
-def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process; None when it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryTrend:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from avq.errors import BundleError
 from avq.hookspecs import Decoder, Engine
 from avq.measure.detector import Detector, detector_of
 from avq.types import U8, Frame
+
+if TYPE_CHECKING:
+    from avq.config.run import ModeConfig
 
 WARM_UPS = 2
 _ROUNDS = 9
@@ -128,6 +132,17 @@ class ModeSource:
     name: str
     bundle: Path
     stride: int = 1
+
+
+def mode_sources(bundle: Path, modes: Sequence[ModeConfig] = ()) -> list[ModeSource]:
+    """List the modes of a configuration, best first; without modes, ``bundle`` alone as mode "normal".
+
+    Args:
+        bundle: served by every mode that names no bundle.
+        modes: the ``[[modes]]`` tables.
+    """
+    rows = [ModeSource(mode.name, mode.bundle or bundle, mode.stride) for mode in modes]
+    return rows or [ModeSource("normal", bundle)]
 
 
 @dataclass(frozen=True)

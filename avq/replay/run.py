@@ -15,7 +15,7 @@ import msgspec
 from avq.clock import ReplayClock
 from avq.config import RunConfig, load_run
 from avq.daemon.inbox import STRIDE, Arrival, Inbox
-from avq.daemon.modes import Mode, ModeSource, Opener, warm_up
+from avq.daemon.modes import Mode, ModeSource, Opener, mode_sources, warm_up
 from avq.daemon.pipeline import Pipeline
 from avq.engines.cpu import instruction_set
 from avq.errors import DataError
@@ -177,7 +177,7 @@ def replay(
     log = open_log(request.log, plugins.sources())
     config = load_run(request.config) if request.config is not None else None
     opener = Opener(plugins.running_engines(), families=plugins.decoders(), allow_unaccepted=True)
-    sources = mode_sources(request.bundle, config)
+    sources = mode_sources(request.bundle, config.modes if config is not None else ())
     served = opener.ladder(sources)
     try:
         engine = opener.engines.get(served.modes[0].parts.session.engine)
@@ -185,14 +185,6 @@ def replay(
         return _replay(request, log, config, sources, served.modes, version, report or Silent())
     finally:
         served.close()
-
-
-def mode_sources(bundle: Path, config: RunConfig | None) -> list[ModeSource]:
-    """The ladder of the configuration with ``bundle`` in the place of its own; without one, ``bundle`` alone."""
-    rows = config.modes if config is not None else ()
-    return [ModeSource(mode.name, mode.bundle or bundle, mode.stride) for mode in rows] or [
-        ModeSource("normal", bundle)
-    ]
 
 
 def _replay(

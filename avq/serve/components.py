@@ -11,7 +11,7 @@ from avq.bundle import OpenBundle, Trust, read_trust
 from avq.config import RunConfig, Security
 from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.drift import Drift
-from avq.daemon.modes import ActiveModes, ModeSource, Opener, require_classes, warm_up
+from avq.daemon.modes import ActiveModes, Opener, mode_sources, require_classes, warm_up
 from avq.daemon.shadow import Shadow
 from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.systemd import SystemdNotifier
@@ -41,12 +41,6 @@ def _trust(security: Security) -> Trust | None:
     return read_trust(security.trusted_keys, not_before=security.not_before)
 
 
-def mode_sources(config: RunConfig) -> list[ModeSource]:
-    """The ladder of the configuration; without one, the bundle as the only mode."""
-    rows = [ModeSource(mode.name, mode.bundle or config.bundle, mode.stride) for mode in config.modes]
-    return rows or [ModeSource("normal", config.bundle)]
-
-
 def make_bundle_swapper(
     config: RunConfig,
     opener: Opener,
@@ -72,7 +66,7 @@ def make_bundle_swapper(
             report.warning(
                 f"only {' and '.join(sorted(_RELOADED))} are taken over; restart for: {', '.join(left)}"
             )
-        sources = mode_sources(now)
+        sources = mode_sources(now.bundle, now.modes)
         if path is not None:
             sources = [replace(s, bundle=path) if s.bundle == config.bundle else s for s in sources]
         return strict.ladder(sources)

@@ -23,7 +23,7 @@ from avq.daemon import (
     source_types,
 )
 from avq.daemon.bundle_swap import BundleSwapper
-from avq.daemon.modes import Mode
+from avq.daemon.modes import Mode, mode_sources
 from avq.daemon.observer import NullObserver
 from avq.daemon.startup import FallbackPolicy, start
 from avq.daemon.systemd import SystemdNotifier
@@ -31,7 +31,7 @@ from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.serve.components import make_bundle_swapper, make_side_tasks, mode_sources, opener_of
+from avq.serve.components import make_bundle_swapper, make_side_tasks, opener_of
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, run_info, web_from_flag
@@ -205,7 +205,7 @@ def _serve(
     notifier = SystemdNotifier.from_environment()
     opener = opener_of(config, host, notifier)
     fallback = FallbackPolicy(config.fallback.bundle, config.fallback.onnxruntime)
-    served = start(opener, mode_sources(config), fallback, report.warning)
+    served = start(opener, mode_sources(config.bundle, config.modes), fallback, report.warning)
     swapper = make_bundle_swapper(config, opener, served, report, reread, notifier)
     try:
         side_tasks = make_side_tasks(config, host, opener, served, report)

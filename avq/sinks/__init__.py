@@ -14,6 +14,7 @@ from avq.sinks.alerts import AlertSink, rule_of
 from avq.sinks.jsonl import CallbackSink, JsonLinesSink, JsonLinesSinkType
 from avq.sinks.mqtt import MqttSinkType
 from avq.sinks.zenoh import ZenohSinkType
+from avq.uris import redact_credentials
 
 # Which kind of sink a URI or path asks for: ``-``, ``out.jsonl``, ``jsonl:out``,
 # ``out.mcap?image=png``.
@@ -29,7 +30,9 @@ def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> 
     claims = {scheme: kind for kind in types for scheme in kind.schemes}
     key = sink_key(uri, set(claims))
     if key not in claims:
-        raise RequestError(f"no sink writes '{uri}'", seen=key or "no suffix", fix=nearest(key, claims))
+        raise RequestError(
+            f"no sink writes '{redact_credentials(uri)}'", seen=key or "no suffix", fix=nearest(key, claims)
+        )
     return claims[key].open(uri, labels=labels)
 
 

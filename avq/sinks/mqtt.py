@@ -28,7 +28,7 @@ from avq.errors import MachineError, RequestError
 from avq.hookspecs import Sink
 from avq.sinks.spool import Spool
 from avq.types import Frame, Published
-from avq.uris import parameters, whole
+from avq.uris import parameters, redact_credentials, whole
 
 # Where alerts go: ``mqtt://user@host:1883/topic`` or ``mqtts://``, and where they wait.
 
@@ -62,13 +62,13 @@ def mqtt_target(
     if not parts.hostname or not topic or "#" in uri or any(sign in topic for sign in "+\0"):
         raise RequestError(
             "an MQTT sink needs a host and a topic without wildcards",
-            seen=uri,
+            seen=redact_credentials(uri),
             fix="mqtt://broker.example:1883/vehicles/17/alerts",
         )
     if parts.password is not None:
         raise RequestError(
             "a password does not belong in a URI: URIs are logged",
-            seen=uri.replace(f":{parts.password}@", ":***@"),
+            seen=redact_credentials(uri),
             fix="password_file = FILE, or password_env = NAME of an environment variable",
         )
     user = unquote(parts.username or "")
@@ -93,7 +93,9 @@ def _split(uri: str) -> tuple[SplitResult, int]:
         parts = urlsplit(uri)
         return parts, parts.port or _PORTS[parts.scheme]
     except ValueError as error:
-        raise RequestError("not an MQTT address", seen=uri, fix=f"{error}; mqtt://host:1883/topic") from None
+        raise RequestError(
+            "not an MQTT address", seen=redact_credentials(uri), fix=f"{error}; mqtt://host:1883/topic"
+        ) from None
 
 
 def _password(table: Mapping[str, str], user: str, environment: Mapping[str, str]) -> str:

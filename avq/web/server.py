@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from typing import Any
 
+from avq import __version__
 from avq.config import RunConfig, WebConfig
 from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
 from avq.progress import Reporter
+from avq.uris import redact_credentials
 from avq.web.live_state import LiveState
 
 #: How long one thread may keep the interpreter while the loop waits for it; Python's own 5 ms are a frame's delay.
@@ -197,12 +198,12 @@ def run_info(config: RunConfig, served: ActiveModes) -> dict[str, Any]:
     parts = served.modes[0].parts
     folder = served.bundle.path if served.bundle is not None else config.bundle
     return {
-        "version": version("avq"),
+        "version": __version__,
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "pid": os.getpid(),
         "labels": list(parts.labels),
-        "cameras": {camera.id: without_password(camera.source) for camera in config.cameras},
+        "cameras": {camera.id: redact_credentials(camera.source) for camera in config.cameras},
         "deadlines_ms": {
             camera.id: camera.deadline_ms or config.budget.deadline_ms for camera in config.cameras
         },
@@ -225,8 +226,3 @@ def run_info(config: RunConfig, served: ActiveModes) -> dict[str, Any]:
             for mode in served.modes
         ],
     }
-
-
-def without_password(uri: str) -> str:
-    """The URI as strangers may read it: ``rtsp://user:secret@host`` -> ``rtsp://***@host``."""
-    return re.sub(r"(?<=://)[^/?#@]*@", "***@", uri)

@@ -13,6 +13,7 @@ from typing import Any
 
 from avq.daemon.inbox import FrameCounts
 from avq.daemon.metrics import Histogram
+from avq.process import resident_bytes
 from avq.web.live_state import CameraState, FrameRow, LiveState, ViewerCounts
 
 # Is it alive, is it ready, and if not, why: answers a supervisor acts on.
@@ -93,7 +94,7 @@ class MachineReader:
         return Machine(
             temperatures(self._sys),
             clocks(self._sys),
-            resident_bytes(),
+            resident_bytes() or 0,
             os.getloadavg()[0],
             len(os.sched_getaffinity(0)),
         )
@@ -118,12 +119,6 @@ def clocks(sys_folder: Path = _SYS) -> dict[str, tuple[float, float]]:
             now_khz = int((folder / "scaling_cur_freq").read_text())
             found[folder.parent.name] = (now_khz * 1e3, int((folder / "cpuinfo_max_freq").read_text()) * 1e3)
     return found
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 _RATE_OVER_S = 3.0

@@ -13,12 +13,13 @@ import pytest
 from avq.clock import SystemClock
 from avq.daemon import Parts, RunSummary
 from avq.daemon.inbox import FrameCounts
-from avq.daemon.memory import SAMPLE_S, MemoryWatch, resident_bytes
+from avq.daemon.memory import SAMPLE_S, MemoryWatch
 from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
 from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.step import step
 from avq.engines.null import NullSession
+from avq.process import resident_bytes
 from avq.serve import summary_tables
 from avq.types import Detections, Frame, Published
 from tests.daemon.daemon_kit import canned_output, null_parts
