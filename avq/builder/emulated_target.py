@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import onnx
 from onnx import helper
 
-from avq.builder.lower.model import Names
+from avq.builder.graph.edit import FreshNames, replace_nodes
 from avq.errors import MachineError
 from avq.hookspecs import Engine, Session
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
@@ -28,11 +28,9 @@ def in_opset_21(model: bytes) -> bytes | None:
     if all(entry.version <= _OPSET for entry in versions):
         return None
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    names = Names(proto.graph)
+    names = FreshNames(proto.graph)
     nodes = [made for node in proto.graph.node for made in _spelled_out(node, types, names)]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+    replace_nodes(proto.graph, nodes)
     for entry in versions:
         entry.version = _OPSET
     proto.ir_version = min(proto.ir_version, _IR)
@@ -40,7 +38,7 @@ def in_opset_21(model: bytes) -> bytes | None:
     return content
 
 
-def _spelled_out(node: onnx.NodeProto, types: dict[str, int], names: Names) -> list[onnx.NodeProto]:
+def _spelled_out(node: onnx.NodeProto, types: dict[str, int], names: FreshNames) -> list[onnx.NodeProto]:
     """The node and its cast; casts to FP16 and back next to each other onnxruntime drops, with their rounding."""
     if node.op_type == "QuantizeLinear" and node.input[1] in types:
         source, same, wide = node.input[0], *_fresh(node.input[0], names)
@@ -55,7 +53,7 @@ def _spelled_out(node: onnx.NodeProto, types: dict[str, int], names: Names) -> l
     return [node]
 
 
-def _fresh(tensor: str, names: Names) -> tuple[str, str]:
+def _fresh(tensor: str, names: FreshNames) -> tuple[str, str]:
     return names.fresh(f"{tensor}/same"), names.fresh(f"{tensor}/in_the_type_of_its_scale")
 
 

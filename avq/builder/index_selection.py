@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from avq.builder.lower.model import Names
+from avq.builder.graph.edit import FreshNames, int_attribute, replace_nodes
 from avq.hookspecs import Session
 from avq.measure.fidelity import SqnrMeter, sqnr_db
 from avq.measure.golden import ChosenRows
@@ -42,13 +42,9 @@ def choices_of(proto: onnx.ModelProto) -> list[Choice]:
     for node in proto.graph.node:
         inputs, output = _CHOOSING.get(node.op_type, (0, 0))
         if inputs:
-            ordered = {"TopK": _axis(node), "NonMaxSuppression": 0}.get(node.op_type)
+            ordered = {"TopK": int_attribute(node, "axis", -1), "NonMaxSuppression": 0}.get(node.op_type)
             found.append(Choice(node.name, tuple(node.input[:inputs]), node.output[output], ordered))
     return found
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), -1)
 
 
 def with_told(proto: onnx.ModelProto, choices: Sequence[Choice]) -> onnx.ModelProto:
@@ -62,14 +58,12 @@ def with_given(
 ) -> onnx.ModelProto:
     """With the choices as inputs `given_name`, of ``ranks`` axes, in place of the nodes that made them."""
     by_name = {choice.name: choice for choice in choices}
-    names = Names(proto.graph)
+    names = FreshNames(proto.graph)
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         choice = by_name.get(node.name)
         nodes.extend([node] if choice is None else _given_choice(node, choice, names))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+    replace_nodes(proto.graph, nodes)
     for name, rank in ranks.items():
         sizes = [f"{name}/{axis}" for axis in range(rank)]
         proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, sizes))
@@ -77,11 +71,11 @@ def with_given(
     return proto
 
 
-def _given_choice(node: onnx.NodeProto, choice: Choice, names: Names) -> list[onnx.NodeProto]:
+def _given_choice(node: onnx.NodeProto, choice: Choice, names: FreshNames) -> list[onnx.NodeProto]:
     given = given_name(choice.name)
     made = [helper.make_node("Identity", [given], [choice.indices], name=names.fresh(f"{given}/taken"))]
     if node.op_type == "TopK" and node.output[0]:
-        axis = _axis(node)
+        axis = int_attribute(node, "axis", -1)
         name, inputs = names.fresh(f"{given}/values"), [node.input[0], given]
         made.append(helper.make_node("GatherElements", inputs, [node.output[0]], name=name, axis=axis))
     return made

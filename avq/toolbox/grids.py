@@ -118,11 +118,30 @@ def dequantize(integers: AnyArray, point: QuantPoint) -> F32:
 
 def spread(parameters: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> AnyArray:
     """Scales or zero points of ``point``, so that they broadcast against an array of ``shape``."""
-    if point.axis is None or parameters.ndim == 0:
+    if point.axis is None:
         return parameters
-    axis = point.axis % len(shape)
-    if point.block_size:
-        return np.repeat(parameters, point.block_size, axis).take(range(shape[axis]), axis)
+    return spread_along(parameters, shape, point.axis, point.block_size)
+
+
+def spread_along(
+    parameters: AnyArray, shape: tuple[int, ...], axis: int, block_size: int | None = None
+) -> AnyArray:
+    """Scales or zero points along one axis, so that they broadcast against an array of ``shape``.
+
+    Args:
+        parameters: () for one in all, (C,) per channel, or one per block in an array of the rank of ``shape``.
+        shape: of the array that they quantize.
+        axis: channel or block axis; negative ones count from the end.
+        block_size: elements per parameter along ``axis``; None for one per channel.
+
+    Returns:
+        ``parameters`` reshaped or repeated; unchanged when there is one in all.
+    """
+    if parameters.ndim == 0:
+        return parameters
+    axis %= len(shape)
+    if block_size:
+        return np.repeat(parameters, block_size, axis).take(range(shape[axis]), axis)
     return parameters.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 

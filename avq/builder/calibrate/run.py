@@ -180,38 +180,6 @@ class CalibrationRun:
             self.progress(done, wanted)
 
 
-def calibrate(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    items: Sequence[Item],
-    spec: PreprocessSpec,
-    *,
-    graph_digest: str,
-    engine: Engine,
-    workers: int = 2,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-    memory_limit_mb: int = 200,
-) -> CalibrationFile:
-    """Count ``tensors`` over ``items``; arguments and errors as in :class:`CalibrationRun`."""
-    run = CalibrationRun(
-        model,
-        tensors,
-        items,
-        spec,
-        graph_digest,
-        engine,
-        workers=workers,
-        progress=progress,
-        checkpoint=checkpoint,
-        memory_limit_mb=memory_limit_mb,
-    )
-    try:
-        return run.run()
-    finally:
-        run.close()
-
-
 def origin_of(
     engine: Engine, spec: PreprocessSpec, graph_digest: str, *, optimise: bool = True, passes: int = 1
 ) -> Origin:
@@ -310,7 +278,6 @@ def _check_request(
 
 __all__ = [
     "CalibrationRun",
-    "calibrate",
     "check_belongs",
     "origin_of",
     "thresholds_table",

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from avq.builder.graph.edit import fresh_name, rename_reads, set_constant
+from avq.builder.graph.edit import fresh_name, rename_reads, replace_nodes, set_constant, unused_name
 from avq.builder.graph.inputs import dims
 from avq.builder.graph.model import FloatModel, view_of
 from avq.errors import ModelError
@@ -59,10 +59,11 @@ def _prepend(graph: onnx.GraphProto, affine: tuple[F64, F64]) -> None:
     name, kind = picture.name, picture.type.tensor_type.elem_type
     shape = dims(picture)
     nodes: list[onnx.NodeProto] = []
+    node_names = {node.name for node in graph.node}
 
     def add(op: str, inputs: list[str]) -> str:
         output = fresh_name(graph, f"{name}_{op.lower()}")
-        node = helper.make_node(op, inputs, [output], name=_free_node_name(graph, output))
+        node = helper.make_node(op, inputs, [output], name=unused_name(output, node_names))
         nodes.append(node)
         graph.value_info.append(helper.make_tensor_value_info(output, kind, shape))
         return output
@@ -75,9 +76,7 @@ def _prepend(graph: onnx.GraphProto, affine: tuple[F64, F64]) -> None:
             set_constant(graph, constant, _least(array))
             values = add(op, [values, constant])
     rename_reads(graph, {name: values})
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes, *rest])
+    replace_nodes(graph, [*nodes, *graph.node])
     picture.type.tensor_type.elem_type = TensorProto.UINT8
 
 
@@ -86,12 +85,3 @@ def _least(per_channel: F64) -> F32:
     same = bool(np.all(per_channel == per_channel[0]))
     values = per_channel[:1] if same else per_channel
     return values.reshape(1, -1, 1, 1).astype(np.float32)
-
-
-def _free_node_name(graph: onnx.GraphProto, wish: str) -> str:
-    taken = {node.name for node in graph.node}
-    name, count = wish, 1
-    while name in taken:
-        count += 1
-        name = f"{wish}_{count}"
-    return name

@@ -1,9 +1,9 @@
-"""Small edits of an ONNX graph that every normalising step needs."""
+"""Read and edit ONNX graphs: names, attributes, readers, order."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,24 @@ from avq.types import AnyArray
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The bodies of If, Loop and Scan."""
+    """Bodies of If, Loop and Scan."""
     return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else list(a.graphs))]
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and every graph inside its nodes, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from all_graphs(body)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of ``graph``, each followed by the nodes of its bodies."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from all_nodes(body)
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
@@ -46,12 +62,14 @@ def set_constant(graph: onnx.GraphProto, name: str, value: AnyArray) -> str:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Make ``nodes`` the nodes of the graph; some may be its own."""
     kept = list(nodes)
     del graph.node[:]
     graph.node.extend(kept)
 
 
 def remove_initializers(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Remove the initialisers of these names."""
     kept = [tensor for tensor in graph.initializer if tensor.name not in names]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -87,15 +105,41 @@ def consumer_counts(graph: onnx.GraphProto) -> Counter[str]:
     return counts
 
 
-def fresh_name(graph: onnx.GraphProto, wish: str) -> str:
-    """``wish``, or it with a number, unused by any tensor."""
-    used = {t for n in graph.node for t in (*n.input, *n.output)}
-    used |= {i.name for i in graph.input} | {i.name for i in graph.initializer}
+def unused_name(wish: str, taken: Collection[str]) -> str:
+    """``wish``, or with the first free number from 2 behind it, that is not in ``taken``."""
     name, count = wish, 1
-    while name in used:
+    while name in taken:
         count += 1
         name = f"{wish}_{count}"
     return name
+
+
+def fresh_name(graph: onnx.GraphProto, wish: str) -> str:
+    """`unused_name` among the tensors of the graph; nodes may have that name."""
+    used = {t for n in graph.node for t in (*n.input, *n.output)}
+    used |= {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    return unused_name(wish, used)
+
+
+class FreshNames:
+    """Names that no tensor or node of a graph has, bodies included; the same calls give the same names."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._taken = set(_names(graph))
+
+    def fresh(self, wish: str) -> str:
+        """`unused_name`, which is taken from now on."""
+        name = unused_name(wish, self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    for inner in all_graphs(graph):
+        for group in (inner.input, inner.output, inner.value_info, inner.initializer):
+            yield from (item.name for item in group)
+        for node in inner.node:
+            yield from (node.name, *node.input, *node.output)
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
@@ -107,11 +151,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
             seen.add(node.name)
             continue
         wish = node.name or f"{node.op_type}_{next((o for o in node.output if o), '')}"
-        name, count = wish, 1
-        while name in taken:
-            count += 1
-            name = f"{wish}_{count}"
-        node.name = name
+        name = node.name = unused_name(wish, taken)
         taken.add(name)
         seen.add(name)
 
@@ -180,15 +220,55 @@ def prune(graph: onnx.GraphProto) -> None:
     remove_initializers(graph, {t.name for t in graph.initializer} - needed)
 
 
+def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
+    return next((item for item in node.attribute if item.name == name), None)
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The attribute's value as Python sees it, or ``default``."""
+    """The attribute's value as Python sees it (texts as bytes), or ``default``.
+
+    Raises:
+        ValueError: the attribute has no type.
+    """
+    item = _attribute(node, name)
+    return default if item is None else helper.get_attribute_value(item)
+
+
+def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute, or ``default``; 0 where the file gives it another type, never an error."""
+    item = _attribute(node, name)
+    if item is None:
+        return default
+    return int(item.f) if item.type == onnx.AttributeProto.FLOAT else int(item.i)
+
+
+def ints_attribute(node: onnx.NodeProto, name: str) -> list[int]:
+    """An attribute that lists integers; empty when it is absent."""
+    item = _attribute(node, name)
+    return [] if item is None else list(item.ints)
+
+
+def text_attribute(node: onnx.NodeProto, name: str, default: str) -> str:
+    """A text attribute, or ``default``."""
+    item = _attribute(node, name)
+    return default if item is None else str(item.s.decode("utf-8", "replace"))
+
+
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node, whichever attribute holds it; None for texts and sparse tensors."""
     for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
+        if item.name == "value":
+            tensor: onnx.TensorProto = item.t
+            return tensor
+        if item.name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), np.float32))
+        if item.name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), np.int64))
+    return None
 
 
 def drop_attributes(node: onnx.NodeProto, *names: str) -> None:
-    kept = [_kept for _kept in node.attribute if _kept.name not in names]
+    """Remove the attributes of these names."""
+    kept = [item for item in node.attribute if item.name not in names]
     del node.attribute[:]
     node.attribute.extend(kept)

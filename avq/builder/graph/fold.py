@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from avq.builder.graph.edit import (
     attribute,
+    constant_tensor,
     constants,
     consumer_counts,
     fresh_name,
@@ -77,14 +78,8 @@ def set_new(graph: onnx.GraphProto, name: str, value: AnyArray) -> None:
 
 def constant_value(node: onnx.NodeProto) -> AnyArray | None:
     """The array of a Constant node; None for kinds that are not tensors."""
-    for item in node.attribute:
-        if item.name == "value":
-            return numpy_helper.to_array(item.t)
-        if item.name in ("value_float", "value_floats"):
-            return np.asarray(helper.get_attribute_value(item), np.float32)
-        if item.name in ("value_int", "value_ints"):
-            return np.asarray(helper.get_attribute_value(item), np.int64)
-    return None
+    tensor = constant_tensor(node)
+    return None if tensor is None else numpy_helper.to_array(tensor)
 
 
 def remove_identities(graph: onnx.GraphProto) -> int:

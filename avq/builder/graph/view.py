@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from avq.builder.graph.opset import opset_of
 from avq.types import AnyArray, GraphView, NodeView, TensorView
 
 
@@ -21,7 +22,7 @@ def view_of(model: onnx.ModelProto) -> GraphView:
     outputs = tuple(tensor_view(o) for o in graph.output)
     known = [t for v in graph.value_info if (t := tensor_view(v)).dtype]
     nodes = tuple(_node_view(node) for node in graph.node)
-    opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(model)
     return GraphView(
         nodes=nodes,
         inputs=inputs,
@@ -55,11 +56,12 @@ def _dtype(elem_type: int) -> str:
 
 def _node_view(node: onnx.NodeProto) -> NodeView:
     domain = "" if node.domain == "ai.onnx" else node.domain
-    attributes = {item.name: _attribute(item) for item in node.attribute}
+    attributes = {item.name: _plain(item) for item in node.attribute}
     return NodeView(node.name, node.op_type, tuple(node.input), tuple(node.output), attributes, domain)
 
 
-def _attribute(item: onnx.AttributeProto) -> Any:
+def _plain(item: onnx.AttributeProto) -> Any:
+    """The attribute as numpy arrays, texts and numbers."""
     value = helper.get_attribute_value(item)
     if isinstance(value, onnx.TensorProto):
         return _frozen(numpy_helper.to_array(value))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from avq.builder.graph.edit import int_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid, width_of
 from avq.builder.lift.qonnx import channel_axis
-from avq.builder.lift.reading import Found, Reading, number
+from avq.builder.lift.reading import Found, Reading
 from avq.types import F64, AnyArray
 
 # A zero point is read off the ends by division; ends are float32.
@@ -43,7 +44,7 @@ def _found(reading: Reading, node: onnx.NodeProto) -> Found:
 
 
 def _grid(reading: Reading, node: onnx.NodeProto, ends: list[F64]) -> Grid | None:
-    place, levels = node.input[0], number(node, "levels", 256)
+    place, levels = node.input[0], int_attribute(node, "levels", 256)
     low, high, out_low, out_high = ends
     reach = np.maximum(np.abs(low), np.abs(high))
     if not (np.all(np.isfinite(reach)) and np.all(high > low)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avq.toolbox.grids import spread_along
 from avq.types import F32, I64, AnyArray, Edge, QuantPoint
 from avq.types.plan import Rounding
 
@@ -83,8 +84,10 @@ def width_of(low: int, high: int) -> tuple[int, bool, bool] | None:
 def dequantize(integers: AnyArray, grid: Grid) -> F32:
     """Real values of stored integers: (q - zero_point) in float32, times the scale."""
     scale, zero_point = grid.scale, grid.zero_point
-    if grid.axis is not None and scale.ndim:
-        scale, zero_point = (_spread(part, integers.shape, grid) for part in (scale, zero_point))
+    if grid.axis is not None:
+        scale, zero_point = (
+            spread_along(part, integers.shape, grid.axis, grid.block_size) for part in (scale, zero_point)
+        )
     steps = (integers.astype(np.int64) - zero_point).astype(np.float32)
     return np.asarray(steps * scale, np.float32)
 
@@ -104,10 +107,3 @@ def fits(grid: Grid, shape: tuple[int, ...] | None) -> bool:
         )
         return grid.scale.shape == wanted
     return grid.scale.ndim == 1 and size in (-1, grid.scale.size)
-
-
-def _spread(values: AnyArray, shape: tuple[int, ...], grid: Grid) -> AnyArray:
-    axis = (grid.axis or 0) % len(shape)
-    if grid.block_size:
-        return np.repeat(values, grid.block_size, axis).take(range(shape[axis]), axis)
-    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])

@@ -118,7 +118,7 @@ def refuse_unreadable(reading: Reading) -> None:
         ("AVQ-Q34", lambda op: op in _INTEGER or op.startswith("QLinear")),
         ("AVQ-Q35", _FLOATS.__contains__),
     )
-    nodes = list(reading.all_nodes())
+    nodes = list(reading.nodes_within())
     for code, matches in checks:
         places = [f"{n.op_type} '{n.name}'" for n, _ in nodes if matches(n.op_type)]
         if places:

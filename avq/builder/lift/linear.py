@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from avq.builder.graph.edit import attribute
+from avq.builder.graph.edit import int_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, dequantize, fits, make_grid, width_of
-from avq.builder.lift.reading import Found, Reading, number, numpy_kind
+from avq.builder.lift.reading import Found, Reading, numpy_kind
 from avq.types import AnyArray
 
 QUANTIZE = frozenset(
@@ -183,11 +183,11 @@ def _grid(
         reading.fault("AVQ-Q15", place)
         return None
     bits = 32 if kind == "INT32" else _BITS.get(kind, 8)
-    block = number(node, "block_size", 0) or None
+    block = int_attribute(node, "block_size", 0) or None
     grid = make_grid(
         scale,
         zero_point,
-        axis=number(node, "axis", 1),
+        axis=int_attribute(node, "axis", 1),
         block_size=block,
         bits=bits,
         signed=not kind.startswith("U"),
@@ -220,7 +220,7 @@ def _output_kind(reading: Reading, node: onnx.NodeProto) -> str:
         told = numpy_kind(reading.constants[node.input[2]])
         if told not in ("FLOAT", "FLOAT16", "DOUBLE", "INT64"):
             return told
-    told_type = attribute(node, "output_dtype", 0)
+    told_type = int_attribute(node, "output_dtype", 0)
     if told_type:
         return str(onnx.TensorProto.DataType.Name(told_type))
     if node.op_type in QUANTIZE and len(node.input) < 3:

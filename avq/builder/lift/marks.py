@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.graph.edit import fresh_name, name_nodes, prune, reads, sort_nodes
+from avq.builder.graph.edit import fresh_name, name_nodes, prune, reads, replace_nodes, sort_nodes
 from avq.builder.lift.grid import Grid, fits
 from avq.builder.lift.reading import Found, Reading
 from avq.types import Edge, QuantPoint
@@ -27,9 +27,7 @@ def place_marks(reading: Reading, found: Sequence[Found]) -> dict[str, Grid | No
     """Replace every quantizer in the copy by its mark; mark -> grid (None: the tensor stays float)."""
     graph, marks = reading.proto.graph, {}
     out = {id(node) for one in found for node in one.nodes}
-    kept = [node for node in graph.node if id(node) not in out]
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, [node for node in graph.node if id(node) not in out])
     for index, one in enumerate(found):
         key = _KEY.format(index)
         marks[key] = one.grid
@@ -112,9 +110,7 @@ class _Unmarking:
                 taken[node.output[0]] = _Mark(source, node.output[0], self._fitting(source, grid))
             elif node.output[0] not in quantizers:
                 kept.append(node)
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
+        replace_nodes(self.graph, kept)
         return taken
 
     def _fitting(self, source: str, grid: Grid | None) -> Grid | None:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.graph.edit import attribute, fresh_name
+from avq.builder.graph.edit import fresh_name, int_attribute, replace_nodes, text_attribute
 from avq.builder.lift.fakequant import is_fake_quantize
 from avq.builder.lift.lift import is_quantizer
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE
-from avq.builder.lift.reading import Reading, number, text
+from avq.builder.lift.reading import Reading
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.types import AnyArray, SessionOptions
@@ -30,11 +30,8 @@ def spell_out(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.extend(_Speller(reading, node).spell())
         else:
             nodes.append(node)
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    graph = reading.proto.graph
-    del graph.node[:]
-    graph.node.extend(copies)
-    used = {n.domain for n in copies} | {""}
+    replace_nodes(reading.proto.graph, nodes)
+    used = {node.domain for node in reading.proto.graph.node} | {""}
     kept = [e for e in reading.proto.opset_import if e.domain in used]
     del reading.proto.opset_import[:]
     reading.proto.opset_import.extend(kept)
@@ -96,17 +93,19 @@ class _Speller:
         """A scale or zero point in float, broadcasting along the node's axis."""
         values = self._value(name).astype(np.float32)
         if values.size > 1:
-            axis = number(self._node, "axis", 1) % rank
+            axis = int_attribute(self._node, "axis", 1) % rank
             values = values.reshape([-1 if i == axis else 1 for i in range(rank)])
         return self._reading.add_constant(f"{self._node.output[0]}/{name}", values)
 
     def _quant(self) -> None:
         x, scale, zero_point, bits = self._node.input
         width = int(np.ravel(self._value(bits))[0])
-        low, high = _ends(width, number(self._node, "signed", 1), number(self._node, "narrow", 0))
+        low, high = _ends(
+            width, int_attribute(self._node, "signed", 1), int_attribute(self._node, "narrow", 0)
+        )
         steps = self._op("Add", self._op("Div", x, scale), zero_point)
         steps = self._op("Min", self._op("Max", steps, self._number(low)), self._number(high))
-        rounded = self._round(steps, text(self._node, "rounding_mode", "ROUND").upper())
+        rounded = self._round(steps, text_attribute(self._node, "rounding_mode", "ROUND").upper())
         self._op("Mul", self._op("Sub", rounded, zero_point), scale, result=self._node.output[0])
 
     def _round(self, steps: str, mode: str) -> str:
@@ -128,7 +127,7 @@ class _Speller:
 
     def _fake_quantize(self) -> None:
         x, low, high, out_low, out_high = self._node.input
-        steps = self._number(float(int(attribute(self._node, "levels", 256)) - 1))
+        steps = self._number(float(int_attribute(self._node, "levels", 256) - 1))
         inside = self._op("Min", self._op("Max", x, low), high)
         share = self._op("Div", self._op("Sub", inside, low), self._op("Sub", high, low))
         level = self._op("Div", self._op("Round", self._op("Mul", share, steps)), steps)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from avq.builder.graph.edit import int_attribute, text_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid
-from avq.builder.lift.reading import Found, Reading, number, text
+from avq.builder.lift.reading import Found, Reading
 from avq.types import AnyArray
 from avq.types.plan import Rounding
 
@@ -69,10 +70,10 @@ def _grid(
     if len(width) != 1 or width[0] != int(width[0]) or not 2 <= width[0] <= 16:
         code = "AVQ-Q36" if len(width) == 1 and width[0] == 1 and not is_weight else "AVQ-Q29"
         return _without(reading, code, f"{place} ({', '.join(f'{w:g}' for w in width)} bits)")
-    rounding = _ROUNDING.get(text(node, "rounding_mode", "ROUND").upper())
+    rounding = _ROUNDING.get(text_attribute(node, "rounding_mode", "ROUND").upper())
     if rounding is None or (rounding != "half_even" and not is_weight):
-        return _without(reading, "AVQ-Q31", f"{place} ({text(node, 'rounding_mode', 'ROUND')})")
-    signed, narrow = bool(number(node, "signed", 1)), bool(number(node, "narrow", 0))
+        return _without(reading, "AVQ-Q31", f"{place} ({text_attribute(node, 'rounding_mode', 'ROUND')})")
+    signed, narrow = bool(int_attribute(node, "signed", 1)), bool(int_attribute(node, "narrow", 0))
     axis, flat = channel_axis(scale)
     moved = 1 if narrow and not signed else 0
     return make_grid(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from avq.builder.graph.edit import attribute, fresh_name, name_nodes, subgraphs
+from avq.builder.graph.edit import all_nodes, fresh_name, name_nodes, subgraphs
 from avq.builder.graph.fold import fold_constants, lift_constants, remove_identities
 from avq.builder.graph.inputs import drop_listed_initializers
 from avq.builder.graph.opset import opset_of
@@ -124,30 +124,12 @@ class Reading:
     def told(self) -> tuple[Finding, ...]:
         return tuple(finding(code, places) for code, places in sorted(self.faults.items()))
 
-    def all_nodes(self) -> Iterable[tuple[onnx.NodeProto, bool]]:
+    def nodes_within(self) -> Iterator[tuple[onnx.NodeProto, bool]]:
         """Every node, with whether it lies inside a control-flow body."""
         for node in self.nodes:
             yield node, False
             for body in subgraphs(node):
-                yield from ((inner, True) for inner in _inner(body))
-
-
-def _inner(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for body in subgraphs(node):
-            yield from _inner(body)
-
-
-def number(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute."""
-    return int(attribute(node, name, default))
-
-
-def text(node: onnx.NodeProto, name: str, default: str) -> str:
-    """A string attribute."""
-    value = attribute(node, name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)
+                yield from ((inner, True) for inner in all_nodes(body))
 
 
 def numpy_kind(tensor: onnx.TensorProto) -> str:

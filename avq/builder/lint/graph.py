@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
+from onnx import TensorProto, inliner, numpy_helper, shape_inference
 
-from avq.builder.graph.edit import sort_nodes
+from avq.builder.graph.edit import all_graphs, constant_tensor, int_attribute, sort_nodes
+from avq.builder.graph.opset import opset_of
 from avq.errors import ModelError
 from avq.types import AnyArray
 
@@ -114,18 +114,17 @@ class LintGraph:
         self.proto = inliner.inline_local_functions(proto) if proto.functions else proto
         self.target = target
         self.architectures = architectures
-        graphs = list(_graphs(self.proto.graph))
+        graphs = list(all_graphs(self.proto.graph))
         self.nodes = [node for graph in graphs for node in graph.node]
         self.inputs = {value.name: value for graph in graphs for value in graph.input}
         self.outputs = {value.name for graph in graphs for value in graph.output}
-        self.opset = max(
-            (o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), default=0
-        )
+        self.opset = opset_of(self.proto)
         self.constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
         for node in self.nodes:
-            value = _constant(node)
-            if value is not None:
-                self.constants[node.output[0]] = value
+            if node.op_type == "Constant" and node.output and len(node.attribute) == 1:
+                tensor = constant_tensor(node)
+                if tensor is not None:
+                    self.constants[node.output[0]] = tensor
         self._values: dict[str, AnyArray | None] = {}
 
     @cached_property
@@ -211,9 +210,44 @@ class LintGraph:
         return name if quantizer is None else quantizer.input[0]
 
 
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
+#: ``Reader.op_type`` of a graph output.
+GRAPH_OUTPUT = ""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One input of a node, or a graph output.
+
+    Attributes:
+        op_type: the node's operator; `GRAPH_OUTPUT` for an output.
+        name: of the node (its operator where it has no name), or of the output.
+        index: of the input.
+    """
+
+    op_type: str
+    name: str
+    index: int
+
+
+def last_readers(graph: LintGraph, name: str, *, through_any_input: bool = False) -> Iterator[Reader]:
+    """Readers of the values of a tensor, behind the operators in `MOVES`.
+
+    Args:
+        graph: the model.
+        name: the tensor.
+        through_any_input: whether values pass through every input of a moving operator, or its first only.
+    """
+    waiting, seen = [name], {name}
+    while waiting:
+        read = waiting.pop()
+        if read in graph.outputs:
+            yield Reader(GRAPH_OUTPUT, read, 0)
+        for node in graph.readers.get(read, []):
+            if node.op_type in MOVES and (through_any_input or node.input[0] == read):
+                waiting.extend(out for out in node.output if out not in seen)
+                seen.update(node.output)
+            else:
+                yield Reader(node.op_type, node.name or node.op_type, list(node.input).index(read))
 
 
 def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
@@ -221,41 +255,13 @@ def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
     if len(node.input) > 2 and node.input[2]:
         return graph.element(node.input[2])
     if node.op_type == "QuantizeLinear":
-        return attribute(node, "output_dtype", TensorProto.UNDEFINED)
+        return int_attribute(node, "output_dtype", TensorProto.UNDEFINED)
     return graph.element(node.input[0])
-
-
-def integers(node: onnx.NodeProto, name: str) -> list[int]:
-    """An attribute that is a list of integers; empty when absent."""
-    return next((list(a.ints) for a in node.attribute if a.name == name), [])
 
 
 def type_name(element: int) -> str:
     """ "int8" for TensorProto.INT8."""
     return str(TensorProto.DataType.Name(element)).lower()
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for found in node.attribute:
-            for inner in [found.g] if found.HasField("g") else found.graphs:
-                yield from _graphs(inner)
-
-
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The tensor of a Constant node, in whichever attribute it is kept."""
-    if node.op_type != "Constant" or not node.output or len(node.attribute) != 1:
-        return None
-    found = node.attribute[0]
-    if found.name == "value":
-        tensor: onnx.TensorProto = found.t
-        return tensor
-    if found.name in ("value_float", "value_floats"):
-        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(found), np.float32))
-    if found.name in ("value_int", "value_ints"):
-        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(found), np.int64))
-    return None
 
 
 def _array(tensor: onnx.TensorProto) -> AnyArray | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import MOVES, LintGraph, attribute, grid_type, type_name
+from avq.builder.graph.edit import int_attribute
+from avq.builder.lint.graph import LintGraph, grid_type, last_readers, type_name
 from avq.builder.lint.rule import ALL, TRT, Hit, error, warning
 
 _UNSIGNED = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4)
@@ -93,7 +93,7 @@ def _computed_scale(graph: LintGraph) -> Iterator[Hit]:
 )
 def _no_zero_point(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
-        if (len(node.input) < 3 or not node.input[2]) and not attribute(node, "output_dtype", 0):
+        if (len(node.input) < 3 or not node.input[2]) and not int_attribute(node, "output_dtype", 0):
             yield node, "two inputs"
 
 
@@ -120,7 +120,7 @@ def _wide_integers(graph: LintGraph) -> Iterator[Hit]:
     "one scale, or one for each channel along the axis, and as many zero points",
 )
 def _misfit(graph: LintGraph) -> Iterator[Hit]:
-    for node in (n for n in graph.linears if not attribute(n, "block_size", 0)):
+    for node in (n for n in graph.linears if not int_attribute(n, "block_size", 0)):
         seen = _why_misfit(graph, node)
         if seen:
             yield node, seen
@@ -188,7 +188,7 @@ def _why_misfit(graph: LintGraph, node: NodeProto) -> str:
         return f"scale {list(scale)}"
     if not scale or scale[0] == 1:
         return ""
-    return _why_no_axis(graph.shape(node.input[0]), attribute(node, "axis", 1), scale[0] or 0)
+    return _why_no_axis(graph.shape(node.input[0]), int_attribute(node, "axis", 1), scale[0] or 0)
 
 
 def _why_no_axis(value: tuple[int | None, ...] | None, axis: int, scales: int) -> str:
@@ -226,10 +226,10 @@ def _blocks(graph: LintGraph) -> Iterator[Hit]:
 )
 def _shared_blocks(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.dequantizers():
-        four_bits = attribute(node, "block_size", 0) and grid_type(graph, node) == TensorProto.INT4
+        four_bits = int_attribute(node, "block_size", 0) and grid_type(graph, node) == TensorProto.INT4
         if not four_bits or _whole(graph, node) or graph.on_activation(node):
             continue
-        readers = _last_readers(graph, node.output[0])
+        readers = list(last_readers(graph, node.output[0]))
         products = [reader for reader in readers if reader.op_type in _PRODUCTS and reader.index < 2]
         left = [reader.name for reader in products if reader.index == 0]
         if left:
@@ -239,15 +239,15 @@ def _shared_blocks(graph: LintGraph) -> Iterator[Hit]:
 
 
 def _blocked(graph: LintGraph) -> Iterator[NodeProto]:
-    return (node for node in graph.linears if attribute(node, "block_size", 0))
+    return (node for node in graph.linears if int_attribute(node, "block_size", 0))
 
 
 def _why_unread(graph: LintGraph, node: NodeProto) -> str:
     value, scale = graph.shape(node.input[0]), graph.shape(node.input[1])
-    size = attribute(node, "block_size", 0)
+    size = int_attribute(node, "block_size", 0)
     if value is None or scale is None or None in scale:
         return ""
-    axis = attribute(node, "axis", 1) % max(len(value), 1)
+    axis = int_attribute(node, "axis", 1) % max(len(value), 1)
     if len(value) < 2 or axis < len(value) - 2:
         return f"blocks along axis {axis} of {len(value)}"
     others = [v for i, v in enumerate(value) if i != axis]
@@ -273,31 +273,4 @@ def _why_not_by_tensorrt_10(graph: LintGraph, node: NodeProto) -> str:
 def _whole(graph: LintGraph, node: NodeProto) -> bool:
     """One block takes up the whole axis."""
     scale = graph.shape(node.input[1]) or ()
-    return len(scale) > 0 and scale[attribute(node, "axis", 1) % len(scale)] == 1
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A node and its input; a graph output has no operator."""
-
-    op_type: str
-    name: str
-    index: int
-
-
-def _last_readers(graph: LintGraph, name: str) -> list[_Reader]:
-    """Who reads the values, looked for behind operators that only move them."""
-    found: list[_Reader] = []
-    waiting, seen = [name], {name}
-    while waiting:
-        read = waiting.pop()
-        if read in graph.outputs:
-            found.append(_Reader("", read, 0))
-        for reader in graph.readers.get(read, []):
-            if reader.op_type in MOVES and reader.input[0] == read:
-                waiting.extend(out for out in reader.output if out not in seen)
-                seen.update(reader.output)
-            else:
-                said = reader.name or reader.op_type
-                found.append(_Reader(reader.op_type, said, list(reader.input).index(read)))
-    return found
+    return len(scale) > 0 and scale[int_attribute(node, "axis", 1) % len(scale)] == 1

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import LABEL, MOVES, LintGraph, attribute, grid_type, type_name
+from avq.builder.graph.edit import int_attribute
+from avq.builder.lint.graph import GRAPH_OUTPUT, LABEL, MOVES, LintGraph, grid_type, last_readers, type_name
 from avq.builder.lint.rule import ALL, CPU, TRT, Hit, error, warning
 
 _SWAPS = "Pad Dropout Where TopK Neg Abs GatherElements GatherND GlobalMaxPool Max Min ReduceMax ReduceMin"
@@ -75,8 +76,8 @@ def _why_no_product(graph: LintGraph, node: NodeProto, data: _Side, weights: _Si
     shapes = [graph.shape(name) for name in node.input[:2]]
     ranks = {len(shape) for shape in shapes if shape is not None}
     spread = len(ranks) > 1  # the smaller one is repeated
-    data = replace(data, moved=spread or data.moved or bool(attribute(node, "transA", 0)))
-    weights = replace(weights, moved=spread or weights.moved or bool(attribute(node, "transB", 0)))
+    data = replace(data, moved=spread or data.moved or bool(int_attribute(node, "transA", 0)))
+    weights = replace(weights, moved=spread or weights.moved or bool(int_attribute(node, "transB", 0)))
     if data.blocks or weights.blocks:
         return _why_no_blocks(data, weights)
     if data.widened or weights.widened:
@@ -177,7 +178,8 @@ _FLOATS = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, Tensor
 @error(7, TRT, "integers are used without DequantizeLinear", "put a DequantizeLinear behind every Q")
 def _lonely_q(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
-        others = sorted({r.op_type for r in _last_readers(graph, node) if r.op_type != "DequantizeLinear"})
+        readers = last_readers(graph, node.output[0], through_any_input=True)
+        others = sorted({r.op_type for r in readers} - {"DequantizeLinear", GRAPH_OUTPUT})
         if others:
             yield node, f"read by {', '.join(others)}"
 
@@ -277,19 +279,6 @@ def _foreign_pairs(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type in LABEL and node.domain not in ("", "ai.onnx"):
             yield node, f"{node.domain}:{node.op_type}"
-
-
-def _last_readers(graph: LintGraph, quantizer: NodeProto) -> Iterator[NodeProto]:
-    """Who reads the integers, looked for behind operators that only move them."""
-    seen: set[str] = set()
-    waiting = list(quantizer.output)
-    while waiting:
-        for reader in graph.readers.get(waiting.pop(), []):
-            if reader.op_type not in MOVES:
-                yield reader
-            else:
-                waiting.extend(name for name in reader.output if name not in seen)
-                seen.update(reader.output)
 
 
 def _first_producer(graph: LintGraph, name: str) -> NodeProto | None:

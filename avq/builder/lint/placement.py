@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import MOVES, LintGraph, attribute, grid_type
+from avq.builder.graph.edit import int_attribute
+from avq.builder.lint.graph import MOVES, LintGraph, grid_type
 from avq.builder.lint.rule import ALL, CPU, TRT, Hit, error, warning
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -79,11 +80,11 @@ def _summed_axis(graph: LintGraph) -> Iterator[Hit]:
     "give its weights one scale per channel, or keep it in float",
 )
 def _depthwise_per_tensor(graph: LintGraph) -> Iterator[Hit]:
-    for node in (n for n in graph.of_type("Conv") if attribute(n, "group", 1) > 1):
+    for node in (n for n in graph.of_type("Conv") if int_attribute(n, "group", 1) > 1):
         dequantizer = graph.dequantizer_of(node, 1)
         scale = None if dequantizer is None else graph.value(dequantizer, 1)
         if dequantizer is not None and scale is not None and scale.size == 1:
-            yield node, f"{attribute(node, 'group', 1)} groups, one scale"
+            yield node, f"{int_attribute(node, 'group', 1)} groups, one scale"
 
 
 @warning(
@@ -157,14 +158,14 @@ def _off_axis(graph: LintGraph) -> Iterator[tuple[NodeProto, str]]:
         scale, shape = graph.value(dequantizer, 1), graph.shape(dequantizer.input[0])
         if scale is None or scale.ndim != 1 or scale.size < 2 or not shape:
             continue
-        axis = attribute(dequantizer, "axis", 1)
+        axis = int_attribute(dequantizer, "axis", 1)
         if axis % len(shape) != _channel_axis(node, len(shape)) and -len(shape) <= axis < len(shape):
             yield node, f"axis {axis}"
 
 
 def _channel_axis(node: NodeProto, rank: int) -> int:
     if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
+        return 0 if int_attribute(node, "transB", 0) else 1
     return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
 
 

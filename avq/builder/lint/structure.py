@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import LintGraph, attribute, integers
+from avq.builder.graph.edit import int_attribute, ints_attribute, text_attribute
+from avq.builder.lint.graph import LintGraph
 from avq.builder.lint.rule import ALL, Hit, error
 
 _EXPORT = "export the model again"
@@ -159,7 +160,7 @@ def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
     data, weight = graph.shape(node.input[0]), graph.shape(node.input[1])
     if not data or not weight or len(data) != len(weight) or None in weight:
         return f"data {list(data)}, weights {list(weight)}" if data and weight and None not in weight else ""
-    group = attribute(node, "group", 1)
+    group = int_attribute(node, "group", 1)
     plain = node.op_type == "Conv"
     wanted = (weight[1] or 0) * group if plain else weight[0]
     if data[1] not in (None, wanted):
@@ -170,7 +171,7 @@ def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
     bias = graph.shape(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if bias is not None and None not in bias and bias != (makes,):
         return f"{list(bias)} biases, {makes} channels"
-    kernel = integers(node, "kernel_shape")
+    kernel = ints_attribute(node, "kernel_shape")
     if kernel and kernel != list(weight[2:]):
         return f"kernel_shape {kernel}, weights {list(weight)}"
     return _why_empty(node, data, weight) if plain else ""
@@ -179,9 +180,9 @@ def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
 def _why_empty(node: NodeProto, data: tuple[int | None, ...], weight: tuple[int | None, ...]) -> str:
     """A kernel that is larger than the padded picture."""
     rank = len(data) - 2
-    pads = integers(node, "pads") or [0] * 2 * rank
-    dilations = integers(node, "dilations") or [1] * rank
-    padded_by_size = any(a.name == "auto_pad" and a.s not in (b"NOTSET", b"VALID") for a in node.attribute)
+    pads = ints_attribute(node, "pads") or [0] * 2 * rank
+    dilations = ints_attribute(node, "dilations") or [1] * rank
+    padded_by_size = text_attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if padded_by_size or len(pads) != 2 * rank or len(dilations) != rank:
         return ""
     for axis in range(rank):
@@ -196,7 +197,7 @@ def _why_no_reshape(graph: LintGraph, node: NodeProto) -> str:
     if not data or None in data or target is None:
         return ""
     sizes = [int(d) for d in target.ravel()]
-    if not attribute(node, "allowzero", 0):
+    if not int_attribute(node, "allowzero", 0):
         sizes = [data[i] or 0 if d == 0 and i < len(data) else d for i, d in enumerate(sizes)]
     volume, known = math.prod(d or 0 for d in data), math.prod(d for d in sizes if d >= 0)
     fits = (known > 0 and volume % known == 0) if -1 in sizes else volume == known

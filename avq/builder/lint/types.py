@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import NodeProto, TensorProto
 
-from avq.builder.lint.graph import LABEL, LintGraph, attribute, grid_type, type_name
+from avq.builder.graph.edit import int_attribute, ints_attribute
+from avq.builder.lint.graph import LABEL, LintGraph, grid_type, type_name
 from avq.builder.lint.kernels import _INTEGER_OPS, _TRAINING
 from avq.builder.lint.rule import TRT, Hit, error, warning
 
@@ -110,12 +111,12 @@ def _mode(graph: LintGraph, node: NodeProto) -> str:
     if node.op_type == "MaxPool":
         if len(node.output) > 1 and node.output[1]:
             return "indices of the maxima"
-        uneven = [d for a in node.attribute if a.name == "dilations" for d in a.ints if d != 1]
+        uneven = [d for d in ints_attribute(node, "dilations") if d != 1]
         return f"dilations {uneven}" if uneven else ""
     if node.op_type == "Dropout":
         training = graph.value(node, 2)
         return "training" if training is not None and bool(training.any()) else ""
-    if node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0):
+    if node.op_type == "BatchNormalization" and int_attribute(node, "training_mode", 0):
         return "training"
     return ""
 
@@ -135,7 +136,7 @@ _RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Transpose"})
 def _other_side(graph: LintGraph) -> Iterator[Hit]:
     for node in _four_bit(graph, graph.dequantizers()):
         scale = graph.element(node.input[1])
-        result = attribute(node, "output_dtype", 0) or scale
+        result = int_attribute(node, "output_dtype", 0) or scale
         if scale and result != scale:
             yield node, f"scales {type_name(scale)}, result {type_name(result)}"
 

@@ -11,6 +11,7 @@ import onnx
 
 from avq.builder.lower.model import FLOATS, Model
 from avq.errors import PlanError, RequestError, nearest
+from avq.toolbox.grids import spread_along
 from avq.types import F32, AnyArray, Edge, QuantizationPlan, QuantPoint
 
 Encoding = Literal["s8", "u8", "asymmetric"]
@@ -97,10 +98,10 @@ def spread(values: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> AnyAr
     axis = _axis(point, len(shape))
     if point.block_size:
         wanted = tuple(-(-n // point.block_size) if i == axis else n for i, n in enumerate(shape))
-        _same_shape(values, wanted, point)
-        return np.repeat(values, point.block_size, axis).take(range(shape[axis]), axis)
-    _same_shape(values, (shape[axis],), point)
-    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        _check_shape(values, wanted, point)
+    else:
+        _check_shape(values, (shape[axis],), point)
+    return spread_along(values, shape, axis, point.block_size)
 
 
 def real_range(point: QuantPoint) -> tuple[F32, F32]:
@@ -121,7 +122,7 @@ def _axis(point: QuantPoint, rank: int) -> int:
     return axis % rank
 
 
-def _same_shape(values: AnyArray, wanted: tuple[int, ...], point: QuantPoint) -> None:
+def _check_shape(values: AnyArray, wanted: tuple[int, ...], point: QuantPoint) -> None:
     if values.shape != wanted:
         raise PlanError(
             f"{point.edge} has the wrong number of scales",

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from avq.builder.graph.edit import int_attribute
 from avq.builder.lower.model import Model
 from avq.types import AnyArray
 
@@ -91,7 +92,7 @@ class _Writer:
         if values.ndim < 2 or (transposed and values.ndim != 2):
             return None
         if scale.size > 1:
-            axis = next((int(a.i) for a in source.attribute if a.name == "axis"), 1) % values.ndim
+            axis = int_attribute(source, "axis", 1) % values.ndim
             if values.ndim != 2 or axis != (0 if transposed else 1):
                 return None
         name = source.input[0]

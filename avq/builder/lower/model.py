@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from avq.builder.graph.edit import FreshNames, all_nodes, replace_nodes
+from avq.builder.graph.opset import opset_of
 from avq.errors import PlanError
 from avq.types import AnyArray
 
-# Names that no other tensor or node of the model has.
-
 #: What a tensor's name ends with where it is held in FP16.
 HALF = "/fp16"
-
-
-class Names:
-    """Hands out fresh names; deterministic, so the same plan gives the same file."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._taken = set(_all_names(graph))
-
-    def fresh(self, wanted: str) -> str:
-        """``wanted``, or with the first free number behind it."""
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
-
-
-def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
-    for group in (graph.input, graph.output, graph.value_info, graph.initializer):
-        yield from (item.name for item in group)
-    for node in graph.node:
-        yield node.name
-        yield from node.input
-        yield from node.output
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from _all_names(inner)
-
-
 FLOATS = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -60,7 +29,7 @@ class Model:
     def __init__(self, proto: onnx.ModelProto, *, opset: int = 0) -> None:
         self.proto = _at_least(proto, opset)
         self.graph = self.proto.graph
-        self.names = Names(self.graph)
+        self.names = FreshNames(self.graph)
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
         self.shared: dict[str, str] = {}  # initialisers that many constants unpack themselves with
         self.nodes = {node.name: node for node in self.graph.node}
@@ -126,22 +95,16 @@ class Model:
         (self.initializers.get(name) or self.constant_nodes[name]).CopyFrom(new)
 
     def drop_unused_initializers(self) -> None:
-        """Remove float weights nobody reads any more."""
-        used = {name for node in _walk(self.graph) for name in node.input} | self.outputs
+        """Remove initialisers that no node and no output needs."""
+        used = {name for node in all_nodes(self.graph) for name in node.input} | self.outputs
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         if len(kept) < len(self.graph.initializer):
             del self.graph.initializer[:]
             self.graph.initializer.extend(kept)
 
     def replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Version of the default operator set."""
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+        """Make ``nodes``, old ones and new, the nodes of the graph."""
+        replace_nodes(self.graph, nodes)
 
 
 def _at_least(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -159,13 +122,3 @@ def _at_least(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from error
     raised.ir_version = max(raised.ir_version, helper.find_min_ir_version_for(list(raised.opset_import)))
     return raised
-
-
-def _walk(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        nodes.append(node)
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                nodes.extend(_walk(inner))
-    return nodes

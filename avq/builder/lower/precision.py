@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.lower.model import HALF, Model, opset_of
+from avq.builder.graph.opset import opset_of
+from avq.builder.lower.model import HALF, Model
 from avq.errors import PlanError
 from avq.types import AnyArray, QuantizationPlan
 
