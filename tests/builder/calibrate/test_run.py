@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from avq.builder.calibrate.histogram import Histogram
 from avq.builder.calibrate.moments import moments
 from avq.builder.calibrate.observe import observe
 from avq.builder.calibrate.ranges import HistogramStats
-from avq.builder.calibrate.run import calibrate, check_belongs, thresholds_table
+from avq.builder.calibrate.run import CalibrationRun, check_belongs, thresholds_table
 from avq.builder.calibrate.sharding import run_calibrate
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import load_graph
@@ -151,15 +152,7 @@ def test_more_outputs_than_memory_are_fetched_in_passes(pictures: CalibrationSet
 
 def test_progress_counts_up_to_all_pictures(pictures: CalibrationSet) -> None:
     seen: list[tuple[int, int]] = []
-    calibrate(
-        small_net(),
-        ["relu"],
-        pictures.items,
-        SPEC,
-        graph_digest=DIGEST,
-        engine=engine_by_name("onnxruntime"),
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    run_on(pictures.items, progress=lambda done, total: seen.append((done, total))).run()
     assert seen[0] == (0, PICTURES)
     assert seen[-1] == (PICTURES, PICTURES)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -241,14 +234,10 @@ def test_a_real_detector_has_the_ranges_its_activations_must_have(material: Path
     model = fold_input(load_graph(material / "models" / "yolox_nano_416.onnx"), spec)
     tensors = sorted({node.inputs[0] for node in model.view.nodes if node.op == "Conv"})
     items = sorted(folder.glob("*.jpg"))[:6]
-    data = calibrate(
-        model.proto,
-        tensors,
-        [Item(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in items],
-        spec,
-        graph_digest=model.view.digest,
-        engine=engine_by_name("onnxruntime"),
-    )
+    pictures = [Item(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in items]
+    engine = engine_by_name("onnxruntime")
+    with closing(CalibrationRun(model.proto, tensors, pictures, spec, model.view.digest, engine)) as run:
+        data = run.run()
     assert len(data.histograms) == len(tensors)
     stats = HistogramStats(data.histograms)
     for name, histogram in data.histograms.items():
