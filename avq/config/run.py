@@ -221,3 +221,7 @@ class RunConfig(Document):
         title="Log level",
         description="how much is said on standard error; debug: every event as a line of JSON",
     )
+
+    def deadlines_ns(self) -> dict[str, int]:
+        """Return camera id -> deadline, of the cameras that set their own."""
+        return {c.id: round(c.deadline_ms * 1e6) for c in self.cameras if c.deadline_ms is not None}

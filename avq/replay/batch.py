@@ -1,4 +1,4 @@
-"""Many replays at once: logs times bundles, over the workers of a fleet, each result kept as soon as it is there."""
+"""Many replays at once: logs times bundles, over the workers of a pool, each result kept as soon as it is there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.bundle import is_bundle, open_bundle
 from avq.errors import AvqError, DataError, MachineError, RequestError
-from avq.parallel import Fleet, fleet_of
+from avq.parallel import WorkerPool, worker_pool
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
 from avq.render.page import Fact, Headline, Tone, key_figures, page, section, table
@@ -105,8 +105,8 @@ class Merged:
     def written(self, folder: Path) -> Merged:
         """One page and one comment over all; each replay's own report lies in a folder beside them."""
         files = {"page": folder / PAGE, "comment": folder / COMMENT}
-        write_whole(files["page"], self._page())
-        write_whole(files["comment"], self._comment())
+        atomic_write(files["page"], self._page())
+        atomic_write(files["comment"], self._comment())
         return replace(self, files=files)
 
     def _page(self) -> str:
@@ -166,7 +166,7 @@ def replay_many(
     *,
     logs: Sequence[str],
     bundles: Sequence[Path],
-    fleet: Fleet,
+    pool: WorkerPool,
     report_folder: Path | None,
     report: Reporter,
     **options: Any,
@@ -188,7 +188,7 @@ def replay_many(
     if rows:
         report.message(f"{len(rows)} of {len(jobs)} replays are there from the last run")
     missing = [job for job in jobs if job not in rows]
-    done = _with_jobs(missing, fleet.map(run_job, missing, on_lost=_lost))
+    done = _with_jobs(missing, pool.map(run_job, missing, on_lost=_lost))
     for job, row in report.track(done, "replays", len(missing)):
         kept.put(job, row)
         rows[job] = row
@@ -270,7 +270,7 @@ class _Kept:
     def put(self, job: Job, row: dict[str, Any]) -> None:
         path = self._path(job)
         if path is not None and row["error"] is None:
-            write_whole(path, json.dumps(row))
+            atomic_write(path, json.dumps(row))
 
     def _path(self, job: Job) -> Path | None:
         if self._folder is None:
@@ -285,10 +285,10 @@ class _Kept:
         return self._folder / f"{hashlib.sha256('|'.join(told).encode()).hexdigest()[:32]}.json"
 
 
-# ``avq replay``: one log with one bundle, or every log with every bundle over a fleet.
+# ``avq replay``: one log with one bundle, or every log with every bundle over a pool.
 
 
-def replay_asked(
+def run_replay(
     *,
     logs: Sequence[str],
     bundles: Sequence[Path],
@@ -303,7 +303,7 @@ def replay_asked(
     """``options`` are the other arguments of ``replay_log``. Raises what it raises."""
     if mine_folder is not None:
         _check_mining(bundles, options)
-        with fleet_of(ray) as fleet:
+        with worker_pool(ray) as pool:
             return mine(
                 logs=[absolute(log) for log in logs],
                 bundle=bundles[0],
@@ -312,15 +312,15 @@ def replay_asked(
                 count=mine_count,
                 licence=licence,
                 frames=options["frames"],
-                fleet=fleet,
+                pool=pool,
                 host=host,
                 report=report,
             )
     if len(logs) == len(bundles) == 1 and ray is None:
         return replay_log(log=logs[0], bundle=bundles[0], host=host, report=report, **options)
     _check(logs, bundles, options)
-    with fleet_of(ray) as fleet:
-        return replay_many(logs=logs, bundles=bundles, fleet=fleet, report=report, **options)
+    with worker_pool(ray) as pool:
+        return replay_many(logs=logs, bundles=bundles, pool=pool, report=report, **options)
 
 
 def _check(logs: Sequence[str], bundles: Sequence[Path], options: dict[str, Any]) -> None:

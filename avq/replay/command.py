@@ -20,7 +20,7 @@ from avq.replay.log_sources import open_log
 from avq.replay.outcome import Accepted, Outcome
 from avq.replay.reference import Reference, read_reference, require_acceptable, write_reference
 from avq.replay.result import ReplayResult
-from avq.replay.run import Policy, ReplayRequest, bench_of, replay
+from avq.replay.run import Policy, ReplayRequest, build_metrics, replay
 from avq.replay.stage_times import PairedTimes, over_limits, paired_times, slower, timed_alone
 from avq.replay.timing import Timing
 from avq.replay.verdict import judge, require_same_log
@@ -117,7 +117,7 @@ def _against_bundle(
 ) -> Outcome:
     """Both bundles in this very run, so that their times can be paired too."""
     first = replay(replace(request, bundle=other), host=host, report=report)
-    known = {first.bundle_digest: bench_of(other)}
+    known = {first.bundle_digest: build_metrics(other)}
     result = replay(replace(request, known=known), host=host, report=report)
     log = open_log(request.log, host.sources())
     paired: PairedTimes = paired_times(log, other, request.bundle, host)

@@ -1,4 +1,4 @@
-"""One drive that can be replayed: its frames, and what its record says of them."""
+"""A recorded drive as a sequence of frames: read on one thread, decoded ahead on others."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from typing import Any
 from avq.errors import DataError
 from avq.types import U8, StageTimes
 
-# Pictures of a log in the order they reached the service, decoded ahead in a bounded pool.
-
 FrameKey = tuple[str, int]
-#: Pictures that may lie decoded: enough to bridge a slow one, 25 MB at 1280x720.
+#: Decoded pictures that may wait in the queue: enough to bridge a slow one, 25 MB at 1280x720.
 AHEAD = 8
 _POLL_S = 0.1
 
@@ -28,10 +26,11 @@ class LoggedFrame:
     """One picture of a log.
 
     Attributes:
-        camera, seq: as the daemon counted it; logs of others are counted from 0.
-        t_capture_ns: since the first capture of the log.
-        arrival_ns: when it reached the inbox, on the same clock.
-        load: its pixels, (H, W, 3) uint8 BGR; None when they cannot be read. Called once.
+        camera: camera id.
+        seq: sequence number of the daemon; in logs of other tools counted from 0.
+        t_capture_ns: nanoseconds since the first capture of the log.
+        arrival_ns: arrival in the inbox, on the same clock.
+        load: returns the pixels, (H, W, 3) uint8 BGR, or None when they cannot be read; called once.
     """
 
     camera: str
@@ -51,54 +50,59 @@ class _Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A frame with its pixels, and what else was made of them ahead; None where they cannot be read."""
+class LoadedFrame:
+    """A frame with its pixels.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 BGR; None when they cannot be read.
+        prepared: result of the ``prepare`` function of ``prepare_ahead``; None without one.
+    """
 
     frame: LoggedFrame
     pixels: U8 | None
-    made: Any = None
+    prepared: Any = None
 
 
 _Item = tuple[LoggedFrame, "Future[tuple[U8 | None, Any]]"] | _Failed | None
-Make = Callable[[U8], Any]
+Prepare = Callable[[U8], Any]
 
 
-def loaded_ahead(
+def load_ahead(
     frames: Generator[LoggedFrame, None, None], *, workers: int
 ) -> Generator[tuple[LoggedFrame, U8 | None], None, None]:
-    """(frame, pixels) as ``made_ahead`` has them."""
-    loaded = made_ahead(frames, None, workers=workers)
-    with closing(loaded):
-        for one in loaded:
-            yield one.frame, one.pixels
+    """Yield (frame, pixels) as ``prepare_ahead`` does; pixels are (H, W, 3) uint8 BGR or None."""
+    loaded_frames = prepare_ahead(frames, None, workers=workers)
+    with closing(loaded_frames):
+        for loaded in loaded_frames:
+            yield loaded.frame, loaded.pixels
 
 
-def made_ahead(
-    frames: Generator[LoggedFrame, None, None], make: Make | None, *, workers: int
-) -> Generator[Loaded, None, None]:
-    """The pictures in the order of ``frames``; at most ``AHEAD`` are decoded before they are asked for.
+def prepare_ahead(
+    frames: Generator[LoggedFrame, None, None], prepare: Prepare | None, *, workers: int
+) -> Generator[LoadedFrame, None, None]:
+    """Yield the pictures in the order of ``frames``; at most ``AHEAD`` are decoded in advance.
 
-    The log is read on a thread of its own, ``workers`` more decode, and ``make`` something of the pixels. What
-    any of this raises is raised here, at the place in the order where it happened.
+    One thread reads the log, ``workers`` threads decode the pictures and call ``prepare`` with the pixels. An
+    exception on any of them is raised here, at its place in the order.
     """
     queue: Queue[_Item] = Queue(AHEAD)
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="avq-decode")
-    reader = threading.Thread(target=_read, args=(frames, pool, queue, stopped, make), daemon=True)
+    reader = threading.Thread(target=_read, args=(frames, pool, queue, stopped, prepare), daemon=True)
     reader.start()
     try:
         while (item := queue.get()) is not None:
             if isinstance(item, _Failed):
                 raise item.error
             frame, future = item
-            yield Loaded(frame, *future.result())
+            yield LoadedFrame(frame, *future.result())
     finally:
         stopped.set()
-        with suppress(Empty):  # a reader that waits for room sees the stop
+        with suppress(Empty):  # a reader that waits for room in the queue sees the stop
             queue.get_nowait()
         reader.join()
         pool.shutdown(wait=True, cancel_futures=True)
-        frames.close()  # nobody reads any more
+        frames.close()
 
 
 def _read(
@@ -106,21 +110,21 @@ def _read(
     pool: ThreadPoolExecutor,
     queue: Queue[_Item],
     stopped: threading.Event,
-    make: Make | None,
+    prepare: Prepare | None,
 ) -> None:
     last: _Item = None
     try:
         for frame in frames:
-            if not _put(queue, (frame, pool.submit(_load, frame, make)), stopped):
+            if not _put(queue, (frame, pool.submit(_load, frame, prepare)), stopped):
                 return
     except BaseException as error:
         last = _Failed(error)
     _put(queue, last, stopped)
 
 
-def _load(frame: LoggedFrame, make: Make | None) -> tuple[U8 | None, Any]:
+def _load(frame: LoggedFrame, prepare: Prepare | None) -> tuple[U8 | None, Any]:
     pixels = frame.load()
-    return pixels, None if pixels is None or make is None else make(pixels)
+    return pixels, None if pixels is None or prepare is None else prepare(pixels)
 
 
 def _put(queue: Queue[_Item], item: _Item, stopped: threading.Event) -> bool:
@@ -135,12 +139,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a flight record says of one published frame.
+class RecordedTimes:
+    """Stage times of one published frame in a flight record.
 
     Attributes:
-        times: per stage, as measured on the road.
-        bundle: digest of the bundle that served it; '' when the log does not say.
+        times: measured in the vehicle.
+        bundle: digest of the bundle that served the frame; "" when the log does not hold it.
     """
 
     times: StageTimes
@@ -152,49 +156,53 @@ class Log:
     """A drive that can be replayed any number of times.
 
     Attributes:
-        uri: as it was named.
-        live: its frames came from cameras that wait for nobody; False: frames wait for the engine.
-        frames: opens the log anew and yields its pictures in order of arrival.
+        uri: path or URI as given by the user.
+        live: True for frames of cameras, which do not wait for the engine; False for files, which do.
+        frames: opens the log again and yields its pictures in order of arrival.
+        digest: returns the SHA-256 of the content, computed on the call.
         recorded: stage times by frame, where the log has them.
-        workers: threads that may decode at once, beside the one that reads the log.
-        start_unix_ns: of the first capture; 0 when unknown.
-        remark: what could not be read of it, in words.
-        digest: SHA-256 of what it holds, computed when asked for.
+        workers: threads that may decode at once, in addition to the one that reads the log.
+        start_unix_ns: Unix time of the first capture; 0 when unknown.
+        remark: describes the part that could not be read; "" when all could.
     """
 
     uri: str
     live: bool
     frames: Callable[[], Generator[LoggedFrame, None, None]]
     digest: Callable[[], str]
-    recorded: Mapping[FrameKey, Recorded] = field(default_factory=dict)
+    recorded: Mapping[FrameKey, RecordedTimes] = field(default_factory=dict)
     workers: int = 1
     start_unix_ns: int = 0
     remark: str = ""
 
 
 class EndOfLogError(Exception):
-    """Raised by ``frames`` after the last one, with what could not be read."""
+    """Raised by ``Log.frames`` after the last frame; ``remark`` describes what could not be read."""
 
     def __init__(self, remark: str) -> None:
         self.remark = remark
         super().__init__(remark)
 
 
-def pictures_of(log: Log, wanted: Collection[FrameKey]) -> dict[FrameKey, U8]:
-    """Pixels of a few frames, read from the log once more; those that cannot be read are missing."""
-    found: dict[FrameKey, U8] = {}
+def read_pictures(log: Log, keys: Collection[FrameKey]) -> dict[FrameKey, U8]:
+    """Read the pixels of a few frames from the log again.
+
+    Returns:
+        Frame key -> (H, W, 3) uint8 BGR; frames that cannot be read are missing.
+    """
+    pictures: dict[FrameKey, U8] = {}
     frames = log.frames()
     with closing(frames), suppress(EndOfLogError):
         for frame in frames:
-            if frame.key in wanted and (pixels := frame.load()) is not None:
-                found[frame.key] = pixels
-            if len(found) == len(wanted):
+            if frame.key in keys and (pixels := frame.load()) is not None:
+                pictures[frame.key] = pixels
+            if len(pictures) == len(keys):
                 break
-    return found
+    return pictures
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file. Raises DataError when it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal. Raises DataError when it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -21,8 +21,8 @@ from avq.errors import AvqError, DataError, RequestError
 from avq.hookspecs import FrameSource, SourceType
 from avq.recording import LogReader, Record
 from avq.recording.images import decode_image, is_image
-from avq.recording.source import asked_log, choose_topic
-from avq.replay.log import EndOfLogError, FrameKey, Log, LoggedFrame, Recorded, file_digest
+from avq.recording.source import choose_topic, parse_log_uri
+from avq.replay.log import EndOfLogError, FrameKey, Log, LoggedFrame, RecordedTimes, file_digest
 from avq.sources import open_source
 from avq.sources.files import SUFFIXES
 from avq.sources.scene import DrawnDrive, asked_drive
@@ -84,7 +84,7 @@ def open_mcap(uri: str) -> Log:
 
     Raises DataError when it holds no pictures, RequestError for an unknown topic.
     """
-    path, topic = asked_log(uri)
+    path, topic = parse_log_uri(uri)
     scan = _scan(path)
     if not scan.stamps:
         raise _no_pictures(path, scan)
@@ -150,9 +150,9 @@ def _no_pictures(path: Path, scan: _Scan) -> DataError:
     )
 
 
-def _recorded(scan: _Scan) -> Mapping[FrameKey, Recorded]:
+def _recorded(scan: _Scan) -> Mapping[FrameKey, RecordedTimes]:
     return {
-        key: Recorded(
+        key: RecordedTimes(
             StageTimes(row.queue_ns, row.preprocess_ns, row.infer_ns, row.decode_ns),
             scan.bundles.get(key, ""),
         )

@@ -15,12 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.errors import DataError, RequestError
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.replay.log import FrameKey, pictures_of
+from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
 from avq.replay.mining_rank import SIGNALS, Judged, MineJob, Ranked, choose, judge_log, rank
 from avq.types import U8
@@ -58,7 +58,7 @@ def write_set(
         name = f"mined_{digest[:16]}.png"
         if digest not in known:
             known.add(digest)
-            write_whole(folder / name, data)
+            atomic_write(folder / name, data)
             rows.append(_row(name, digest, row, log_digests[row.frame.log], licence))
             images.append({"file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
             boxes.append((name, row))
@@ -67,7 +67,7 @@ def write_set(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(folder / INDEX, text.getvalue())
+    atomic_write(folder / INDEX, text.getvalue())
     return len(images)
 
 
@@ -140,7 +140,7 @@ def _write_proposals(
                 }
             )
     table["categories"] = [{"id": number, "name": name} for name, number in ids.items()]
-    write_whole(path, json.dumps(table))
+    atomic_write(path, json.dumps(table))
 
 
 GAP_S = 0.5
@@ -220,7 +220,7 @@ def mine(
     count: int,
     licence: str,
     frames: int | None,
-    fleet: Fleet,
+    pool: WorkerPool,
     host: PluginHost,
     report: Reporter,
 ) -> Mined:
@@ -233,7 +233,7 @@ def mine(
         RequestError: nothing can speak for a frame. DataError: a log or the folder cannot be used.
     """
     jobs = [MineJob(log, bundle.resolve(), other and other.resolve(), frames) for log in logs]
-    judged = tuple(report.track(fleet.map(judge_log, jobs), "logs", len(jobs)))
+    judged = tuple(report.track(pool.map(judge_log, jobs), "logs", len(jobs)))
     every = [frame for one in judged for frame in one.frames]
     if not any(frame.signals for frame in every):
         raise RequestError(
@@ -251,7 +251,7 @@ def _pixels(chosen: Sequence[Ranked], host: PluginHost) -> dict[tuple[str, Frame
     found: dict[tuple[str, FrameKey], U8] = {}
     for log in dict.fromkeys(row.frame.log for row in chosen):
         wanted = {row.frame.key for row in chosen if row.frame.log == log}
-        pictures = pictures_of(open_log(log, host.sources()), wanted)
+        pictures = read_pictures(open_log(log, host.sources()), wanted)
         found |= {(log, key): pixels for key, pixels in pictures.items()}
     return found
 

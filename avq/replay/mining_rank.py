@@ -18,7 +18,7 @@ from avq.plugins import PluginHost
 from avq.preprocess import Preprocessor
 from avq.recording import LogReader
 from avq.replay.differences import pair_frames
-from avq.replay.log import FrameKey, loaded_ahead
+from avq.replay.log import FrameKey, load_ahead
 from avq.replay.log_sources import open_log
 from avq.replay.result import ReplayResult
 from avq.replay.run import ReplayRequest, replay
@@ -231,7 +231,7 @@ def _drift(job: MineJob, host: PluginHost, wanted: Mapping[FrameKey, object]) ->
     scores: dict[FrameKey, float] = {}
     session = engine.open(bundle.read(PROBE), SessionOptions())
     try:
-        with closing(loaded_ahead(log.frames(), workers=log.workers)) as frames:
+        with closing(load_ahead(log.frames(), workers=log.workers)) as frames:
             for frame, pixels in frames:
                 if pixels is not None and frame.key in wanted:
                     ratios = session.infer(preprocessor.prepare(pixels).tensor)

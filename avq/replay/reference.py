@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from avq.atomic_file import written_whole
+from avq.atomic_file import atomic_write_path
 from avq.daemon.inbox import FrameCounts
 from avq.errors import DataError, RequestError
 from avq.recording import LogReader, LogWriter, Record
@@ -102,8 +102,8 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
     head = msgspec.json.encode(_head(result, tolerances), order="sorted").decode()
     with suppress(OSError):  # the writer below tells
         path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside:
-        log = LogWriter(aside, {"format": FORMAT, "address": address, "head": head})
+    with atomic_write_path(path) as temporary:
+        log = LogWriter(temporary, {"format": FORMAT, "address": address, "head": head})
         for answer in result.answers:
             seen = answer.detections
             at_ns = result.start_unix_ns + seen.t_capture_ns

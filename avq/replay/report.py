@@ -8,13 +8,13 @@ from typing import Any
 
 import cv2
 
-from avq.atomic_file import write_whole, written_whole
+from avq.atomic_file import atomic_write, atomic_write_path
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.recording import LogWriter
 from avq.recording.recorder import annotations_message, picture_message
 from avq.recording.schemas import COMPRESSED_IMAGE, IMAGE_ANNOTATIONS
-from avq.replay.log import FrameKey, pictures_of
+from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
 from avq.replay.outcome import Outcome, told, told_cells
 from avq.replay.report_page import replay_page, shown_pairs
@@ -38,8 +38,8 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
     Raises DataError when it cannot be written.
     """
     chosen = {pair.key for pair in outcome.worst_pairs()[:_MOST_LOG_FRAMES]} | set(pictures)
-    with written_whole(path) as aside:
-        log = LogWriter(aside, {"format": "avq replay both 1", "headline": outcome.headline})
+    with atomic_write_path(path) as temporary:
+        log = LogWriter(temporary, {"format": "avq replay both 1", "headline": outcome.headline})
         _write_pictures(log, outcome.result, pictures)
         for name, run in (("reference", outcome.reference), ("replay", outcome.result)):
             for answer in run.answers if run is not None else ():
@@ -174,14 +174,14 @@ def write_report(outcome: Outcome, folder: Path, host: PluginHost) -> dict[str, 
         raise DataError(f"{folder} cannot be made", seen=str(error), fix="choose another --report") from None
     log = open_log(outcome.result.log, host.sources())
     shown = shown_pairs(outcome, _MOST_FRAMES)
-    pictures = pictures_of(log, {pair.key for pair in shown})
+    pictures = read_pictures(log, {pair.key for pair in shown})
     text = replay_page(outcome, shown, pictures)
     while len(text.encode()) > LIMIT_BYTES and shown:
         shown = shown[: len(shown) // 2]
         text = replay_page(outcome, shown, pictures)
     files = {"page": folder / PAGE, "comment": folder / COMMENT}
-    write_whole(files["page"], text)
-    write_whole(files["comment"], markdown(outcome))
+    atomic_write(files["page"], text)
+    atomic_write(files["comment"], markdown(outcome))
     if outcome.verdict is not None:
         files["both"] = folder / BOTH
         write_both(files["both"], outcome, pictures)

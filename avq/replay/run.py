@@ -1,4 +1,4 @@
-"""Replay one log with one bundle: from the inbox to the governor, on a clock that moves only when told to."""
+"""Replay one log with one bundle through the daemon's own pipeline, from inbox to governor, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -21,22 +21,31 @@ from avq.engines.cpu import instruction_set
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
-from avq.replay.log import EndOfLogError, Loaded, Log, made_ahead
+from avq.replay.log import EndOfLogError, LoadedFrame, Log, prepare_ahead
 from avq.replay.log_sources import open_log
 from avq.replay.result import Answer, ReplayResult
-from avq.replay.timing import Bench, PrepareAhead, Stages, Timing, plan_timing, timed
+from avq.replay.timing import (
+    BuildMetrics,
+    InputPreparer,
+    Timing,
+    VirtualStages,
+    plan_timing,
+    with_virtual_time,
+)
 from avq.types import Frame, LatencyBudget, PreprocessSpec, Published, StageTimes
 
-# The daemon's loop over a log: what arrives when, what waits, what is dropped, and where every frame
-# went.
-
-#: A frame that the daemon dropped on the road is not in its record.
+#: Cause of frames that the recording daemon dropped: they are missing in the log.
 UNRECORDED = "unrecorded"
 UNREADABLE = "unreadable"
 
 
-class Kept:
-    """Takes what the pipeline publishes."""
+class CollectingPublisher:
+    """Collect in memory what the pipeline publishes.
+
+    Attributes:
+        messages: published messages, in order.
+        times: stage times of each message.
+    """
 
     def __init__(self) -> None:
         self.messages: list[Published] = []
@@ -47,37 +56,52 @@ class Kept:
         self.times.append(times)
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """The pipeline keeps them."""
+        """Ignore the event: the pipeline keeps all of them."""
 
 
-class Drive:
-    """The loop of the daemon without threads: time passes where the plan says, or until the next frame comes."""
+class ReplayLoop:
+    """Run the daemon's loop without threads, on a virtual clock.
+
+    The clock advances by the planned stage times, and to the arrival of the next frame when none waits.
+    """
 
     def __init__(
-        self, log: Log, pipeline: Pipeline, stages: Stages, ahead: PrepareAhead | None, *, live: bool
+        self,
+        log: Log,
+        pipeline: Pipeline,
+        stages: VirtualStages,
+        prepare: InputPreparer | None,
+        *,
+        live: bool,
     ) -> None:
         self.inbox = Inbox()
         self.remark = log.remark
-        self._log, self._pipeline, self._stages, self._ahead, self._live = log, pipeline, stages, ahead, live
+        self._log, self._pipeline, self._stages, self._prepare, self._live = (
+            log,
+            pipeline,
+            stages,
+            prepare,
+            live,
+        )
         self._clock = stages.clock
         self._lost: dict[str, Counter[str]] = {}
         self._expected: dict[str, int] = {}
-        self._next: Loaded | None = None
+        self._next: LoadedFrame | None = None
 
     def run(self, limit: int | None, report: Reporter) -> None:
-        """Until the log ends or ``limit`` frames are published."""
-        frames = made_ahead(self._log.frames(), self._ahead, workers=self._log.workers)
+        """Replay until the log ends or ``limit`` frames are published."""
+        frames = prepare_ahead(self._log.frames(), self._prepare, workers=self._log.workers)
         try:
             self._advance(frames)
-            for _ in report.track(self._turns(frames), f"replay {Path(self._log.uri).name}", limit or 0):
+            for _ in report.track(self._steps(frames), f"replay {Path(self._log.uri).name}", limit or 0):
                 if limit is not None and len(self._stages.measured) >= limit:
                     break
         finally:
             frames.close()
         self.inbox.drop_waiting()
 
-    def _turns(self, frames: Generator[Loaded, None, None]) -> Iterator[None]:
-        """One step per published frame."""
+    def _steps(self, frames: Generator[LoadedFrame, None, None]) -> Iterator[None]:
+        """Yield once per published frame."""
         while True:
             self._offer_due(frames)
             arrival = self.inbox.take()
@@ -92,16 +116,16 @@ class Drive:
                 self.inbox.finished(arrival.frame.camera)
                 yield
 
-    def _offer_due(self, frames: Generator[Loaded, None, None]) -> None:
-        """Everything that has arrived by now; of a file, the one frame it holds out."""
+    def _offer_due(self, frames: Generator[LoadedFrame, None, None]) -> None:
+        """Offer every frame that has arrived by now; of files, which wait for the reader, one frame."""
         while self._next is not None:
             frame, pixels = self._next.frame, self._next.pixels
             if self._live and frame.arrival_ns > self._clock.now_ns():
                 return
-            lost = self._account_for(frame.camera, frame.seq, readable=pixels is not None)
+            lost = self._count_losses(frame.camera, frame.seq, readable=pixels is not None)
             if pixels is not None:
-                if self._next.made is not None:
-                    self._stages.made[frame.key] = self._next.made
+                if self._next.prepared is not None:
+                    self._stages.prepared[frame.key] = self._next.prepared
                 picture = Frame(frame.camera, frame.seq, frame.t_capture_ns, pixels)
                 self.inbox.offer(Arrival(picture, live=self._live), lost)
             else:
@@ -110,8 +134,8 @@ class Drive:
             if not self._live and pixels is not None:
                 return
 
-    def _account_for(self, camera: str, seq: int, *, readable: bool) -> dict[str, int]:
-        """Cumulative losses of a camera, frames missing before this one included."""
+    def _count_losses(self, camera: str, seq: int, *, readable: bool) -> dict[str, int]:
+        """Return the cumulative losses of a camera by cause, including the frames missing before this one."""
         if camera not in self._lost:
             self._lost[camera] = Counter()
             self.inbox.open_camera(camera, every=not self._live)
@@ -124,7 +148,7 @@ class Drive:
             lost[UNREADABLE] += 1
         return dict(lost)
 
-    def _advance(self, frames: Generator[Loaded, None, None]) -> None:
+    def _advance(self, frames: Generator[LoadedFrame, None, None]) -> None:
         try:
             self._next = next(frames, None)
         except EndOfLogError as end:
@@ -140,16 +164,16 @@ Policy = Literal["auto", "every", "newest"]
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    """What to replay; plain data that can be pickled and sent to another machine.
+    """Arguments of one replay; plain data that can be pickled and sent to another machine.
 
     Attributes:
         log: path or URI.
         bundle: the bundle folder.
-        config: a run configuration whose budget and modes hold; its bundle is replaced by ``bundle``.
-        timing: stage times; None takes recorded ones where the log has this bundle's, else scaled ones.
-        policy: "auto": newest wins for logs of cameras, every frame of files.
-        frames: stop after so many published frames.
-        known: bundle digest -> what its build measured, of bundles that recorded the log but are not at hand.
+        config: a run configuration; its budget, camera deadlines and modes apply, not its bundle.
+        timing: source of stage times; None uses recorded times if the log has those of this bundle, else scaled ones.
+        policy: "auto" replays the newest frame of camera logs and every frame of files.
+        frames: stop after so many published frames; None replays the whole log.
+        known: bundle digest -> build metrics, of bundles that recorded the log but are not available here.
     """
 
     log: str
@@ -158,20 +182,25 @@ class ReplayRequest:
     timing: Timing | None = None
     policy: Policy = "auto"
     frames: int | None = None
-    known: Mapping[str, Bench] = field(default_factory=dict)
+    known: Mapping[str, BuildMetrics] = field(default_factory=dict)
 
 
 def replay(
     request: ReplayRequest, *, host: PluginHost | None = None, report: Reporter | None = None
 ) -> ReplayResult:
-    """Every frame of the log through preprocess, engine, decode, judge and governor.
+    """Run every frame of the log through preprocessing, engine, decoder, latency judge and governor.
 
     The same log, bundle digest, configuration and instruction set give the same bits, except with
-    ``timing="measured"``, where the decisions follow this machine.
+    ``timing="measured"``, where the decisions depend on the speed of this machine.
+
+    Args:
+        request: what to replay.
+        host: plugins; None loads the installed ones.
+        report: progress; None is silent.
 
     Raises:
         DataError: the log holds no readable picture.
-        RequestError, BundleError, MachineError: it cannot be opened, or not here.
+        RequestError, BundleError, MachineError: log or bundle cannot be opened, or not on this machine.
     """
     plugins = host or PluginHost()
     log = open_log(request.log, plugins.sources())
@@ -197,53 +226,55 @@ def _replay(
     report: Reporter,
 ) -> ReplayResult:
     benches = {
-        mode.parts.bundle_digest: bench_of(source.bundle) for source, mode in zip(sources, modes, strict=True)
+        mode.parts.bundle_digest: build_metrics(source.bundle)
+        for source, mode in zip(sources, modes, strict=True)
     }
     plan = plan_timing(request.timing, log.recorded, benches, {**request.known, **benches})
     budget = config.budget.latency_budget() if config is not None else _BUDGET
-    clock, kept = ReplayClock(), Kept()
-    stages = Stages(plan, clock)
+    clock, publisher = ReplayClock(), CollectingPublisher()
+    stages = VirtualStages(plan, clock)
     for mode in {id(mode.parts.session): mode for mode in modes}.values():
         warm_up(mode.parts)
     ladder = [
         replace(
             mode,
-            parts=timed(mode.parts, stages),
+            parts=with_virtual_time(mode.parts, stages),
             cost_ns=plan.cost_ns(mode.parts.bundle_digest),
         )
         for mode in modes
     ]
-    pipeline = Pipeline(ladder, clock, budget, kept)
-    began_ns = time.monotonic_ns()
-    drive = Drive(log, pipeline, stages, _ahead(modes, stages), live=_live(request.policy, log))
+    deadlines_ns = config.deadlines_ns() if config is not None else {}
+    pipeline = Pipeline(ladder, clock, budget, publisher, deadlines_ns=deadlines_ns)
+    start_ns = time.monotonic_ns()
+    loop = ReplayLoop(log, pipeline, stages, _preparer(modes, stages), live=_live(request.policy, log))
     try:
-        drive.run(request.frames, report)
-        boxes = [stages.boxes(index, message.detections) for index, message in enumerate(kept.messages)]
+        loop.run(request.frames, report)
+        boxes = [stages.boxes(index, message.detections) for index, message in enumerate(publisher.messages)]
     finally:
         stages.close()
-    seconds = (time.monotonic_ns() - began_ns) / 1e9
-    if not kept.messages:
+    seconds = (time.monotonic_ns() - start_ns) / 1e9
+    if not publisher.messages:
         raise DataError(
             f"no frame of {log.uri} could be replayed",
-            seen=drive.remark or f"dropped: {drive.inbox.counts().dropped or 'none'}",
-            fix="check that it holds pictures: avq inspect",
+            seen=loop.remark or f"dropped: {loop.inbox.counts().dropped or 'none'}",
+            fix="check that the log holds images: avq inspect",
         )
     session = modes[0].parts.session
     return ReplayResult(
         log=request.log,
         log_digest=log.digest(),
         bundle_digest=modes[0].parts.bundle_digest,
-        config_digest=_config_digest(request, budget, sources, modes),
+        config_digest=_config_digest(request, budget, deadlines_ns, sources, modes),
         machine=f"{session.engine} {version} {session.precision}, {instruction_set()}",
         labels=modes[0].parts.labels,
         answers=tuple(
             Answer(replace(message, detections=seen), virtual, row.times())
             for message, seen, virtual, row in zip(
-                kept.messages, boxes, kept.times, stages.measured, strict=True
+                publisher.messages, boxes, publisher.times, stages.measured, strict=True
             )
         ),
         events=tuple(pipeline.events),
-        account=drive.inbox.counts(),
+        account=loop.inbox.counts(),
         modes=tuple(pipeline.modes),
         misses=pipeline.judge.misses,
         timing=plan.kind,
@@ -251,22 +282,22 @@ def _replay(
         seconds=seconds,
         engine_seconds=stages.engine_ns / 1e9,
         benches=benches,
-        remark=drive.remark,
+        remark=loop.remark,
         start_unix_ns=log.start_unix_ns,
     )
 
 
-def _ahead(modes: Sequence[Mode], stages: Stages) -> PrepareAhead | None:
-    """Inputs for the best mode; one with another preprocessing prepares its own."""
+def _preparer(modes: Sequence[Mode], stages: VirtualStages) -> InputPreparer | None:
+    """Return a preparer of network inputs for the best mode; modes with another preprocessing prepare their own."""
     spec = getattr(modes[0].parts.preprocessor, "spec", None)
-    return PrepareAhead(spec) if stages.in_advance and isinstance(spec, PreprocessSpec) else None
+    return InputPreparer(spec) if stages.precomputed and isinstance(spec, PreprocessSpec) else None
 
 
-def bench_of(bundle: Path) -> Bench:
-    """What the build of a bundle measured of itself."""
+def build_metrics(bundle: Path) -> BuildMetrics:
+    """Return the metrics that the build of a bundle wrote into its manifest."""
     from avq.bundle import open_bundle
 
-    metrics: Bench = open_bundle(bundle, allow_unaccepted=True).manifest.metrics
+    metrics: BuildMetrics = open_bundle(bundle, allow_unaccepted=True).manifest.metrics
     return metrics
 
 
@@ -275,9 +306,13 @@ def _live(policy: Policy, log: Log) -> bool:
 
 
 def _config_digest(
-    request: ReplayRequest, budget: LatencyBudget, sources: Sequence[ModeSource], modes: Sequence[Mode]
+    request: ReplayRequest,
+    budget: LatencyBudget,
+    deadlines_ns: Mapping[str, int],
+    sources: Sequence[ModeSource],
+    modes: Sequence[Mode],
 ) -> str:
-    """Of what decides about frames, the bundle in question left out: references outlive it."""
+    """Return the digest of all settings that influence decisions; not of the bundle, which references outlive."""
     own = modes[0].parts.bundle_digest
     rungs = [
         {
@@ -287,10 +322,12 @@ def _config_digest(
         }
         for source, mode in zip(sources, modes, strict=True)
     ]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "budget": [budget.deadline_ns, budget.window_frames, budget.max_miss_ratio],
         "modes": rungs,
         "policy": request.policy,
         "frames": request.frames,
     }
-    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+    if deadlines_ns:  # left out when empty: digests of configurations without them stay as they are
+        settings["deadlines_ns"] = dict(deadlines_ns)
+    return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()

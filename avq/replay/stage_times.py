@@ -17,7 +17,7 @@ from avq.daemon.step import Parts, step
 from avq.errors import DataError
 from avq.measure.latency import LatencySamples, ratio_interval
 from avq.plugins import PluginHost
-from avq.replay.log import EndOfLogError, FrameKey, Log, loaded_ahead
+from avq.replay.log import EndOfLogError, FrameKey, Log, load_ahead
 from avq.replay.result import ReplayResult
 from avq.types import Frame, StageTimes
 
@@ -115,7 +115,7 @@ def _turns(log: Log, sides: Sequence[Parts], frames: int) -> tuple[list[list[Sta
     clock = SystemClock()
     times: list[list[StageTimes]] = [[] for _ in sides]
     keys: list[FrameKey] = []
-    pictures = loaded_ahead(log.frames(), workers=log.workers)
+    pictures = load_ahead(log.frames(), workers=log.workers)
     with closing(pictures), suppress(EndOfLogError):
         for frame, pixels in pictures:
             if pixels is None:

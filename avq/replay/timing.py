@@ -1,4 +1,7 @@
-"""How long each stage of each frame takes on the replay clock: pure, the same plan for the same log and bundles."""
+"""Virtual time of a replay: a plan of stage times per frame, and bundles whose stages advance the replay clock by it.
+
+The plan depends on the log and the bundles only, so the same replay takes the same decisions on any machine.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,34 @@ from avq.daemon.step import Decodes, Parts, Prepares
 from avq.errors import RequestError
 from avq.hookspecs import Session
 from avq.preprocess import Preprocessor
-from avq.replay.log import FrameKey, Recorded
+from avq.replay.log import FrameKey, RecordedTimes
 from avq.types import U8, Detections, Frame, ModelInput, PreprocessSpec, RawOutputs, StageTimes
 
 Timing = Literal["recorded", "scaled", "measured"]
-#: What a bundle's manifest says of its own bench: the ``metrics`` of a manifest.
-Bench = Mapping[str, Any]
+#: ``metrics`` of a bundle's manifest: figures that its build measured.
+BuildMetrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """Stage durations by frame and bundle.
+    """Stage times by frame and bundle.
 
     Attributes:
         kind: "recorded", "scaled" or "measured".
-        recorded: what the log says, by frame.
-        typical: medians of the log, for frames it says nothing of; the queue is what replay finds out.
+        recorded: stage times in the log, by frame.
+        typical: medians of the log, for frames without times; the queue time is a result of the replay.
         infer_ns: typical inference time per bundle digest.
-        remark: in words, what the plan rests on.
+        remark: describes the source of the times.
     """
 
     kind: Timing
-    recorded: Mapping[FrameKey, Recorded]
+    recorded: Mapping[FrameKey, RecordedTimes]
     typical: StageTimes
     infer_ns: Mapping[str, int]
     remark: str
 
-    def of(self, key: FrameKey, bundle: str) -> StageTimes:
-        """Durations of one frame served with ``bundle`` (a digest)."""
+    def stage_times(self, key: FrameKey, bundle: str) -> StageTimes:
+        """Return the stage times of one frame served with ``bundle`` (a digest)."""
         row = self.recorded.get(key)
         if row is None:
             return StageTimes(
@@ -54,54 +57,55 @@ class TimingPlan:
         ratio = self.ratio(bundle, row.bundle)
         return StageTimes(0, row.times.preprocess_ns, round(row.times.infer_ns * ratio), row.times.decode_ns)
 
-    def ratio(self, bundle: str, to: str) -> float:
-        """Inference time of ``bundle`` over that of the bundle ``to``; 1 where nothing is known."""
-        mine, theirs = self.infer_ns.get(bundle, 0), self.infer_ns.get(to, 0)
-        return mine / theirs if mine and theirs else 1.0
+    def ratio(self, bundle: str, reference: str) -> float:
+        """Return inference time of ``bundle`` / inference time of ``reference``; 1 when either is unknown."""
+        time_ns, reference_ns = self.infer_ns.get(bundle, 0), self.infer_ns.get(reference, 0)
+        return time_ns / reference_ns if time_ns and reference_ns else 1.0
 
     def cost_ns(self, bundle: str) -> float:
-        """Typical service time of one frame: what the ladder knows of a mode."""
+        """Return the typical service time of one frame, as the ladder needs it for a mode."""
         infer_ns = self.infer_ns.get(bundle, self.typical.infer_ns)
         return float(self.typical.preprocess_ns + infer_ns + self.typical.decode_ns)
 
 
 def plan_timing(
-    asked: Timing | None,
-    recorded: Mapping[FrameKey, Recorded],
-    bundles: Mapping[str, Bench],
-    known: Mapping[str, Bench],
+    timing: Timing | None,
+    recorded: Mapping[FrameKey, RecordedTimes],
+    bundles: Mapping[str, BuildMetrics],
+    known: Mapping[str, BuildMetrics],
 ) -> TimingPlan:
-    """The plan for these bundles on that log.
+    """Return the stage times of these bundles on that log.
 
     Args:
-        asked: None takes "recorded" where the log has times of the first bundle, else "scaled".
-        recorded: stage times of the log by frame; empty where it has none.
-        bundles: digest -> bench figures of the bundles replayed, best mode first.
+        timing: source of the times; None uses "recorded" if the log has times of the first bundle, else "scaled".
+        recorded: stage times in the log by frame; empty if it has none.
+        bundles: digest -> build metrics of the bundles replayed, best mode first.
         known: the same of bundles that are not replayed (such as that of a reference), for ratios.
 
-    Raises RequestError when recorded times are asked for and the log has none.
+    Raises:
+        RequestError: ``timing`` is "recorded" and the log has no times.
     """
     first = next(iter(bundles))
-    on_road = _medians(recorded.values())
-    if asked == "recorded" and not recorded:
+    recorded_infer_ns = _median_infer_ns(recorded.values())
+    if timing == "recorded" and not recorded:
         raise RequestError(
-            "this log holds no stage times",
+            "the log holds no stage times",
             seen="no /avq/timing messages",
-            fix="--timing scaled takes the bundle's own bench; avq run --log records times",
+            fix="use --timing scaled; avq run --log records stage times",
         )
-    kind: Timing = asked or ("recorded" if first in on_road else "scaled")
+    kind: Timing = timing or ("recorded" if first in recorded_infer_ns else "scaled")
     typical = _typical(recorded.values())
-    infer_ns = {digest: round(times) for digest, times in on_road.items()}
-    for digest, bench in bundles.items():
+    infer_ns = {digest: round(times) for digest, times in recorded_infer_ns.items()}
+    for digest, metrics in bundles.items():
         if digest not in infer_ns:
-            infer_ns[digest] = _infer_ns(bench, infer_ns, known)
-    if kind == "recorded" and first not in on_road and on_road:
-        infer_ns[first] = round(next(iter(on_road.values())))
-    return TimingPlan(kind, recorded, typical, infer_ns, _remark(kind, first, infer_ns, on_road))
+            infer_ns[digest] = _infer_ns(metrics, infer_ns, known)
+    if kind == "recorded" and first not in recorded_infer_ns and recorded_infer_ns:
+        infer_ns[first] = round(next(iter(recorded_infer_ns.values())))
+    return TimingPlan(kind, recorded, typical, infer_ns, _remark(kind, first, infer_ns, recorded_infer_ns))
 
 
-def _medians(rows: Iterable[Recorded]) -> dict[str, float]:
-    """Median inference time per bundle that served on the road, the one with most frames first."""
+def _median_infer_ns(rows: Iterable[RecordedTimes]) -> dict[str, float]:
+    """Return the median inference time per bundle in the log, the bundle with most frames first."""
     times: dict[str, list[int]] = {}
     for row in rows:
         times.setdefault(row.bundle, []).append(row.times.infer_ns)
@@ -109,7 +113,7 @@ def _medians(rows: Iterable[Recorded]) -> dict[str, float]:
     return {digest: float(median(values)) for digest, values in by_frames}
 
 
-def _typical(rows: Iterable[Recorded]) -> StageTimes:
+def _typical(rows: Iterable[RecordedTimes]) -> StageTimes:
     listed = [row.times for row in rows]
     if not listed:
         return StageTimes(0, 0, 0, 0)
@@ -117,89 +121,91 @@ def _typical(rows: Iterable[Recorded]) -> StageTimes:
     return StageTimes(0, stages["preprocess"], stages["infer"], stages["decode"])
 
 
-def _infer_ns(bench: Bench, on_road: Mapping[str, int], known: Mapping[str, Bench]) -> int:
-    """On the road's own scale where a bundle of the road has bench figures too, else as the bench measured."""
-    for digest, road_ns in on_road.items():
-        ratio = bench_ratio(bench, known[digest]) if digest in known else 0.0
+def _infer_ns(
+    metrics: BuildMetrics, recorded_infer_ns: Mapping[str, int], known: Mapping[str, BuildMetrics]
+) -> int:
+    """Scale the recorded time of a bundle whose build metrics are known; else use the build's own time."""
+    for digest, time_ns in recorded_infer_ns.items():
+        ratio = build_time_ratio(metrics, known[digest]) if digest in known else 0.0
         if ratio:
-            return round(road_ns * ratio)
-    return round(p50_ms(bench) * 1e6)
+            return round(time_ns * ratio)
+    return round(p50_ms(metrics) * 1e6)
 
 
-def bench_ratio(bench: Bench, other: Bench) -> float:
-    """Time of one bundle over that of another, from their builds: paired with the same float engine if it can be.
+def build_time_ratio(metrics: BuildMetrics, reference: BuildMetrics) -> float:
+    """Return time of a bundle / time of the reference, from their builds; 0 when either was not timed.
 
-    0 when either was never timed.
+    Ratios to the same float engine are preferred to absolute times.
     """
-    mine, theirs = _paired(bench), _paired(other)
-    if mine and theirs and bench["float"].get("engine") == other["float"].get("engine"):
-        return mine / theirs
-    a, b = p50_ms(bench), p50_ms(other)
-    return a / b if a and b else 0.0
+    to_float, reference_to_float = _ratio_to_float(metrics), _ratio_to_float(reference)
+    if to_float and reference_to_float and metrics["float"].get("engine") == reference["float"].get("engine"):
+        return to_float / reference_to_float
+    time_ms, reference_ms = p50_ms(metrics), p50_ms(reference)
+    return time_ms / reference_ms if time_ms and reference_ms else 0.0
 
 
-def p50_ms(bench: Bench) -> float:
-    """Of the bundle's engine, as its build measured it; 0 when it was not timed."""
-    chosen = bench.get("chosen")
+def p50_ms(metrics: BuildMetrics) -> float:
+    """Return the median inference time that the build measured; 0 when it was not timed."""
+    chosen = metrics.get("chosen")
     value = chosen.get("p50_ms") if isinstance(chosen, Mapping) else None
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _paired(bench: Bench) -> float:
-    """Ratio to the fastest float engine; 0 when it was not taken."""
-    chosen = bench.get("chosen")
+def _ratio_to_float(metrics: BuildMetrics) -> float:
+    """Return the paired ratio to the fastest float engine; 0 when it was not measured."""
+    chosen = metrics.get("chosen")
     ratio = chosen.get("ratio") if isinstance(chosen, Mapping) else None
-    known = isinstance(ratio, list | tuple) and bool(ratio) and isinstance(bench.get("float"), Mapping)
+    known = isinstance(ratio, list | tuple) and bool(ratio) and isinstance(metrics.get("float"), Mapping)
     return float(ratio[0]) if ratio and known else 0.0
 
 
-def _remark(kind: Timing, first: str, infer_ns: Mapping[str, int], on_road: Mapping[str, float]) -> str:
+def _remark(
+    kind: Timing, first: str, infer_ns: Mapping[str, int], recorded_infer_ns: Mapping[str, float]
+) -> str:
     if kind == "measured":
-        return "stage times as they pass on this machine: decisions are not repeatable"
+        return "stage times measured on this machine: decisions are not repeatable"
     if kind == "recorded":
-        return "stage times as recorded on the road"
+        return "stage times as recorded in the vehicle"
     if not infer_ns.get(first):
-        return "nothing is known of the bundle's speed: recorded times, or none, are taken as they are"
-    if on_road:
-        ratio = infer_ns[first] / max(1.0, next(iter(on_road.values())))
+        return "the speed of the bundle is unknown: recorded stage times are used unscaled"
+    if recorded_infer_ns:
+        ratio = infer_ns[first] / max(1.0, next(iter(recorded_infer_ns.values())))
         return f"recorded stage times, inference scaled by {ratio:.3f} for this bundle"
-    return f"no recorded times: {infer_ns[first] / 1e6:.2f} ms per inference, as the bundle's build measured"
+    return f"no recorded times: {infer_ns[first] / 1e6:.2f} ms per inference, as measured by the build"
 
 
-# An opened bundle whose stages take time on the replay clock, and are measured on the machine's.
-
-#: Raw outputs that may wait to be decoded.
-_BEHIND = 16
+#: Raw outputs that may wait for the decoding thread.
+_MAX_PENDING = 16
 _MACHINE = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A network input made ahead, for bundles of that preprocessing."""
+class PreparedInput:
+    """A network input prepared in advance, for bundles with the same preprocessing."""
 
     spec: PreprocessSpec
     model_input: ModelInput
     spent_ns: int
 
 
-class PrepareAhead:
-    """Network inputs of pictures, on any number of threads."""
+class InputPreparer:
+    """Prepare network inputs of pictures; may be called by several threads at once."""
 
     def __init__(self, spec: PreprocessSpec) -> None:
         self._spec = spec
-        self._mine = threading.local()
+        self._thread = threading.local()
 
-    def __call__(self, pixels: U8) -> Prepared:
-        if not hasattr(self._mine, "preprocessor"):
-            self._mine.preprocessor = Preprocessor(self._spec)
+    def __call__(self, pixels: U8) -> PreparedInput:
+        if not hasattr(self._thread, "preprocessor"):
+            self._thread.preprocessor = Preprocessor(self._spec)
         before_ns = _MACHINE.now_ns()
-        made = self._mine.preprocessor.prepare(pixels, copy=True)
-        return Prepared(self._spec, made, _MACHINE.now_ns() - before_ns)
+        model_input = self._thread.preprocessor.prepare(pixels, copy=True)
+        return PreparedInput(self._spec, model_input, _MACHINE.now_ns() - before_ns)
 
 
 @dataclass
-class Measured:
-    """One frame's real nanoseconds, and its boxes when they are decoded."""
+class MeasuredFrame:
+    """Real stage times of one frame, and its boxes once they are decoded."""
 
     preprocess_ns: int = 0
     infer_ns: int = 0
@@ -210,59 +216,61 @@ class Measured:
         return StageTimes(0, self.preprocess_ns, self.infer_ns, self.decode_ns)
 
 
-class Stages:
-    """What the stages of all modes share: the clock, the plan, and what was measured frame by frame.
+class VirtualStages:
+    """State shared by the stages of all modes: clock, timing plan, and the real times of every frame.
 
     Attributes:
-        made: inputs prepared ahead, by frame; put here when a frame is offered.
-        measured: per processed frame, in order.
+        prepared: inputs prepared in advance, by frame; added when a frame is offered.
+        measured: real stage times of every processed frame, in order.
     """
 
     def __init__(self, plan: TimingPlan, clock: ReplayClock) -> None:
         self.plan, self.clock = plan, clock
-        self.made: dict[FrameKey, Prepared] = {}
-        self.measured: list[Measured] = []
+        self.prepared: dict[FrameKey, PreparedInput] = {}
+        self.measured: list[MeasuredFrame] = []
         self.key: FrameKey = ("", 0)
-        self._behind: deque[Future[tuple[Detections, int]]] = deque()
+        self._pending: deque[Future[tuple[Detections, int]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="avq-boxes")
 
     @property
-    def in_advance(self) -> bool:
-        """The clock does not need to see how long a stage takes."""
+    def precomputed(self) -> bool:
+        """Whether stage times come from the plan, so that work may be done ahead or later."""
         return self.plan.kind != "measured"
 
     @property
     def engine_ns(self) -> int:
         return sum(row.infer_ns for row in self.measured)
 
-    def started(self, frame: Frame) -> Prepared | None:
-        """Another frame is being served; older ones of its camera never will be."""
+    def start_frame(self, frame: Frame) -> PreparedInput | None:
+        """Begin another frame and return its prepared input; inputs of older frames of its camera are dropped."""
         self.key = frame.camera, frame.seq
-        self.measured.append(Measured())
-        made = self.made.get(self.key)
-        self.made = {k: v for k, v in self.made.items() if k[0] != frame.camera or k[1] > frame.seq}
-        return made
+        self.measured.append(MeasuredFrame())
+        prepared = self.prepared.get(self.key)
+        self.prepared = {k: v for k, v in self.prepared.items() if k[0] != frame.camera or k[1] > frame.seq}
+        return prepared
 
-    def passes(self, bundle: str, stage: str, measured_ns: int) -> None:
-        """A stage is done: the clock moves by the plan."""
-        planned = getattr(self.plan.of(self.key, bundle), stage) if self.in_advance else measured_ns
+    def end_stage(self, bundle: str, stage: str, measured_ns: int) -> None:
+        """Advance the clock by the planned time of a stage, or by the measured one if there is no plan."""
+        planned = getattr(self.plan.stage_times(self.key, bundle), stage) if self.precomputed else measured_ns
         self.clock.advance_by(int(planned))
 
-    def later(self, decodes: Decodes, raw: RawOutputs, model_input: ModelInput, **frame: Any) -> Detections:
-        """Decode on the other thread; the message goes out with an empty place for the boxes."""
-        borrowed = {name: array.copy() for name, array in raw.items()}
-        future = self._pool.submit(_decoded, decodes, borrowed, model_input, frame)
+    def decode_later(
+        self, decodes: Decodes, raw: RawOutputs, model_input: ModelInput, **frame: Any
+    ) -> Detections:
+        """Decode on another thread; returns empty detections, which ``boxes`` replaces at the end."""
+        copies = {name: array.copy() for name, array in raw.items()}
+        future = self._pool.submit(_decoded, decodes, copies, model_input, frame)
         self.measured[-1].decoded = future
-        self._behind.append(future)
-        if len(self._behind) > _BEHIND:
-            self._behind.popleft().result()
+        self._pending.append(future)
+        if len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
         return Detections.none(**frame)
 
-    def boxes(self, index: int, seen: Detections) -> Detections:
-        """The boxes of the ``index``-th processed frame; its decoding time is known from here on."""
+    def boxes(self, index: int, detections: Detections) -> Detections:
+        """Return the boxes of the ``index``-th processed frame, and note its decoding time."""
         row = self.measured[index]
         if row.decoded is None:
-            return seen
+            return detections
         boxes, row.decode_ns = row.decoded.result()
         return boxes
 
@@ -279,14 +287,14 @@ def _decoded(
 
 
 @dataclass(frozen=True)
-class TimedStages:
-    """Preprocessor, session and decoder in one: does the work, then moves the clock by what the plan says."""
+class VirtualTimeStages:
+    """Preprocessor, session and decoder in one: does the work, then advances the replay clock by the planned time."""
 
     prepares: Prepares
     session: Session
     decodes: Decodes
     bundle: str
-    stages: Stages
+    stages: VirtualStages
 
     @property
     def engine(self) -> str:
@@ -297,36 +305,36 @@ class TimedStages:
         return self.session.precision
 
     def prepare(self, picture: Frame | U8) -> ModelInput:
-        made = self.stages.started(picture) if isinstance(picture, Frame) else None
-        if made is not None and made.spec == getattr(self.prepares, "spec", None):
-            ready, spent_ns = made.model_input, made.spent_ns
+        prepared = self.stages.start_frame(picture) if isinstance(picture, Frame) else None
+        if prepared is not None and prepared.spec == getattr(self.prepares, "spec", None):
+            model_input, spent_ns = prepared.model_input, prepared.spent_ns
         else:
             before_ns = _MACHINE.now_ns()
-            ready = self.prepares.prepare(picture)
+            model_input = self.prepares.prepare(picture)
             spent_ns = _MACHINE.now_ns() - before_ns
         self.stages.measured[-1].preprocess_ns = spent_ns
-        self.stages.passes(self.bundle, "preprocess_ns", spent_ns)
-        return ready
+        self.stages.end_stage(self.bundle, "preprocess_ns", spent_ns)
+        return model_input
 
     def infer(self, tensor: U8) -> RawOutputs:
         before_ns = _MACHINE.now_ns()
         raw = self.session.infer(tensor)
         spent_ns = self.stages.measured[-1].infer_ns = _MACHINE.now_ns() - before_ns
-        self.stages.passes(self.bundle, "infer_ns", spent_ns)
+        self.stages.end_stage(self.bundle, "infer_ns", spent_ns)
         return raw
 
     def decode(
         self, raw: RawOutputs, model_input: ModelInput, *, camera: str, seq: int, t_capture_ns: int
     ) -> Detections:
         frame = {"camera": camera, "seq": seq, "t_capture_ns": t_capture_ns}
-        if self.stages.in_advance:
-            seen = self.stages.later(self.decodes, raw, model_input, **frame)
-            self.stages.passes(self.bundle, "decode_ns", 0)
-            return seen
-        seen, spent_ns = _decoded(self.decodes, raw, model_input, frame)
+        if self.stages.precomputed:
+            detections = self.stages.decode_later(self.decodes, raw, model_input, **frame)
+            self.stages.end_stage(self.bundle, "decode_ns", 0)
+            return detections
+        detections, spent_ns = _decoded(self.decodes, raw, model_input, frame)
         self.stages.measured[-1].decode_ns = spent_ns
-        self.stages.passes(self.bundle, "decode_ns", spent_ns)
-        return seen
+        self.stages.end_stage(self.bundle, "decode_ns", spent_ns)
+        return detections
 
     def run(self, feeds: Mapping[str, Any]) -> RawOutputs:
         return self.session.run(feeds)
@@ -335,7 +343,7 @@ class TimedStages:
         self.session.close()
 
 
-def timed(parts: Parts, stages: Stages) -> Parts:
-    """``parts`` whose work takes the plan's time."""
-    own = TimedStages(parts.preprocessor, parts.session, parts.decoder, parts.bundle_digest, stages)
-    return replace(parts, preprocessor=own, session=own, decoder=own)
+def with_virtual_time(parts: Parts, stages: VirtualStages) -> Parts:
+    """Return ``parts`` whose stages take the planned time on the replay clock."""
+    virtual = VirtualTimeStages(parts.preprocessor, parts.session, parts.decoder, parts.bundle_digest, stages)
+    return replace(parts, preprocessor=virtual, session=virtual, decoder=virtual)

@@ -12,7 +12,7 @@ import pytest
 from avq.errors import DataError, RequestError
 from avq.progress import Silent
 from avq.recording import RecorderSink
-from avq.replay import ReplayRequest, replay
+from avq.replay import ReplayRequest, ReplayResult, replay
 from avq.replay.command import Comparing, compare
 from avq.types import Detections, Frame, Published, StageTimes
 from tests.replay.replay_kit import null_bundle, null_host
@@ -126,6 +126,24 @@ def test_a_configured_ladder_is_climbed_on_the_replay_clock(bundle, tmp_path):
     assert runs[0].decisions_sha256 == runs[1].decisions_sha256
     plain = replay(ReplayRequest(str(log), bundle), host=null_host())
     assert plain.config_digest != runs[0].config_digest and "stride" not in plain.account.dropped
+
+
+def test_a_miss_of_a_camera_with_its_own_deadline_is_counted(bundle, tmp_path):
+    digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
+    log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[10.0, 25.0, 10.0])
+
+    def replayed(deadline: str) -> ReplayResult:
+        config = tmp_path / "run.toml"
+        config.write_text(
+            f'bundle = "{bundle}"\n[[cameras]]\nid = "front"\nsource = "scene://drive"\n{deadline}'
+            "[budget]\ndeadline_ms = 60\n"
+        )
+        return replay(ReplayRequest(str(log), bundle, config), host=null_host())
+
+    shared, own = replayed(""), replayed("deadline_ms = 20\n")
+    assert (shared.misses, own.misses) == (0, 1)
+    assert [answer.published.late for answer in own.answers] == [False, True, False]
+    assert own.config_digest != shared.config_digest, "references of another deadline do not compare"
 
 
 def test_another_bundle_takes_the_ratio_of_the_two_builds(bundle, tmp_path):
