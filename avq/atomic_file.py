@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Write files atomically: under a temporary name in the same folder, then renamed to the final one."""
 
 from __future__ import annotations
 
@@ -14,43 +14,53 @@ from avq.errors import DataError
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, of its suffix, to write to; on disk it takes its place when the block ends.
+def atomic_replace(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the suffix of ``path``; it replaces ``path`` on disk when the block ends.
 
-    It is gone when the block fails. Raises OSError when the system refuses.
+    The temporary file is deleted when the block fails.
+
+    Args:
+        path: the file to create or replace.
+
+    Raises:
+        OSError: the file cannot be written or renamed, or ``path`` is a FIFO, socket or device.
     """
     refuse_special(path)
-    aside = path.with_name(f".{path.stem}.new-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.new-{os.getpid()}{path.suffix}")
     try:
-        yield aside
-        sync(aside)
-        aside.replace(path)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
     finally:
         with suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 def refuse_special(path: Path) -> None:
-    """Raises OSError when a FIFO, socket or device is at ``path``: a new file in its place would destroy it."""
+    """Raise OSError when ``path`` is a FIFO, socket or device: a new file in its place would destroy it."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EEXIST, "a FIFO, socket or device is there, not a file", str(path))
+        raise OSError(errno.EEXIST, "the path is a FIFO, socket or device, not a file", str(path))
 
 
-def left_beside(path: Path) -> Iterator[Path]:
-    """What writers of ``path`` that were killed left."""
+def stale_temporaries(path: Path) -> Iterator[Path]:
+    """Yield the temporary files of ``path`` that killed writers left behind."""
     return path.parent.glob(f".{glob.escape(path.stem)}.new-*{glob.escape(path.suffix)}")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """``beside``, for files of which there is nothing else to say: DataError when the system refuses."""
+def atomic_write_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path as ``atomic_replace`` does.
+
+    Raises:
+        DataError: ``path`` cannot be written.
+    """
     try:
-        with beside(path) as aside:
-            yield aside
+        with atomic_replace(path) as temporary:
+            yield temporary
     except OSError as error:
         raise DataError(
             f"{path} cannot be written",
@@ -59,14 +69,18 @@ def written_whole(path: Path) -> Iterator[Path]:
         ) from None
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """``content`` (text as UTF-8) at ``path``. Raises DataError when it cannot be written."""
-    with written_whole(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write ``content`` (text as UTF-8) to ``path``.
+
+    Raises:
+        DataError: ``path`` cannot be written.
+    """
+    with atomic_write_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. Raises OSError."""
+    """Wait until a file, or the entries of a folder, are on disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

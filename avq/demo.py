@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.builder import build
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
@@ -244,7 +244,7 @@ def run_demo(folder: Path, *, frames: int, report: Reporter) -> Result:
         folder, outcome, accuracy["float"], accuracy["INT8"], served.run, (sizes_mb[0], sizes_mb[1])
     )
     page = demo_page(result.rows(), outcome, served, pictures, boxes["float"], boxes["INT8"], own_commands())
-    write_whole(folder / "report.html", page)
+    atomic_write(folder / "report.html", page)
     return result
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.parallel.ray_pool import ray_fleet
+from tests.parallel.ray_pool import ray_workers
 
-__all__ = ["ROOT", "material", "material_folder", "ray_fleet"]
+__all__ = ["ROOT", "material", "material_folder", "ray_workers"]
 
 ROOT = Path(__file__).resolve().parents[1]
 # The same examples in every run, and none judged by how long it took: a busy machine is no fault of the code.

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def build(recipe: Recipe, host: PluginHost, report: Reporter, *, ray: str | None = None) -> Outcome:
     """Build one bundle; see ``pipeline.run_build``. The onnx package is loaded here, not on import.
 
-    ``ray`` spreads calibration and the judging of plans: "local", or the address of a cluster.
+    ``ray`` distributes calibration and plan evaluation: "local", or the address of a Ray cluster.
     """
     from avq.builder.pipeline import run_build
-    from avq.parallel import fleet_of
+    from avq.parallel import worker_pool
 
-    with fleet_of(ray) as fleet:
-        return run_build(recipe, host, report, fleet)
+    with worker_pool(ray) as pool:
+        return run_build(recipe, host, report, pool)

@@ -13,7 +13,7 @@ from onnx import helper
 from avq.builder.graph.edit import FreshNames, int_attribute, replace_nodes
 from avq.hookspecs import Session
 from avq.measure.fidelity import SqnrMeter, sqnr_db
-from avq.measure.golden import ChosenRows
+from avq.measure.golden import RowPairing
 from avq.types import U8, AnyArray
 
 #: Operator -> (inputs that it chooses from, its output of indices).
@@ -101,7 +101,7 @@ def _add_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> None:
 _SAME_DB = 60.0
 
 
-def chosen_rows(model: bytes, opened: Callable[[bytes], Session], pictures: Iterable[U8]) -> ChosenRows:
+def chosen_rows(model: bytes, opened: Callable[[bytes], Session], pictures: Iterable[U8]) -> RowPairing:
     """The outputs of ``model`` whose rows TopK or NonMaxSuppression put in order.
 
     Where one choice follows another, the last one orders the rows.
@@ -116,7 +116,7 @@ def chosen_rows(model: bytes, opened: Callable[[bytes], Session], pictures: Iter
     choices = [choice for choice in choices_of(first) if choice.ordered_axis is not None]
     places: dict[str, tuple[int, int]] = {}
     if not choices:
-        return ChosenRows()
+        return RowPairing()
     with closing(opened(with_told(first, choices).SerializeToString())) as teller:
         answers = [(tensor, _copied(teller.run({picture: tensor}))) for tensor in pictures]
     ranks = {given_name(choice.name): answers[0][1][choice.indices].ndim for choice in choices}
@@ -129,7 +129,7 @@ def chosen_rows(model: bytes, opened: Callable[[bytes], Session], pictures: Iter
                 for name in outputs:
                     if (axis := _turned_axis(plain[name], turned[name])) is not None:
                         places[name] = (axis, number)
-    return ChosenRows(places)
+    return RowPairing(places)
 
 
 def _copied(outputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:

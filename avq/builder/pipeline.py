@@ -28,20 +28,20 @@ from avq.builder.trials.bench import Bench, Trial, candidates_for, fastest_first
 from avq.builder.trials.layer_times import layer_costs
 from avq.builder.verify import Verified, verify
 from avq.bundle import REPORT, publish, write_staged
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import Finding, Recipe, Verdict
 
 
-def run_build(recipe: Recipe, host: PluginHost, report: Reporter, fleet: Fleet | None = None) -> Outcome:
+def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPool | None = None) -> Outcome:
     """Analyse, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
 
     Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
     folder and its report stay.
     """
     started_s = time.monotonic()
-    request = replace(check(recipe, host), fleet=fleet or Fleet())
+    request = replace(check(recipe, host), pool=pool or WorkerPool())
     pictures = open_pictures(recipe, report)
     analysis = analyse_model(request, pictures.samples, report)
     probe_set = prepare_probe_set(request, analysis, pictures, report)

@@ -105,12 +105,12 @@ class HostWorkbench:
     def errors(
         self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
     ) -> Sequence[PlanScore]:
-        fleet, few = self.request.fleet, self._few(pictures)
-        if not fleet.spreads:
+        pool, few = self.request.pool, self._few(pictures)
+        if not pool.is_parallel:
             return [self.error(plan, pictures=pictures) for plan in plans]
         question = self._question(few, at_once=1)
         asked = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._answers}
-        told = self.report.track(fleet.map(question.answer, asked.values()), "plans", len(asked))
+        told = self.report.track(pool.map(question.answer, asked.values()), "plans", len(asked))
         answers = dict(zip(asked, told, strict=True))
         if few is None:
             self._answers |= answers

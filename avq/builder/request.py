@@ -14,7 +14,7 @@ from avq.builder.emulated_target import Compiler, StandIn, pending_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost, validate_options
 from avq.types import TARGETS, GraphView, QuantizationPlan, Recipe
 
@@ -46,7 +46,7 @@ class Request:
     reference: Engine
     families: Sequence[Decoder] = ()
     compiler: Compiler | None = None
-    fleet: Fleet = field(default_factory=Fleet)
+    pool: WorkerPool = field(default_factory=WorkerPool)
 
     @property
     def imports(self) -> bool:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from avq.atomic_file import beside, sync
+from avq.atomic_file import atomic_replace, sync
 from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
 from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
@@ -107,11 +107,11 @@ def require_replaceable(final_dir: Path) -> None:
 
 
 def _put(path: Path, content: bytes | Path) -> Part:
-    """Write aside, sync, rename; the digest is of the bytes that were written."""
+    """Write atomically and sync; return the digest of the bytes written."""
     if isinstance(content, Path) and content.absolute() == path.absolute():
         return _digest_of(path)
     sha, size = hashlib.sha256(), 0
-    with beside(path) as aside, aside.open("wb") as target:
+    with atomic_replace(path) as temporary, temporary.open("wb") as target:
         for chunk in _chunks(content):
             sha.update(chunk)
             size += len(chunk)

@@ -75,9 +75,9 @@ def run(
 @click.option("--frames", type=click.IntRange(min=1), help="stop after so many published frames")
 def replay(call: Call, **flags: Any) -> int:
     """Replay a log, video, folder or drawn drive exactly, and say what changed; or many, with every bundle."""
-    from avq.replay.batch import replay_asked
+    from avq.replay.batch import run_replay
 
-    outcome = replay_asked(**flags, host=call.host(), report=call.report)
+    outcome = run_replay(**flags, host=call.host(), report=call.report)
     return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
 
 

@@ -13,7 +13,7 @@ from avq.builder.calibrate.sharding import run_calibrate
 from avq.builder.frontend.analyse import analyse_for_command
 from avq.builder.pictures.dataset import open_set
 from avq.errors import RequestError, nearest
-from avq.parallel import fleet_of
+from avq.parallel import worker_pool
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors
@@ -46,8 +46,8 @@ def calibrate_model(
     )
     tensors = calibration_tensors(analysis.model.view)
     run = calibration_run(request, analysis, pictures, tensors, report, part=_part(shard))
-    with fleet_of(ray) as fleet:
-        return run_calibrate(run, output, fleet)
+    with worker_pool(ray) as pool:
+        return run_calibrate(run, output, pool)
 
 
 def _part(text: str | None) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from avq.engines.cache import Kept, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import Decoder, Engine, Session
-from avq.measure.golden import GoldenAnswer, ask_golden, golden_inputs
+from avq.measure.golden import GoldenAnswer, golden_inputs, run_golden
 from avq.measure.latency import paired_latency, ratio_interval
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
@@ -200,7 +200,7 @@ def prove(
     try:
         said = (*ready.said, *_left_float(bundle, session))
         report.message("asking the golden frames")
-        golden = ask_golden(bundle, session, families)
+        golden = run_golden(bundle, session, families)
         reasons, accepted = (*said, golden.why), False
         times: _Times = (0.0, 0.0, None)
         if golden.right:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError, nearest
@@ -44,7 +44,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         written = plan_as_aimet(plan, lowered, version or NEWEST_AIMET)
     else:
         written = plan_as_cache(plan, lowered, cache_header(version))
-    write_whole(output, written.data)
+    atomic_write(output, written.data)
     return {
         "bundle": str(bundle),
         "format": kind,

@@ -40,9 +40,9 @@ class _LazyLogSource:
         return LogSource().open(uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms)
 
     def check(self, uri: str) -> None:
-        from avq.recording.source import asked_log
+        from avq.recording.source import parse_log_uri
 
-        asked_log(uri)
+        parse_log_uri(uri)
 
 
 class _LazyRecorder:

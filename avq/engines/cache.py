@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.errors import DataError
 
 
@@ -24,7 +24,7 @@ def keep(path: Path, content: bytes) -> None:
     """Whole or not at all; nothing fails because nothing can be kept."""
     with suppress(OSError, DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        atomic_write(path, content)
 
 
 @dataclass(frozen=True)

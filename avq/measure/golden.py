@@ -25,7 +25,7 @@ _ROW_DB = 10.0
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedRows:
     """Rows of two answers that belong together.
 
     Attributes:
@@ -41,7 +41,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class ChosenRows:
+class RowPairing:
     """Which outputs hold chosen rows.
 
     Attributes:
@@ -51,7 +51,7 @@ class ChosenRows:
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> ChosenRows:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> RowPairing:
         """As `as_arrays` gave them, among others."""
         names = [name for name in arrays if name.startswith(_AXIS)]
         return cls({name[len(_AXIS) :]: (int(arrays[name][0]), int(arrays[name][1])) for name in names})
@@ -86,7 +86,7 @@ class ChosenRows:
         found: Mapping[str, AnyArray],
         arrays: Mapping[str, AnyArray],
         limit_db: float,
-    ) -> Paired:
+    ) -> PairedRows:
         """Pair the rows of two answers to golden frame ``frame``.
 
         Outputs that are missing, or of other shapes but for their rows, are left for the comparison to tell.
@@ -109,7 +109,7 @@ class ChosenRows:
             alone += int(steady.sum() - steady[pairs[:, 0]].sum())
             unexpected = len(next(iter(right.values()))) - len(pairs)
             alone += max(0, unexpected - int((~steady).sum()))
-        return Paired(ours, theirs, rows, alone)
+        return PairedRows(ours, theirs, rows, alone)
 
     def _choices(self) -> dict[int, list[str]]:
         choices: dict[int, list[str]] = {}
@@ -212,7 +212,7 @@ def golden_inputs(bundle: OpenBundle) -> tuple[U8, ...]:
     return tuple(tensor for tensor, _ in _frames(bundle))
 
 
-def ask_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenAnswer:
+def run_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenAnswer:
     """Run every golden frame through ``session`` and compare with what the bundle was accepted for.
 
     Raw outputs are compared by their noise, rows that the graph chose in whatever order; where NMS is in the graph
@@ -236,8 +236,8 @@ def ask_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder]
 
 
 def require_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenAnswer:
-    """`ask_golden`, with BundleError when the answers are not those."""
-    answer = ask_golden(bundle, session, families)
+    """`run_golden`, with BundleError when the answers are not those."""
+    answer = run_golden(bundle, session, families)
     if not answer.right:
         raise BundleError(
             f"{session.engine} does not compute what the bundle {bundle.path} was accepted for",
@@ -264,7 +264,7 @@ _Frame = tuple[U8, Mapping[str, AnyArray]]
 def _by_noise(
     frames: Sequence[_Frame], session: Session, limit_db: float, arrays: Mapping[str, AnyArray]
 ) -> GoldenAnswer:
-    meter, chosen = SqnrMeter(), ChosenRows.from_arrays(arrays)
+    meter, chosen = SqnrMeter(), RowPairing.from_arrays(arrays)
     rows = alone = 0
     for number, (tensor, expected) in enumerate(frames):
         paired = chosen.pair(number, expected, session.infer(tensor), arrays, limit_db)

@@ -1,8 +1,8 @@
-"""One function over many items, by one of three executors, results in the order of the items.
+"""A pool of workers with three executors: serial, local processes, or Ray. Results keep the order of the items.
 
-``processes`` starts fresh interpreters (spawn): nothing of the parent's threads, locks or runtimes is
-inherited. ``ray`` uses a Ray cluster, or starts one on this machine that listens on the loopback only. What a call
-raises is raised here, with the first failing item's error; work of a process that died is done again.
+``processes`` starts fresh interpreters (spawn), which inherit no threads, locks or runtimes. ``ray`` uses a running
+cluster, or starts one on this machine that listens on the loopback interface only. An exception of a call is raised
+again in the caller, for the first failing item. The work of a process that died is repeated.
 """
 
 from __future__ import annotations
@@ -15,63 +15,42 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from avq.errors import MachineError, RequestError, nearest
-from avq.parallel.executors import Processes, WorkerLostError
+from avq.parallel.executors import ProcessExecutor, WorkerLostError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-#: What stands in for the result of an item whose every worker died.
+#: Substitute for the result of an item whose workers all died.
 OnLost = Callable[[Item, MachineError], Result]
 
 EXECUTORS = ("serial", "processes", "ray")
 LOCAL = "local"
 
 
-def fan_out(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    executor: str = "serial",
-    workers: int = 1,
-    address: str | None = None,
-) -> Iterator[Result]:
-    """``function`` of every item, lazily, in item order, by workers that exist for this call only.
-
-    Arguments and errors as in :class:`Fleet` and :meth:`Fleet.map`.
-    """
-    fleet = Fleet(executor, workers, address)
-    return map(function, items) if executor == "serial" else _owned(fleet, function, items)
-
-
-def _owned(fleet: Fleet, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    with fleet:
-        yield from fleet.map(function, items)
-
-
-class _Pool(Protocol):
-    """Workers of one kind. A handle of ``send`` is awaited once by ``take``, which knows how to do it again."""
+class _Executor(Protocol):
+    """Workers of one kind. ``result`` waits for one handle of ``submit`` and repeats its work if the worker died."""
 
     workers: int
 
-    def carry(self, function: Callable[[Any], Any]) -> Any: ...
+    def share(self, function: Callable[[Any], Any]) -> Any: ...
 
-    def send(self, carried: Any, item: Any) -> Any: ...
+    def submit(self, shared: Any, item: Any) -> Any: ...
 
-    def take(self, handle: Any, carried: Any, item: Any) -> Any: ...
+    def result(self, handle: Any, shared: Any, item: Any) -> Any: ...
 
     def close(self) -> None: ...
 
 
 @dataclass
-class Fleet:
-    """Workers for any number of ``map`` calls; a context manager where there is something to stop.
+class WorkerPool:
+    """Workers for any number of ``map`` calls. Use it as a context manager: processes and clusters are stopped.
 
     Args:
-        executor: "serial" | "processes" | "ray".
-        workers: processes or Ray tasks at a time; a given Ray cluster brings its own number.
-        address: of a Ray cluster; None or "local" starts one here.
+        executor: "serial", "processes" or "ray".
+        workers: processes or Ray tasks at a time; a running Ray cluster brings its own number.
+        address: of a running Ray cluster; None or "local" starts one on this machine.
 
     Raises:
-        RequestError: unknown executor, or no worker at all.
+        RequestError: the executor is unknown, or ``workers`` is below 1.
     """
 
     executor: str = "serial"
@@ -85,17 +64,17 @@ class Fleet:
             )
         if self.workers < 1:
             raise RequestError("at least one worker is needed", seen=str(self.workers), fix="workers=1")
-        self._pool: _Pool | None = None
+        self._executor: _Executor | None = None
 
     @property
-    def spreads(self) -> bool:
-        """Whether more than this process works."""
+    def is_parallel(self) -> bool:
+        """Whether other processes do the work."""
         return self.executor != "serial"
 
     @property
-    def width(self) -> int:
-        """How many items are worked on at a time; starts the workers."""
-        return self._started().workers if self.spreads else 1
+    def worker_count(self) -> int:
+        """Number of items processed at a time; starts the workers."""
+        return self._started().workers if self.is_parallel else 1
 
     def map(
         self,
@@ -104,28 +83,31 @@ class Fleet:
         *,
         on_lost: OnLost[Item, Result] | None = None,
     ) -> Iterator[Result]:
-        """``function`` of every item, lazily, in item order; at most two items per worker are under way.
+        """Apply ``function`` to every item, lazily, in item order; at most two items per worker are in flight.
 
         Args:
-            function: for "processes" and "ray" a module-level function or a partial of one; Ray keeps what it
-                carries in its object store, once per machine.
-            items: what it is called with, one argument each.
-            on_lost: gives the result of an item whose workers died; None raises.
+            function: for "processes" and "ray" a module-level function or a partial of one. Ray puts it into its
+                object store once per machine.
+            items: arguments, one per call.
+            on_lost: returns the result of an item whose workers died; None raises.
+
+        Returns:
+            Results in the order of ``items``.
 
         Raises:
             MachineError: ray is not installed, or the worker of an item died ``RETRIES`` times more.
         """
-        if not self.spreads:
+        if not self.is_parallel:
             yield from map(function, items)
             return
-        pool = self._started()
-        carried = pool.carry(function)
-        under_way: deque[tuple[Any, Item]] = deque()
+        executor = self._started()
+        shared = executor.share(function)
+        in_flight: deque[tuple[Any, Item]] = deque()
 
         def first() -> Result:
-            handle, item = under_way.popleft()
+            handle, item = in_flight.popleft()
             try:
-                result: Result = pool.take(handle, carried, item)
+                result: Result = executor.result(handle, shared, item)
             except WorkerLostError as error:
                 if on_lost is None:
                     raise
@@ -133,28 +115,29 @@ class Fleet:
             return result
 
         for item in items:
-            under_way.append((pool.send(carried, item), item))
-            if len(under_way) >= 2 * pool.workers:
+            in_flight.append((executor.submit(shared, item), item))
+            if len(in_flight) >= 2 * executor.workers:
                 yield first()
-        while under_way:
+        while in_flight:
             yield first()
 
-    def _started(self) -> _Pool:
-        if self._pool is None:
+    def _started(self) -> _Executor:
+        if self._executor is None:
             if self.executor == "ray":
-                from avq.parallel.executors import RayPool
+                from avq.parallel.executors import RayExecutor
 
-                self._pool = RayPool(self.workers, None if self.address == LOCAL else self.address)
+                self._executor = RayExecutor(self.workers, None if self.address == LOCAL else self.address)
             else:
-                self._pool = Processes(self.workers)
-        return self._pool
+                self._executor = ProcessExecutor(self.workers)
+        return self._executor
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        """Stop the workers; a later ``map`` starts new ones."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(
@@ -163,8 +146,8 @@ class Fleet:
         self.close()
 
 
-def fleet_of(ray: str | None) -> Fleet:
-    """The fleet of a ``--ray`` flag: None works here; "local" takes this machine's cores; else an address."""
+def worker_pool(ray: str | None) -> WorkerPool:
+    """Return the pool of a ``--ray`` flag: None runs in this process, "local" on all cores, else on that cluster."""
     if ray is None:
-        return Fleet()
-    return Fleet("ray", max(1, len(os.sched_getaffinity(0))), ray)
+        return WorkerPool()
+    return WorkerPool("ray", max(1, len(os.sched_getaffinity(0))), ray)

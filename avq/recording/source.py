@@ -22,11 +22,11 @@ class LogSource:
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
         """Raises DataError when the log holds no pictures, RequestError when the topic must be named."""
-        path, topic = asked_log(uri)
+        path, topic = parse_log_uri(uri)
         return _Log(path, choose_topic(path, topic))
 
 
-def asked_log(uri: str) -> tuple[Path, str | None]:
+def parse_log_uri(uri: str) -> tuple[Path, str | None]:
     """Path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
     text = uri.removeprefix("file://")
     if Path(text).exists():

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from avq.atomic_file import beside
+from avq.atomic_file import atomic_replace
 from avq.errors import DataError, MachineError, RequestError
 from avq.process import STANDARD_ERROR, suppress_output
 from avq.render.page import Html
@@ -175,9 +175,9 @@ def write_clip(path: Path, frames: Iterable[U8], fps: float) -> int:
         raise DataError("the frame rate of a clip is out of range", seen=f"{fps:g} fps", fix="0.25 to 1000")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as aside:
-            count = _write(aside, iter(frames))
-            _retime(aside, fps)
+        with atomic_replace(path) as temporary:
+            count = _write(temporary, iter(frames))
+            _retime(temporary, fps)
     except OSError as error:
         raise MachineError(
             f"cannot write the clip {path}",

@@ -1,6 +1,6 @@
 """Sixteen drives replayed by one process and by two Ray workers: the same bits, and how much sooner.
 
-    python tests/bench/bench_fleet.py [--bundle B] [--drives 16] [--frames 90] [--workers 2]
+    python tests/bench/bench_batch.py [--bundle B] [--drives 16] [--frames 90] [--workers 2]
 
 Starting the cluster and loading the libraries in its workers is not counted; it is told. A third pass kills a worker
 in the middle. Without --bundle the built-in detector is built first.
@@ -22,7 +22,7 @@ import psutil
 
 from avq.builder import build
 from avq.demo import builtin_recipe
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.recording import RecorderSink
@@ -55,10 +55,10 @@ def record(path: Path, seed: int, frames: int) -> str:
     return str(path)
 
 
-def replayed(logs: list[str], bundle: Path, fleet: Fleet) -> tuple[Merged, float]:
+def replayed(logs: list[str], bundle: Path, pool: WorkerPool) -> tuple[Merged, float]:
     began_s = time.monotonic()
     merged = replay_many(
-        logs=logs, bundles=[bundle], fleet=fleet, report_folder=None, report=Silent(), **_OPTIONS
+        logs=logs, bundles=[bundle], pool=pool, report_folder=None, report=Silent(), **_OPTIONS
     )
     return merged, time.monotonic() - began_s
 
@@ -96,16 +96,16 @@ def main() -> None:
         logs = [
             record(root / f"drive_{n:02d}.mcap", 9_500_000 + n, asked.frames) for n in range(asked.drives)
         ]
-        replayed(logs[:1], bundle, Fleet())
-        serial, serial_s = replayed(logs, bundle, Fleet())
-        with Fleet("ray", asked.workers, "local") as fleet:
+        replayed(logs[:1], bundle, WorkerPool())
+        serial, serial_s = replayed(logs, bundle, WorkerPool())
+        with WorkerPool("ray", asked.workers, "local") as pool:
             began_s = time.monotonic()
-            replayed(logs[: 2 * fleet.width], bundle, fleet)
+            replayed(logs[: 2 * pool.worker_count], bundle, pool)
             start_s = time.monotonic() - began_s
-            spread, spread_s = replayed(logs, bundle, fleet)
+            spread, spread_s = replayed(logs, bundle, pool)
             accident = threading.Thread(target=kill_one, args=(spread_s / 2,))
             accident.start()
-            hurt, hurt_s = replayed(logs, bundle, fleet)
+            hurt, hurt_s = replayed(logs, bundle, pool)
             accident.join()
     frames = sum(row["frames"] for row in serial.rows)
     engine_s = sum(row["engine_seconds"] for row in serial.rows)

@@ -27,7 +27,7 @@ from avq.commands.evaluate import ModelFlags, detections_of, open_subject
 from avq.demo import builtin_recipe
 from avq.measure.accuracy import MapDifference, bootstrap_interval
 from avq.measure.labels import load_labels
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.mining import mine
@@ -115,7 +115,7 @@ def main() -> None:
         ]
         mined = mine(
             logs=drives, bundle=before, other=None, folder=root / "mined", count=asked.mined, licence="CC0-1.0",
-            frames=None, fleet=Fleet(), host=host, report=Silent(),
+            frames=None, pool=WorkerPool(), host=host, report=Silent(),
         )  # fmt: skip
         after = built(together(root / "both", dark, root / "mined"), root / "after.avq", host)
         reference = seen_on(builtin_detector_path(), judged, host)

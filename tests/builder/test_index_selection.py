@@ -14,7 +14,7 @@ from avq.builder.index_selection import chosen_rows
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines import engine_by_name
 from avq.engines.null import NullSession
-from avq.measure.golden import ask_golden, golden_inputs
+from avq.measure.golden import golden_inputs, run_golden
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Recipe, SessionOptions
@@ -119,14 +119,14 @@ def not_a_number(answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_the_order_of_chosen_rows_decides_nothing_and_what_they_hold_does(
     undecoded, monkeypatch, change, right
 ):
-    answer = ask_golden(undecoded, Changed(undecoded, change))
+    answer = run_golden(undecoded, Changed(undecoded, change))
     assert answer.right is right, answer.why
 
 
 def test_another_engine_whose_rounding_turns_rows_round_is_right(undecoded):
     session = engine_by_name("openvino").open(undecoded.read("model.onnx"), SessionOptions(precision="bf16"))
     try:
-        answer = ask_golden(undecoded, session)
+        answer = run_golden(undecoded, session)
         arrays = undecoded.arrays("golden.npz")
         name = next(iter(session.infer(golden_inputs(undecoded)[0])))
         said = np.array(session.infer(arrays["input_1"])[name])

@@ -12,7 +12,7 @@ import pytest
 from avq.bundle import EngineUse, OpenBundle, open_bundle, staging_folder, write_bundle
 from avq.engines.null import NullSession
 from avq.errors import BundleError
-from avq.measure.golden import ask_golden, golden_inputs, limit_of, require_golden
+from avq.measure.golden import golden_inputs, limit_of, require_golden, run_golden
 from avq.types import DecoderSpec
 from tests.bundle.test_bundle import manifest
 
@@ -74,7 +74,7 @@ def test_noise_decides(
 ):
     session = NullSession(changed(), 0, precision)
     bundle = opened(tmp_path, RAW, precision, decoder=None)
-    answer = ask_golden(bundle, session)
+    answer = run_golden(bundle, session)
     assert (answer.right, answer.frames) == (right, 1) and answer.why
     assert golden_inputs(bundle)[0].shape == (1, 3, 64, 96)
     if right:
@@ -91,9 +91,9 @@ def test_noise_decides(
 )
 def test_where_nms_is_in_the_graph_boxes_decide(tmp_path: Path, rows: np.ndarray, right: bool):
     bundle = opened(tmp_path, {"out": ROWS[None]}, decoder=NMS)
-    assert ask_golden(bundle, NullSession({"out": rows[None]}, 0, "int8+f32")).right is right
+    assert run_golden(bundle, NullSession({"out": rows[None]}, 0, "int8+f32")).right is right
     ghosts = np.concatenate([ROWS, ROWS + np.eye(6)[5], ROWS[:, [1, 0, 3, 2, 4, 5]]])
-    assert not ask_golden(bundle, NullSession({"out": ghosts[None]}, 0, "int8+f32")).right
+    assert not run_golden(bundle, NullSession({"out": ghosts[None]}, 0, "int8+f32")).right
 
 
 def test_a_bundle_without_golden_frames_is_refused(tmp_path: Path):

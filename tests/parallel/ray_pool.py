@@ -14,26 +14,26 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 
 
 @pytest.fixture(scope="module")
-def ray_fleet() -> Iterator[Fleet]:
-    """Two workers; skipped, saying so, where ray is missing."""
+def ray_workers() -> Iterator[WorkerPool]:
+    """A pool of two Ray workers; skips where ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip('ray is not installed: pip install "avq[ray]"')
     os.environ.setdefault(
         "RAY_memory_monitor_refresh_ms", "0"
     )  # others may fill the machine; no worker dies of it
     before = ray_processes()
-    fleet = Fleet("ray", 2, "local")
-    assert fleet.width == 2
-    yield fleet
-    fleet.close()
+    pool = WorkerPool("ray", 2, "local")
+    assert pool.worker_count == 2
+    yield pool
+    pool.close()
     end_s = time.monotonic() + 60
     while (left := ray_processes() - before) and time.monotonic() < end_s:
         time.sleep(0.1)
-    assert not left, "a closed fleet leaves no process behind"
+    assert not left, "a closed pool leaves no process behind"
 
 
 def ray_processes() -> set[int]:
@@ -47,7 +47,7 @@ def ray_processes() -> set[int]:
 
 
 def killed_once(folder: Path, number: int) -> int:
-    """The square; the worker that is first asked for 3 dies over it, as the kernel would kill it."""
+    """Return the square; the first worker that gets 3 is killed, as the kernel would kill it."""
     mark = folder / "killed"
     if number == 3 and not mark.exists():
         mark.touch()

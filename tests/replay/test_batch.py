@@ -16,7 +16,7 @@ from avq.builder.calibrate.calibration import Calibration
 from avq.builder.planning import Question, make_plan
 from avq.cli import cli
 from avq.hookspecs import Workbench
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.batch import replay_many
@@ -46,9 +46,9 @@ def bundle(tmp_path_factory):
     return write_real_bundle(tmp_path_factory.mktemp("bundles") / "float.avq")
 
 
-def many(bundle: Path, fleet: Fleet, folder: Path | None = None, logs: list[str] = DRIVES) -> dict:  # type: ignore[type-arg]
+def many(bundle: Path, pool: WorkerPool, folder: Path | None = None, logs: list[str] = DRIVES) -> dict:  # type: ignore[type-arg]
     merged = replay_many(
-        logs=logs, bundles=[bundle], fleet=fleet, report_folder=folder, report=Silent(), **OPTIONS
+        logs=logs, bundles=[bundle], pool=pool, report_folder=folder, report=Silent(), **OPTIONS
     )
     return merged.summary()
 
@@ -59,17 +59,17 @@ def core(answer: dict) -> list[tuple]:  # type: ignore[type-arg]
     return [tuple(row[key] for key in keys) for row in answer["replays"]]
 
 
-def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(bundle, ray_fleet):
-    serial = many(bundle, Fleet())
+def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(bundle, ray_workers):
+    serial = many(bundle, WorkerPool())
     assert serial["frames"] == 48 and len({row["sha256"] for row in serial["replays"]}) == 6
     with KillsAWorker() as accident:
-        spread = many(bundle, ray_fleet)
+        spread = many(bundle, ray_workers)
     assert accident.killed is not None
     assert core(spread) == core(serial) and spread["failed"] == []
     assert spread["sha256"] == serial["sha256"] and spread["decisions_sha256"] == serial["decisions_sha256"]
 
 
-def test_a_calibration_over_ray_is_the_file_of_one_process(ray_fleet, tmp_path):
+def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers, tmp_path):
     model = builtin_detector_path()
     avq("calibrate", model, "--data", CALIBRATION, "-o", tmp_path / "one.avqcal")
     with KillsAWorker() as accident:
@@ -79,7 +79,7 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_fleet, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.avqcal", "ray.avqcal"]
 
 
-def test_plans_are_judged_alike_by_workers(ray_fleet):
+def test_plans_are_judged_alike_by_workers(ray_workers):
     it = known()
     question = Question(
         it.analysis.model.proto,
@@ -88,7 +88,7 @@ def test_plans_are_judged_alike_by_workers(ray_fleet):
         it.analysis.model.view.inputs[0].name,
     )
     here = question.answer(int8_plan())
-    there = next(ray_fleet.map(question.answer, [int8_plan()]))
+    there = next(ray_workers.map(question.answer, [int8_plan()]))
     assert dict(there.sqnr_db) == dict(here.sqnr_db)
     for a, b in zip(here.detections, there.detections, strict=True):
         assert (
@@ -108,20 +108,20 @@ class Ranking(MixedQuantizer):
         return maps.plan(maps.all_float())
 
 
-def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_fleet):
+def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_workers):
     it = known(ROOT / "tests" / "replicas" / "yolov8.onnx")
 
-    def ranked(fleet: Fleet) -> tuple[object, ...]:
+    def ranked(pool: WorkerPool) -> tuple[object, ...]:
         strategy = Ranking()
         options = MixedOptions(pictures=4, probes=12)
-        request = replace(it.request, quantizer=strategy, options=options, fleet=fleet)
+        request = replace(it.request, quantizer=strategy, options=options, pool=pool)
         calibration = Calibration(request, it.analysis, it.pictures.calibration, Silent())
         planned = make_plan(request, it.analysis, calibration, it.probe_set, PluginHost(), Silent())
         return (*strategy.ranked, planned.notes)
 
-    serial = ranked(Fleet())
+    serial = ranked(WorkerPool())
     with KillsAWorker() as accident:
-        assert ranked(ray_fleet) == serial
+        assert ranked(ray_workers) == serial
     assert accident.killed is not None
 
 
@@ -133,12 +133,12 @@ def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle, tmp_path):
 
 def test_an_interrupted_night_goes_on_where_it_stopped(bundle, tmp_path):
     night = tmp_path / "night"
-    many(bundle, Fleet(), night, DRIVES[:2])
+    many(bundle, WorkerPool(), night, DRIVES[:2])
     first = {path: path.stat().st_mtime_ns for path in (night / "rows").iterdir()}
-    answer = many(bundle, Fleet(), night, DRIVES[:3])
+    answer = many(bundle, WorkerPool(), night, DRIVES[:3])
     second = {path: path.stat().st_mtime_ns for path in (night / "rows").iterdir()}
     assert len(first) == 2 and len(second) == 3 and first.items() <= second.items()
-    assert core(answer) == core(many(bundle, Fleet(), None, DRIVES[:3]))
+    assert core(answer) == core(many(bundle, WorkerPool(), None, DRIVES[:3]))
     page = (night / "report.html").read_text()
     assert "3 replays" in page and "none with differences" in page
     assert len(list(night.glob("*/report.html"))) == 3
@@ -201,11 +201,11 @@ def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
         return made
 
     keep = tmp_path / "shards"
-    whole = spread(run(pictures.items[:8]), Fleet(), keep)
+    whole = spread(run(pictures.items[:8]), WorkerPool(), keep)
     again = run(pictures.items[:8])
     (keep / "2.avqcal").write_bytes(b"cut off")
-    assert spread(again, Fleet(), keep) == whole and again.resumed == 6 and again.inferences == 2
+    assert spread(again, WorkerPool(), keep) == whole and again.resumed == 6 and again.inferences == 2
     other = run(pictures.items[8:16])
-    assert spread(other, Fleet(), keep) == run(pictures.items[8:16]).run() and other.resumed == 0
+    assert spread(other, WorkerPool(), keep) == run(pictures.items[8:16]).run() and other.resumed == 0
     assert avqcal.merge([whole]).images == whole.images
     shutil.rmtree(keep)

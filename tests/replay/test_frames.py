@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 import pytest
 
-from avq.replay.log import AHEAD, LoggedFrame, loaded_ahead
+from avq.replay.log import AHEAD, LoggedFrame, load_ahead
 
 
 def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[LoggedFrame, None, None]:
@@ -24,14 +24,14 @@ def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[Logged
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_pictures_come_in_order(workers):
-    got = list(loaded_ahead(frames(50, []), workers=workers))
+    got = list(load_ahead(frames(50, []), workers=workers))
     assert [(frame.seq, int(pixels[0, 0, 0])) for frame, pixels in got] == [(n, n) for n in range(50)]
 
 
 def test_no_more_than_asked_for_is_decoded_ahead():
     loaded: list[int] = []
     before = set(threading.enumerate())
-    running = loaded_ahead(frames(500, loaded), workers=2)
+    running = load_ahead(frames(500, loaded), workers=2)
     for _ in range(3):
         next(running)
     threading.Event().wait(0.2)  # the pool would have run away by now
@@ -43,7 +43,7 @@ def test_no_more_than_asked_for_is_decoded_ahead():
 
 
 def test_an_error_is_raised_at_its_place():
-    running = loaded_ahead(frames(9, [], fail_at=3), workers=2)
+    running = load_ahead(frames(9, [], fail_at=3), workers=2)
     assert [next(running)[0].seq for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="picture 3"):
         next(running)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from avq.replay.log import pictures_of
+from avq.replay.log import read_pictures
 from avq.replay.log_sources import open_log
 from tests.sources.retime import retimed
 from tests.sources.test_sources import FRAMES, number_of, write_video
@@ -20,7 +20,7 @@ def video(tmp_path: Path) -> Path:
 
 def test_the_pictures_of_a_video_are_those_of_the_frames_asked_for(video):
     wanted = {("camera", 0), ("camera", 7), ("camera", FRAMES - 1)}
-    found = pictures_of(open_log(str(video)), wanted)
+    found = read_pictures(open_log(str(video)), wanted)
     assert {key: number_of(pixels) for key, pixels in found.items()} == {key: key[1] for key in wanted}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.daemon import sink_types
 from avq.errors import AvqError
 from avq.sinks import open_sink
@@ -142,7 +142,7 @@ def test_readers_of_a_fifo_come_late_leave_and_come_back(tmp_path):
 @pytest.mark.parametrize("place", [fifo, listening])
 def test_no_file_written_whole_takes_the_place_of_what_is_no_file(tmp_path, place):
     path = place(tmp_path)
-    assert isinstance(in_time(lambda: write_whole(path, "text")), AvqError)
+    assert isinstance(in_time(lambda: atomic_write(path, "text")), AvqError)
     assert not path.is_file()
     assert list(tmp_path.iterdir()) == [path]
 

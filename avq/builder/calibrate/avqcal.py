@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.atomic_file import beside, left_beside
+from avq.atomic_file import atomic_replace, stale_temporaries
 from avq.builder.calibrate.histogram import BINS, Histogram
 from avq.errors import CalibrationError
 
@@ -119,12 +119,12 @@ def check_writable(path: Path) -> None:
 
 
 def write(path: Path, data: CalibrationFile) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write atomically: a reader sees the old file or the new one, never half of one."""
     body = _body(data)
     packed = zlib.compress(body, 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as aside, aside.open("wb") as file:
+        with atomic_replace(path) as temporary, temporary.open("wb") as file:
             file.write(_PREAMBLE.pack(MAGIC, len(body), hashlib.sha256(packed).digest()))
             file.write(packed)
     except OSError as error:
@@ -137,7 +137,7 @@ def write(path: Path, data: CalibrationFile) -> None:
 
 def discard(path: Path) -> None:
     """Remove a checkpoint and what writers that were killed left beside it."""
-    for file in (path, *left_beside(path)):
+    for file in (path, *stale_temporaries(path)):
         file.unlink(missing_ok=True)
 
 

@@ -101,7 +101,7 @@ class Calibration:
             return data
         run = calibration_run(self._request, self._analysis, self._pictures, tensors, self._report)
         path.parent.mkdir(parents=True, exist_ok=True)
-        run_calibrate(run, path, self._request.fleet)
+        run_calibrate(run, path, self._request.pool)
         return avqcal.read(path)
 
     def _from_cache(self, path: Path) -> CalibrationFile | None:

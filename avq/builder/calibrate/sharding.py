@@ -14,15 +14,15 @@ from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.avqcal import CalibrationFile, Shard
 from avq.builder.calibrate.run import CalibrationRun
 from avq.errors import CalibrationError
-from avq.parallel import Fleet
+from avq.parallel import WorkerPool
 from avq.process import peak_rss_mb
 
 #: Shards per worker: small ones lose little when a worker dies, and end together.
 _PER_WORKER = 4
 
 
-def spread(run: CalibrationRun, fleet: Fleet, keep: Path) -> CalibrationFile:
-    """What ``run.run()`` gives, bit for bit, counted by the workers of ``fleet``.
+def spread(run: CalibrationRun, pool: WorkerPool, keep: Path) -> CalibrationFile:
+    """What ``run.run()`` gives, bit for bit, counted by the workers of ``pool``.
 
     Finished shards are kept in the folder ``keep`` until all are there: starting again resumes.
 
@@ -30,19 +30,19 @@ def spread(run: CalibrationRun, fleet: Fleet, keep: Path) -> CalibrationFile:
         CalibrationError, DataError: as ``run.run()``. MachineError: a shard's workers died every time.
     """
     pictures = {item.sha256 for item in run.items}
-    of = max(1, min(len(pictures), _PER_WORKER * fleet.width))
+    of = max(1, min(len(pictures), _PER_WORKER * pool.worker_count))
     bare = replace(run, workers=1, progress=None, checkpoint=None)
     found = _kept(keep, of, avqcal.set_digest(pictures))
     missing = [index for index in range(of) if index not in found]
     run.resumed = sum(len(file.images) for file in found.values())
     _report(run, run.resumed, len(pictures))
     keep.mkdir(parents=True, exist_ok=True)
-    for index, file in zip(missing, fleet.map(partial(_count, bare, of), missing), strict=True):
+    for index, file in zip(missing, pool.map(partial(_count, bare, of), missing), strict=True):
         avqcal.write(keep / f"{index}.avqcal", file)
         found[index] = file
         run.inferences += len(file.images) * file.origin.passes
         _report(run, sum(len(file.images) for file in found.values()), len(pictures))
-    return _merged(run, fleet, keep, [found[index] for index in range(of)])
+    return _merged(run, pool, keep, [found[index] for index in range(of)])
 
 
 def _count(run: CalibrationRun, of: int, index: int) -> CalibrationFile:
@@ -54,7 +54,7 @@ def _count(run: CalibrationRun, of: int, index: int) -> CalibrationFile:
 
 
 def _merged(
-    run: CalibrationRun, fleet: Fleet, keep: Path, files: Sequence[CalibrationFile]
+    run: CalibrationRun, pool: WorkerPool, keep: Path, files: Sequence[CalibrationFile]
 ) -> CalibrationFile:
     """Kept shards of another model or runtime do not fit the new ones: then all are counted anew, once."""
     try:
@@ -63,7 +63,7 @@ def _merged(
         if not run.resumed:
             raise
         shutil.rmtree(keep, ignore_errors=True)
-        return spread(run, fleet, keep)
+        return spread(run, pool, keep)
 
 
 def _kept(keep: Path, of: int, whole: str) -> dict[int, CalibrationFile]:
@@ -87,8 +87,8 @@ def _report(run: CalibrationRun, done: int, wanted: int) -> None:
 # Run a calibration and write its file.
 
 
-def run_calibrate(run: CalibrationRun, output: Path, fleet: Fleet | None = None) -> dict[str, Any]:
-    """``avq calibrate``: run here or on a fleet, write ``output``, drop the checkpoint; the keys of its --json.
+def run_calibrate(run: CalibrationRun, output: Path, pool: WorkerPool | None = None) -> dict[str, Any]:
+    """``avq calibrate``: run here or in a worker pool, write ``output``, drop the checkpoint; the keys of its --json.
 
     The checkpoint, unless one is given, lies beside the output, so that starting again resumes.
     """
@@ -98,7 +98,7 @@ def run_calibrate(run: CalibrationRun, output: Path, fleet: Fleet | None = None)
         run.checkpoint = output.with_name(f".{output.name}.checkpoint")
     shards = output.with_name(f".{output.name}.shards")
     try:
-        data = spread(run, fleet, shards) if fleet is not None and fleet.spreads else run.run()
+        data = spread(run, pool, shards) if pool is not None and pool.is_parallel else run.run()
     finally:
         run.close()
     avqcal.write(output, data)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from avq.atomic_file import write_whole
+from avq.atomic_file import atomic_write
 from avq.scenes.labels import CLASS_NAMES
 from avq.scenes.train.data import INPUT_HEIGHT_PX, INPUT_WIDTH_PX, PAD_VALUE, Batch
 from avq.scenes.train.model import STRIDES_PX, ConvBlock, Head, Residual, RoadDetector
@@ -164,7 +164,7 @@ def to_onnx(model: RoadDetector) -> onnx.ModelProto:
 
 def write_onnx(model: RoadDetector, path: pathlib.Path) -> None:
     """A reader never sees half a file. Raises DataError when it cannot be written."""
-    write_whole(path, to_onnx(model).SerializeToString())
+    atomic_write(path, to_onnx(model).SerializeToString())
 
 
 # Going on from an exported file: its folded weights are spread out over convolutions and normalisations
