@@ -23,11 +23,12 @@ from avq.types import (
     EngineStatus,
     Figure,
     Finding,
-    Foreign,
     Frame,
     GraphView,
     GroupRow,
+    ImportedQuantization,
     Latency,
+    MeasuredPlan,
     MomentRequest,
     PlanScore,
     PreprocessSpec,
@@ -36,7 +37,6 @@ from avq.types import (
     Range,
     RawOutputs,
     Recipe,
-    Served,
     SessionOptions,
     StatRequest,
 )
@@ -100,7 +100,7 @@ class Workbench(Protocol):
         ...
 
     @property
-    def foreign(self) -> Foreign | None:
+    def foreign(self) -> ImportedQuantization | None:
         """Quantization that came with the model, on edges of this float graph; None for a float model."""
         ...
 
@@ -148,7 +148,7 @@ class Workbench(Protocol):
         """Measured on the target engine, paired with the float engines; None if it cannot run here."""
         ...
 
-    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[Served | None]:
+    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[MeasuredPlan | None]:
         """Build each, take the fastest engine that agrees with its reference, time all interleaved.
 
         A plan without points is the float model. None for a plan that no engine here runs rightly.

@@ -15,7 +15,7 @@ from avq.builder.planning import reference_encoding
 from avq.builder.probe_set import ProbeSet, drawn_inputs
 from avq.builder.request import Request
 from avq.builder.verify import Verified
-from avq.types import U8, AnyArray, Edge, Foreign, QuantizationPlan, Verdict
+from avq.types import U8, AnyArray, Edge, ImportedQuantization, QuantizationPlan, Verdict
 
 #: Pitfalls that lose boxes, and the option of ``qat`` that mends each.
 _COSTS_BOXES = {
@@ -52,7 +52,7 @@ def prove_import(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet)
     )
 
 
-def as_read(analysis: ModelAnalysis, foreign: Foreign) -> QuantizationPlan:
+def as_read(analysis: ModelAnalysis, foreign: ImportedQuantization) -> QuantizationPlan:
     """The plan that says what the file says, and nothing else."""
     return QuantizationPlan(
         graph_digest=analysis.model.view.digest, points=foreign.points, overrides=foreign.overrides
@@ -77,7 +77,7 @@ def with_parity(verdict: Verdict, parity: Parity | None) -> Verdict:
 
 
 def with_ways_on(
-    verdict: Verdict, foreign: Foreign | None, asked: Mapping[str, object], *, in_model: bool
+    verdict: Verdict, foreign: ImportedQuantization | None, asked: Mapping[str, object], *, in_model: bool
 ) -> Verdict:
     """What helps a refused import: the options that mend what it brought along, then what it was made from.
 

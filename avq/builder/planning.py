@@ -25,13 +25,13 @@ from avq.progress import Reporter
 from avq.types import (
     AnyArray,
     Figure,
-    Foreign,
     GroupRow,
+    ImportedQuantization,
     Latency,
+    MeasuredPlan,
     MomentRequest,
     PlanScore,
     QuantizationPlan,
-    Served,
     SessionOptions,
     StatRequest,
 )
@@ -64,7 +64,7 @@ class HostWorkbench:
     _collect: Collect
     _moments: Moments
     _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
-    foreign: Foreign | None = None
+    foreign: ImportedQuantization | None = None
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     group_rows: list[GroupRow] = field(default_factory=list)
@@ -121,7 +121,7 @@ class HostWorkbench:
         served = self._serving.serve([plan])[0]
         return None if served is None else served.latency
 
-    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[Served | None]:
+    def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[MeasuredPlan | None]:
         return self._serving.serve(plans)
 
     def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
@@ -232,7 +232,7 @@ class Planned:
     error: Callable[[QuantizationPlan], PlanScore] | None = None
     conclusions: tuple[str, ...] = ()
     groups: tuple[GroupRow, ...] = ()
-    foreign: Foreign | None = None
+    foreign: ImportedQuantization | None = None
 
 
 def make_plan(
@@ -285,7 +285,7 @@ def make_plan(
 
 def _foreign(
     request: Request, analysis: ModelAnalysis, calibration: Calibration, keep_float: Mapping[str, str]
-) -> Foreign | None:
+) -> ImportedQuantization | None:
     """Quantization in the model's file, or in the file beside it that the option ``encodings`` names."""
     path = getattr(request.options, "encodings", None)
     if path is None:

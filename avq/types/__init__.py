@@ -19,7 +19,15 @@ from avq.types.frame import (
     StageTimes,
 )
 from avq.types.graph import GraphView, NodeView, TensorView
-from avq.types.plan import Edge, Foreign, GroupRow, NodePrecision, Precision, QuantizationPlan, QuantPoint
+from avq.types.plan import (
+    Edge,
+    GroupRow,
+    ImportedQuantization,
+    NodePrecision,
+    Precision,
+    QuantizationPlan,
+    QuantPoint,
+)
 from avq.types.preprocess import DecoderSpec, PreprocessSpec
 from avq.types.recipe import TARGETS, Recipe, Target
 from avq.types.report import (
@@ -29,11 +37,15 @@ from avq.types.report import (
     FigurePoint,
     Finding,
     Latency,
+    MeasuredPlan,
     PlanScore,
     Series,
-    Served,
     Verdict,
 )
+
+# Names of release 0.1.0, kept for one release.
+Foreign = ImportedQuantization
+Served = MeasuredPlan
 
 __all__ = [
     "CALIBRATORS",
@@ -59,9 +71,11 @@ __all__ = [
     "Frame",
     "GraphView",
     "GroupRow",
+    "ImportedQuantization",
     "Latency",
     "LatencyBudget",
     "LayerTime",
+    "MeasuredPlan",
     "ModelInput",
     "MomentRequest",
     "NodePrecision",

@@ -225,7 +225,7 @@ class QuantizationPlan:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedQuantization:
     """What another tool decided, said in avq's terms; a strategy takes it over or refuses it.
 
     Attributes:

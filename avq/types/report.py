@@ -69,7 +69,7 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class MeasuredPlan:
     """A plan really built, checked and timed on the engine that serves it fastest.
 
     Attributes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from avq import Workbench
 from avq.errors import RequestError
 from avq.toolbox import Placement, Ranging, assemble, int8_mac_share, place, wanted_statistics, weight_point
-from avq.types import CALIBRATORS, Edge, GraphView, NodePrecision, QuantizationPlan, QuantPoint, Served
+from avq.types import CALIBRATORS, Edge, GraphView, MeasuredPlan, NodePrecision, QuantizationPlan, QuantPoint
 
 # Which operators gain from scales found at run time, and what their points are.
 
@@ -114,7 +114,7 @@ class DynamicOptions(BaseModel):
 class _Tried:
     name: str
     plan: QuantizationPlan
-    served: Served | None
+    served: MeasuredPlan | None
 
 
 class DynamicQuantizer:
@@ -200,7 +200,7 @@ def _best(tried: Sequence[_Tried]) -> _Tried:
     return min(run, key=lambda pair: pair[1].score.badness)[0]
 
 
-def _inside(served: Served) -> bool:
+def _inside(served: MeasuredPlan) -> bool:
     fidelity = served.score.fidelity
     if fidelity is None:
         return min(served.score.sqnr_db.values(), default=0.0) >= _SQNR_DB

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from avq.types import Figure, FigurePoint, Series, Served
+from avq.types import Figure, FigurePoint, MeasuredPlan, Series
 from avq_lowbit.plans import Bits, Group, Plans
 from avq_lowbit.search import Limits, Step, loss
 
@@ -87,7 +87,7 @@ def curve(steps: Sequence[Step], chosen: Step, limits: Limits) -> Figure:
     )
 
 
-def conclusion(plans: Plans, step: Step, served: Served | None, target_mb: float | None) -> str:
+def conclusion(plans: Plans, step: Step, served: MeasuredPlan | None, target_mb: float | None) -> str:
     """One sentence for the verdict."""
     eight, whole = plans.bytes_at((8,) * len(step.bits)), plans.bytes_at((32,) * len(step.bits))
     data = "INT8" if plans.data.int8 else "float"

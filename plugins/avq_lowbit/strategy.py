@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
 from avq.toolbox import Placement, Ranging, place, wanted_statistics
-from avq.types import GraphView, PlanScore, QuantizationPlan, Served
+from avq.types import GraphView, MeasuredPlan, PlanScore, QuantizationPlan
 from avq_lowbit.corrections import Corrections
 from avq_lowbit.explain import conclusion, curve, group_reasons, group_rows, step_rows
 from avq_lowbit.plans import Bits, Data, Group, Plans, weight_groups
@@ -132,7 +132,7 @@ def _int8_is_better(integers: Plans, floats: Plans, limits: Limits) -> bool:
 
 def _chosen(
     search: Search, bench: Workbench, options: LowbitOptions, limits: Limits
-) -> tuple[Step, Served | None]:
+) -> tuple[Step, MeasuredPlan | None]:
     """The step to build, and how it serves; None when no engine here serves it."""
     if options.target_mb is not None:
         step = search.within(int(options.target_mb * _MEGABYTE))

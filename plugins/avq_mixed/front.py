@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avq.types import AnyArray, QuantizationPlan, Served
+from avq.types import AnyArray, MeasuredPlan, QuantizationPlan
 
 # The gate's own limits: a point outside of them is not worth choosing.
 LOST_PERCENT = 1.0
@@ -31,7 +31,7 @@ class Point:
     name: str
     int8: AnyArray
     plan: QuantizationPlan
-    served: Served
+    served: MeasuredPlan
     share: float
     weight_bytes: int
     predicted: float

@@ -15,8 +15,8 @@ from avq.toolbox import decoding_nodes, place
 from avq.types import (
     Edge,
     Finding,
-    Foreign,
     GraphView,
+    ImportedQuantization,
     NodePrecision,
     PlanScore,
     QuantizationPlan,
@@ -136,7 +136,7 @@ class QatQuantizer:
             plan = _mended(bench, plan, name, mend)
         return plan
 
-    def _plan(self, graph: GraphView, foreign: Foreign) -> QuantizationPlan:
+    def _plan(self, graph: GraphView, foreign: ImportedQuantization) -> QuantizationPlan:
         plan = QuantizationPlan(
             graph_digest=graph.digest,
             points=foreign.points,
@@ -147,7 +147,7 @@ class QatQuantizer:
         return replace(plan, precisions=_precisions(graph, plan, foreign.dialect))
 
 
-def _required(foreign: Foreign | None) -> Foreign:
+def _required(foreign: ImportedQuantization | None) -> ImportedQuantization:
     if foreign is not None and foreign.errors and not foreign.points:
         raise _refusal(f"nothing of this {foreign.dialect} file can be taken over", foreign.errors)
     if foreign is None or not foreign.points:
@@ -161,7 +161,7 @@ def _required(foreign: Foreign | None) -> Foreign:
     return foreign
 
 
-def _show(bench: Workbench, foreign: Foreign) -> None:
+def _show(bench: Workbench, foreign: ImportedQuantization) -> None:
     rows = [_row(finding) for finding in foreign.findings]
     if rows:
         bench.note(f"qat: what this {foreign.dialect} file brings along", rows)
@@ -177,7 +177,7 @@ def _row(finding: Finding) -> dict[str, object]:
     }
 
 
-def _refuse(foreign: Foreign, bench: Workbench, options: QatOptions) -> None:
+def _refuse(foreign: ImportedQuantization, bench: Workbench, options: QatOptions) -> None:
     """PlanError for what no plan can say, and for what the target cannot run, unless an option mends it."""
     if foreign.errors and not options.drop:
         raise _refusal("the quantization of this file cannot be taken over", foreign.errors)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.builder.lower import lower
-from avq.types import Fidelity, Figure, Latency, MomentRequest, PlanScore, QuantizationPlan, Served
+from avq.types import Fidelity, Figure, Latency, MeasuredPlan, MomentRequest, PlanScore, QuantizationPlan
 from tests.builder.lower.lowering_nets import answers, picture, small_net, view_of
 
 SIZES = np.array([8.0, 6.0, 4.0, 3.0, 2.0, 1.0])
@@ -102,7 +102,7 @@ class Ruled:
 
     def serve(self, plans):
         time = Latency(1.0, 1.0, 1.0, 0.99, 1.01, "float")
-        return [Served("engine", self.error(plan), time) for plan in plans]
+        return [MeasuredPlan("engine", self.error(plan), time) for plan in plans]
 
     def moments(self, requests):
         raise AssertionError("without correction nothing is summed")

@@ -23,12 +23,12 @@ from avq.types import (
     Fidelity,
     GraphView,
     Latency,
+    MeasuredPlan,
     NodeView,
     PlanScore,
     QuantizationPlan,
     QuantPoint,
     Range,
-    Served,
     TensorView,
 )
 
@@ -191,7 +191,7 @@ def point(name: str, ratio: float, lost: float, *, is_float: bool = False, size:
     points = () if is_float else (QuantPoint(Edge("t"), np.ones((), np.float32), np.zeros((), np.int64)),)
     score = PlanScore(Fidelity(98, 300, lost, 0.0), {"out": 30.0})
     latency = Latency(10 * ratio, 10 * ratio, ratio, ratio - 0.005, ratio + 0.005, "openvino float bf16")
-    served = Served("openvino", score, latency)
+    served = MeasuredPlan("openvino", score, latency)
     return Point(name, np.zeros(2, bool), QuantizationPlan("g", points), served, 0.5, size, 1.0)
 
 

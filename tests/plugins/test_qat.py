@@ -21,7 +21,7 @@ from avq.bundle import open_bundle
 from avq.errors import ModelError, PlanError
 from avq.plugins import PluginHost
 from avq.progress import Silent
-from avq.types import Edge, Foreign, PlanScore, QuantizationPlan, QuantPoint, Recipe, Verdict
+from avq.types import Edge, ImportedQuantization, PlanScore, QuantizationPlan, QuantPoint, Recipe, Verdict
 from tests.builder.lift.corpus import nets
 from tests.builder.lift.corpus.dialects import (
     BrevitasQcdq,
@@ -100,7 +100,7 @@ def test_a_float_model_is_sent_to_static():
 
 
 def test_a_side_file_without_a_grid_is_told_as_that():
-    empty = SimpleNamespace(foreign=Foreign("trt-cache", "TRT-8501"))
+    empty = SimpleNamespace(foreign=ImportedQuantization("trt-cache", "TRT-8501"))
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
         QatQuantizer().plan(SimpleNamespace(), Bench(empty), QatOptions())
     assert refusal.value.seen == "the trt-cache file names no grid"

@@ -32,9 +32,9 @@ from avq.types import (
     Detections,
     Finding,
     Latency,
+    MeasuredPlan,
     PlanScore,
     QuantizationPlan,
-    Served,
     SessionOptions,
 )
 
@@ -145,13 +145,13 @@ class PendingTarget:
 
     # What a workbench asks of whatever serves plans
 
-    def serve(self, plans: Sequence[QuantizationPlan]) -> list[Served | None]:
+    def serve(self, plans: Sequence[QuantizationPlan]) -> list[MeasuredPlan | None]:
         """Scores of the rehearsal, with the cost model's ratio to FP16 where a measured one would stand."""
         times = self.latencies(plans)
         scores = [self._score(self.finished(plan)) for plan in plans]
         label = f"{self.compiler.name}, {COST_MODEL}"
         return [
-            Served(label, score, time)
+            MeasuredPlan(label, score, time)
             for score, time in zip(scores, times, strict=True)
             if time is not None
         ]  # fmt: skip

@@ -11,7 +11,7 @@ from avq.builder.lift.findings import finding
 from avq.builder.lift.pitfalls import look_around
 from avq.hookspecs import CalibrationStats
 from avq.toolbox import Placement, activation_point, place, weight_point
-from avq.types import Edge, Foreign, GraphView, QuantizationPlan, QuantPoint
+from avq.types import Edge, GraphView, ImportedQuantization, QuantizationPlan, QuantPoint
 
 # Grids that reach a weighted operator through operators that only move values: files do not name them
 # twice.
@@ -67,7 +67,7 @@ def side_file_for_plan(
     collect: Collect | None,
     *,
     symmetric_only: bool,
-) -> Foreign:
+) -> ImportedQuantization:
     """The file over its float graph, as a strategy takes it over: completed, with every pitfall it shows.
 
     Args:
@@ -98,7 +98,7 @@ def side_file_for_plan(
     return replace(foreign, findings=tuple(sorted((*foreign.findings, *around), key=lambda f: f.code)))
 
 
-def _without_head(foreign: Foreign, keep_float: Collection[str]) -> Foreign:
+def _without_head(foreign: ImportedQuantization, keep_float: Collection[str]) -> ImportedQuantization:
     head = list(dict.fromkeys(p.edge.node for p in foreign.points if p.edge.node in keep_float))
     if not head:
         return foreign
@@ -106,7 +106,7 @@ def _without_head(foreign: Foreign, keep_float: Collection[str]) -> Foreign:
     return replace(foreign, points=points, findings=(*foreign.findings, finding("AVQ-Q60", head)))
 
 
-def _open(foreign: Foreign, graph: GraphView, keep_float: Collection[str]) -> list[_Open]:
+def _open(foreign: ImportedQuantization, graph: GraphView, keep_float: Collection[str]) -> list[_Open]:
     plan = QuantizationPlan(graph.digest, foreign.points)
     every = [_Open(p, _missing(plan, p)) for p in place(graph, keep_float)]
     return [o for o in every if o.edges]

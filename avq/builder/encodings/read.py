@@ -13,7 +13,7 @@ from avq.builder.encodings.match import Taking, spread_over
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, looks_like_cache, parse_cache
 from avq.errors import CalibrationError
 from avq.toolbox import weight_point
-from avq.types import AnyArray, Edge, Foreign, GraphView, QuantPoint
+from avq.types import AnyArray, Edge, GraphView, ImportedQuantization, QuantPoint
 
 # AIMET encodings over a float graph.
 
@@ -108,7 +108,7 @@ CACHE_DIALECT = "trt-cache"
 _LARGEST_BYTES = 1 << 30
 
 
-def read_side_file(path: Path, graph: GraphView) -> Foreign:
+def read_side_file(path: Path, graph: GraphView) -> ImportedQuantization:
     """The quantization in ``path``, on edges of ``graph``.
 
     TensorRT caches hold no weights and no placement: weighted operators whose inputs are all named get them,
@@ -120,7 +120,7 @@ def read_side_file(path: Path, graph: GraphView) -> Foreign:
     file = parse_side_file(path)
     taking = Taking(graph, path.name)
     points = cache_points(file, taking) if isinstance(file, TrtCache) else aimet_points(file, taking)
-    return Foreign(dialect(file), producer(file), tuple(points), findings=taking.findings())
+    return ImportedQuantization(dialect(file), producer(file), tuple(points), findings=taking.findings())
 
 
 def is_side_file(path: Path) -> bool:

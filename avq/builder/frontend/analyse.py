@@ -33,8 +33,8 @@ from avq.types import (
     U8,
     AnyArray,
     DecoderSpec,
-    Foreign,
     GraphView,
+    ImportedQuantization,
     PreprocessSpec,
     RawOutputs,
     Recipe,
@@ -66,7 +66,7 @@ class ModelAnalysis:
     keep_float: Mapping[str, str]
     messages: tuple[str, ...]
     warnings: tuple[str, ...]
-    foreign: Foreign | None = None
+    foreign: ImportedQuantization | None = None
     imported: Imported | None = None
 
 

@@ -22,7 +22,7 @@ from avq.builder.lift.pitfalls import look_around
 from avq.builder.lift.qonnx import is_qonnx, read_qonnx
 from avq.builder.lift.reading import Reading
 from avq.errors import ModelError
-from avq.types import Edge, Finding, Foreign, QuantPoint
+from avq.types import Edge, Finding, ImportedQuantization, QuantPoint
 
 # Whose file it is: by its operators first, then by the producer it names.
 
@@ -145,7 +145,7 @@ class Marked:
     producer: str
     faults: Mapping[str, list[str]]
 
-    def unmark(self, normal: onnx.ModelProto) -> tuple[onnx.ModelProto, Foreign]:
+    def unmark(self, normal: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]:
         """The float graph behind the marked (normalised) one, and what the marks stood for."""
         bare = unmark(normal, self.marks)
         places = {code: list(seen) for code, seen in self.faults.items()}
@@ -153,7 +153,7 @@ class Marked:
             places.setdefault(code, []).append(place)
         found = [finding(code, seen) for code, seen in places.items()]
         found += look_around(view_of(bare.proto), bare.points, bare.biases)
-        foreign = Foreign(self.dialect, self.producer, bare.points, {}, _in_order(found))
+        foreign = ImportedQuantization(self.dialect, self.producer, bare.points, {}, _in_order(found))
         return bare.proto, foreign
 
 
@@ -177,7 +177,7 @@ def mark(model: onnx.ModelProto) -> Marked:
     return Marked(reading.proto, marks, dialect_of(model), producer, reading.faults)
 
 
-def lift(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Foreign]:
+def lift(model: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]:
     """The float graph as it stands in the file, and its quantization; nothing else is changed.
 
     A build normalises between the two halves, so that its points lie on the graph it plans on. A float file
@@ -206,7 +206,7 @@ class Imported:
     """
 
     model: FloatModel
-    foreign: Foreign
+    foreign: ImportedQuantization
     source: onnx.ModelProto
 
 
@@ -236,7 +236,9 @@ def import_model(
     return Imported(model, foreign, _runnable(proto, input_size_px))
 
 
-def on_folded_input(foreign: Foreign, source: FloatModel, folded: FloatModel) -> Foreign:
+def on_folded_input(
+    foreign: ImportedQuantization, source: FloatModel, folded: FloatModel
+) -> ImportedQuantization:
     """The same points after the picture's cast, scale and mean were put in front of the network."""
     picture = source.view.inputs[0].name
     added = len(folded.proto.graph.node) - len(source.proto.graph.node)

@@ -24,7 +24,15 @@ from avq.clock import Clock
 from avq.errors import AvqError
 from avq.hookspecs import Session
 from avq.measure.latency import LatencySamples, ProcessorClock, paired_latency, ratio_interval
-from avq.types import Detections, GraphView, Latency, PlanScore, QuantizationPlan, Served, SessionOptions
+from avq.types import (
+    Detections,
+    GraphView,
+    Latency,
+    MeasuredPlan,
+    PlanScore,
+    QuantizationPlan,
+    SessionOptions,
+)
 
 T = TypeVar("T")
 # Open sessions hold a copy of the weights and their scratch memory each.
@@ -60,13 +68,13 @@ class Serving:
     _fastest_float: Candidate | None = None
     _favourite: Candidate | None = None
 
-    def serve(self, plans: Sequence[QuantizationPlan]) -> list[Served | None]:
+    def serve(self, plans: Sequence[QuantizationPlan]) -> list[MeasuredPlan | None]:
         """Each plan on its fastest right engine; None where no engine is right."""
         found = [self._choose(plan) for plan in plans]
         open_with = [None if entry is None else entry[0] for entry in found]
         times = self._times(plans, open_with, _SERVE_ROUNDS)
         return [
-            None if entry is None or time is None else Served(entry[0].label, entry[1], time)
+            None if entry is None or time is None else MeasuredPlan(entry[0].label, entry[1], time)
             for entry, time in zip(found, times, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from avq.builder.encodings import CacheEntry, TrtCache, write_cache
 from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.graph.view import view_of
-from avq.types import Edge, Foreign, QuantizationPlan, Range
+from avq.types import Edge, ImportedQuantization, QuantizationPlan, Range
 from tests.builder.encodings.network import READ_BY_WEIGHTED, WEIGHTS, graph
 
 VIEW = graph()
@@ -41,7 +41,7 @@ def partial(folder: Path) -> Path:
     return path
 
 
-def taken(path: Path, collect: Counted | None, **more: bool) -> tuple[Foreign, QuantizationPlan]:
+def taken(path: Path, collect: Counted | None, **more: bool) -> tuple[ImportedQuantization, QuantizationPlan]:
     foreign = side_file_for_plan(path, VIEW, {"matmul": "head"}, collect, **{"symmetric_only": False, **more})
     return foreign, QuantizationPlan(VIEW.digest, foreign.points)
 
