@@ -21,7 +21,7 @@ from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOpti
 _OPSET, _IR = 21, 10
 
 
-def in_opset_21(model: bytes) -> bytes | None:
+def to_opset_21(model: bytes) -> bytes | None:
     """``model`` with the bits of its answers; None where it has that operator set already."""
     proto = onnx.load_model_from_string(model)
     versions = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
@@ -84,7 +84,7 @@ class Compiler(Protocol):
 
 
 @dataclass(frozen=True)
-class StandIn:
+class EmulatedEngine:
     """Takes the target's place in every check of numbers; its times mean nothing and nobody asks for them."""
 
     compiler: Compiler
@@ -108,13 +108,13 @@ class StandIn:
         try:
             return self.reference.open(model, plain)
         except MachineError:
-            older = in_opset_21(model if isinstance(model, bytes) else model.read_bytes())
+            older = to_opset_21(model if isinstance(model, bytes) else model.read_bytes())
             if older is None:
                 raise
             return self.reference.open(older, plain)
 
 
-def pending_compiler(target: str, engines: Iterable[Engine]) -> Compiler | None:
+def target_compiler(target: str, engines: Iterable[Engine]) -> Compiler | None:
     """The engine of ``target`` when its models are compiled, here or on the vehicle; None for every other engine.
 
     Also where there is a card: what a bundle holds, and how it is proven and timed, is then the same everywhere.

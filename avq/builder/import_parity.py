@@ -9,10 +9,10 @@ import numpy as np
 
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.frontend.fold_input import normalise_picture
+from avq.builder.holdout import HoldoutSet, drawn_inputs
 from avq.builder.lift import Parity, prove
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
-from avq.builder.probe_set import ProbeSet, drawn_inputs
 from avq.builder.request import Request
 from avq.builder.verify import Verified
 from avq.types import U8, AnyArray, Edge, ImportedQuantization, QuantizationPlan, Verdict
@@ -27,7 +27,7 @@ _DRAWN = 2
 _REAL = 4
 
 
-def prove_import(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet) -> Parity | None:
+def prove_import(request: Request, analysis: ModelAnalysis, holdout: HoldoutSet) -> Parity | None:
     """The file against its import as it was read, on drawn and real pictures; None where nothing was imported.
 
     Options of a strategy come after: they may change the plan, and their cost is measured, not proven. A file
@@ -36,10 +36,10 @@ def prove_import(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet)
     imported, foreign = analysis.imported, analysis.foreign
     if imported is None or foreign is None or foreign.errors:
         return None
-    plan = as_read(analysis, foreign)
+    plan = plan_as_imported(analysis, foreign)
     lowered = lower(analysis.model.proto, plan, reference_encoding(plan))
     tensors = [i.tensor for i in drawn_inputs(analysis.spec, _DRAWN)]
-    tensors += [i.tensor for i in probe_set.inputs[:_REAL]] if probe_set.items else []
+    tensors += [i.tensor for i in holdout.inputs[:_REAL]] if holdout.items else []
     name = analysis.model.view.inputs[0].name
     feeds = [({name: _source_numbers(analysis, tensor)}, {name: tensor}) for tensor in tensors]
     return prove(
@@ -52,7 +52,7 @@ def prove_import(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet)
     )
 
 
-def as_read(analysis: ModelAnalysis, foreign: ImportedQuantization) -> QuantizationPlan:
+def plan_as_imported(analysis: ModelAnalysis, foreign: ImportedQuantization) -> QuantizationPlan:
     """The plan that says what the file says, and nothing else."""
     return QuantizationPlan(
         graph_digest=analysis.model.view.digest, points=foreign.points, overrides=foreign.overrides
@@ -76,7 +76,7 @@ def with_parity(verdict: Verdict, parity: Parity | None) -> Verdict:
     )
 
 
-def with_ways_on(
+def with_suggestions(
     verdict: Verdict, foreign: ImportedQuantization | None, asked: Mapping[str, object], *, in_model: bool
 ) -> Verdict:
     """What helps a refused import: the options that mend what it brought along, then what it was made from.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from avq.builder.holdout import HoldoutSet
 from avq.builder.pictures.dataset import Item, read_picture
-from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.errors import RefusedError
 from avq.measure.accuracy import evaluate
@@ -24,18 +24,18 @@ def labels_of(request: Request, class_names: Sequence[str]) -> Labels | None:
     return load_labels(recipe.labels, class_map=recipe.class_map, class_names=class_names)
 
 
-def check_labels(request: Request, class_names: Sequence[str], probe_set: ProbeSet) -> None:
+def check_labels(request: Request, class_names: Sequence[str], holdout: HoldoutSet) -> None:
     """Refuse labels that can tell nothing before time is spent on a search; undecoded heads leave them aside.
 
     Raises:
         RequestError, DataError: as ``load_labels`` and ``Labels.match`` do.
         RefusedError: the float model finds nothing of what is labelled, and a gate was asked for.
     """
-    labels, of_float = labels_of(request, class_names), probe_set.float_detections
+    labels, of_float = labels_of(request, class_names), holdout.float_detections
     if labels is None or of_float is None:
         return
-    labels.match(probe_set.paths)
-    reference = accuracy(labels, probe_set, of_float)
+    labels.match(holdout.paths)
+    reference = accuracy(labels, holdout, of_float)
     if request.recipe.gate and reference is not None and reference.map <= 0.0:
         raise RefusedError(
             "the float model finds nothing that is labelled: no loss can be told from it",
@@ -64,36 +64,36 @@ def remarks(labels: Labels, items: Sequence[Item]) -> tuple[str, ...]:
     )
 
 
-def accuracy(labels: Labels | None, probe_set: ProbeSet, found: Sequence[Detections]) -> Accuracy | None:
-    """mAP over the pictures of ``probe_set`` that are labelled."""
+def accuracy(labels: Labels | None, holdout: HoldoutSet, found: Sequence[Detections]) -> Accuracy | None:
+    """mAP over the pictures of ``holdout`` that are labelled."""
     if labels is None:
         return None
-    image_ids = labels.match(probe_set.paths)
+    image_ids = labels.match(holdout.paths)
     by_image: Mapping[int, Detections] = {
         image_ids[path]: detections
-        for path, detections in zip(probe_set.paths, found, strict=True)
+        for path, detections in zip(holdout.paths, found, strict=True)
         if path in image_ids
     }
     return evaluate(labels, by_image)
 
 
 def map_drop(
-    request: Request, class_names: Sequence[str], probe_set: ProbeSet
+    request: Request, class_names: Sequence[str], holdout: HoldoutSet
 ) -> Callable[[Sequence[Detections]], float] | None:
     """detections -> loss of mAP in percent of the float model's; None without labels or boxes to score.
 
-    Detections are given per picture of ``probe_set``, from a low score (0.01) on.
+    Detections are given per picture of ``holdout``, from a low score (0.01) on.
     """
-    if request.recipe.labels is None or probe_set.float_detections is None:
+    if request.recipe.labels is None or holdout.float_detections is None:
         return None
     labels = labels_of(request, class_names)
-    reference = accuracy(labels, probe_set, probe_set.float_detections)
+    reference = accuracy(labels, holdout, holdout.float_detections)
     if reference is None or reference.map <= 0.0:
         return None
     of_float = reference.map
 
     def drop_percent(found: Sequence[Detections]) -> float:
-        served = accuracy(labels, probe_set, found)
+        served = accuracy(labels, holdout, found)
         return 0.0 if served is None else 100.0 * (of_float - served.map) / of_float
 
     return drop_percent

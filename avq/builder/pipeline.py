@@ -11,17 +11,17 @@ import msgspec
 from avq.builder.calibrate.calibration import Calibration
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.cross_compile.dla import implicit_parts, with_ranges
-from avq.builder.cross_compile.target import Compiled, pending_target
+from avq.builder.cross_compile.target import Compiled, cross_compile_target
 from avq.builder.diagnose import find_cause, left_float
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
 from avq.builder.gate import Limits, judge
-from avq.builder.import_parity import judged_by_parity, prove_import, with_parity, with_ways_on
+from avq.builder.holdout import HoldoutSet, prepare_holdout
+from avq.builder.import_parity import judged_by_parity, prove_import, with_parity, with_suggestions
 from avq.builder.labelled import check_labels
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import Planned, make_plan
-from avq.builder.probe_set import ProbeSet, prepare_probe_set
-from avq.builder.report import Story, report_page
+from avq.builder.report import ReportData, report_page
 from avq.builder.request import Request, check
 from avq.builder.stage import Staged, drift_parts, stage
 from avq.builder.trials.bench import Bench, Trial, candidates_for, fastest_first
@@ -44,24 +44,24 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPo
     request = replace(check(recipe, host), pool=pool or WorkerPool())
     pictures = open_pictures(recipe, report)
     analysis = analyse_model(request, pictures.samples, report)
-    probe_set = prepare_probe_set(request, analysis, pictures, report)
-    check_labels(request, analysis.class_names, probe_set)
+    holdout = prepare_holdout(request, analysis, pictures, report)
+    check_labels(request, analysis.class_names, holdout)
     if recipe.gate and recipe.labels is None:
-        probe_set.require_boxes()
+        holdout.require_boxes()
     calibration = Calibration(request, analysis, pictures.calibration, report)
-    planned = make_plan(request, analysis, calibration, probe_set, host, report)
-    parity = prove_import(request, analysis, probe_set)
-    pending, compiled = pending_target(request, analysis, probe_set), Compiled()
+    planned = make_plan(request, analysis, calibration, holdout, host, report)
+    parity = prove_import(request, analysis, holdout)
+    pending, compiled = cross_compile_target(request, analysis, holdout), Compiled()
     if pending is not None:
         planned = replace(planned, plan=pending.finished(planned.plan))
         compiled = pending.compile(planned.plan, report)
         trials: Sequence[Trial] = [pending.trial(planned.plan)]
         ranked = trials
     else:
-        trials = _try_engines(request, analysis, planned, probe_set, report)
+        trials = _try_engines(request, analysis, planned, holdout, report)
         ranked = fastest_first(trials, planned.plan, request)
 
-    plan = with_ranges(request, analysis, planned.plan, calibration, probe_set)
+    plan = with_ranges(request, analysis, planned.plan, calibration, holdout)
     planned = replace(planned, plan=plan)
     extra = {
         **compiled.parts,
@@ -71,8 +71,8 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPo
     limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
 
     def attempt(trial: Trial) -> _Attempt:
-        staged = stage(request, analysis, calibration, planned, trial, probe_set, extra, linted=compiled.lint)
-        verified = verify(staged, request, probe_set, trial)
+        staged = stage(request, analysis, calibration, planned, trial, holdout, extra, linted=compiled.lint)
+        verified = verify(staged, request, holdout, trial)
         verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
         verdict = with_parity(judge(verified.measured, limits), parity)
         verdict = replace(verdict, reasons=(*verdict.reasons, *planned.conclusions))
@@ -82,10 +82,10 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPo
     if not final.verdict.accepted:
         verdict = _with_cause(final.verdict, analysis, planned)
         in_model = analysis.imported is not None
-        verdict = with_ways_on(verdict, planned.foreign, recipe.options, in_model=in_model)
+        verdict = with_suggestions(verdict, planned.foreign, recipe.options, in_model=in_model)
         final = replace(final, verdict=verdict)
     outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
-    page = report_page(_story(outcome, request, analysis, planned, probe_set, calibration))
+    page = report_page(_story(outcome, request, analysis, planned, holdout, calibration))
     return _conclude(outcome, final.staged, page, host, report)
 
 
@@ -128,20 +128,20 @@ def _story(
     request: Request,
     analysis: ModelAnalysis,
     planned: Planned,
-    probe_set: ProbeSet,
+    holdout: HoldoutSet,
     calibration: Calibration,
-) -> Story:
+) -> ReportData:
     """With what only the report asks for: the counts behind the ranges, and the time of every layer."""
     stats = HistogramStats(calibration.used.histograms) if calibration.used is not None else None
     model, candidate = analysis.model, outcome.chosen.candidate
-    costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, probe_set)
-    return Story(outcome, request, analysis, planned, probe_set, stats, costs)
+    costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, holdout)
+    return ReportData(outcome, request, analysis, planned, holdout, stats, costs)
 
 
 def _try_engines(
-    request: Request, analysis: ModelAnalysis, planned: Planned, probe_set: ProbeSet, report: Reporter
+    request: Request, analysis: ModelAnalysis, planned: Planned, holdout: HoldoutSet, report: Reporter
 ) -> Sequence[Trial]:
-    with Bench(request, analysis.model.proto, planned.plan, probe_set) as bench:
+    with Bench(request, analysis.model.proto, planned.plan, holdout) as bench:
         return bench.try_all(candidates_for(request, planned.plan), report)
 
 

@@ -120,7 +120,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     return {"a": str(a), "b": str(b), "differences": settings + plans}
 
 
-def in_short(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+def summarise(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     """The same in a few words: settings by name, entries of the plans counted by what differs in them."""
     settings = [d["where"] for d in differences if d["kind"] == "manifest" and d["where"] != "plan_digest"]
     entries = Counter((d["kind"], d["field"]) for d in differences if d["kind"] not in ("manifest", "graph"))

@@ -36,7 +36,7 @@ _ASYMMETRIC, _DEFAULT = "asymmetric", "s8"
 
 
 @dataclass(frozen=True)
-class Side:
+class OpenedPlan:
     """One of the two bundles, taken apart."""
 
     path: Path
@@ -76,15 +76,15 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class PlanMixer:
     """Two bundles of one float network.
 
     Attributes:
         groups: all that either plan decides about, in graph order.
     """
 
-    good: Side
-    bad: Side
+    good: OpenedPlan
+    bad: OpenedPlan
     groups: tuple[Group, ...]
 
     @property
@@ -133,7 +133,7 @@ class Exchange:
         return next((side for side in both if side.engine.encoding == _ASYMMETRIC), both[0])
 
 
-def open_exchange(good: Path, bad: Path, reference: Engine) -> Exchange:
+def open_plan_mixer(good: Path, bad: Path, reference: Engine) -> PlanMixer:
     """Take two bundles apart, and prove that each answers the same put together again.
 
     Args:
@@ -153,7 +153,7 @@ def open_exchange(good: Path, bad: Path, reference: Engine) -> Exchange:
     structures = [_structure(side.view) for side in sides]
     if structures[0] != structures[1] or sides[0].view.constants.keys() != sides[1].view.constants.keys():
         raise _not_apart(bad, "its operators are not those of the other bundle once quantizers are taken out")
-    exchange = Exchange(*sides, groups=_groups(*sides))
+    exchange = PlanMixer(*sides, groups=_groups(*sides))
     everything = [group.name for group in exchange.differing]
     for side, taken in ((sides[0], []), (sides[1], everything)):
         again = lower(sides[0].proto, exchange.plan(taken), side.manifest.engine.encoding or _DEFAULT)
@@ -162,7 +162,7 @@ def open_exchange(good: Path, bad: Path, reference: Engine) -> Exchange:
     return exchange
 
 
-def write_float_twin(path: Path, folder: Path) -> Path:
+def write_float_bundle(path: Path, folder: Path) -> Path:
     """The bundle ``path`` with its quantizers taken out, in float32: weights as the plan rounded them.
 
     Raises ModelError when its model cannot be read back, BundleError when it is damaged.
@@ -176,12 +176,12 @@ def write_float_twin(path: Path, folder: Path) -> Path:
     return folder
 
 
-def _side(path: Path) -> Side:
+def _side(path: Path) -> OpenedPlan:
     bundle = open_bundle(path, allow_unaccepted=True)
     model = bundle.read(MODEL)
     proto, _ = lift(onnx.load_model_from_string(model))
     view = view_of(proto)
-    return Side(path, bundle.manifest, _plan_of(bundle, view), proto, view, model)
+    return OpenedPlan(path, bundle.manifest, _plan_of(bundle, view), proto, view, model)
 
 
 def _plan_of(bundle: OpenBundle, view: GraphView) -> QuantizationPlan:
@@ -220,7 +220,7 @@ def _same(a: AnyArray, b: AnyArray) -> bool:
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 
-def _groups(good: Side, bad: Side) -> tuple[Group, ...]:
+def _groups(good: OpenedPlan, bad: OpenedPlan) -> tuple[Group, ...]:
     """Nodes that share a tensor-wide point, a tied scale or a constant that differs are one group."""
     changed = {
         name for name, value in good.view.constants.items() if not _same(value, bad.view.constants[name])
@@ -247,8 +247,8 @@ def _group(
     root: Mapping[str, str],
     edges: Iterable[Edge],
     changed: Collection[str],
-    good: Side,
-    bad: Side,
+    good: OpenedPlan,
+    bad: OpenedPlan,
 ) -> Group:
     own = root[nodes[0]]
     mine = [edge for edge in edges if own in {root[node] for node in _readers(good.view, edge)}]
@@ -310,4 +310,4 @@ def _joined(entities: Iterable[tuple[str, ...]]) -> dict[str, str]:
     return {node: root(node) for node in list(parent)}
 
 
-__all__ = ["Difference", "Exchange", "Group", "Side", "open_exchange", "write_float_twin"]
+__all__ = ["Difference", "PlanMixer", "Group", "OpenedPlan", "open_plan_mixer", "write_float_bundle"]

@@ -9,13 +9,13 @@ from functools import cached_property
 import onnx
 
 from avq.builder.calibrate.calibration import Calibration
-from avq.builder.cross_compile.target import PendingTarget, pending_target
+from avq.builder.cross_compile.target import CrossCompileTarget, cross_compile_target
 from avq.builder.encodings.complete import side_file_for_plan
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.gate import DEFAULT_LOST_PERCENT
+from avq.builder.holdout import HoldoutSet, ModelOutputs
 from avq.builder.labelled import map_drop
 from avq.builder.lower import lower
-from avq.builder.probe_set import Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
@@ -50,7 +50,7 @@ class HostWorkbench:
     Attributes:
         request: what was asked for, with the engines that may serve it.
         analysis: the folded float model with its head and preprocessing.
-        probe_set: held-out pictures with float answers.
+        holdout: held-out pictures with float answers.
         keep_float: nodes that stay float, with reasons.
         foreign: quantization that came with the model.
         conclusions: sentences that join the reasons of the verdict.
@@ -58,7 +58,7 @@ class HostWorkbench:
 
     request: Request
     analysis: ModelAnalysis
-    probe_set: ProbeSet
+    holdout: HoldoutSet
     keep_float: Mapping[str, str]
     report: Reporter
     _collect: Collect
@@ -69,7 +69,7 @@ class HostWorkbench:
     figures: list[Figure] = field(default_factory=list)
     group_rows: list[GroupRow] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
-    _answers: dict[str, Answers] = field(default_factory=dict)
+    _answers: dict[str, ModelOutputs] = field(default_factory=dict)
 
     @property
     def symmetric_only(self) -> bool:
@@ -98,9 +98,9 @@ class HostWorkbench:
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
         few = self._few(pictures)
         if few is None:
-            return self.probe_set.judge(self._reference_answers(plan))
+            return self.holdout.score(self._reference_answers(plan))
         question = self._question(few, at_once=self.request.probe_threads)
-        return question.probe_set.judge(question.answer(plan))
+        return question.holdout.score(question.answer(plan))
 
     def errors(
         self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
@@ -115,7 +115,7 @@ class HostWorkbench:
         if few is None:
             self._answers |= answers
             answers = self._answers
-        return [question.probe_set.judge(answers[plan.digest]) for plan in plans]
+        return [question.holdout.score(answers[plan.digest]) for plan in plans]
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         served = self._serving.serve([plan])[0]
@@ -145,30 +145,30 @@ class HostWorkbench:
         self.conclusions.append(reason)
 
     @cached_property
-    def _serving(self) -> Serving | PendingTarget:
-        pending = pending_target(self.request, self.analysis, self.probe_set)
+    def _serving(self) -> Serving | CrossCompileTarget:
+        pending = cross_compile_target(self.request, self.analysis, self.holdout)
         if pending is not None:
             return pending
         model = self.analysis.model
-        by_labels = map_drop(self.request, self.analysis.class_names, self.probe_set)
+        by_labels = map_drop(self.request, self.analysis.class_names, self.holdout)
         return Serving(
-            self.request, model.proto, model.view, self.probe_set, self._reference_answers, by_labels
+            self.request, model.proto, model.view, self.holdout, self._reference_answers, by_labels
         )
 
-    def _reference_answers(self, plan: QuantizationPlan) -> Answers:
+    def _reference_answers(self, plan: QuantizationPlan) -> ModelOutputs:
         """What the plan means, on every picture; asked once."""
         if plan.digest not in self._answers:
             question = self._question(None, at_once=self.request.probe_threads)
             self._answers[plan.digest] = question.answer(plan)
         return self._answers[plan.digest]
 
-    def _question(self, pictures: int | None, *, at_once: int) -> Question:
+    def _question(self, pictures: int | None, *, at_once: int) -> ReferenceRun:
         """None: all pictures, exactly; else the first so many, to rank plans."""
         model = self.analysis.model
-        return Question(
+        return ReferenceRun(
             model.proto,
             self.request.reference,
-            self.probe_set if pictures is None else self.probe_set.first(pictures),
+            self.holdout if pictures is None else self.holdout.first(pictures),
             model.view.inputs[0].name,
             exactly=pictures is None,
             at_once=at_once,
@@ -176,11 +176,11 @@ class HostWorkbench:
 
     def _few(self, pictures: int | None) -> int | None:
         """How many pictures are asked for, where they are not all."""
-        return None if pictures is None or pictures >= len(self.probe_set.items) else max(pictures, 1)
+        return None if pictures is None or pictures >= len(self.holdout.items) else max(pictures, 1)
 
 
 @dataclass(frozen=True)
-class Question:
+class ReferenceRun:
     """How a plan answers pictures in the reference; can be sent to a worker.
 
     Attributes:
@@ -191,17 +191,17 @@ class Question:
 
     float_model: onnx.ModelProto
     reference: Engine
-    probe_set: ProbeSet
+    holdout: HoldoutSet
     picture: str
     exactly: bool = True
     at_once: int = 1
 
-    def answer(self, plan: QuantizationPlan) -> Answers:
+    def answer(self, plan: QuantizationPlan) -> ModelOutputs:
         model = lower(self.float_model, plan, reference_encoding(plan))
         options = SessionOptions(threads=1, optimise=not self.exactly, integers=self.exactly)
         session = self.reference.open(model, options)
         try:
-            return self.probe_set.ask(session, picture=self.picture, at_once=self.at_once)
+            return self.holdout.run(session, picture=self.picture, at_once=self.at_once)
         finally:
             session.close()
 
@@ -239,7 +239,7 @@ def make_plan(
     request: Request,
     analysis: ModelAnalysis,
     calibration: Calibration,
-    probe_set: ProbeSet,
+    holdout: HoldoutSet,
     host: PluginHost,
     report: Reporter,
 ) -> Planned:
@@ -256,7 +256,7 @@ def make_plan(
     workbench = HostWorkbench(
         request=request,
         analysis=analysis,
-        probe_set=probe_set,
+        holdout=holdout,
         keep_float=keep_float,
         report=report,
         _collect=calibration.collect,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from avq.builder.emulated_target import Compiler, StandIn, pending_compiler
+from avq.builder.emulated_target import Compiler, EmulatedEngine, target_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
 from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
@@ -35,7 +35,7 @@ class Request:
         reference: runs lowered models unoptimised; defines what they mean.
         families: head families of plugins, asked after the built-in ones.
         compiler: builds for a target whose engines are compiled and timed by ``avq compile``, where it is one; a
-            StandIn then stands among the engines in its place, and no time is measured.
+            EmulatedEngine then stands among the engines in its place, and no time is measured.
     """
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class Request:
         return max(self.recipe.threads, os.cpu_count() or 1)
 
 
-class Guarded:
+class PluginErrorBoundary:
     """A strategy whose bugs become words with their place, not tracebacks."""
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -88,7 +88,7 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     """
     if not recipe.model.exists():
         raise RequestError(f"no model at {recipe.model}", seen="no such file", fix="check the path")
-    quantizer = None if recipe.strategy == FLOAT_STRATEGY else Guarded(_quantizer(recipe, host))
+    quantizer = None if recipe.strategy == FLOAT_STRATEGY else PluginErrorBoundary(_quantizer(recipe, host))
     if recipe.data is None and (quantizer is None or not quantizer.imports):
         raise RequestError(
             "no calibration pictures were given",
@@ -100,10 +100,10 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     wanted = (*CPU_ENGINES, recipe.target)
     installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
     reference = reference_engine(host)
-    compiler = pending_compiler(recipe.target, host.engines())
+    compiler = target_compiler(recipe.target, host.engines())
     if compiler is not None:
         _require_pending(recipe, compiler)
-        installed[recipe.target] = StandIn(compiler, reference)
+        installed[recipe.target] = EmulatedEngine(compiler, reference)
     known = tuple(dict.fromkeys((*TARGETS, *(engine.name for engine in host.engines()))))
     engines = _serving(recipe, installed, known)
     return Request(recipe, quantizer, options, engines, installed, reference, host.decoders(), compiler)

@@ -14,12 +14,12 @@ import onnx
 from avq import __version__
 from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import ModelAnalysis
+from avq.builder.holdout import HoldoutSet
 from avq.builder.index_selection import chosen_rows
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower, saturation_probe
 from avq.builder.pictures.dataset import Item, Pictures, read_picture
 from avq.builder.planning import Planned
-from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import FLOAT, Trial
 from avq.bundle import (
@@ -74,7 +74,7 @@ def stage(
     calibration: Calibration,
     planned: Planned,
     chosen: Trial,
-    probe_set: ProbeSet,
+    holdout: HoldoutSet,
     extra: Mapping[str, bytes],
     *,
     linted: tuple[Finding, ...] | None = None,
@@ -87,7 +87,7 @@ def stage(
     proto = analysis.model.proto
     float_model = proto.SerializeToString()
     model = float_model if candidate.encoding == FLOAT else lower(proto, plan, candidate.encoding)
-    golden = _golden(model, chosen, request, probe_set, float_model)
+    golden = _golden(model, chosen, request, holdout, float_model)
     parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: golden}
     parts |= extra
     if plan.points:
@@ -131,11 +131,11 @@ def _manifest(
     )
 
 
-def _golden(model: bytes, chosen: Trial, request: Request, probe_set: ProbeSet, float_model: bytes) -> bytes:
+def _golden(model: bytes, chosen: Trial, request: Request, holdout: HoldoutSet, float_model: bytes) -> bytes:
     """Inputs with the engine's own answers: what a start-up or another machine compares itself with."""
     candidate = chosen.candidate
     options = SessionOptions(threads=request.recipe.threads, precision=candidate.precision)
-    tensors = [model_input.tensor for model_input in probe_set.inputs[:GOLDEN_FRAMES]]
+    tensors = [model_input.tensor for model_input in holdout.inputs[:GOLDEN_FRAMES]]
     rows = chosen_rows(float_model, lambda content: _reference(request, content), tensors)
     arrays: dict[str, AnyArray] = rows.as_arrays()
     session: Session = request.float_engines[candidate.engine].open(model, options)

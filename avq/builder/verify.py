@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avq.builder.gate import Measured
+from avq.builder.holdout import SCORE_FLOOR, HoldoutSet
 from avq.builder.labelled import accuracy, labels_of, remarks
 from avq.builder.pictures.dataset import read_picture
-from avq.builder.probe_set import SCORE_FLOOR, ProbeSet
 from avq.builder.request import Request
 from avq.builder.stage import Staged
 from avq.builder.trials.bench import FLOAT, Trial
@@ -33,32 +33,32 @@ class Verified:
     messages: tuple[str, ...] = ()
 
 
-def verify(staged: Staged, request: Request, probe_set: ProbeSet, chosen: Trial) -> Verified:
+def verify(staged: Staged, request: Request, holdout: HoldoutSet, chosen: Trial) -> Verified:
     """Detections from the bundle's own parts against the float model, and against labels where given."""
     bundle = open_bundle(staged.folder, allow_unaccepted=True, isa=instruction_set())
     bundle.verify()
     is_float = chosen.candidate.encoding == FLOAT
-    if probe_set.float_detections is None:
+    if holdout.float_detections is None:
         measured = Measured(None, None, None, chosen.sqnr_db, chosen.latency, is_float)
         return Verified(measured, None)
-    found = _detect(bundle, request, probe_set)
+    found = _detect(bundle, request, holdout)
     labels = labels_of(request, staged.manifest.class_names)
     measured = Measured(
-        float_accuracy=accuracy(labels, probe_set, probe_set.float_detections),
-        accuracy=accuracy(labels, probe_set, found),
-        fidelity=fidelity(probe_set.float_detections, found),
+        float_accuracy=accuracy(labels, holdout, holdout.float_detections),
+        accuracy=accuracy(labels, holdout, found),
+        fidelity=fidelity(holdout.float_detections, found),
         sqnr_db=chosen.sqnr_db,
         latency=chosen.latency,
         is_float=is_float,
     )
-    return Verified(measured, found, remarks(labels, probe_set.items) if labels is not None else ())
+    return Verified(measured, found, remarks(labels, holdout.items) if labels is not None else ())
 
 
-def _detect(bundle: OpenBundle, request: Request, probe_set: ProbeSet) -> tuple[Detections, ...]:
+def _detect(bundle: OpenBundle, request: Request, holdout: HoldoutSet) -> tuple[Detections, ...]:
     detector = detector_of(bundle, request.float_engines, families=request.families)
     try:
         return tuple(
-            detector.detect(read_picture(item), score_threshold=SCORE_FLOOR) for item in probe_set.items
+            detector.detect(read_picture(item), score_threshold=SCORE_FLOOR) for item in holdout.items
         )
     finally:
         detector.close()

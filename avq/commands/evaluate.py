@@ -77,12 +77,12 @@ def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engin
     """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
     engines = host.running_engines()
     if wanted not in engines:
-        from avq.builder.emulated_target import StandIn, pending_compiler
+        from avq.builder.emulated_target import EmulatedEngine, target_compiler
         from avq.builder.request import reference_engine
 
-        compiler = pending_compiler(wanted, host.engines())
+        compiler = target_compiler(wanted, host.engines())
         if compiler is not None:
-            engines[wanted] = StandIn(compiler, reference_engine(host))
+            engines[wanted] = EmulatedEngine(compiler, reference_engine(host))
             report.message(f"{wanted} cannot run here: its model is judged in the unoptimised reference")
     return engines
 

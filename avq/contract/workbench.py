@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
+from avq.builder.holdout import HoldoutSet, prepare_holdout
 from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.planning import make_plan
-from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.request import Request, check, refused_targets
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
@@ -110,7 +110,7 @@ class _Ground:
     request: Request
     pictures: Pictures
     analysis: ModelAnalysis
-    probe_set: ProbeSet
+    holdout: HoldoutSet
     host: PluginHost
     report: Reporter
 
@@ -120,7 +120,7 @@ class _Ground:
         asked = replace(self.request.recipe, strategy=strategy, target=target)
         request = replace(self.request, recipe=asked, quantizer=probe, options=_NoOptions())
         calibration = Calibration(request, self.analysis, self.pictures.calibration, self.report)
-        make_plan(request, self.analysis, calibration, self.probe_set, self.host, self.report)
+        make_plan(request, self.analysis, calibration, self.holdout, self.host, self.report)
         return probe.answers[0]
 
 
@@ -135,8 +135,8 @@ def _ground(model: Path | None, data: Path | None, report: Reporter) -> Iterator
         request = check(recipe, host)
         pictures = open_pictures(recipe, report)
         analysis = analyse_model(request, pictures.samples, report)
-        probe_set = prepare_probe_set(request, analysis, pictures, report)
-        yield _Ground(request, pictures, analysis, probe_set, host, report)
+        holdout = prepare_holdout(request, analysis, pictures, report)
+        yield _Ground(request, pictures, analysis, holdout, host, report)
 
 
 class _NoOptions(BaseModel):

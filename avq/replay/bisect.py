@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avq.builder.plan_mixture import Exchange, Group, open_exchange
+from avq.builder.plan_mixture import Group, PlanMixer, open_plan_mixer
 from avq.errors import MachineError
 from avq.plugins import PluginHost
 from avq.progress import Reporter, Silent
@@ -80,7 +80,7 @@ class Bisection:
         worst: the frame where the causes differ most from the good plan; None without a difference.
     """
 
-    exchange: Exchange
+    mixer: PlanMixer
     log: str
     damage: float
     causes: tuple[Cause, ...]
@@ -107,10 +107,10 @@ class Bisection:
         """The keys of ``avq bisect --json``."""
         return {
             "log": self.log,
-            "good": str(self.exchange.good.path),
-            "bad": str(self.exchange.bad.path),
-            "groups": len(self.exchange.groups),
-            "differing": len(self.exchange.differing),
+            "good": str(self.mixer.good.path),
+            "bad": str(self.mixer.bad.path),
+            "groups": len(self.mixer.groups),
+            "differing": len(self.mixer.differing),
             "replays": self.replays,
             "damage": self.damage,
             "rest": self.rest,
@@ -136,8 +136,8 @@ class Bisection:
             {"group": group.name, **row} for c in self.causes for group in c.groups for row in _told(group)
         ]
         books = {
-            "groups": len(self.exchange.groups),
-            "differing": len(self.exchange.differing),
+            "groups": len(self.mixer.groups),
+            "differing": len(self.mixer.differing),
             "replays": self.replays,
             "damage": round(self.damage, 4),
             "without the causes": round(self.rest, 4),
@@ -192,18 +192,18 @@ def bisect(
         MachineError: onnxruntime or the bundles' engine is missing.
     """
     began_s = time.monotonic()
-    exchange = open_exchange(good, bad, _reference(host))
+    mixer = open_plan_mixer(good, bad, _reference(host))
     with tempfile.TemporaryDirectory() as folder:
-        tried = _Mixtures(exchange, log, frames, Path(folder), host, report)
-        everything = frozenset(range(len(exchange.differing)))
+        tried = _Mixtures(mixer, log, frames, Path(folder), host, report)
+        everything = frozenset(range(len(mixer.differing)))
         total = tried.damage(everything) if everything else 0.0
         causes, left = _causes(tried, everything, total) if total else ([], everything)
         blamed = frozenset(everything - left)
         rest = tried.damage(left) if total else 0.0
         worst, files = (None, {}) if not total else _shown(tried, blamed or everything, report_folder, host)
-        groups = exchange.differing
+        groups = mixer.differing
         return Bisection(
-            exchange=exchange,
+            mixer=mixer,
             log=log,
             damage=total,
             causes=tuple(Cause(tuple(groups[i] for i in c), tried.damage(frozenset(c))) for c in causes),
@@ -236,14 +236,14 @@ class _Mixtures:
 
     def __init__(
         self,
-        exchange: Exchange,
+        mixer: PlanMixer,
         log: str,
         frames: int | None,
         folder: Path,
         host: PluginHost,
         report: Reporter,
     ) -> None:
-        self._exchange, self._log, self._frames = exchange, log, frames
+        self._mixer, self._log, self._frames = mixer, log, frames
         self._folder, self._host, self._report = folder, host, report
         self._results: dict[frozenset[int], ReplayResult] = {}
 
@@ -259,7 +259,7 @@ class _Mixtures:
         if new:
             names = ", ".join(g.name for g in self._named(taken)[:3])
             self._report.message(
-                f"replay {self.replays}: {len(taken)} of {len(self._exchange.differing)} groups from the bad plan "
+                f"replay {self.replays}: {len(taken)} of {len(self._mixer.differing)} groups from the bad plan "
                 f"({names}{', ...' if len(taken) > 3 else ''}): damage {damage:.4f}"
             )
         return damage
@@ -267,13 +267,13 @@ class _Mixtures:
     def result(self, taken: frozenset[int]) -> ReplayResult:
         if taken not in self._results:
             folder = self._folder / f"mixture-{len(self._results)}"
-            bundle = self._exchange.write(folder, [group.name for group in self._named(taken)])
+            bundle = self._mixer.write(folder, [group.name for group in self._named(taken)])
             request = ReplayRequest(self._log, bundle, policy="every", frames=self._frames)
             self._results[taken] = replay(request, host=self._host, report=Silent())
         return self._results[taken]
 
     def _named(self, taken: frozenset[int]) -> list[Group]:
-        return [self._exchange.differing[index] for index in sorted(taken)]
+        return [self._mixer.differing[index] for index in sorted(taken)]
 
 
 def _shown(

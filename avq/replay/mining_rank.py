@@ -165,9 +165,9 @@ def _float_twin(bundle: Path, folder: Path) -> Path | None:
     """None for a float bundle: it has nothing to disagree with."""
     if not open_bundle(bundle, allow_unaccepted=True).manifest.plan_digest:
         return None
-    from avq.builder.plan_mixture import write_float_twin
+    from avq.builder.plan_mixture import write_float_bundle
 
-    return write_float_twin(bundle, folder / "float.avq")
+    return write_float_bundle(bundle, folder / "float.avq")
 
 
 def _compare(

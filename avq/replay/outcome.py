@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avq.builder.plan_diff import in_short
+from avq.builder.plan_diff import summarise
 from avq.compare import Difference
 from avq.replay.differences import FramePair, Tolerances
 from avq.replay.metric import ALL, label_of
@@ -82,7 +82,7 @@ class Outcome:
             return ()
         told = [*self.verdict.reasons, *(d.note for d in self.timing)]
         if self.differences and self.built:
-            told.append(f"the bundles differ in {', '.join(in_short(self.built))}")
+            told.append(f"the bundles differ in {', '.join(summarise(self.built))}")
         worst = self.verdict.metric.suffering(self.verdict.allowed)[:5] if self.differences else []
         return (*told, *(suffers(row) for row in worst))
 

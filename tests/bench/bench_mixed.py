@@ -34,9 +34,9 @@ from scipy.stats import spearmanr
 from avq import Workbench
 from avq.builder.calibrate.calibration import Calibration
 from avq.builder.frontend.analyse import analyse_model
+from avq.builder.holdout import prepare_holdout
 from avq.builder.pictures.dataset import open_pictures
 from avq.builder.planning import make_plan
-from avq.builder.probe_set import prepare_probe_set
 from avq.builder.request import check
 from avq.cli.terminal import Terminal
 from avq.clock import SystemClock
@@ -207,9 +207,9 @@ def predictions(name: str, given: argparse.Namespace) -> dict[str, object]:
     request = replace(check(recipe, host), quantizer=strategy)
     pictures = open_pictures(recipe, report)
     analysis = analyse_model(request, pictures.samples, report)
-    probe_set = prepare_probe_set(request, analysis, pictures, report)
+    holdout = prepare_holdout(request, analysis, pictures, report)
     calibration = Calibration(request, analysis, pictures.calibration, report)
-    make_plan(request, analysis, calibration, probe_set, host, report)
+    make_plan(request, analysis, calibration, holdout, host, report)
     return strategy.row
 
 

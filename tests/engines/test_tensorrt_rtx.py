@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.builder.cross_compile.fp16 import activation_peaks, in_half
+from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.graph.view import view_of
 from avq.builder.lint import lint
 from avq.builder.lower import lower
@@ -102,7 +102,7 @@ def test_int8_with_an_fp16_side_is_what_the_parser_takes():
     proto = small_net()
     view = view_of(proto)
     peaks = activation_peaks(proto, view, [picture(0)], engine_by_name("onnxruntime"))
-    model = lower(proto, in_half(view, simple_plan(proto, view), peaks), "s8")
+    model = lower(proto, to_fp16(view, simple_plan(proto, view), peaks), "s8")
     assert not [f for f in lint(onnx.load_model_from_string(model), "tensorrt-rtx") if f.severity == "error"]
     built = ENGINE.compile(model, "sm89")
     assert len(built.data) > 1000 and not [text for text in built.warnings if "scales to fp32" in text]

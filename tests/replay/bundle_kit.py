@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
+from avq.builder.holdout import HoldoutSet, prepare_holdout
 from avq.builder.lower import lower
 from avq.builder.pictures.dataset import Pictures, open_pictures
-from avq.builder.probe_set import ProbeSet, prepare_probe_set
 from avq.builder.request import Request, check
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
 from avq.bundle.plan import plan_to_parts
@@ -33,7 +33,7 @@ class Known:
     request: Request
     pictures: Pictures
     analysis: ModelAnalysis
-    probe_set: ProbeSet
+    holdout: HoldoutSet
 
 
 @lru_cache(maxsize=2)
@@ -42,8 +42,8 @@ def known(model: Path = BUILTIN) -> Known:
     request = check(recipe, PluginHost())
     pictures = open_pictures(recipe, Silent())
     analysis = analyse_model(request, pictures.samples, Silent())
-    probe_set = prepare_probe_set(request, analysis, pictures, Silent())
-    return Known(request, pictures, analysis, probe_set)
+    holdout = prepare_holdout(request, analysis, pictures, Silent())
+    return Known(request, pictures, analysis, holdout)
 
 
 @dataclass(frozen=True)

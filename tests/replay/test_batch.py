@@ -13,7 +13,7 @@ from avq_mixed.strategy import MixedOptions, MixedQuantizer
 from click.testing import CliRunner
 
 from avq.builder.calibrate.calibration import Calibration
-from avq.builder.planning import Question, make_plan
+from avq.builder.planning import ReferenceRun, make_plan
 from avq.cli import cli
 from avq.hookspecs import Workbench
 from avq.parallel import WorkerPool
@@ -81,10 +81,10 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers, tmp_path
 
 def test_plans_are_judged_alike_by_workers(ray_workers):
     it = known()
-    question = Question(
+    question = ReferenceRun(
         it.analysis.model.proto,
         it.request.reference,
-        it.probe_set.first(2),
+        it.holdout.first(2),
         it.analysis.model.view.inputs[0].name,
     )
     here = question.answer(int8_plan())
@@ -116,7 +116,7 @@ def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_worke
         options = MixedOptions(pictures=4, probes=12)
         request = replace(it.request, quantizer=strategy, options=options, pool=pool)
         calibration = Calibration(request, it.analysis, it.pictures.calibration, Silent())
-        planned = make_plan(request, it.analysis, calibration, it.probe_set, PluginHost(), Silent())
+        planned = make_plan(request, it.analysis, calibration, it.holdout, PluginHost(), Silent())
         return (*strategy.ranked, planned.notes)
 
     serial = ranked(WorkerPool())

@@ -25,7 +25,7 @@ _WIDTH = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 def target_cost(graph: GraphView, plan: QuantizationPlan) -> float:
-    """FP16 multiply-adds that ``plan`` is worth; precisions of its nodes as `half.in_half` leaves them."""
+    """FP16 multiply-adds that ``plan`` is worth; precisions of its nodes as `half.to_fp16` leaves them."""
     macs = macs_by_node(graph)
     weighted = [node for node in graph.nodes if node.op in COMPUTE_OPS]
     work = sum(macs.get(n.name, 0) * MULTIPLY_ADD[precision_of(n, plan)] for n in weighted)

@@ -13,8 +13,8 @@ from avq.builder.calibrate.calibration import Calibration
 from avq.builder.cross_compile.fp16 import activation_peaks
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.builder.frontend.analyse import ModelAnalysis
+from avq.builder.holdout import HoldoutSet
 from avq.builder.lower.model import Model
-from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.bundle import IMPLICIT, IMPLICIT_CACHE, IMPLICIT_PRECISIONS
 from avq.errors import PlanError
@@ -91,7 +91,7 @@ def with_ranges(
     analysis: ModelAnalysis,
     plan: QuantizationPlan,
     calibration: Calibration,
-    probe_set: ProbeSet,
+    holdout: HoldoutSet,
 ) -> QuantizationPlan:
     """``plan`` with a range for every float tensor, when the recipe asks for DLA.
 
@@ -100,7 +100,7 @@ def with_ranges(
     if not request.recipe.dla:
         return plan
     model = analysis.model
-    tensors = [prepared.tensor for prepared in probe_set.inputs]
+    tensors = [prepared.tensor for prepared in holdout.inputs]
     peaks = activation_peaks(model.proto, model.view, tensors, request.reference)
     ranges = {name: (-peak, peak) for name, peak in peaks.items()}
     counted = calibration.collect(())

@@ -57,7 +57,7 @@ def activation_peaks(
     return peaks
 
 
-def in_half(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]) -> QuantizationPlan:
+def to_fp16(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]) -> QuantizationPlan:
     """``plan`` with FP16 wherever the rules allow it, reasons included; what points and overrides say stays."""
     plan = replace(plan, points=tuple(_with_dead_scales_raised(graph, plan, p) for p in plan.points))
     precisions = dict(plan.precisions)

@@ -12,14 +12,14 @@ from functools import cached_property
 
 from avq.builder.cross_compile.cost_model import NAME as COST_MODEL
 from avq.builder.cross_compile.cost_model import target_cost
-from avq.builder.cross_compile.fp16 import activation_peaks, in_half
-from avq.builder.emulated_target import Compiler, StandIn
+from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
+from avq.builder.emulated_target import Compiler, EmulatedEngine
 from avq.builder.frontend.analyse import ModelAnalysis
+from avq.builder.holdout import LOOK_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
 from avq.builder.index_selection import sqnr_with_same_choices
 from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
-from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import Candidate, Trial
 from avq.bundle import TWIN
@@ -65,18 +65,18 @@ class Compiled:
 
 
 @dataclass
-class PendingTarget:
+class CrossCompileTarget:
     """Everything a build asks of a target that cannot run here; stands where measured serving stands."""
 
     request: Request
     compiler: Compiler
     analysis: ModelAnalysis
-    probe_set: ProbeSet
-    _answers: dict[str, Answers] = field(default_factory=dict)
+    holdout: HoldoutSet
+    _answers: dict[str, ModelOutputs] = field(default_factory=dict)
 
     def finished(self, plan: QuantizationPlan) -> QuantizationPlan:
         """``plan`` with the FP16 that the target runs around INT8."""
-        return in_half(self.analysis.model.view, plan, self._peaks)
+        return to_fp16(self.analysis.model.view, plan, self._peaks)
 
     def model(self, plan: QuantizationPlan) -> bytes:
         """The bytes for the target's parser; ``plan`` as `finished` leaves it."""
@@ -89,7 +89,7 @@ class PendingTarget:
         """
         answers = self._answer(plan)
         said = "not run here: judged on the bytes its parser gets, in the unoptimised reference"
-        if self.probe_set.decoder is None and plan.points:
+        if self.holdout.decoder is None and plan.points:
             said = f"{said}; {self._beside_fp32(plan)}"
         return Trial(
             Candidate(self.compiler.name, ENCODING, "f16"),
@@ -173,26 +173,26 @@ class PendingTarget:
     @cached_property
     def _peaks(self) -> dict[str, float]:
         model = self.analysis.model
-        tensors = [prepared.tensor for prepared in self.probe_set.inputs]
+        tensors = [prepared.tensor for prepared in self.holdout.inputs]
         return activation_peaks(model.proto, model.view, tensors, self.request.reference)
 
     @cached_property
     def _map_drop(self) -> Callable[[Sequence[Detections]], float] | None:
-        return map_drop(self.request, self.analysis.class_names, self.probe_set)
+        return map_drop(self.request, self.analysis.class_names, self.holdout)
 
     def _score(self, plan: QuantizationPlan) -> PlanScore:
         answers = self._answer(plan)
-        score = self.probe_set.judge(answers)
+        score = self.holdout.score(answers)
         if self._map_drop is None or answers.detections is None:
             return score
         return replace(score, map_drop_percent=self._map_drop(answers.detections))
 
-    def _answer(self, plan: QuantizationPlan) -> Answers:
+    def _answer(self, plan: QuantizationPlan) -> ModelOutputs:
         if plan.digest not in self._answers:
             session = self._rehearsed(plan)
             try:
                 floor = LOOK_FLOOR if self._map_drop is None else SCORE_FLOOR
-                self._answers[plan.digest] = self.probe_set.ask(session, floor=floor)
+                self._answers[plan.digest] = self.holdout.run(session, floor=floor)
             finally:
                 session.close()
         return self._answers[plan.digest]
@@ -200,7 +200,7 @@ class PendingTarget:
     def _beside_fp32(self, plan: QuantizationPlan) -> str:
         """The file with its FP16 against the same without: a trained quantization has one right answer."""
         single, sided = self.model(replace(plan, precisions={})), self.model(plan)
-        pictures = [prepared.tensor for prepared in self.probe_set.inputs]
+        pictures = [prepared.tensor for prepared in self.holdout.inputs]
         sqnr_db = sqnr_with_same_choices(single, sided, self._opened, pictures)
         worst = min(sqnr_db, key=sqnr_db.__getitem__)
         why = f"SQNR {sqnr_db[worst]:.1f} dB to FP32 beside it"
@@ -216,7 +216,7 @@ class PendingTarget:
         return self._opened(self.model(plan))
 
     def _opened(self, model: bytes) -> Session:
-        rehearsal = StandIn(self.compiler, self.request.reference)
+        rehearsal = EmulatedEngine(self.compiler, self.request.reference)
         return rehearsal.open(model, SessionOptions(threads=self.request.probe_threads))
 
     def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
@@ -261,8 +261,10 @@ def _said(engines: Sequence[CompiledEngine]) -> list[str]:
     return [f"the builder says: {text}" for text in texts]
 
 
-def pending_target(request: Request, analysis: ModelAnalysis, probe_set: ProbeSet) -> PendingTarget | None:
+def cross_compile_target(
+    request: Request, analysis: ModelAnalysis, holdout: HoldoutSet
+) -> CrossCompileTarget | None:
     """None where the target runs on this machine."""
     if request.compiler is None:
         return None
-    return PendingTarget(request, request.compiler, analysis, probe_set)
+    return CrossCompileTarget(request, request.compiler, analysis, holdout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from avq import __version__
 from avq.builder.report.layers import groups, time_spent
 from avq.builder.report.summary import (
-    Story,
+    ReportData,
     disagreements,
     engines,
     figures,
@@ -20,7 +20,7 @@ from avq.engines.cpu import instruction_set
 from avq.render import headline_of, page
 
 
-def report_page(story: Story) -> str:
+def report_page(story: ReportData) -> str:
     """One self-contained page; nothing on it is fetched."""
     outcome = story.outcome
     sections = [
@@ -41,4 +41,4 @@ def report_page(story: Story) -> str:
     return page(title, headline_of(outcome.verdict), sections, footer=footer)
 
 
-__all__ = ["Story", "report_page"]
+__all__ = ["ReportData", "report_page"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from avq.builder.report.summary import Story
-from avq.builder.trials.int8_slowdowns import Circumstances, Slower, find_slower
+from avq.builder.report.summary import ReportData
+from avq.builder.trials.int8_slowdowns import Context, Slowdown, find_slowdowns
 from avq.builder.trials.layer_times import LayerCosts
 from avq.engines.cpu import instruction_set
 from avq.render import Cause, Html, PairRow, Tone, causes, folded, pair_bars, profile, section, table
@@ -18,7 +18,7 @@ _SHORT = 12
 _LEGEND: tuple[tuple[str, Tone], ...] = (("INT8", "plain"), ("float", "warn"))
 
 
-def groups(story: Story) -> list[Html]:
+def groups(story: ReportData) -> list[Html]:
     """From the strategy's own rows, else one row per layer; nothing for a float bundle."""
     plan = story.planned.plan
     if not plan.precisions:
@@ -30,7 +30,7 @@ def groups(story: Story) -> list[Html]:
     return [section("Every group and why" if told else "Every layer and why", *blocks, lead=lead)]
 
 
-def layer_rows(story: Story) -> tuple[GroupRow, ...]:
+def layer_rows(story: ReportData) -> tuple[GroupRow, ...]:
     """One row per layer that could run in integers, or that is float for a reason."""
     plan, graph, costs = story.planned.plan, story.analysis.model.view, story.costs
     kinds = {p.node: p.kind for p in place(graph)}
@@ -57,7 +57,7 @@ def _is_int8(row: GroupRow) -> bool:
     return row.precision.startswith("int")
 
 
-def _profile(story: Story, rows: Sequence[GroupRow]) -> list[Html]:
+def _profile(story: ReportData, rows: Sequence[GroupRow]) -> list[Html]:
     """The network at a glance: sensitivity where it was measured, else multiply-adds."""
     if len(rows) < 2:
         return []
@@ -105,13 +105,13 @@ def _table(rows: Sequence[GroupRow]) -> Html:
 _OTHERS, _CONVERSIONS = "everything else", "conversions the engine added"
 
 
-def time_spent(story: Story) -> list[Html]:
+def time_spent(story: ReportData) -> list[Html]:
     """Time by kind of operator where the engine tells, then every cause with its fix."""
     chosen, graph = story.outcome.chosen, story.analysis.model.view
-    here = Circumstances(
+    here = Context(
         graph, story.planned.plan, chosen.candidate, chosen.runs_in, instruction_set(), story.costs
     )
-    found = find_slower(here)
+    found = find_slowdowns(here)
     if not found and story.costs is None:
         return []
     blocks = [_by_kind(story.costs, graph)] if story.costs is not None else []
@@ -150,7 +150,7 @@ def _by_kind(costs: LayerCosts, graph: GraphView) -> Html:
     )
 
 
-def _shown(cause: Slower) -> Cause:
+def _shown(cause: Slowdown) -> Cause:
     return Cause(cause.what, cause.fix, _cost(cause.ms), _tone(cause.ms))
 
 

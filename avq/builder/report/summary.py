@@ -12,10 +12,10 @@ import msgspec
 
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.frontend.analyse import ModelAnalysis
+from avq.builder.holdout import HoldoutSet
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.planning import Planned
-from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.layer_times import LayerCosts
 from avq.engines.cpu import instruction_set
@@ -132,7 +132,7 @@ def next_steps(outcome: Outcome) -> Html:
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportData:
     """One build.
 
     Attributes:
@@ -144,15 +144,15 @@ class Story:
     request: Request
     analysis: ModelAnalysis
     planned: Planned
-    probe_set: ProbeSet
+    holdout: HoldoutSet
     stats: HistogramStats | None = None
     costs: LayerCosts | None = None
 
 
-def machine(story: Story) -> Html:
+def machine(story: ReportData) -> Html:
     """One table: processor, engines, threads, pictures."""
     recipe, request = story.outcome.recipe, story.request
-    judged = len(story.probe_set.items)
+    judged = len(story.holdout.items)
     counted = story.outcome.chosen.latency
     rows = [
         {"what": "processor", "value": f"{_processor()}, {os.cpu_count()} cores visible"},
@@ -171,7 +171,7 @@ def machine(story: Story) -> Html:
     return section("What was measured on which machine", table(rows), lead=lead)
 
 
-def _versions(story: Story) -> list[str]:
+def _versions(story: ReportData) -> list[str]:
     return [f"{e.name} {e.status().version}" for e in story.request.float_engines.values()]
 
 
@@ -193,7 +193,7 @@ def _processor() -> str:
 # What the model is and how its pictures are prepared.
 
 
-def model(story: Story) -> Html:
+def model(story: ReportData) -> Html:
     """Messages of the front end, the head, the preprocessing."""
     analysis = story.analysis
     spec, head = msgspec.to_builtins(analysis.spec), analysis.decoder
@@ -246,14 +246,12 @@ def _disagreement(expected: Detections, found: Detections) -> float:
 _SHOWN_FRAMES = 4
 
 
-def disagreements(story: Story) -> list[Html]:
+def disagreements(story: ReportData) -> list[Html]:
     """Nothing for models without boxes."""
-    found, expected = story.outcome.verified.detections, story.probe_set.float_detections
+    found, expected = story.outcome.verified.detections, story.holdout.float_detections
     if found is None or expected is None:
         return []
     names = story.analysis.class_names
-    pairs = worst_pairs(
-        story.probe_set.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES
-    )
+    pairs = worst_pairs(story.holdout.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES)
     lead = f"Of {len(found)} pictures judged on, worst first; boxes with score >= {SHOWN_SCORE:g}."
     return [section("Where float and this bundle disagree most", *pairs, lead=lead)]

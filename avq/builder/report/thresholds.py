@@ -8,7 +8,7 @@ import numpy as np
 
 from avq.builder.calibrate.ranges import HistogramStats
 from avq.builder.lower.grid import real_range
-from avq.builder.report.summary import Story
+from avq.builder.report.summary import ReportData
 from avq.errors import AvqError
 from avq.render import Html, Mark, Tone, columns, log_histogram, section
 from avq.types import CALIBRATORS, Calibrator, GraphView, GroupRow, QuantizationPlan
@@ -17,7 +17,7 @@ _SHOWN = 4
 _TONES: dict[Calibrator, Tone] = {"entropy": "good", "mse": "warn", "percentile": "bad", "minmax": "plain"}
 
 
-def thresholds(story: Story) -> list[Html]:
+def thresholds(story: ReportData) -> list[Html]:
     """The inputs of the most sensitive groups, or the tensors on which the methods differ most."""
     plan, stats = story.planned.plan, story.stats
     if stats is None or not plan.points:

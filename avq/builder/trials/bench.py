@@ -13,8 +13,8 @@ from types import TracebackType
 
 import onnx
 
+from avq.builder.holdout import HoldoutSet, ModelOutputs
 from avq.builder.lower import lower
-from avq.builder.probe_set import Answers, ProbeSet
 from avq.builder.request import Request
 from avq.errors import AvqError, RefusedError
 from avq.hookspecs import Session
@@ -149,12 +149,12 @@ class Bench:
     """Opens candidates once and keeps them open while they are compared and timed."""
 
     def __init__(
-        self, request: Request, proto: onnx.ModelProto, plan: QuantizationPlan, probe_set: ProbeSet
+        self, request: Request, proto: onnx.ModelProto, plan: QuantizationPlan, holdout: HoldoutSet
     ) -> None:
-        self._request, self._proto, self._plan, self._probe_set = request, proto, plan, probe_set
+        self._request, self._proto, self._plan, self._holdout = request, proto, plan, holdout
         self._models: dict[str, bytes] = {}
-        self._answers: dict[str, Answers] = {}
-        self._told: dict[str, ProbeSet] = {}
+        self._answers: dict[str, ModelOutputs] = {}
+        self._told: dict[str, HoldoutSet] = {}
         self._sessions: dict[Candidate, Session] = {}
 
     def __enter__(self) -> Bench:
@@ -190,16 +190,16 @@ class Bench:
         except AvqError as error:
             return Trial(candidate, why=error.what)
         try:
-            answers = self._probe_set.ask(session)
+            answers = self._holdout.run(session)
         except AvqError as error:
             session.close()
             return Trial(candidate, why=error.what)
         reference = self._reference_answers(candidate.encoding)
-        deviation = self._probe_set.compare(reference.detections, answers.detections)
+        deviation = self._holdout.compare(reference.detections, answers.detections)
         right, why = agrees(deviation, answers.worst_sqnr_db, reference.worst_sqnr_db)
-        if right and self._probe_set.decoder is None and candidate.encoding != FLOAT:
+        if right and self._holdout.decoder is None and candidate.encoding != FLOAT:
             right, why = close_to_reference(
-                self._reference_told(candidate.encoding).ask(session).worst_sqnr_db
+                self._reference_told(candidate.encoding).run(session).worst_sqnr_db
             )
         if right:
             self._sessions[candidate] = session
@@ -207,23 +207,23 @@ class Bench:
             session.close()
         return Trial(candidate, session.precision, deviation, answers.worst_sqnr_db, right, why)
 
-    def _reference_answers(self, encoding: str) -> Answers:
+    def _reference_answers(self, encoding: str) -> ModelOutputs:
         if encoding not in self._answers:
             options = SessionOptions(threads=self._request.recipe.threads, optimise=False)
             session = self._request.reference.open(self.model(encoding), options)
             try:
-                self._answers[encoding] = self._probe_set.ask(session)
+                self._answers[encoding] = self._holdout.run(session)
             finally:
                 session.close()
         return self._answers[encoding]
 
-    def _reference_told(self, encoding: str) -> ProbeSet:
+    def _reference_told(self, encoding: str) -> HoldoutSet:
         """The probe set with the reference's own answers: without boxes, an engine is compared with these."""
         if encoding not in self._told:
             options = SessionOptions(threads=self._request.recipe.threads, optimise=False)
             session = self._request.reference.open(self.model(encoding), options)
             try:
-                self._told[encoding] = self._probe_set.told_by(session)
+                self._told[encoding] = self._holdout.with_reference(session)
             finally:
                 session.close()
         return self._told[encoding]
@@ -232,7 +232,7 @@ class Bench:
         right = [t for t in trials if t.right]
         if not right:
             return list(trials)
-        tensor = self._probe_set.inputs[0].tensor
+        tensor = self._holdout.inputs[0].tensor
         runs = {t.candidate.label: _runner(self._sessions[t.candidate], tensor) for t in right}
         samples = paired_latency(runs, rounds=ROUNDS)
         floats = [t.candidate.label for t in right if t.candidate.encoding == FLOAT]

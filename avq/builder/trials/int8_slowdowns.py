@@ -24,7 +24,7 @@ _EIGHT_BIT_DOT = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True)
-class Slower:
+class Slowdown:
     """One reason why INT8 costs time.
 
     Attributes:
@@ -43,7 +43,7 @@ class Slower:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class Context:
     """What the causes are looked for in.
 
     Attributes:
@@ -61,12 +61,12 @@ class Circumstances:
     costs: LayerCosts | None = None
 
 
-def find_slower(here: Circumstances) -> list[Slower]:
+def find_slowdowns(here: Context) -> list[Slowdown]:
     """Causes that apply, the most expensive first; empty for a plan without quantizers."""
     if not here.plan.points:
         return []
     int8 = [p for p in place(here.graph) if _quantized(here.plan, p)]
-    found: list[Slower] = []
+    found: list[Slowdown] = []
     for rule in (
         _ran_in_float, _no_dot_product, _signed_on_x86, _boundaries, _curved_activations, _depthwise,
         _few_channels, _single_rows, _unequal_concats, _quantized_outputs, _dynamic,
@@ -80,7 +80,7 @@ def _quantized(plan: QuantizationPlan, placement: Placement) -> bool:
     return all(plan.point_for(e.tensor, e.node, e.input_index) is not None for e in edges)
 
 
-def _cost(here: Circumstances, nodes: Iterable[str]) -> float | None:
+def _cost(here: Context, nodes: Iterable[str]) -> float | None:
     return None if here.costs is None else here.costs.added_ms(tuple(nodes))
 
 
@@ -88,11 +88,11 @@ def _count(things: Sequence[str], name: str) -> str:
     return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
-def _ran_in_float(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _ran_in_float(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     if not here.runs_in or "int8" in here.runs_in or not int8:
         return []
     return [
-        Slower(
+        Slowdown(
             "ran-in-float",
             f"{here.candidate.engine} ran this plan in {here.runs_in or 'float'}: the quantizers are extra work",
             "take another engine (--target openvino or onnxruntime), or --strategy float",
@@ -100,11 +100,11 @@ def _ran_in_float(here: Circumstances, int8: Sequence[Placement]) -> list[Slower
     ]
 
 
-def _no_dot_product(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _no_dot_product(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     if set(here.isa.split()) & set(_EIGHT_BIT_DOT):
         return []
     return [
-        Slower(
+        Slowdown(
             "no-dot-product",
             "this processor has no eight-bit dot product (VNNI, AMX or SDOT): INT8 needs three instructions for one",
             "serve on a processor that has it; here --strategy mixed keeps float what INT8 slows down",
@@ -112,11 +112,11 @@ def _no_dot_product(here: Circumstances, int8: Sequence[Placement]) -> list[Slow
     ]
 
 
-def _signed_on_x86(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _signed_on_x86(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     if here.candidate.engine != "onnxruntime" or here.candidate.encoding != "s8" or "x86" not in here.isa:
         return []
     return [
-        Slower(
+        Slowdown(
             "signed-on-x86",
             "Signed activations on x86: its eight-bit multiply takes unsigned by signed, so kernels are emulated",
             "--option activations=asymmetric gives unsigned data with a zero point",
@@ -124,7 +124,7 @@ def _signed_on_x86(here: Circumstances, int8: Sequence[Placement]) -> list[Slowe
     ]
 
 
-def _boundaries(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _boundaries(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     """Float islands: tensors that enter INT8 from a float operator, and those that leave it."""
     names = {p.node for p in int8}
     entering = [p.node for p in int8 if any(_from_float(here.graph, e.tensor, names) for e in p.activations)]
@@ -133,7 +133,7 @@ def _boundaries(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
         return []
     ms = None if here.costs is None else here.costs.added_conversions_ms
     return [
-        Slower(
+        Slowdown(
             "boundaries",
             f"{len(entering)} operators read float data that must be quantized first, {len(leaving)} hand on to "
             "float ones",
@@ -177,7 +177,7 @@ def _read_in_float(graph: GraphView, name: str, int8: set[str], limit: int = 24)
     return False
 
 
-def _curved_activations(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _curved_activations(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     """onnxruntime runs a quantized convolution in integers only when a quantizer stands straight behind it."""
     if here.candidate.engine != "onnxruntime":
         return []
@@ -185,7 +185,7 @@ def _curved_activations(here: Circumstances, int8: Sequence[Placement]) -> list[
     if not nodes:
         return []
     return [
-        Slower(
+        Slowdown(
             "curved-activations",
             f"{_count(nodes, 'INT8 convolution')} in front of SiLU, hard-swish or the like: onnxruntime dequantizes "
             "around each, or runs the convolution in float",
@@ -203,12 +203,12 @@ def _curve_behind(graph: GraphView, name: str) -> bool:
     return any(reader.op in _CURVED for reader, _ in readers)
 
 
-def _depthwise(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _depthwise(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(p.node for p in int8 if p.kind == "depthwise")
     if not nodes:
         return []
     return [
-        Slower(
+        Slowdown(
             "depthwise",
             f"{_count(nodes, 'depthwise convolution')} in INT8: they wait for memory, not for multipliers, and the "
             "conversion around each is paid in full",
@@ -219,7 +219,7 @@ def _depthwise(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
     ]
 
 
-def _few_channels(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _few_channels(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(
         p.node
         for p in int8
@@ -229,7 +229,7 @@ def _few_channels(here: Circumstances, int8: Sequence[Placement]) -> list[Slower
     if not nodes:
         return []
     return [
-        Slower(
+        Slowdown(
             "few-channels",
             f"{_count(nodes, 'INT8 convolution')} with fewer than {FEW_CHANNELS} channels in or out: the "
             "eight-bit lanes stay empty",
@@ -240,12 +240,12 @@ def _few_channels(here: Circumstances, int8: Sequence[Placement]) -> list[Slower
     ]
 
 
-def _single_rows(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _single_rows(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(p.node for p in int8 if p.kind == "matmul" and _rows(here.graph, p) == 1)
     if not nodes:
         return []
     return [
-        Slower(
+        Slowdown(
             "single-rows",
             f"{_count(nodes, 'matrix product')} of a single row, bound by reading the weights",
             "weights alone in eight bits suffice there; INT8 arithmetic wins nothing",
@@ -260,12 +260,12 @@ def _rows(graph: GraphView, placement: Placement) -> int | None:
     return int(np.prod(shape[:-1])) if shape and -1 not in shape else None
 
 
-def _unequal_concats(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _unequal_concats(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(n.name for n in here.graph.nodes if n.op == "Concat" and _unequal(here, n))
     if not nodes:
         return []
     return [
-        Slower(
+        Slowdown(
             "unequal-concats",
             f"{_count(nodes, 'concatenation')} of tensors with different scales: every input is quantized again",
             "tie their scales: --target tensorrt does, and a strategy can by QuantizationPlan.ties",
@@ -275,7 +275,7 @@ def _unequal_concats(here: Circumstances, int8: Sequence[Placement]) -> list[Slo
     ]
 
 
-def _unequal(here: Circumstances, concat: NodeView) -> bool:
+def _unequal(here: Context, concat: NodeView) -> bool:
     points = [
         point
         for index, tensor in enumerate(concat.inputs)
@@ -285,7 +285,7 @@ def _unequal(here: Circumstances, concat: NodeView) -> bool:
     return len(scales) > 1
 
 
-def _quantized_outputs(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _quantized_outputs(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     ends = [
         p.edge.tensor
         for p in here.plan.points
@@ -294,7 +294,7 @@ def _quantized_outputs(here: Circumstances, int8: Sequence[Placement]) -> list[S
     if not ends:
         return []
     return [
-        Slower(
+        Slowdown(
             "quantized-outputs",
             f"{_count(ends, 'graph output')} quantized and dequantized again for nobody: {', '.join(ends[:3])}",
             "leave the outputs alone; the decoder wants float",
@@ -302,12 +302,12 @@ def _quantized_outputs(here: Circumstances, int8: Sequence[Placement]) -> list[S
     ]
 
 
-def _dynamic(here: Circumstances, int8: Sequence[Placement]) -> list[Slower]:
+def _dynamic(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     count = sum(point.mode == "dynamic" for point in here.plan.points)
     if not count:
         return []
     return [
-        Slower(
+        Slowdown(
             "dynamic-ranges",
             f"{count} tensors get their range at run time: each is read twice per inference",
             "--strategy static fixes the ranges by calibration",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from avq.builder.holdout import HoldoutSet
 from avq.builder.lower import lower
-from avq.builder.probe_set import ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import FLOAT, Candidate
 from avq.errors import AvqError
@@ -80,16 +80,16 @@ def layer_costs(
     graph: GraphView,
     plan: QuantizationPlan,
     candidate: Candidate,
-    probe_set: ProbeSet,
+    holdout: HoldoutSet,
 ) -> LayerCosts | None:
     """Both models on the candidate's engine; None where it does not tell, or for the float model."""
     told = getattr(request.float_engines.get(candidate.engine), "layer_times", None)
-    if told is None or candidate.encoding == FLOAT or not probe_set.inputs:
+    if told is None or candidate.encoding == FLOAT or not holdout.inputs:
         return None
     models = [proto.SerializeToString(), lower(proto, plan, candidate.encoding)]
     options = SessionOptions(threads=request.recipe.threads, precision=candidate.precision)
     try:
-        in_float, served = told(models, options, probe_set.inputs[0].tensor)
+        in_float, served = told(models, options, holdout.inputs[0].tensor)
     except AvqError:
         return None
     (float_ns, float_rest), (served_ns, served_rest) = _split(in_float, graph), _split(served, graph)

@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 import onnx
 
+from avq.builder.holdout import LOOK_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
 from avq.builder.lower import lower
-from avq.builder.probe_set import LOOK_FLOOR, SCORE_FLOOR, Answers, ProbeSet
 from avq.builder.request import Request
 from avq.builder.trials.bench import FLOAT, Candidate, agrees, candidates_for
 from avq.builder.trials.layer_times import by_node
@@ -53,7 +53,7 @@ class Serving:
     Attributes:
         request: engines, threads, target.
         proto, graph: the float model.
-        probe_set: pictures an engine is checked on.
+        holdout: pictures an engine is checked on.
         reference_answers: what the plan means, from the unoptimised reference.
         map_drop: loss of mAP in percent of boxes from SCORE_FLOOR on; None without labels.
     """
@@ -61,8 +61,8 @@ class Serving:
     request: Request
     proto: onnx.ModelProto
     graph: GraphView
-    probe_set: ProbeSet
-    reference_answers: Callable[[QuantizationPlan], Answers]
+    holdout: HoldoutSet
+    reference_answers: Callable[[QuantizationPlan], ModelOutputs]
     map_drop: Callable[[Sequence[Detections]], float] | None = None
     _checked: dict[str, tuple[Candidate, PlanScore] | None] = field(default_factory=dict)
     _fastest_float: Candidate | None = None
@@ -97,7 +97,7 @@ class Serving:
         told = getattr(self.request.float_engines[known[0].engine], "layer_times", None) if known else None
         if told is None or len(known) < len(plans):
             return None
-        tensor, options = self.probe_set.inputs[0].tensor, self._options(known[0])
+        tensor, options = self.holdout.inputs[0].tensor, self._options(known[0])
         layers = []
         for some in _chunks(list(zip(plans, known, strict=True))):
             models = [self._model(plan, candidate) for plan, candidate in some]
@@ -136,7 +136,7 @@ class Serving:
 
     def _fastest_first(self, plan: QuantizationPlan, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that open, by their time."""
-        tensor = self.probe_set.inputs[0].tensor
+        tensor = self.holdout.inputs[0].tensor
         with ExitStack() as stack:
             sessions = self._try_open_all([(plan, c) for c in candidates], stack)
             opened = {c: s for c, s in zip(candidates, sessions, strict=True) if s is not None}
@@ -156,16 +156,16 @@ class Serving:
                 return None
         if answers is None:
             return None
-        deviation = self.probe_set.compare(reference.detections, answers.detections)
+        deviation = self.holdout.compare(reference.detections, answers.detections)
         right, _ = agrees(deviation, answers.worst_sqnr_db, reference.worst_sqnr_db)
         return (candidate, self._judge(answers)) if right else None
 
-    def _ask(self, session: Session) -> Answers:
+    def _ask(self, session: Session) -> ModelOutputs:
         """Metrics against labels integrate over the score: they want the weak boxes too."""
-        return self.probe_set.ask(session, floor=LOOK_FLOOR if self.map_drop is None else SCORE_FLOOR)
+        return self.holdout.run(session, floor=LOOK_FLOOR if self.map_drop is None else SCORE_FLOOR)
 
-    def _judge(self, answers: Answers) -> PlanScore:
-        score = self.probe_set.judge(answers)
+    def _judge(self, answers: ModelOutputs) -> PlanScore:
+        score = self.holdout.score(answers)
         if self.map_drop is None or answers.detections is None:
             return score
         return replace(score, map_drop_percent=self.map_drop(answers.detections))
@@ -197,7 +197,7 @@ class Serving:
         rounds: int,
         clock: Clock | None,
     ) -> list[tuple[int, Latency]]:
-        tensor = self.probe_set.inputs[0].tensor
+        tensor = self.holdout.inputs[0].tensor
         with ExitStack() as stack:
             opened = self._try_open_all([(plan, candidate) for _, plan, candidate in todo], stack)
             sessions = {

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from avq.builder.cross_compile.cost_model import target_cost
-from avq.builder.cross_compile.fp16 import activation_peaks, in_half
+from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.graph.view import view_of
 from avq.builder.lower import lower
 from avq.bundle.plan import plan_from_parts, plan_to_parts
@@ -37,7 +37,7 @@ def view(net: onnx.ModelProto) -> GraphView:
 @pytest.fixture(scope="module")
 def halved(net: onnx.ModelProto, view: GraphView) -> QuantizationPlan:
     peaks = activation_peaks(net, view, [picture(0), picture(1)], REFERENCE)
-    return in_half(view, simple_plan(net, view), peaks)
+    return to_fp16(view, simple_plan(net, view), peaks)
 
 
 def nothing(view: GraphView) -> QuantizationPlan:
@@ -82,10 +82,10 @@ def test_pictures_are_looked_at_for_their_largest_values(net, view):
 
 def test_what_goes_beyond_fp16s_safe_range_stays_fp32_and_says_why(view):
     names = {name for node in view.nodes for name in node.outputs}
-    plan = in_half(view, nothing(view), dict.fromkeys(names, 1.0))
+    plan = to_fp16(view, nothing(view), dict.fromkeys(names, 1.0))
     chosen = next(node for node, p in plan.precisions.items() if p.precision == "fp16")
     loud = view.node(chosen).outputs[0]
-    again = in_half(view, nothing(view), {**dict.fromkeys(names, 1.0), loud: 600.0})
+    again = to_fp16(view, nothing(view), {**dict.fromkeys(names, 1.0), loud: 600.0})
     assert again.precisions[chosen].precision == "fp32"
     assert "600" in again.precisions[chosen].reason and "512" in again.precisions[chosen].reason
 
@@ -111,20 +111,20 @@ def scaled(factor: float) -> onnx.ModelProto:
 @pytest.mark.parametrize(("factor", "precision"), [(2.0, "fp16"), (1e5, "fp32")])
 def test_constants_that_fp16_cannot_hold_stay_fp32(factor, precision):
     view = view_of(scaled(factor))
-    plan = in_half(view, nothing(view), {"y": 1.0, "v": 1.0, "x": 1.0})
+    plan = to_fp16(view, nothing(view), {"y": 1.0, "v": 1.0, "x": 1.0})
     assert plan.precisions["scale"].precision == precision
 
 
 def test_a_float_model_in_half_is_fp16_all_through(net, view):
     peaks = activation_peaks(net, view, [picture(0)], REFERENCE)
-    model = onnx.load_model_from_string(lower(net, in_half(view, nothing(view), peaks), "s8"))
+    model = onnx.load_model_from_string(lower(net, to_fp16(view, nothing(view), peaks), "s8"))
     weights = Counter(t.data_type for t in model.graph.initializer if len(t.dims) == 4)
     assert set(weights) == {TensorProto.FLOAT16}
 
 
 def test_the_cost_model_prefers_int8_and_charges_for_boundaries(net, view, halved):
     peaks = activation_peaks(net, view, [picture(0)], REFERENCE)
-    half = target_cost(view, in_half(view, nothing(view), peaks))
+    half = target_cost(view, to_fp16(view, nothing(view), peaks))
     assert target_cost(view, halved) < half < target_cost(view, nothing(view))
     # One reader of a shared tensor left float: the tensor is written in float, and quantized by a kernel of its own.
     shared = [
@@ -158,7 +158,7 @@ def int4_reader(model: onnx.ModelProto) -> tuple[int, list[int]]:
 
 def test_int4_weights_of_an_fp16_node_have_fp16_scales(net, view):
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
-    plan = in_half(view, four_bits(net, view), quiet)
+    plan = to_fp16(view, four_bits(net, view), quiet)
     assert plan.precisions["fc"].precision == "fp16"
     lowered = lower(net, plan, "s8")
     assert int4_reader(onnx.load_model_from_string(lowered)) == (TensorProto.FLOAT16, [])
@@ -171,7 +171,7 @@ def test_int4_weights_of_an_fp16_node_have_fp16_scales(net, view):
 def test_int4_weights_whose_scales_do_not_fit_fp16_keep_their_node_in_fp32_and_say_why(net, view):
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     tiny = np.array([0.02, 0.02, 1e-6, 0.02, 0.02], np.float32)
-    plan = in_half(view, four_bits(net, view, tiny), quiet)
+    plan = to_fp16(view, four_bits(net, view, tiny), quiet)
     chosen = plan.precisions["fc"]
     assert chosen.precision == "fp32" and "INT4" in chosen.reason and "1e-06" in chosen.reason
     assert int4_reader(onnx.load_model_from_string(lower(net, plan, "s8"))) == (TensorProto.FLOAT, [])
@@ -185,7 +185,7 @@ def test_a_dead_channels_scale_keeps_nothing_from_fp16(net, view):
     weights = view.constants["fc.w"].copy()
     weights[2] = 0.0
     tiny = np.array([0.02, 0.02, 1e-9, 0.02, 0.02], np.float32)
-    plan = in_half(view, replace(four_bits(net, view, tiny), overrides={"fc.w": weights}), quiet)
+    plan = to_fp16(view, replace(four_bits(net, view, tiny), overrides={"fc.w": weights}), quiet)
     assert plan.precisions["fc"].precision == "fp16"
     lowered = lower(net, plan, "s8")
     assert int4_reader(onnx.load_model_from_string(lowered)) == (TensorProto.FLOAT16, [])
@@ -197,5 +197,5 @@ def test_a_dead_channels_scale_keeps_nothing_from_fp16(net, view):
 def test_the_real_builder_takes_int4_weights_either_way(net, view, smallest):
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     scale = np.array([0.02, 0.02, smallest, 0.02, 0.02], np.float32)
-    model = lower(net, in_half(view, four_bits(net, view, scale), quiet), "s8")
+    model = lower(net, to_fp16(view, four_bits(net, view, scale), quiet), "s8")
     assert len(RTX.compile(model, "sm89").data) > 1000

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from avq.builder.cross_compile.dla import lower_implicit
-from avq.builder.cross_compile.fp16 import activation_peaks, in_half
+from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.encodings.trt_cache import parse_cache
 from avq.builder.graph.view import view_of
 from avq.engines import engine_by_name
@@ -28,7 +28,7 @@ def net():
 def plan(net):
     view = view_of(net)
     peaks = activation_peaks(net, view, [picture(0)], engine_by_name("onnxruntime"))
-    planned = in_half(view, simple_plan(net, view), peaks)
+    planned = to_fp16(view, simple_plan(net, view), peaks)
     return replace(planned, ranges={name: (-peak, peak) for name, peak in peaks.items()})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avq.builder.trials.bench import Candidate
-from avq.builder.trials.int8_slowdowns import Circumstances, Slower, find_slower
+from avq.builder.trials.int8_slowdowns import Context, Slowdown, find_slowdowns
 from avq.builder.trials.layer_times import LayerCosts
 from avq.types import Edge, QuantizationPlan
 from tests.builder.lower.lowering_nets import data_point, simple_plan, small_net, view_of, with_points
@@ -24,13 +24,13 @@ def causes(
     runs_in: str = "int8+f32",
     isa: str = VNNI,
     costs: LayerCosts | None = None,
-) -> dict[str, Slower]:
+) -> dict[str, Slowdown]:
     net = small_net()
-    here = Circumstances(
+    here = Context(
         view_of(net), simple_plan(net) if plan is None else plan, Candidate(engine, encoding, "f32"), runs_in,
         isa, costs,
     )  # fmt: skip
-    found = find_slower(here)
+    found = find_slowdowns(here)
     assert all(cause.what and cause.fix for cause in found)
     return {cause.name: cause for cause in found}
 

@@ -70,7 +70,7 @@ _DRAWN = 4
 
 
 @dataclass(frozen=True)
-class Answers:
+class ModelOutputs:
     """One model's outputs on every picture of a probe set."""
 
     detections: tuple[Detections, ...] | None
@@ -83,7 +83,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class ProbeSet:
+class HoldoutSet:
     """What is judged on; held-out pictures first.
 
     Attributes:
@@ -116,7 +116,7 @@ class ProbeSet:
     def paths(self) -> tuple[Path, ...]:
         return tuple(item.path for item in self.items)
 
-    def first(self, pictures: int) -> ProbeSet:
+    def first(self, pictures: int) -> HoldoutSet:
         """The same with at most that many pictures."""
         boxes = self.float_detections
         return replace(
@@ -127,9 +127,9 @@ class ProbeSet:
             float_detections=None if boxes is None else boxes[:pictures],
         )
 
-    def ask(
+    def run(
         self, session: Session, *, floor: float = LOOK_FLOOR, picture: str = "", at_once: int = 1
-    ) -> Answers:
+    ) -> ModelOutputs:
         """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs.
 
         ``at_once`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
@@ -141,9 +141,9 @@ class ProbeSet:
             meter.add(reference, raw)
             if self.decoder is not None:
                 found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
-        return Answers(tuple(found) if self.decoder is not None else None, meter.result_db())
+        return ModelOutputs(tuple(found) if self.decoder is not None else None, meter.result_db())
 
-    def told_by(self, session: Session) -> ProbeSet:
+    def with_reference(self, session: Session) -> HoldoutSet:
         """The same pictures with ``session``'s answers in place of the float model's."""
         answers = tuple(
             {name: np.array(value) for name, value in session.infer(one.tensor).items()}
@@ -151,11 +151,7 @@ class ProbeSet:
         )
         return replace(self, float_outputs=answers)
 
-    def score(self, session: Session) -> PlanScore:
-        """How far ``session`` is from the float model."""
-        return self.judge(self.ask(session))
-
-    def judge(self, answers: Answers) -> PlanScore:
+    def score(self, answers: ModelOutputs) -> PlanScore:
         """How far ``answers`` are from the float model's."""
         return PlanScore(self.compare(self.float_detections, answers.detections), answers.sqnr_db)
 
@@ -185,9 +181,9 @@ def _answers(
             yield pending.popleft().result()
 
 
-def prepare_probe_set(
+def prepare_holdout(
     request: Request, analysis: ModelAnalysis, pictures: Pictures, report: Reporter
-) -> ProbeSet:
+) -> HoldoutSet:
     """Read, prepare and run the float model once over the held-out pictures.
 
     A limit of one lost box in a hundred cannot be judged on fifty boxes: while there are fewer than
@@ -201,7 +197,7 @@ def prepare_probe_set(
     decode = DetectionDecoder(analysis.decoder, families) if analysis.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(analysis.model.proto.SerializeToString(), options)
-    asked = _Asked(Preprocessor(analysis.spec), session, decode)
+    asked = _HoldoutBuilder(Preprocessor(analysis.spec), session, decode)
     held_out = pictures.held_out.items[:MAX_PICTURES]
     try:
         for item in report.track(held_out, "float answers", len(held_out)):
@@ -211,21 +207,21 @@ def prepare_probe_set(
             _top_up(asked, pictures, report)
     finally:
         session.close()
-    return asked.probe_set()
+    return asked.holdout()
 
 
-def _drawn(request: Request, analysis: ModelAnalysis) -> ProbeSet:
+def _drawn(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
     """Drawn pictures: engines are compared and timed on them, nothing is judged by them."""
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(analysis.model.proto.SerializeToString(), options)
     inputs = drawn_inputs(analysis.spec, _DRAWN)
     try:
-        return ProbeSet((), inputs, None, (), None).told_by(session)
+        return HoldoutSet((), inputs, None, (), None).with_reference(session)
     finally:
         session.close()
 
 
-class _Asked:
+class _HoldoutBuilder:
     """Pictures with the float model's answers, growing."""
 
     def __init__(
@@ -261,12 +257,12 @@ class _Asked:
         if self._decoder is not None:
             self._boxes.append(self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
 
-    def probe_set(self) -> ProbeSet:
+    def holdout(self) -> HoldoutSet:
         found = tuple(self._boxes) if self._decoder is not None else None
-        return ProbeSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), found)
+        return HoldoutSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), found)
 
 
-def _top_up(asked: _Asked, pictures: Pictures, report: Reporter) -> None:
+def _top_up(asked: _HoldoutBuilder, pictures: Pictures, report: Reporter) -> None:
     held_out, boxes = len(asked), asked.firm_boxes
     known = {item.sha256 for item in pictures.held_out.items}
     for item in pictures.calibration.items:

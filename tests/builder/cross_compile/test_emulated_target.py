@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from avq.builder.cross_compile.fp16 import activation_peaks, in_half
-from avq.builder.emulated_target import StandIn, in_opset_21
+from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
+from avq.builder.emulated_target import EmulatedEngine, to_opset_21
 from avq.builder.lower import lower
 from avq.engines import engine_by_name
 from avq.engines.onnxruntime import OnnxRuntimeEngine
@@ -26,7 +26,7 @@ def sided() -> bytes:
     proto = small_net()
     view = view_of(proto)
     peaks = activation_peaks(proto, view, PICTURES, engine_by_name("onnxruntime"))
-    return lower(proto, in_half(view, simple_plan(proto, view), peaks), "s8")
+    return lower(proto, to_fp16(view, simple_plan(proto, view), peaks), "s8")
 
 
 def opset(model: bytes) -> int:
@@ -51,7 +51,7 @@ def answers(engine, model: bytes) -> list[dict[str, np.ndarray]]:
 
 
 def test_the_answers_are_the_same_bits(sided: bytes):
-    older = in_opset_21(sided)
+    older = to_opset_21(sided)
     assert (opset(sided), opset(older)) == (23, 21)
     kinds = [node.op_type for node in onnx.load_model_from_string(sided).graph.node]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(kinds)
@@ -65,7 +65,7 @@ def test_the_answers_are_the_same_bits(sided: bytes):
 
 
 def test_a_reference_without_that_operator_set_rehearses_it_all_the_same(sided: bytes):
-    stand_in = StandIn(TensorRtRtxEngine(), Older())
+    stand_in = EmulatedEngine(TensorRtRtxEngine(), Older())
     assert all(np.isfinite(value).all() for one in answers(stand_in, sided) for value in one.values())
 
 
@@ -75,4 +75,4 @@ def test_what_is_in_older_operators_already_is_refused_as_before():
             raise MachineError("onnxruntime has no kernel for a node of the model", seen="Fancy(1)")
 
     with pytest.raises(MachineError, match="no kernel"):
-        StandIn(TensorRtRtxEngine(), Without()).open(small_net().SerializeToString(), PLAIN)
+        EmulatedEngine(TensorRtRtxEngine(), Without()).open(small_net().SerializeToString(), PLAIN)
