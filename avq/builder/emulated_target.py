@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import onnx
 from onnx import helper
 
 from avq.builder.graph.edit import FreshNames, replace_nodes
 from avq.errors import MachineError
-from avq.hookspecs import Engine, Session
-from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
+from avq.hookspecs import CompilingEngine, Engine, Session
+from avq.types import EnginePrecision, EngineStatus, SessionOptions
 
 # A file with FP16 beside INT8 in operators that older runtimes have: the same arithmetic with casts
 # spelled out.
@@ -65,29 +64,11 @@ def _cast(source: str, result: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [result], name=f"{source}/{result}/cast", to=to)
 
 
-@runtime_checkable
-class Compiler(Protocol):
-    """What an engine has whose models are compiled ahead, for GPUs by name."""
-
-    @property
-    def name(self) -> str: ...
-
-    def status(self) -> EngineStatus: ...
-
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """``asked`` in the builder's spelling, its usual ones when empty; RequestError for unknown ones."""
-        ...
-
-    def compile(self, model: bytes, architecture: str) -> CompiledEngine:
-        """Raises ModelError, naming the node, when the target cannot read or build the model."""
-        ...
-
-
 @dataclass(frozen=True)
 class EmulatedEngine:
     """Takes the target's place in every check of numbers; its times mean nothing and nobody asks for them."""
 
-    compiler: Compiler
+    compiler: CompilingEngine
     reference: Engine
 
     float_precisions: tuple[EnginePrecision, ...] = ("f32",)
@@ -114,17 +95,12 @@ class EmulatedEngine:
             return self.reference.open(older, plain)
 
 
-def target_compiler(target: str, engines: Iterable[Engine]) -> Compiler | None:
+def target_compiler(target: str, engines: Iterable[Engine]) -> CompilingEngine | None:
     """The engine of ``target`` when its models are compiled, here or on the vehicle; None for every other engine.
 
     Also where there is a card: what a bundle holds, and how it is proven and timed, is then the same everywhere.
     """
     for engine in engines:
-        if engine.name == target and isinstance(engine, Compiler):
-            return engine if engine.status().can_build or compiles_on_target(engine) else None
+        if engine.name == target and isinstance(engine, CompilingEngine):
+            return engine if engine.status().can_build or engine.compiles_on_target else None
     return None
-
-
-def compiles_on_target(engine: object) -> bool:
-    """Whether its engines are built by ``avq compile`` on the machine that runs them, and nowhere else."""
-    return bool(getattr(engine, "compiles_on_target", False))

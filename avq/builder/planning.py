@@ -19,7 +19,7 @@ from avq.builder.lower import lower
 from avq.builder.request import Request
 from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
-from avq.hookspecs import CalibrationStats, Engine
+from avq.hookspecs import CalibrationStats, EncodingsOptions, Engine
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import (
@@ -287,7 +287,7 @@ def _foreign(
     request: Request, analysis: ModelAnalysis, calibration: Calibration, keep_float: Mapping[str, str]
 ) -> ImportedQuantization | None:
     """Quantization in the model's file, or in the file beside it that the option ``encodings`` names."""
-    path = getattr(request.options, "encodings", None)
+    path = request.options.encodings if isinstance(request.options, EncodingsOptions) else None
     if path is None:
         return analysis.foreign
     if analysis.foreign is not None:

@@ -10,10 +10,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from avq.builder.emulated_target import Compiler, EmulatedEngine, target_compiler
+from avq.builder.emulated_target import EmulatedEngine, target_compiler
 from avq.engines import engine_by_name
 from avq.errors import AvqError, MachineError, PluginError, RequestError, nearest
-from avq.hookspecs import Decoder, Engine, Quantizer, Workbench
+from avq.hookspecs import (
+    CompilingEngine,
+    Decoder,
+    Engine,
+    ImportingQuantizer,
+    LimitedQuantizer,
+    Quantizer,
+    Workbench,
+)
 from avq.parallel import WorkerPool
 from avq.plugins import PluginHost, validate_options
 from avq.types import TARGETS, GraphView, QuantizationPlan, Recipe
@@ -45,13 +53,13 @@ class Request:
     float_engines: Mapping[str, Engine]
     reference: Engine
     families: Sequence[Decoder] = ()
-    compiler: Compiler | None = None
+    compiler: CompilingEngine | None = None
     pool: WorkerPool = field(default_factory=WorkerPool)
 
     @property
     def imports(self) -> bool:
         """The strategy takes over what a file or a file beside it says; it needs no pictures for that."""
-        return bool(getattr(self.quantizer, "imports", False))
+        return isinstance(self.quantizer, ImportingQuantizer) and self.quantizer.imports
 
     @property
     def probe_threads(self) -> int:
@@ -64,7 +72,7 @@ class PluginErrorBoundary:
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.name, self.version, self.options = quantizer.name, quantizer.version, quantizer.options
-        self.imports = bool(getattr(quantizer, "imports", False))
+        self.imports = isinstance(quantizer, ImportingQuantizer) and quantizer.imports
         self._quantizer = quantizer
 
     def plan(self, graph: GraphView, bench: Workbench, options: Any) -> QuantizationPlan:
@@ -118,7 +126,7 @@ def _require_dla_target(recipe: Recipe) -> None:
         )
 
 
-def _require_pending(recipe: Recipe, compiler: Compiler) -> None:
+def _require_pending(recipe: Recipe, compiler: CompilingEngine) -> None:
     """RequestError for architectures nobody builds for, and for what only the GPU could answer."""
     compiler.chosen_architectures(recipe.gpu_arch)
     if recipe.budget_ms is not None:
@@ -162,9 +170,8 @@ def _quantizer(recipe: Recipe, host: PluginHost) -> Quantizer:
 
 
 def refused_targets(quantizer: Quantizer) -> Mapping[str, str]:
-    """Targets the strategy can never serve, with the reason: its optional ``refused_targets``."""
-    refused: Mapping[str, str] = getattr(quantizer, "refused_targets", {})
-    return refused
+    """Targets the strategy can never serve, with the reason: see ``LimitedQuantizer``."""
+    return quantizer.refused_targets if isinstance(quantizer, LimitedQuantizer) else {}
 
 
 def options_of(recipe: Recipe, host: PluginHost) -> BaseModel | None:

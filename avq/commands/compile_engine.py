@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from avq import __version__
 from avq.builder.gate import MAX_SLOWDOWN
@@ -28,12 +28,12 @@ from avq.bundle.plan import plan_from_parts
 from avq.engines.cache import Kept, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
-from avq.hookspecs import Decoder, Engine, Session
+from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
 from avq.measure.golden import GoldenAnswer, golden_inputs, run_golden
 from avq.measure.latency import paired_latency, ratio_interval
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
-from avq.types import U8, CompiledEngine, EnginePrecision, PreprocessSpec, SessionOptions
+from avq.types import U8, EnginePrecision, PreprocessSpec, SessionOptions
 
 # Which way a model takes to an engine: its own types, or, with TensorRT 10, ranges from a calibrator
 # and DLA.
@@ -121,7 +121,7 @@ def _calibration_key(
         "images": images.hexdigest(),
         "algorithm": method,
         "runtime": f"{engine.name} {engine.status().version}",
-        "architecture": str(getattr(engine, "architecture", str)()),
+        "architecture": engine.architecture() if isinstance(engine, CompilingEngine) else "",
         "avq": __version__,
     }
 
@@ -135,19 +135,6 @@ def _inputs(pictures: CalibrationSet, spec: PreprocessSpec) -> Iterator[U8]:
 ROUNDS = 100
 #: p50 and p99 in milliseconds, and the paired ratio to the FP16 twin where there is one.
 _Times = tuple[float, float, "tuple[float, float, float] | None"]
-
-
-@runtime_checkable
-class OnTarget(Protocol):
-    """What an engine has that is compiled on the machine that runs it."""
-
-    def architecture(self) -> str: ...
-
-    def compile(
-        self, model: bytes, architecture: str, options: Any = ..., told: Callable[[str], None] = ...
-    ) -> CompiledEngine: ...
-
-    def open_engine(self, engine: bytes, precision: str) -> Session: ...
 
 
 @dataclass(frozen=True)
@@ -221,7 +208,7 @@ def float_precision(engine: Engine, use: EngineUse) -> EnginePrecision:
 
 
 def _ready(bundle: OpenBundle, engine: Engine, road: Road, report: Reporter) -> _Ready:
-    if not isinstance(engine, OnTarget):
+    if not isinstance(engine, CompilingEngine):
         if road.options is not None:
             raise RequestError(
                 f"{engine.name} has no other road than its model's own types",
@@ -255,7 +242,7 @@ def _taken_over(bundle: OpenBundle, wanted: EngineKey) -> tuple[bytes | None, st
 
 
 def _open(engine: Engine, ready: _Ready, bundle: OpenBundle, use: EngineUse) -> Session:
-    if ready.key is not None and isinstance(engine, OnTarget):
+    if ready.key is not None and isinstance(engine, CompilingEngine):
         return engine.open_engine(ready.data, use.precision)
     return engine.open(bundle.read("model.onnx"), _options(engine, use))
 
@@ -266,11 +253,10 @@ def _options(engine: Engine, use: EngineUse) -> SessionOptions:
 
 def _left_float(bundle: OpenBundle, session: Session) -> tuple[str, ...]:
     """What the engine's inspector tells against the plan; ModelError for layers that silently stayed in FP32."""
-    ask = getattr(session, "require_planned", None)
-    if ask is None or not bundle.has(PLAN_JSON):
+    if not isinstance(session, PlannedSession) or not bundle.has(PLAN_JSON):
         return ()
     plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
-    slower = ask({name: choice.precision for name, choice in plan.precisions.items()})
+    slower = session.require_planned({name: choice.precision for name, choice in plan.precisions.items()})
     return (f"{len(slower)} layers run in FP16, planned in INT8: {', '.join(slower[:6])}",) if slower else ()
 
 
@@ -294,7 +280,7 @@ def _time(bundle: OpenBundle, engine: Engine, session: Session, report: Reporter
 def _twin(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:
     """The same network without INT8, built here for the comparison alone."""
     model, use = bundle.read(TWIN), bundle.manifest.engine
-    if not isinstance(engine, OnTarget):
+    if not isinstance(engine, CompilingEngine):
         return engine.open(model, _options(engine, use))
     report.message("building the FP16 engine to compare with")
     built = engine.compile(model, engine.architecture(), None, report.message)

@@ -35,7 +35,7 @@ from avq.daemon.capture_protocol import (
     framed,
 )
 from avq.errors import AvqError, DataError, MachineError
-from avq.hookspecs import FrameSource, SourceType
+from avq.hookspecs import FileSource, FrameSource, LiveSourceType, SourceType
 from avq.types import U8, Frame
 
 NO_FREE_SLOT = "no_free_slot"
@@ -181,8 +181,7 @@ class Pump:
         self._link.send(Captured(slot, seq, frame.t_capture_ns, width_px, height_px, lost))
 
     def _source_lost(self) -> Mapping[str, int]:
-        lost: Mapping[str, int] = getattr(self._source, "lost", {})
-        return lost
+        return self._source.lost if isinstance(self._source, FileSource) else {}
 
     def lost(self) -> dict[str, int]:
         """Frames dropped here so far, by cause: no slot free, the same picture again, or unreadable."""
@@ -191,7 +190,7 @@ class Pump:
 
     @property
     def remark(self) -> str:
-        return str(getattr(self._source, "remark", ""))
+        return self._source.remark if isinstance(self._source, FileSource) else ""
 
 
 def source_types(providers: tuple[str, ...]) -> list[SourceType]:
@@ -229,7 +228,7 @@ def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
 def expects_live(uri: str, types: list[SourceType]) -> bool:
     """Whether what cannot be opened now may be there later: kinds of cameras and streams say so by ``live``."""
     scheme = uri.partition("://")[0].lower() if "://" in uri else ""
-    return any(getattr(kind, "live", False) for kind in types if scheme in kind.schemes)
+    return any(isinstance(kind, LiveSourceType) and kind.live for kind in types if scheme in kind.schemes)
 
 
 def _open(settings: CaptureSettings, types: list[SourceType]) -> FrameSource:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from avq.hookspecs import Sink
+from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
 from avq.types import Frame, Published, StageTimes
 
 MESSAGES_QUEUED = 256
@@ -17,46 +17,6 @@ PICTURES_QUEUED = 8
 #: What sinks have, together, to write what waits when a run ends.
 DRAIN_S = 10.0
 _LOOK_AGAIN_S = 0.001
-
-
-@runtime_checkable
-class WritesTiming(Protocol):
-    """A sink that also keeps the stage times of every message."""
-
-    def write_timing(self, message: Published, times: StageTimes) -> None: ...
-
-
-@runtime_checkable
-class WritesEvents(Protocol):
-    """A sink that also keeps events: alerts, failures of cameras."""
-
-    def write_event(self, event: Mapping[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class EventsOnly(Protocol):
-    """A sink that has no use for published frames; ``written`` then counts events."""
-
-    events_only: bool
-
-    def write_event(self, event: Mapping[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class RaisesEvents(Protocol):
-    """A sink that finds events in messages and tells them to the others; closed before them."""
-
-    def connect(self, tell: Callable[[Mapping[str, Any]], None]) -> None: ...
-
-
-@runtime_checkable
-class Reports(Protocol):
-    """A sink with numbers of its own, such as what still waits on disk; read from any thread.
-
-    They are counts that only grow, but those it names in an attribute ``gauges``.
-    """
-
-    def report(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +87,10 @@ class SinkWorker:
         self._missed_events = 0  # events, from any thread
         self._lock = threading.Lock()  # of events: more than one thread tells them
         self._in_flight = False  # the sink has been given one and has not come back
-        self._events_only = isinstance(sink, EventsOnly) and sink.events_only
+        self._timing_sink = sink if isinstance(sink, TimingSink) else None
+        self._event_sink = sink if isinstance(sink, EventSink) else None
+        self._reporting_sink = sink if isinstance(sink, ReportingSink) else None
+        self._events_only = self._event_sink is not None and self._event_sink.events_only
         self._patient = True
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
@@ -144,7 +107,7 @@ class SinkWorker:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Queue one event; missed when the queue is full."""
-        if not isinstance(self._sink, WritesEvents):
+        if self._event_sink is None:
             return
         with self._lock:
             if self._has_room(wait=False):
@@ -175,12 +138,12 @@ class SinkWorker:
 
     def _write(self, item: _Item | Mapping[str, Any]) -> None:
         if not isinstance(item, _Item):
-            if isinstance(self._sink, WritesEvents):
-                self._sink.write_event(item)
+            if self._event_sink is not None:
+                self._event_sink.write_event(item)
                 self._written += self._events_only
             return
-        if isinstance(self._sink, WritesTiming):
-            self._sink.write_timing(item.message, item.times)
+        if self._timing_sink is not None:
+            self._timing_sink.write_timing(item.message, item.times)
         self._sink.write(item.message, item.frame)
         self._written += 1
 
@@ -215,7 +178,7 @@ class SinkWorker:
         """What became of it so far."""
         missed = self._refused + self._missed_events + self._unwritten
         queued = self._queue.qsize() if self._thread.is_alive() else 0
-        gauges = frozenset(getattr(self._sink, "gauges", ()))
+        gauges = frozenset() if self._reporting_sink is None else frozenset(self._reporting_sink.gauges)
         numbers = self._numbers()
         return SinkReport(
             self._name, self._written, missed, self.error, numbers, self._address, queued, gauges
@@ -224,7 +187,7 @@ class SinkWorker:
     def _numbers(self) -> Mapping[str, int]:
         """What the sink tells of itself; a sink that cannot is no reason to tell nothing of the run."""
         try:
-            return dict(self._sink.report()) if isinstance(self._sink, Reports) else {}
+            return {} if self._reporting_sink is None else dict(self._reporting_sink.report())
         except Exception:
             return {}
 
@@ -254,11 +217,11 @@ class Publisher:
         addresses: Sequence[str] = (),
     ) -> None:
         named = list(zip(sinks, [*addresses, *[""] * len(sinks)], strict=False))
-        self._workers = [_worker_of(*one) for one in named if not isinstance(one[0], RaisesEvents)]
-        self._alert_workers = [_worker_of(*one) for one in named if isinstance(one[0], RaisesEvents)]
+        self._workers = [_worker_of(*one) for one in named if not isinstance(one[0], AlertSource)]
+        self._alert_workers = [_worker_of(*one) for one in named if isinstance(one[0], AlertSource)]
         self._listener = SinkWorker(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
         for sink in sinks:
-            if isinstance(sink, RaisesEvents):
+            if isinstance(sink, AlertSource):
                 sink.connect(self.event)
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
@@ -308,6 +271,7 @@ def _worker_of(sink: Sink, address: str) -> SinkWorker:
 
 class _Listener:
     wants_pixels = False
+    events_only = False
 
     def __init__(self, function: Callable[[Mapping[str, Any]], None]) -> None:
         self._function = function

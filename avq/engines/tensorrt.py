@@ -20,7 +20,7 @@ from avq.engines import common
 from avq.engines.cache import cache_folder, keep
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession, require_card
-from avq.engines.tensorrt_build import BuildOptions, Told, build, last_words, make_log, no_collection
+from avq.engines.tensorrt_build import BuildOptions, Report, build, last_words, make_log, no_collection
 from avq.engines.tensorrt_layers import EngineLayer, layers_of, not_in_int8, precision_of, require_planned
 from avq.errors import BundleError, MachineError, RequestError
 from avq.types import U8, CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
@@ -85,7 +85,7 @@ class TensorRtEngine:
         model: bytes,
         architecture: str,
         options: BuildOptions | None = None,
-        told: Told = lambda text: None,
+        report: Report = lambda line: None,
     ) -> CompiledEngine:
         """The engine of this machine's card, with the timing cache of earlier builds. Takes minutes.
 
@@ -100,7 +100,7 @@ class TensorRtEngine:
         asked = replace(options or BuildOptions(), timing_cache=_read(cache))
         cuda = open_cuda() if asked.calibration is not None else None
         try:
-            built = build(trt, log, model, asked, cuda=cuda, told=told)
+            built = build(trt, log, model, asked, cuda=cuda, report=report)
         finally:
             if cuda is not None:
                 cuda.close()

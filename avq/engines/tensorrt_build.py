@@ -121,7 +121,7 @@ def last_words(log: Any) -> str:
     return " ".join(lines[-1].split())[:400] if lines else ""
 
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def build(
     options: BuildOptions,
     *,
     cuda: Cuda | None = None,
-    told: Told = lambda text: None,
+    report: Report = lambda line: None,
 ) -> Built:
     """Parse and build for the card of this machine.
 
@@ -188,7 +188,7 @@ def build(
         trt: the module ``tensorrt``, or one with its classes.
         log: as `tensorrt_log.make_log` gives it.
         cuda: where a calibrator puts its pictures; needed for calibration without a cache.
-        told: hears the name of every phase; a build takes minutes.
+        report: is called with the name of every phase; a build takes minutes.
 
     Raises:
         ModelError: the parser refuses a node (named), or no implementation is found.
@@ -200,7 +200,7 @@ def build(
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector can tell precisions
     if hasattr(config, "progress_monitor"):
-        config.progress_monitor = _monitor(trt, told)
+        config.progress_monitor = _monitor(trt, report)
     if options.implicit:
         _choose_implicitly(trt, network, config, options, cuda)
     if options.dla_core is not None:
@@ -298,14 +298,14 @@ def _attach_timing_cache(config: Any, cache: bytes) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _monitor(trt: Any, told: Told) -> Any:
+def _monitor(trt: Any, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
-                told(f"{phase_name} ({num_steps} steps)")
+                report(f"{phase_name} ({num_steps} steps)")
 
         def phase_finish(self, phase_name: str) -> None: ...
 

@@ -19,7 +19,7 @@ from avq.engines.cache import cache_folder, keep
 from avq.engines.common import spelled
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession
-from avq.engines.tensorrt_build import Told, last_words, make_log, no_collection, parse
+from avq.engines.tensorrt_build import Report, last_words, make_log, no_collection, parse
 from avq.errors import BundleError, MachineError, ModelError, RequestError, nearest
 from avq.types import CompiledEngine, EnginePrecision, EngineStatus, SessionOptions
 
@@ -113,6 +113,8 @@ class TensorRtRtxEngine:
     """Parses, builds for named architectures, and, where there is a card, runs."""
 
     name = NAME
+    #: Bundles hold its engines: ``avq build`` compiles them.
+    compiles_on_target = False
 
     @property
     def float_precisions(self) -> tuple[EnginePrecision, ...]:
@@ -162,12 +164,20 @@ class TensorRtRtxEngine:
 
     @no_collection()
     def compile(
-        self, model: bytes, architecture: str, options: None = None, told: Told = lambda text: None
+        self, model: bytes, architecture: str, options: Any = None, report: Report = lambda line: None
     ) -> CompiledEngine:
         """The engine of one architecture. Needs no GPU, takes seconds to minutes.
 
-        Raises ModelError: the parser refuses a node (named), or the builder finds no implementation.
+        Raises:
+            ModelError: the parser refuses a node (named), or the builder finds no implementation.
+            RequestError: build options, which this library does not have.
         """
+        if options is not None:
+            raise RequestError(
+                "TensorRT for RTX takes the types of the file only",
+                seen="a calibrator or a DLA core",
+                fix="drop --calibrate and --dla-core, or --target tensorrt",
+            )
         trt = _load()
         log = make_log(trt)
         builder = trt.Builder(log)
@@ -176,7 +186,7 @@ class TensorRtRtxEngine:
         config = builder.create_builder_config()
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, architecture.upper()), 0)
-        told("building")
+        report("building")
         started_s = time.monotonic()
         built = builder.build_serialized_network(network, config)
         if built is None:

@@ -9,7 +9,7 @@ from avq.bundle import MODEL, OpenBundle
 from avq.bundle.engines import ENGINES, require_engine, wanted_key
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.errors import BundleError, MachineError
-from avq.hookspecs import Decoder, Engine, Session
+from avq.hookspecs import CompilingEngine, Decoder, Engine, Session
 from avq.preprocess import Preprocessor
 from avq.types import U8, DecoderSpec, Detections, ModelInput, PreprocessSpec, SessionOptions
 
@@ -98,10 +98,8 @@ def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: 
             fix=f'pip install "avq[{use.name}]", or rebuild with --target cpu',
         )
     engine = engines[use.name]
-    architecture = getattr(engine, "architecture", None)
-    if architecture is not None and bundle.has(ENGINES):
-        key = wanted_key(bundle, engine.name, engine.status().version, architecture())
-        opened: Session = getattr(engine, "open_engine")(require_engine(bundle, key), use.precision)  # noqa: B009
-        return opened
+    if bundle.has(ENGINES) and isinstance(engine, CompilingEngine):
+        key = wanted_key(bundle, engine.name, engine.status().version, engine.architecture())
+        return engine.open_engine(require_engine(bundle, key), use.precision)
     options = SessionOptions(threads=threads or use.threads, precision=use.float_precision)
     return engine.open(bundle.read(MODEL), options)

@@ -145,6 +145,9 @@ class RecorderSink:
         keeping: which frames, in which files.
     """
 
+    events_only = False
+    gauges: frozenset[str] = frozenset()
+
     def __init__(
         self,
         path: Path,

@@ -80,6 +80,7 @@ class _Log:
 
     live = False
     fps = 0.0
+    position_ns = None
 
     def __init__(self, path: Path, topic: str) -> None:
         self.lost: dict[str, int] = {}

@@ -18,7 +18,7 @@ import msgspec
 
 from avq.daemon.registry import source_types
 from avq.errors import AvqError, DataError, RequestError
-from avq.hookspecs import FrameSource, SourceType
+from avq.hookspecs import FileSource, FrameSource, SourceType
 from avq.recording import LogReader, Record
 from avq.recording.images import decode_image, is_image
 from avq.recording.source import choose_topic, parse_log_uri
@@ -329,13 +329,13 @@ def _next_picture(source: FrameSource, *, first: bool) -> U8:
             raise
         raise EndOfLogError(f"{error.what}; {error.seen}") from None
     if got is None:
-        raise EndOfLogError(getattr(source, "remark", ""))
+        raise EndOfLogError(source.remark if isinstance(source, FileSource) else "")
     return got[0]
 
 
 def _recorded_ns(source: FrameSource, nominal_ns: int) -> int:
     """When the last picture was taken, since the first: phones and dashcams keep no steady rate."""
-    position_ns: int | None = getattr(source, "position_ns", None)
+    position_ns = source.position_ns if isinstance(source, FileSource) else None
     return nominal_ns if position_ns is None else position_ns
 
 

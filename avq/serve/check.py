@@ -7,27 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from avq.bundle import open_bundle
 from avq.config import Problem, RecipeFile, RunConfig, file_kind, implausible, read_recipe, read_run, refuse
 from avq.daemon import sink_types, source_types
 from avq.decoders import builtin_decoders
 from avq.errors import AvqError, nearest
+from avq.hookspecs import UriChecker
 from avq.plugins import PluginHost, validate_options
 from avq.sinks import sink_key
 
 _Location = tuple["str | int", ...]
 #: Camera keys that only mean something where a source can go away and come back.
 _LIVE_ONLY = ("reconnect", "max_restarts", "window_s")
-
-
-@runtime_checkable
-class ChecksUris(Protocol):
-    """A source or sink type that can tell a wrong URI without opening anything."""
-
-    def check(self, uri: str) -> None:
-        """Raises AvqError."""
 
 
 def check_config(path: Path, host: PluginHost) -> dict[str, Any]:
@@ -84,7 +77,7 @@ def _unknown(at: _Location, key: str, known: Mapping[str, Any] | list[str], what
 
 def _asked(at: _Location, kind: Any, uri: str) -> Iterator[Problem]:
     """What the type that claims a URI says against it."""
-    if isinstance(kind, ChecksUris):
+    if isinstance(kind, UriChecker):
         try:
             kind.check(uri)
         except AvqError as error:

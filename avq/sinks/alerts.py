@@ -35,14 +35,15 @@ class AlertSink:
     """
 
     wants_pixels = False
+    events_only = False
 
     def __init__(self, watch: AlertWatch) -> None:
         self._watch = watch
-        self._tell: Callable[[Mapping[str, Any]], None] = lambda event: None
+        self._emit: Callable[[Mapping[str, Any]], None] = lambda event: None
 
-    def connect(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
+    def connect(self, emit: Callable[[Mapping[str, Any]], None]) -> None:
         """Where raised alerts go; called once, before the first message."""
-        self._tell = tell
+        self._emit = emit
 
     def write(self, message: Published, frame: Frame | None) -> None:
         self._raise(self._watch.on_frame(message))
@@ -52,7 +53,7 @@ class AlertSink:
 
     def _raise(self, alerts: list[Alert]) -> None:
         for alert in alerts:
-            self._tell(alert.as_event())
+            self._emit(alert.as_event())
 
     def close(self) -> None:
         """Nothing to free."""

@@ -41,10 +41,12 @@ class VideoSource:
 
 class _Video:
     live = False
+    remark = ""
 
     def __init__(self, path: Path, capture: CvCapture) -> None:
         self.fps = capture.fps
         self.position_ns = 0
+        self.lost: dict[str, int] = {}
         self._path = path
         self._capture = capture
         self._declared_frames = capture.declared_frames
@@ -188,6 +190,7 @@ class _Pictures:
 
     live = False
     fps = 0.0
+    position_ns = None
 
     def __init__(self, paths: list[Path]) -> None:
         self.lost: dict[str, int] = {}

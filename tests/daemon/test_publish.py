@@ -196,6 +196,8 @@ def test_a_waiting_publisher_lets_go_when_the_run_is_to_stop() -> None:
 
 def test_events_go_to_the_listener_and_to_sinks_that_keep_them() -> None:
     class Keeper(CallbackSink):
+        events_only = False
+
         def __init__(self) -> None:
             super().__init__(lambda *_: None, wants_pixels=False)
             self.events: list[Mapping[str, Any]] = []

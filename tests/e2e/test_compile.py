@@ -129,6 +129,7 @@ class Card:
 
     name = "tensorrt"
     float_precisions = ("f32",)
+    compiles_on_target = True
 
     def __init__(self, architecture: str = "sm87", version: str = "10.3.0", *, slow: bool = False) -> None:
         self._architecture, self._version, self._slow = architecture, version, slow
@@ -147,9 +148,9 @@ class Card:
         return self._architecture
 
     def compile(
-        self, model: bytes, architecture: str, options: object, told: Callable[[str], None]
+        self, model: bytes, architecture: str, options: object, report: Callable[[str], None]
     ) -> CompiledEngine:
-        told("half done")
+        report("half done")
         self.compiled += 1
         self.asked = self.asked or options  # the FP16 twin takes no other road
         if isinstance(options, BuildOptions) and options.calibration is not None:
@@ -158,6 +159,9 @@ class Card:
             if not calibration.cache:
                 calibration.keep(b"TRT-100300-EntropyCalibration2\nimages: 3c010a14\n")
         return CompiledEngine(architecture, model, 0.1, 3)
+
+    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return ()
 
     def open_engine(self, engine: bytes, precision: str) -> Session:
         self.opened.append("engine")

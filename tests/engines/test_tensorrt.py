@@ -34,21 +34,21 @@ BOTH = pytest.mark.parametrize("release", RELEASES)
 PICTURES = [np.full(INPUT_SHAPE, value, np.uint8) for value in (1, 2, 3)]
 
 
-def built(double: Double, options: BuildOptions | None = None, told=None):
+def built(double: Double, options: BuildOptions | None = None, report=None):
     return build(
         double,
         make_log(double),
         b"model",
         options or BuildOptions(),
         cuda=double.cuda,
-        told=told or (lambda text: None),
+        report=report or (lambda line: None),
     )
 
 
 @BOTH
 def test_the_files_own_types_are_kept_on_both_generations(release):
     double, phases = Double(release), []
-    result = built(double, told=phases.append)
+    result = built(double, report=phases.append)
     assert result.data == ENGINE and result.layers == 2 and result.timing_cache == b"times"
     assert double.set("create_network") == 2  # 1 << STRONGLY_TYPED
     assert double.set("parse") == b"model" and not double.flags()

@@ -13,7 +13,7 @@ from functools import cached_property
 from avq.builder.cross_compile.cost_model import NAME as COST_MODEL
 from avq.builder.cross_compile.cost_model import target_cost
 from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
-from avq.builder.emulated_target import Compiler, EmulatedEngine
+from avq.builder.emulated_target import EmulatedEngine
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.holdout import LOOK_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
 from avq.builder.index_selection import sqnr_with_same_choices
@@ -25,7 +25,7 @@ from avq.builder.trials.bench import Candidate, Trial
 from avq.bundle import TWIN
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError
-from avq.hookspecs import Session
+from avq.hookspecs import CompilingEngine, Session
 from avq.progress import Reporter
 from avq.types import (
     CompiledEngine,
@@ -69,7 +69,7 @@ class CrossCompileTarget:
     """Everything a build asks of a target that cannot run here; stands where measured serving stands."""
 
     request: Request
-    compiler: Compiler
+    compiler: CompilingEngine
     analysis: ModelAnalysis
     holdout: HoldoutSet
     _answers: dict[str, ModelOutputs] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from avq.builder.lower import lower
 from avq.builder.request import Request
 from avq.builder.trials.bench import FLOAT, Candidate
 from avq.errors import AvqError
+from avq.hookspecs import ProfilingEngine
 from avq.toolbox.assemble import COMPUTE_OPS
 from avq.types import GraphView, LayerTime, QuantizationPlan, SessionOptions
 
@@ -83,13 +84,13 @@ def layer_costs(
     holdout: HoldoutSet,
 ) -> LayerCosts | None:
     """Both models on the candidate's engine; None where it does not tell, or for the float model."""
-    told = getattr(request.float_engines.get(candidate.engine), "layer_times", None)
-    if told is None or candidate.encoding == FLOAT or not holdout.inputs:
+    engine = request.float_engines.get(candidate.engine)
+    if not isinstance(engine, ProfilingEngine) or candidate.encoding == FLOAT or not holdout.inputs:
         return None
     models = [proto.SerializeToString(), lower(proto, plan, candidate.encoding)]
     options = SessionOptions(threads=request.recipe.threads, precision=candidate.precision)
     try:
-        in_float, served = told(models, options, holdout.inputs[0].tensor)
+        in_float, served = engine.layer_times(models, options, holdout.inputs[0].tensor)
     except AvqError:
         return None
     (float_ns, float_rest), (served_ns, served_rest) = _split(in_float, graph), _split(served, graph)

@@ -22,12 +22,13 @@ from avq.builder.trials.bench import FLOAT, Candidate, agrees, candidates_for
 from avq.builder.trials.layer_times import by_node
 from avq.clock import Clock
 from avq.errors import AvqError
-from avq.hookspecs import Session
+from avq.hookspecs import ProfilingEngine, Session
 from avq.measure.latency import LatencySamples, ProcessorClock, paired_latency, ratio_interval
 from avq.types import (
     Detections,
     GraphView,
     Latency,
+    LayerTime,
     MeasuredPlan,
     PlanScore,
     QuantizationPlan,
@@ -94,15 +95,15 @@ class Serving:
         """Nanoseconds per node of the float graph, taking turns, where the engine tells them."""
         candidates = [self._engine_for(plan) for plan in plans]
         known = [c for c in candidates if c is not None]
-        told = getattr(self.request.float_engines[known[0].engine], "layer_times", None) if known else None
-        if told is None or len(known) < len(plans):
+        engine = self.request.float_engines[known[0].engine] if known else None
+        if not isinstance(engine, ProfilingEngine) or len(known) < len(plans):
             return None
         tensor, options = self.holdout.inputs[0].tensor, self._options(known[0])
-        layers = []
+        layers: list[Sequence[LayerTime]] = []
         for some in _chunks(list(zip(plans, known, strict=True))):
             models = [self._model(plan, candidate) for plan, candidate in some]
             try:
-                layers += told(models, options, tensor, rounds=_COUNTED_ROUNDS)
+                layers += engine.layer_times(models, options, tensor, rounds=_COUNTED_ROUNDS)
             except AvqError:
                 return None
         return [by_node(found, self.graph) for found in layers]
