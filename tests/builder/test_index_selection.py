@@ -109,6 +109,7 @@ def not_a_number(answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value * np.float32(np.nan) for name, value in answers.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "right"),
     [
@@ -123,6 +124,7 @@ def test_the_order_of_chosen_rows_decides_nothing_and_what_they_hold_does(
     assert answer.right is right, answer.why
 
 
+@pytest.mark.slow
 def test_another_engine_whose_rounding_turns_rows_round_is_right(undecoded):
     session = engine_by_name("openvino").open(undecoded.read("model.onnx"), SessionOptions(precision="bf16"))
     try:

@@ -69,6 +69,7 @@ def plans(draw: st.DrawFn) -> QuantizationPlan:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(plan=plans())
 def test_a_plan_comes_back_the_same(plan):

@@ -43,6 +43,7 @@ def test_a_file_reads_back_equal_and_writes_back_identical(tmp_path: Path) -> No
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.avqcal", "b.avqcal"]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=7), st.randoms(use_true_random=False)

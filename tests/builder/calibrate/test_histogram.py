@@ -60,6 +60,7 @@ def test_it_counts_what_its_definition_says(values: list[float]) -> None:
     assert as_bytes(of(np.array(values, np.float32))) == as_bytes(defined(values))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(lists, st.integers(1, 8), st.randoms(use_true_random=False))
 def test_order_cuts_and_merging_change_no_byte(values: list[float], parts: int, random: object) -> None:

@@ -97,6 +97,7 @@ def test_merging_merged_shards_is_the_whole_run_too(pictures: CalibrationSet, wh
     assert avqcal.merge(halves).digest == avqcal.read(whole).digest
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(
     pictures: CalibrationSet, whole: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_means_of_channels_are_the_means_and_do_not_depend_on_order(pictures: Ca
     )
 
 
+@pytest.mark.slow
 def test_a_real_detector_has_the_ranges_its_activations_must_have(material: Path) -> None:
     folder = material / "calibration" / "coco100"
     spec = PreprocessSpec(width_px=416, height_px=416, anchor="top-left", channel_order="BGR", scale=1.0)

@@ -32,6 +32,24 @@ def literal_kl(counts: I64, kept: int, levels: int) -> float:
     return float((p * np.log(p / q)).sum())
 
 
+def lean_kl(counts: I64, kept: int, levels: int) -> float:
+    """The same number from the filled bins alone, for thousands of candidates in a test."""
+    edges = -(-np.arange(levels + 1) * kept // levels)
+    inner, outside = counts[:kept], float(counts[kept:].sum())
+    filled = inner > 0
+    inside = float(inner.sum())
+    if inside == 0 or (outside and not filled[-1]):  # Q holds nothing in the last bin, where P holds the rest
+        return float("inf")
+    per_level = np.add.reduceat(inner, edges[:-1]).astype(np.float64)
+    bins_per_level = np.add.reduceat(filled, edges[:-1], dtype=np.int64)
+    mean = per_level / np.maximum(bins_per_level, 1)
+    q = np.repeat(mean, np.diff(edges))[filled] / inside
+    p = inner[filled].astype(np.float64)
+    p[-1] += outside
+    p /= p.sum()
+    return float((p * np.log(p / q)).sum())
+
+
 def spelled_out_kl(counts: list[int], kept: int, levels: int) -> float:
     """The same without numpy, bin by bin."""
     quantized = [0.0] * kept

@@ -34,13 +34,21 @@ def with_determinants() -> onnx.ModelProto:
     return net
 
 
-def built(folder: Path, net: onnx.ModelProto, **asked: Any) -> Outcome:
-    write_labelled_set(folder / "scenes", seeds=range(8_000_000, 8_000_006))
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, which every build reads and none changes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_labelled_set(folder, seeds=range(8_000_000, 8_000_006))
+    return folder
+
+
+def built(scenes: Path, folder: Path, net: onnx.ModelProto, **asked: Any) -> Outcome:
+    folder.mkdir(exist_ok=True)
     (folder / "net.onnx").write_bytes(net.SerializeToString())
     recipe = Recipe(
         model=folder / "net.onnx",
         output=folder / "net.avq",
-        data=folder / "scenes",
+        data=scenes,
         target="tensorrt-rtx",
         decoder="none",
         **asked,
@@ -49,8 +57,10 @@ def built(folder: Path, net: onnx.ModelProto, **asked: Any) -> Outcome:
 
 
 @pytest.mark.parametrize("gate", [True, False])
-def test_what_lint_refuses_reaches_no_builder_and_is_refused_by_its_name(tmp_path: Path, gate: bool):
-    outcome = built(tmp_path, with_determinants(), strategy="float", gate=gate)
+def test_what_lint_refuses_reaches_no_builder_and_is_refused_by_its_name(
+    scenes: Path, tmp_path: Path, gate: bool
+):
+    outcome = built(scenes, tmp_path, with_determinants(), strategy="float", gate=gate)
     told = " ".join(outcome.summary()["reasons"])
     assert "error AVQ-L43: volumes_of" in told and "nothing was compiled" in told
     assert outcome.accepted is False and outcome.compiled.rows == ()
@@ -72,17 +82,20 @@ def with_a_product() -> onnx.ModelProto:
     return net
 
 
-def test_what_a_card_asked_for_lacks_is_told_before_the_builder_and_another_card_is_built_for(tmp_path: Path):
-    old = built(tmp_path / "old", with_a_product(), strategy="float", gpu_arch=("7.5", "sm86"))
+def test_what_a_card_asked_for_lacks_is_told_before_the_builder_and_another_card_is_built_for(
+    scenes: Path, tmp_path: Path
+):
+    old = built(scenes, tmp_path / "old", with_a_product(), strategy="float", gpu_arch=("7.5", "sm86"))
     told = " ".join(old.summary()["reasons"])
     assert old.accepted is False and old.compiled.rows == ()
     assert "AVQ-L54: product" in told and "sm75" in told
     assert any("--gpu-arch" in fix for fix in old.verdict.fixes)
-    new = built(tmp_path / "new", with_a_product(), strategy="float", gpu_arch=("sm86",), gate=False)
+    new = built(scenes, tmp_path / "new", with_a_product(), strategy="float", gpu_arch=("sm86",), gate=False)
     assert [row["architecture"] for row in new.compiled.rows] == ["sm86"]
 
 
-def test_each_model_is_linted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.slow
+def test_each_model_is_linted_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import avq.builder.lint
 
     asked: list[bytes] = []
@@ -93,5 +106,7 @@ def test_each_model_is_linted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return real(proto, *rest)
 
     monkeypatch.setattr(avq.builder.lint, "lint", noted)
-    outcome = built(tmp_path, small_net(), strategy="static", options={"calibrator": "minmax"}, gate=False)
+    outcome = built(
+        scenes, tmp_path, small_net(), strategy="static", options={"calibrator": "minmax"}, gate=False
+    )
     assert outcome.compiled.rows and len(asked) == len(set(asked)) == 2, "the model and its FP16 twin"

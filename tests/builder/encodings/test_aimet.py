@@ -102,6 +102,7 @@ def same(one: QuantPoint, other: QuantPoint) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(plan=plans(), order=st.sampled_from(list(permutations(WRITTEN_VERSIONS))))
 def test_a_plan_survives_every_chain_of_versions_exactly(

@@ -31,6 +31,7 @@ headers = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(headers, st.dictionaries(tensor_names, st.integers(0, 2**32 - 1), max_size=30))
 def test_generated_caches_come_back_byte_for_byte(header: str, scales: dict[str, int]) -> None:

@@ -204,6 +204,7 @@ def test_variants_are_distinct_and_published_ones_come_first() -> None:
     assert len(fixed) < len(tried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["yolov8", "ssd", "retinanet", "rtdetr"])
 def test_numbers_that_run_over_are_not_taken_for_certainty(tmp_path: Path, head: str) -> None:
     """Trained on 0..1 and fed 0..255 these detectors see boxes with score 1 everywhere, mirrored or not."""
@@ -217,6 +218,7 @@ def test_numbers_that_run_over_are_not_taken_for_certainty(tmp_path: Path, head:
     assert (found.spec.mean, found.spec.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.material
 @pytest.mark.parametrize(
     ("name", "preset", "family", "folder"),

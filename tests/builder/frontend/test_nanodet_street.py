@@ -47,14 +47,15 @@ def suppress(found: list[Box]) -> list[Box]:
     for label in {k for _, _, k in found}:
         boxes = np.array([b for b, _, k in found if k == label])
         scores = np.array([s for _, s, k in found if k == label])
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
         left = np.argsort(-scores, kind="stable")
         while len(left):
             first, left = left[0], left[1:]
             kept.append((boxes[first].tolist(), float(scores[first]), label))
             low = np.maximum(boxes[first, :2], boxes[left, :2])
             high = np.minimum(boxes[first, 2:], boxes[left, 2:])
-            shared = np.prod(np.clip(high - low, 0, None), axis=1)
-            areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+            sides = np.maximum(high - low, 0)
+            shared = sides[:, 0] * sides[:, 1]
             left = left[shared <= IOU * (areas[first] + areas[left] - shared)]
     return sorted(kept, key=lambda one: -one[1])[:300]
 

@@ -104,6 +104,7 @@ def test_nothing_is_printed(model_file: Path, capfd: pytest.CaptureFixture[str])
     assert (out.out, out.err) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.material
 def test_real_models_keep_their_numbers(material: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -36,6 +36,7 @@ def _points(imported) -> dict[Edge, object]:
     return {point.edge: point for point in imported.foreign.points}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name):
     dialect, count = REAL[name]

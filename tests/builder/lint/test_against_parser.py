@@ -52,6 +52,7 @@ def test_no_legal_network_fails_and_the_parser_takes_each(parser, first):
         assert (seed, _ask(parser, made)) == (seed, Answer("accepts"))
 
 
+@pytest.mark.slow
 def test_legal_networks_are_legal_to_others_too(parser):
     for seed in range(0, LEGAL, 15):
         model = make(seed).proto.SerializeToString()

@@ -85,6 +85,7 @@ def test_what_turing_lacks_and_later_cards_have(parser, name: str):
     assert parser.builds(content, LATER) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [products, convolutions])
 def test_drawn_networks_that_later_cards_take(parser, draw: Callable[[int], onnx.ModelProto]):
     verdicts: Counter[str] = Counter()

@@ -49,6 +49,7 @@ def _refusal(parser, model: onnx.ModelProto) -> str:
     return answer.words if answer.verdict == "rejects" else parser.builds(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [products, convolutions])
 def test_what_lint_passes_is_built_and_what_it_refuses_is_not(parser, draw: Callable[[int], onnx.ModelProto]):
     verdicts: Counter[str] = Counter()

@@ -298,6 +298,7 @@ def test_an_unknown_encoding_is_refused_with_the_nearest(net, plan):
         lower(net, plan, "asymetric")
 
 
+@pytest.mark.slow
 @pytest.mark.material
 def test_signed_and_unsigned_agree_on_a_real_detector(material: Path):
     """YOLOX-Nano with a min-max plan over all its convolutions, on real pictures."""
