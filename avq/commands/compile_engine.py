@@ -25,7 +25,7 @@ from avq.bundle import (
 )
 from avq.bundle.engines import EngineKey, differences, engine_keys, engine_name, wanted_key
 from avq.bundle.plan import plan_from_parts
-from avq.engines.cache import Kept, cache_folder
+from avq.engines.cache import ArtifactCache, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
@@ -105,7 +105,7 @@ def _own_calibration(
         )
     pictures = open_set(data, report)
     key = _calibration_key(bundle, engine, method, spec, pictures)
-    store = Kept(cache_folder("tensorrt-calibration"))
+    store = ArtifactCache(cache_folder("tensorrt-calibration"))
     kept, why = store.get(key)
     report.message(f"calibration cache {'read' if kept is not None else 'not used'}: {why}")
     return Calibration(method, _inputs(pictures, spec), kept or b"", keep=lambda cache: store.put(key, cache))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.engines import common
-from avq.engines.cache import cache_folder, keep
+from avq.engines.cache import cache_folder, store
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession, require_card
 from avq.engines.tensorrt_build import BuildOptions, Report, build, last_words, make_log, no_collection
@@ -105,7 +105,7 @@ class TensorRtEngine:
             if cuda is not None:
                 cuda.close()
         if built.timing_cache:
-            keep(cache, built.timing_cache)
+            store(cache, built.timing_cache)
         return CompiledEngine(here, built.data, built.seconds, built.layers, tuple(log.warnings))
 
     def open(self, model: bytes | Path, options: SessionOptions) -> TensorRtSession:

@@ -90,22 +90,6 @@ def precision_of(layers: Iterable[EngineLayer], otherwise: str) -> str:
     return common.precision_name("int8" in types, floats[0] if floats else "f16")
 
 
-def counts(layers: Iterable[EngineLayer]) -> dict[str, int]:
-    """Precision -> convolutions and matrix products; "reformat" -> layers that only change a format."""
-    found: dict[str, int] = {}
-    for layer in layers:
-        key = (
-            (layer.runs_in or "?")
-            if layer.is_compute
-            else "reformat"
-            if "reformat" in layer.kind.lower()
-            else ""
-        )
-        if key:
-            found[key] = found.get(key, 0) + 1
-    return dict(sorted(found.items()))
-
-
 def left_float(layers: Sequence[EngineLayer], wanted: Mapping[str, str]) -> tuple[str, ...]:
     """Names of compute layers that run in FP32 although every node in them was to run in INT8 or FP16.
 

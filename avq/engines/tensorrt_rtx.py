@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avq.engines import common
-from avq.engines.cache import cache_folder, keep
+from avq.engines.cache import cache_folder, store
 from avq.engines.common import spelled
 from avq.engines.cuda import first_card, open_cuda, why_no_card
 from avq.engines.gpu_session import GpuSession
@@ -49,7 +49,7 @@ def open_engine(trt: Any, log: Any, data: bytes, *, precision: str) -> GpuSessio
     # The library captures the graph of a frame itself: a second one around it would hold nothing.
     session = GpuSession(NAME, trt, runtime, engine, context, open_cuda(), precision=precision, graph=False)
     if kept is not None:
-        keep(cache, bytes(memoryview(kept.serialize())))
+        store(cache, bytes(memoryview(kept.serialize())))
     return session
 
 

@@ -2,12 +2,16 @@
 
 A plugin that cannot be loaded, implements an unknown hook or takes a name that is taken stops the program:
 half a set of plugins would quietly build something else.
+
+Hooks are called through pluggy, once per implementation: so the owner of each answer is known, an observer that
+fails stops no other, and wrappers (``hookimpl(wrapper=True)``) and tracing work. A wrapper runs around every
+implementation of its hook; it gets and returns the list of its answers.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +27,7 @@ from avq.types import Finding, GraphView, Recipe
 
 GROUP = "avq"
 
-#: Rooms of avq that register through the same hooks as anyone else; always loaded, found without metadata.
+#: Packages of avq that register through the same hooks; always loaded, without metadata.
 _BUILT_IN = {"engines": "avq.engines"}
 
 #: Registering hook -> how the objects it brings are called, and the names each of them takes.
@@ -38,7 +42,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Iterable[str]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who brought something: the entry point's name and the installed package it came with."""
+    """A plugin: the name of its entry point and the installed package it came with."""
 
     name: str
     package: str
@@ -48,6 +52,17 @@ class Owner:
         return f"plugin '{self.name}' of {self.package} {self.version}".rstrip()
 
 
+class _Implementation:
+    """One function of a plugin as pluggy registers it: its only hook is the attribute of that name.
+
+    pluggy leaves whole plugins out of a call, so each function is one.
+    """
+
+    def __init__(self, owner: Owner, hook: str, function: Callable[..., Any], *, wraps: bool) -> None:
+        self.owner, self.hook, self.wraps = owner, hook, wraps
+        setattr(self, hook, function)
+
+
 @dataclass
 class PluginHost:
     """The loaded plugins.
@@ -55,42 +70,51 @@ class PluginHost:
     Args:
         allow: names of the entry points to load; None loads all. A name that is not installed is an error.
         extra: further plugin objects by name, as if they had been installed (tests, embedding programs).
+
+    Attributes:
+        manager: pluggy's, for ``enable_tracing`` and ``add_hookcall_monitoring``.
+
+    Raises:
+        PluginError: a plugin cannot be loaded, or does not fit the hooks.
     """
 
     allow: Sequence[str] | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._manager = pluggy.PluginManager("avq")
-        self._manager.add_hookspecs(hookspecs)
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
         self._owners: dict[str, Owner] = {}
+        self._plugins: dict[str, object] = {}
+        self._implementations: list[_Implementation] = []
         self._registered: dict[str, dict[str, tuple[Any, Owner]]] = {}
-        for owner, load in _found(self.allow):
-            self._register(owner, _loaded(owner, load))
+        for owner, point in _entry_points(self.allow):
+            self._register(owner, _loaded(owner, point))
         for name, plugin in self.extra.items():
             self._register(Owner(name, getattr(plugin, "__name__", type(plugin).__name__), ""), plugin)
 
-    # What plugins bring
-
     def quantizers(self) -> tuple[hookspecs.Quantizer, ...]:
+        """Give the strategies, by name."""
         return self._things("avq_register_quantizers")
 
     def quantizer(self, name: str) -> hookspecs.Quantizer:
-        """The strategy of that name; RequestError with the nearest name when there is none."""
+        """Give the strategy of that name; RequestError with the nearest name when there is none."""
         table = self._table("avq_register_quantizers")
         if name not in table:
             raise RequestError(f"there is no strategy '{name}'", fix=nearest(name, table))
-        found: hookspecs.Quantizer = table[name][0]
-        return found
+        strategy: hookspecs.Quantizer = table[name][0]
+        return strategy
 
     def engines(self) -> tuple[hookspecs.Engine, ...]:
+        """Give the engines, built-in ones too, by name."""
         return self._things("avq_register_engines")
 
     def running_engines(self) -> dict[str, hookspecs.Engine]:
-        """The engines that can run on this machine, by name."""
+        """Give the engines that can run on this machine, by name."""
         return {engine.name: engine for engine in self.engines() if engine.status().can_run}
 
     def decoders(self) -> tuple[hookspecs.Decoder, ...]:
+        """Give the head families of plugins; PluginError for one that avq has itself."""
         from avq.decoders import builtin_decoders
 
         table = self._table("avq_register_decoders")
@@ -99,20 +123,21 @@ class PluginHost:
         return self._things("avq_register_decoders")
 
     def sources(self) -> tuple[hookspecs.SourceType, ...]:
+        """Give the source types of plugins, by scheme."""
         return self._things("avq_register_sources")
 
     def sinks(self) -> tuple[hookspecs.SinkType, ...]:
+        """Give the sink types of plugins, by scheme."""
         return self._things("avq_register_sinks")
 
-    # What plugins are asked and told
+    # Hooks of builds and runs
 
     def keep_float(self, graph: GraphView, recipe: Recipe) -> dict[str, str]:
         """Node name -> reason, all answers united; PluginError for a node the graph has not."""
         known = {node.name for node in graph.nodes}
         united: dict[str, str] = {}
-        for owner, call in self._calls("avq_keep_float", graph=graph, recipe=recipe):
-            answer = dict(_asked(owner, "avq_keep_float", call) or {})
-            for name, reason in answer.items():
+        for owner, answer in self._answers("avq_keep_float", graph=graph, recipe=recipe):
+            for name, reason in dict(answer).items():
                 if name not in known:
                     raise PluginError(
                         f"{owner} keeps an unknown node '{name}' float", fix=nearest(name, known)
@@ -122,16 +147,16 @@ class PluginHost:
 
     def check_bundle(self, bundle: Path, recipe: Recipe) -> list[Finding]:
         """Findings of all plugins about a staged bundle."""
-        calls = self._calls("avq_check_bundle", bundle=bundle, recipe=recipe)
-        return [f for owner, call in calls for f in _asked(owner, "avq_check_bundle", call) or ()]
+        answers = self._answers("avq_check_bundle", bundle=bundle, recipe=recipe)
+        return [finding for _, findings in answers for finding in findings]
 
     def build_finished(self, bundle: Path, report: Mapping[str, Any]) -> tuple[str, ...]:
-        """Tell all plugins; what went wrong in one of them is returned, the bundle stands."""
-        return self._tell("avq_build_finished", bundle=bundle, report=report)
+        """Notify all plugins; returns one line per plugin that failed, the bundle stands."""
+        return self._notify("avq_build_finished", bundle=bundle, report=report)
 
     def budget_missed(self, event: Mapping[str, Any]) -> tuple[str, ...]:
-        """Tell all plugins; what went wrong in one of them is returned and stops nobody."""
-        return self._tell("avq_budget_missed", event=event)
+        """Notify all plugins; returns one line per plugin that failed, the others are still called."""
+        return self._notify("avq_budget_missed", event=event)
 
     def listing(self) -> list[dict[str, Any]]:
         """One row per plugin: name, owner (its package), version, hooks, what it brings, and its options.
@@ -154,39 +179,43 @@ class PluginHost:
             "owner": owner.package,
             "package": owner.package,
             "version": owner.version,
-            "hooks": sorted(h.name for h in self._manager.get_hookcallers(self._plugin(name)) or ()),
+            "hooks": sorted({one.hook for one in self._implementations if one.owner == owner}),
             "brings": list(brought),
             "options": options,
         }
 
-    def _plugin(self, name: str) -> object:
-        return self._manager.get_plugin(name)
-
     def _register(self, owner: Owner, plugin: object) -> None:
-        self._check_hooks(owner, plugin)
         if owner.name in self._owners:
             raise PluginError(
                 f"two plugins are called '{owner.name}'",
                 seen=f"{self._owners[owner.name]} and {owner}",
                 fix="uninstall one of them",
             )
-        try:
-            self._manager.register(plugin, owner.name)
-        except ValueError as error:  # the same object under two names
-            raise PluginError(f"{owner} is already registered", seen=str(error)) from error
-        except pluggy.PluginValidationError as error:
-            raise PluginError(f"{owner} does not fit a hook", seen=str(error).strip()) from error
-        self._owners[owner.name] = owner
+        other = next((name for name, known in self._plugins.items() if known is plugin), None)
+        if other is not None:
+            raise PluginError(f"{owner} is already registered", seen=str(self._owners[other]))
+        for name, implementation in self._hooks_of(owner, plugin):
+            try:
+                self.manager.register(implementation, f"{owner.name}.{name}")
+            except pluggy.PluginValidationError as error:
+                raise PluginError(f"{owner} does not fit a hook", seen=str(error).strip()) from error
+            self._implementations.append(implementation)
+        self._owners[owner.name], self._plugins[owner.name] = owner, plugin
 
-    def _check_hooks(self, owner: Owner, plugin: object) -> None:
+    def _hooks_of(self, owner: Owner, plugin: object) -> list[tuple[str, _Implementation]]:
+        """(name of the function, its implementation); PluginError for a hook that avq does not have."""
         known = [name for name in vars(hookspecs) if name.startswith("avq_")]
-        for name in dir(plugin):
-            marks = self._manager.parse_hookimpl_opts(plugin, name)
-            wanted = name if marks is None else marks["specname"] or name
-            if marks is not None and wanted not in known:
-                raise PluginError(
-                    f"{owner} implements an unknown hook '{wanted}'", fix=nearest(wanted, known)
-                )
+        marked = [(name, self.manager.parse_hookimpl_opts(plugin, name)) for name in dir(plugin)]
+        hooks = []
+        for name, marks in marked:
+            if marks is None:
+                continue
+            hook = marks["specname"] or name
+            if hook not in known:
+                raise PluginError(f"{owner} implements an unknown hook '{hook}'", fix=nearest(hook, known))
+            wraps = marks["wrapper"] or marks["hookwrapper"]
+            hooks.append((name, _Implementation(owner, hook, getattr(plugin, name), wraps=wraps)))
+        return hooks
 
     def _things(self, hook: str) -> tuple[Any, ...]:
         """The objects a registering hook brought, each once, in order of their names."""
@@ -201,18 +230,30 @@ class PluginHost:
     def _collect(self, hook: str) -> dict[str, tuple[Any, Owner]]:
         kind, names_of = _KINDS[hook]
         table: dict[str, tuple[Any, Owner]] = {}
-        for owner, call in self._calls(hook):
-            for thing in _asked(owner, hook, call) or ():
-                for name in _asked(owner, hook, partial(_tuple_of, names_of, thing)):
+        for owner, things in self._answers(hook):
+            for thing in things:
+                for name in _called(owner, hook, partial(_tuple_of, names_of, thing)):
                     _claim(table, kind, name, thing, owner)
         return table
 
-    def _calls(self, hook: str, **arguments: Any) -> list[tuple[Owner, Callable[[], Any]]]:
-        """(owner, call) of every implementation, in order of plugin name."""
-        found = sorted(getattr(self._manager.hook, hook).get_hookimpls(), key=lambda i: str(i.plugin_name))
-        return [(self._owners[impl.plugin_name], _bound(impl, arguments)) for impl in found]
+    def _answers(self, hook: str, **arguments: Any) -> Iterator[tuple[Owner, Any]]:
+        """(owner, answer) of every implementation; PluginError for what one of them raises."""
+        for owner, call in self._calls(hook, **arguments):
+            for answer in _called(owner, hook, call):
+                yield owner, answer
 
-    def _tell(self, hook: str, **arguments: Any) -> tuple[str, ...]:
+    def _calls(self, hook: str, **arguments: Any) -> list[tuple[Owner, Callable[[], list[Any]]]]:
+        """(owner, call) of every implementation, by plugin name; a call runs one of them and all wrappers."""
+        plain = [one for one in self._implementations if one.hook == hook and not one.wraps]
+        return [
+            (mine.owner, partial(self._caller(hook, [one for one in plain if one is not mine]), **arguments))
+            for mine in sorted(plain, key=lambda one: one.owner.name)
+        ]
+
+    def _caller(self, hook: str, others: Sequence[_Implementation]) -> Callable[..., list[Any]]:
+        return self.manager.subset_hook_caller(hook, others)
+
+    def _notify(self, hook: str, **arguments: Any) -> tuple[str, ...]:
         failed: list[str] = []
         for owner, call in self._calls(hook, **arguments):
             try:
@@ -222,7 +263,7 @@ class PluginHost:
         return tuple(failed)
 
 
-def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.EntryPoint]]:
+def _entry_points(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.EntryPoint]]:
     """Installed entry points by name; only the allowed ones."""
     built_in = [importlib.metadata.EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()]
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value))
@@ -233,7 +274,7 @@ def _found(allow: Sequence[str] | None) -> list[tuple[Owner, importlib.metadata.
     chosen = built_in + [p for p in points if allow is None or p.name in allow]
     # An editable install can be listed twice, by its source folder and by its wheel.
     unique = {(p.name, p.value): (_owner(p), p) for p in reversed(chosen)}
-    return sorted(unique.values(), key=lambda found: found[0].name)
+    return sorted(unique.values(), key=lambda entry: entry[0].name)
 
 
 def _owner(point: importlib.metadata.EntryPoint) -> Owner:
@@ -246,7 +287,7 @@ def _owner(point: importlib.metadata.EntryPoint) -> Owner:
 def _loaded(owner: Owner, point: importlib.metadata.EntryPoint) -> object:
     try:
         return point.load()
-    except Exception as error:  # whatever an import may run into
+    except Exception as error:  # an import may raise anything
         raise PluginError(
             f"{owner} cannot be loaded",
             seen=f"{type(error).__name__}: {error}",
@@ -254,12 +295,8 @@ def _loaded(owner: Owner, point: importlib.metadata.EntryPoint) -> object:
         ) from error
 
 
-def _bound(impl: Any, arguments: Mapping[str, Any]) -> Callable[[], Any]:
-    return lambda: impl.function(*(arguments[name] for name in impl.argnames))
-
-
-def _asked(owner: Owner, hook: str, call: Callable[[], Any]) -> Any:
-    """The plugin's answer; whatever it raises becomes a PluginError that names it."""
+def _called(owner: Owner, hook: str, call: Callable[[], Any]) -> Any:
+    """The answer of the call; an exception in it becomes a PluginError that names the plugin."""
     try:
         return call()
     except Exception as error:
@@ -280,11 +317,11 @@ def _claim(table: dict[str, tuple[Any, Owner]], kind: str, name: str, thing: Any
     table[name] = (thing, owner)
 
 
-# What plugins bring, as tables for people.
+# The listing as tables.
 
 
 def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, object]]]]:
-    """``PluginHost.listing()`` as two tables for people: the plugins, and the options of their strategies."""
+    """Turn ``PluginHost.listing()`` into two tables: the plugins, and the options of their strategies."""
     plugins: list[dict[str, object]] = [
         {
             "name": row["name"],
@@ -295,18 +332,17 @@ def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
         }
         for row in listing
     ]
-    options = [_told_option(option) for row in listing for option in row["options"]]
+    options = [_option_row(option) for row in listing for option in row["options"]]
     return [("Plugins", plugins), ("Options, given as --option NAME=VALUE", options)]
 
 
-def _told_option(row: Mapping[str, Any]) -> dict[str, object]:
+def _option_row(row: Mapping[str, Any]) -> dict[str, object]:
     default = row["default"]
     listed = ",".join(map(str, default)) or "(empty)" if isinstance(default, list) else default
-    told = "none" if listed is None else listed
     return {
         "strategy": row["strategy"],
         "option": row["option"],
         "type": row["type"],
-        "default": "(required)" if row["required"] else str(told),
+        "default": "(required)" if row["required"] else "none" if listed is None else str(listed),
         "what it does": row["description"],
     }

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from avq.engines import builtin_engines
-from avq.engines.null import NullEngine
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.measure.latency import paired_latency, summary
 from avq.types import EnginePrecision, SessionOptions
+from tests.engines.null import NullEngine
 
 
 def contenders(path: Path, threads: int) -> dict[str, Session]:

@@ -29,10 +29,10 @@ from avq.daemon.capture_protocol import Slot
 from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.publisher import Publisher
 from avq.decoders import DetectionDecoder
-from avq.engines.null import NullEngine
 from avq.preprocess import Preprocessor
 from avq.sinks import JsonLinesSink
 from avq.types import DecoderSpec, Frame, LatencyBudget, PreprocessSpec, Published, SessionOptions
+from tests.engines.null import NullEngine
 
 WIDTH_PX, HEIGHT_PX, INPUT_PX = 1280, 720, 640
 CLASSES, ANCHORS, OBJECTS, COPIES = 80, 8400, 20, 8

@@ -18,13 +18,13 @@ import msgspec
 from avq import hookimpl
 from avq.bundle import GOLDEN, MODEL, EngineUse, open_bundle, staging_folder, write_bundle
 from avq.config import recipe_from
-from avq.engines.null import NullEngine
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.recording import RecorderSink
 from avq.replay import ReplayRequest, ReplayResult, replay
 from avq.scenes import Drive, builtin_detector_path
 from avq.types import Detections, Frame, Published, StageTimes
+from tests.engines.null import NullEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 FPS = 30

@@ -13,13 +13,13 @@ from avq.builder import build
 from avq.builder.index_selection import chosen_rows
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines import engine_by_name
-from avq.engines.null import NullSession
 from avq.measure.golden import golden_inputs, run_golden
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Recipe, SessionOptions
 from tests.builder.cross_compile.test_same_choices import PICTURES, detector, opened, suppressing
 from tests.e2e.conftest import CALIBRATION
+from tests.engines.null import NullSession
 
 RTDETR = Path(__file__).parents[1] / "replicas" / "rtdetr.onnx"
 

@@ -12,8 +12,8 @@ import pytest
 
 from avq.commands.doctor import examine, rows
 from avq.engines.cpu import instruction_set
-from avq.engines.null import NullEngine
 from avq.types import EngineStatus
+from tests.engines.null import NullEngine
 
 KEYS = {"name", "available", "version", "can_build", "can_run", "why"}
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from avq.daemon import Parts
 from avq.decoders import DetectionDecoder
-from avq.engines.null import NullEngine
 from avq.preprocess import Preprocessor
 from avq.types import DecoderSpec, PreprocessSpec, SessionOptions
+from tests.engines.null import NullEngine
 
 LABELS = ("car", "person")
 

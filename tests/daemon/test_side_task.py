@@ -18,11 +18,11 @@ from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
 from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.step import step
-from avq.engines.null import NullSession
 from avq.process import resident_bytes
 from avq.serve import summary_tables
 from avq.types import Detections, Frame, Published
 from tests.daemon.daemon_kit import canned_output, null_parts
+from tests.engines.null import NullSession
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 MB = 1 << 20

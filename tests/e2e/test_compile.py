@@ -339,7 +339,7 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     assert spec is not None
     expected = [Preprocessor(spec).prepare(read_picture(item)).tensor for item in open_set(pictures).items]
     assert len(first.pictures) == 2 and all(map(np.array_equal, first.pictures, expected))
-    assert any("nothing was kept yet" in line for line in said)
+    assert any("nothing is cached yet" in line for line in said)
     again, said = calibrated("entropy")
     assert again.pictures == [] and any("calibration cache read" in line for line in said)
     other, said = calibrated("minmax")

@@ -16,11 +16,11 @@ from avq.builder.lower import lower
 from avq.contract.engine_suite import INPUT, OUTPUT, SHAPE, check_engine, sample_model, sample_picture
 from avq.engines import builtin_engines, engine_by_name
 from avq.engines.cpu import describe, instruction_set
-from avq.engines.null import NullEngine
 from avq.errors import MachineError, ModelError, PluginError, RequestError
 from avq.types import EngineStatus, SessionOptions
 from tests.builder.lower.lowering_nets import OUTPUTS, answers, picture, simple_plan, small_net
 from tests.conftest import ROOT
+from tests.engines.null import NullEngine
 
 ENGINES = [engine for engine in builtin_engines() if engine.status().can_run]
 EACH = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)

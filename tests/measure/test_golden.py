@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from avq.bundle import EngineUse, OpenBundle, open_bundle, staging_folder, write_bundle
-from avq.engines.null import NullSession
 from avq.errors import BundleError
 from avq.measure.golden import golden_inputs, limit_of, require_golden, run_golden
 from avq.types import DecoderSpec
 from tests.bundle.test_bundle import manifest
+from tests.engines.null import NullSession
 
 RNG = np.random.default_rng(3)
 RAW = {"out": RNG.normal(size=(1, 126, 7)).astype(np.float32)}

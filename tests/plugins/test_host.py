@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -69,7 +69,7 @@ def _in_fresh_python(script: str, path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package of someone else's, really built and installed by pip into its own folder."""
+    """An outside package, built and installed by pip into a separate folder."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "outside_quantizer.py").write_text(MODULE)
@@ -104,8 +104,8 @@ def test_an_installed_package_brings_a_strategy(installed: Path):
     assert row["hooks"] == ["avq_register_quantizers"]
     assert row["brings"] == ["quantizer nothing"]
     assert row["owner"] == "outside-quantizer"
-    told = [(option["option"], option["type"], option["default"]) for option in row["options"]]
-    assert told == [("strength", "float", 0.5), ("layers", "list of str", [])]
+    options = [(option["option"], option["type"], option["default"]) for option in row["options"]]
+    assert options == [("strength", "float", 0.5), ("layers", "list of str", [])]
     assert (strength, layers) == (0.25, ["a", "b"])
 
 
@@ -124,15 +124,15 @@ def test_a_broken_import_names_the_package(tmp_path: Path):
         "from avq.errors import PluginError\nfrom avq.plugins import PluginHost\n"
         "try:\n    PluginHost()\nexcept PluginError as error:\n    print(error)\n"
     )
-    told = _in_fresh_python(script, tmp_path)
-    assert "broken-plugin 1.0" in told
-    assert "surely_not_installed" in told
-    assert "pip uninstall broken-plugin" in told
+    message = _in_fresh_python(script, tmp_path)
+    assert "broken-plugin 1.0" in message
+    assert "surely_not_installed" in message
+    assert "pip uninstall broken-plugin" in message
 
 
 def test_a_doctor_survives_a_broken_plugin(tmp_path: Path):
     _dist(tmp_path, "broken-plugin", "broken", "raise RuntimeError('on purpose')\n")
-    script = "import json\nfrom avq.doctor import examine\nprint(json.dumps(examine()))\n"
+    script = "import json\nfrom avq.commands.doctor import examine\nprint(json.dumps(examine()))\n"
     findings = json.loads(_in_fresh_python(script, tmp_path))
     assert "on purpose" in findings["messages"][0]
     assert {engine["name"] for engine in findings["engines"]} >= {"onnxruntime", "openvino"}
@@ -257,7 +257,7 @@ def test_a_clash_names_both_owners():
 
 
 def test_an_engine_with_a_built_in_name_is_refused():
-    from avq.engines.null import NullEngine
+    from tests.engines.null import NullEngine
 
     impostor = NullEngine()
     impostor.name = "openvino"
@@ -304,16 +304,16 @@ def test_findings_of_all_plugins_are_collected():
     assert host.check_bundle(Path("b"), Recipe(model=Path("m"), output=Path("b"))) == [finding]
 
 
-def test_one_failing_listener_stops_nobody():
-    heard: list[object] = []
+def test_one_failing_observer_stops_no_other():
+    events: list[object] = []
 
     def fails(event):
         raise RuntimeError("on purpose")
 
     bad = _plugin(avq_budget_missed=fails)
-    good = _plugin(avq_budget_missed=lambda event: heard.append(event["misses"]))
+    good = _plugin(avq_budget_missed=lambda event: events.append(event["misses"]))
     failed = PluginHost(extra={"a-bad": bad, "b-good": good}).budget_missed({"misses": 3})
-    assert heard == [3]
+    assert events == [3]
     assert len(failed) == 1
     assert "a-bad" in failed[0]
     assert "on purpose" in failed[0]
@@ -360,3 +360,90 @@ def test_paths_among_options_are_relative_to_the_file_that_named_them(tmp_path: 
     flag = validate_options(reads, {"table": "a.json", "maybe": "none"}, {"maybe": tmp_path})
     assert flag == Beside(table=Path("a.json")), "a flag is relative to where it was typed"
     assert option_paths(None) == ()
+
+
+def _wrapping(hook: str, wrapper: Callable[..., Any]) -> SimpleNamespace:
+    wrapper.__name__ = hook
+    return SimpleNamespace(__name__="wrapping", **{hook: hookimpl(wrapper=True)(wrapper)})
+
+
+def test_a_wrapper_runs_around_every_implementation_of_its_hook():
+    def renamed():
+        answers = yield
+        return [[MinMax(f"{strategy.name}-wrapped") for strategy in answer] for answer in answers]
+
+    host = PluginHost(
+        allow=[],
+        extra={
+            "a": _plugin(avq_register_quantizers=lambda: [MinMax("one")]),
+            "b": _plugin(avq_register_quantizers=lambda: [MinMax("two")]),
+            "w": _wrapping("avq_register_quantizers", renamed),
+        },
+    )
+    assert [quantizer.name for quantizer in host.quantizers()] == ["one-wrapped", "two-wrapped"]
+    rows = {row["name"]: row for row in host.listing()}
+    assert rows["a"]["brings"] == ["quantizer one-wrapped"] and rows["w"]["brings"] == []
+    assert rows["w"]["hooks"] == ["avq_register_quantizers"]
+
+
+def test_a_wrapper_of_the_same_plugin_wraps_the_others_too():
+    calls: list[str] = []
+
+    class Both:
+        @hookimpl
+        def avq_budget_missed(self, event):
+            calls.append("own")
+
+        @hookimpl(wrapper=True, specname="avq_budget_missed")
+        def around(self, event):
+            calls.append("before")
+            answers = yield
+            calls.append("after")
+            return answers
+
+    other = _plugin(avq_budget_missed=lambda event: calls.append("other"))
+    assert PluginHost(allow=[], extra={"both": Both(), "other": other}).budget_missed({}) == ()
+    assert calls == ["before", "own", "after", "before", "other", "after"]
+
+
+def test_a_failing_wrapper_is_reported_and_observers_stay_apart():
+    def fails(event):
+        yield
+        raise RuntimeError("on purpose")
+
+    events: list[object] = []
+    host = PluginHost(
+        allow=[],
+        extra={
+            "good": _plugin(avq_budget_missed=lambda event: events.extend([event])),
+            "wrong": _wrapping("avq_budget_missed", fails),
+        },
+    )
+    (line,) = host.budget_missed({"misses": 1})
+    assert events == [{"misses": 1}] and "on purpose" in line and "avq_budget_missed" in line
+
+
+def test_tracing_sees_every_call():
+    host = PluginHost(
+        allow=[],
+        extra={
+            name: _plugin(avq_keep_float=lambda graph: {"stem": "first layer"}) for name in ("one", "two")
+        },
+    )
+    calls: list[tuple[str, list[str], object]] = []
+
+    def before(hook_name, hook_impls, kwargs):
+        calls.append((hook_name, [impl.plugin.owner.name for impl in hook_impls], kwargs["recipe"]))
+
+    undo = host.manager.add_hookcall_monitoring(before, lambda *_: None)
+    recipe = Recipe(model=Path("m.onnx"), output=Path("b"))
+    host.keep_float(view_of(small_net()), recipe)
+    undo()
+    assert calls == [("avq_keep_float", ["one"], recipe), ("avq_keep_float", ["two"], recipe)]
+
+
+def test_the_same_object_under_two_names_is_refused():
+    plugin = _plugin(avq_register_quantizers=lambda: [])
+    with pytest.raises(PluginError, match="already registered") as caught:
+        PluginHost(allow=[], extra={"first": plugin, "second": plugin})
+    assert "'first'" in caught.value.seen and "'second'" in caught.value.what

@@ -11,10 +11,10 @@ import numpy as np
 
 from avq import hookimpl
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
-from avq.engines.null import NullEngine, NullSession
 from avq.plugins import PluginHost
 from avq.types import PreprocessSpec, RawOutputs, SessionOptions, TensorView
 from tests.daemon.daemon_kit import LABELS, canned_output, yolov8_spec
+from tests.engines.null import NullEngine, NullSession
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -22,6 +22,7 @@ from avq.builder.graph.view import view_of
 from avq.builder.lower.model import Model
 from avq.builder.pictures.dataset import CalibrationSet
 from avq.builder.request import Request
+from avq.engines.cache import cache_folder
 from avq.errors import CalibrationError
 from avq.progress import Reporter
 from avq.toolbox import calibration_tensors
@@ -121,13 +122,7 @@ class Calibration:
         origin = origin_of(self._request.reference, self._analysis.spec, self._analysis.model.view.digest)
         images = avqcal.set_digest([item.sha256 for item in self._pictures.items])
         key = hashlib.sha256("\n".join([origin.key, images, *tensors]).encode()).hexdigest()
-        return cache_folder() / f"{key}.avqcal"
-
-
-def cache_folder() -> Path:
-    """Return the cache of calibration counts: $XDG_CACHE_HOME/avq/calibration, keyed by content."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "avq" / "calibration"
+        return cache_folder("calibration") / f"{key}.avqcal"
 
 
 def calibration_run(
