@@ -1,1 +1,1 @@
-"""What a model is: its head, its preprocessing, its classes. Read: told, trial, fold_input, frontend, host."""
+"""Analyse a model. Read: metadata, preprocess_search, fold_input, analyse."""

@@ -1,4 +1,4 @@
-"""From a file to a network that is analysis: its picture, its head, its classes."""
+"""Analyse a model file: its float graph, its head, its preprocessing and its classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from avq.builder.frontend.fold_input import fold_input
 from avq.builder.frontend.metadata import (
     PREPROCESS_KEY,
     class_names,
+    declared_size_px,
+    expected_input_max,
+    has_open_size,
     is_ultralytics,
-    normalises_inside,
-    only_size_px,
-    told_size_px,
-    wants_size,
+    size_only_px,
 )
-from avq.builder.frontend.preprocess_search import Infer, Trial, variants
+from avq.builder.frontend.preprocess_search import Infer, PreprocessSearch, variants
 from avq.builder.graph.model import FloatModel, normalise, read_model
 from avq.builder.lift import Imported, import_model, is_quantized, on_folded_input
 from avq.builder.pictures.dataset import CalibrationSet, Pictures
@@ -44,18 +44,18 @@ from avq.types import (
 
 @dataclass(frozen=True)
 class ModelAnalysis:
-    """Everything the build must know of a model before it plans.
+    """Facts about a model that a build needs before it plans.
 
     Attributes:
-        model: the float network every later step is bound to; takes the uint8 picture.
-        source: the same before its input was folded.
-        spec: how a picture becomes its input.
-        decoder: how its outputs become boxes; family "none" where they do not.
-        class_names: index by index; empty for "none".
-        keep_float: head nodes that stay float, with reasons.
-        messages, warnings: what was found and what to look at, for people.
-        foreign: quantization the file came with, on edges of ``model``; None for a float file.
-        imported: the same before its input was folded, and the file it is proven against.
+        model: the float network that every later step uses; its input is the uint8 picture.
+        source: the same network before the preprocessing was folded into its input.
+        spec: preprocessing of a picture.
+        decoder: how outputs become boxes; family "none" for outputs that are not decoded.
+        class_names: one name per class index; empty for family "none".
+        keep_float: node of the head that stays float -> reason.
+        messages, warnings: lines for the user.
+        foreign: quantization that the file contains, on edges of ``model``; None for a float file.
+        imported: the same before the input was folded, with the file that the import is compared to.
     """
 
     model: FloatModel
@@ -85,23 +85,28 @@ def analyse_file(
 
     Args:
         model_path: the ONNX file.
-        decoder, preprocess, classes: as the user named them, or None to find them.
-        sample_pixels: pictures (H, W, 3) uint8 BGR to try preprocessings on; None where there are none.
-        infer: opens a model as it came; the result maps its (1, 3, h, w) input to raw outputs. Called from
-            several threads, one model each.
-        extra_decoders: families of plugins, asked after the built-in ones.
-        imports: quantized files are read too, for strategies that take their quantization over.
+        decoder, preprocess, classes: values of the flags; None to detect them.
+        sample_pixels: gives pictures (H, W, 3) uint8 BGR to try preprocessings on; None without pictures.
+        infer: opens a model; the result maps an input (1, 3, h, w) to raw outputs. Called from several threads,
+            one model each.
+        extra_decoders: families of plugins, tried after the built-in ones.
+        imports: whether quantized files are read too, for strategies that import their quantization.
+
+    Returns:
+        The analysis.
 
     Raises:
-        ModelError, RequestError, ConfigError: see the parts.
+        ModelError: the file is no usable model, or its input is not one colour picture.
+        RequestError: a flag does not fit the model.
+        ConfigError: the preprocessing file is not valid.
     """
     families = (*decoders.builtin_decoders(), *extra_decoders)
     source, imported = _source(Path(model_path), preprocess, imports=imports)
     graph = source.view
     spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
     messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
-    names, said = ((), []) if spec.family == NONE else class_names(graph, spec.num_classes, classes)
-    messages += said
+    names, remarks = ((), []) if spec.family == NONE else class_names(graph, spec.num_classes, classes)
+    messages += remarks
     spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
     chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, infer).choose()
     folded = fold_input(source, chosen.spec)
@@ -121,7 +126,7 @@ def analyse_file(
 
 def _source(path: Path, preprocess: str | None, *, imports: bool) -> tuple[FloatModel, Imported | None]:
     proto = read_model(path)
-    size = told_size_px(proto, preprocess) if wants_size(proto) else None
+    size = declared_size_px(proto, preprocess) if has_open_size(proto) else None
     if imports and is_quantized(proto):
         imported = import_model(proto, where=path.name, input_size_px=size)
         return imported.model, imported
@@ -145,29 +150,37 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True)
 class _Preprocessing:
-    """The choice of a preprocessing: asked for, told, or tried."""
+    """Chooses the preprocessing: by flag, by the model's metadata, else by a search over pictures.
+
+    Attributes:
+        source: the float model before its input is folded.
+        decoder: of its outputs.
+        families: decoders whose published preprocessings are tried.
+        flag: value of --preprocess; None without it.
+        sample_pixels, infer: as in `analyse_file`.
+    """
 
     source: FloatModel
     decoder: DecoderSpec
     families: Sequence[Decoder]
-    asked: str | None
+    flag: str | None
     sample_pixels: Callable[[], Sequence[U8]] | None
     infer: Infer
 
     def choose(self) -> _Chosen:
         size = self._size_px()
-        if self.asked is not None and only_size_px(self.asked) != size:
-            return _Chosen(spec_named(self.asked, *size), (f"preprocessing: {self.asked}",))
-        told = self.source.view.metadata.get(PREPROCESS_KEY)
-        if told:
-            spec = spec_from_json(told, where=f"the model's metadata '{PREPROCESS_KEY}'", size_px=size)
+        if self.flag is not None and size_only_px(self.flag) != size:
+            return _Chosen(spec_named(self.flag, *size), (f"preprocessing: {self.flag}",))
+        text = self.source.view.metadata.get(PREPROCESS_KEY)
+        if text:
+            spec = spec_from_json(text, where=f"the model's metadata '{PREPROCESS_KEY}'", size_px=size)
             return _Chosen(spec, ("preprocessing: from the model's metadata",))
         if is_ultralytics(self.source.view) and self.decoder.family != NONE:
             return _Chosen(self._ultralytics(size), ("preprocessing: Ultralytics', by the model's metadata",))
         return self._published(size)
 
     def _ultralytics(self, size_px: tuple[int, int]) -> PreprocessSpec:
-        """Letterboxed RGB 0..1; heads that select in the graph say whether they are its stretched RT-DETR."""
+        """Letterboxed RGB 0..1; the stretched preset of RT-DETR where the head selects boxes in the graph."""
         family = find_decoder(self.decoder.family, self.families)
         presets = family.presets(self.source.view, self.decoder) if family.nms_in_graph else ()
         return presets[0] if presets else PRESETS["yolov8"](*size_px)
@@ -177,49 +190,61 @@ class _Preprocessing:
         if size is None or self.source.view.inputs[0].shape[1] != 3:
             seen = "; ".join(f"'{i.name}' {i.shape}" for i in self.source.view.inputs)
             raise ModelError(
-                "the model does not take a colour picture", seen=seen, fix="it must take (1, 3, h, w)"
+                "the model's input is not a colour picture",
+                seen=seen,
+                fix="export it with one input of shape (1, 3, h, w)",
             )
         return size
 
     def _published(self, size_px: tuple[int, int]) -> _Chosen:
-        """What the family is published with, and its variants, tried on pictures."""
+        """Search over the family's published preprocessings and their variants."""
         if self.decoder.family == NONE:
-            why = "the head is not decoded, so nothing tells the preprocessing"
+            why = "outputs are not decoded, so the preprocessing cannot be detected"
             return _Chosen(
                 PRESETS["rgb-unit"](*size_px),
                 ("preprocessing: stretched, RGB, 0..1",),
-                (f"{why}: RGB 0..1 is assumed; give it with --preprocess",),
+                (f"{why}: RGB 0..1 is assumed; set it with --preprocess",),
             )
         presets = find_decoder(self.decoder.family, self.families).presets(self.source.view, self.decoder)
         candidates = variants(list(presets) or [PRESETS["yolov8"](*size_px)], self._fixed_range())
         pictures = self.sample_pixels() if self.sample_pixels is not None and len(candidates) > 1 else ()
         if len(pictures) == 0:
             return self._untried(candidates[0].label, candidates[0].spec)
-        tried = Trial(self.source, self.decoder, self.families, self.infer).run(candidates, pictures)
-        return _Chosen(tried.spec, tried.messages, tried.warnings)
+        search = PreprocessSearch(self.source, self.decoder, self.families, self.infer)
+        result = search.run(candidates, pictures)
+        return _Chosen(result.spec, result.messages, result.warnings)
 
     def _fixed_range(self) -> float | None:
         if self.source.view.inputs[0].dtype == "uint8":
             return 255.0
-        return normalises_inside(self.source.view)
+        return expected_input_max(self.source.view)
 
     def _untried(self, label: str, spec: PreprocessSpec) -> _Chosen:
-        warning = "no pictures to try the preprocessing on: check it, or give it with --preprocess"
+        warning = "no pictures to detect the preprocessing with: check it, or set it with --preprocess"
         return _Chosen(spec, (f"preprocessing: {label}, as {self.decoder.family} is published",), (warning,))
 
 
-# Understand the user's model with the tools a build has: sample pictures, an engine, plugin decoders.
+# Analysis with the engine, the decoders and the pictures of one request.
 
 
 def analyse_model(
     request: Request, sample_pixels: Callable[[], Sequence[U8]], report: Reporter
 ) -> ModelAnalysis:
-    """Normalised graph, head, preprocessing and class names of the recipe's model, told to the user.
+    """Analyse the recipe's model and report its messages and warnings.
 
-    Raises ModelError when the file, its head or its preprocessing cannot be made out.
+    Args:
+        request: the recipe, the reference engine and the decoders.
+        sample_pixels: gives pictures (H, W, 3) uint8 BGR to try preprocessings on.
+        report: takes the messages.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        ModelError: the file, its head or its preprocessing cannot be read.
     """
     recipe = request.recipe
-    trials = _TrialSessions(request.reference)
+    sessions = _SearchSessions(request.reference)
     try:
         analysis = analyse_file(
             recipe.model,
@@ -227,12 +252,12 @@ def analyse_model(
             preprocess=recipe.preprocess,
             classes=recipe.classes,
             sample_pixels=sample_pixels,
-            infer=trials.open,
+            infer=sessions.open,
             extra_decoders=request.families,
             imports=request.imports,
         )
     finally:
-        trials.close()
+        sessions.close()
     for message in analysis.messages:
         report.message(message)
     for warning in analysis.warnings:
@@ -240,8 +265,8 @@ def analyse_model(
     return analysis
 
 
-class _TrialSessions:
-    """Float models opened to try preprocessings on, one thread each; closed when the trial is over."""
+class _SearchSessions:
+    """Sessions of the float model for the preprocessing search, one per thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -270,7 +295,11 @@ def analyse_for_command(
     classes: str | None = None,
     threads: int = 1,
 ) -> tuple[Request, ModelAnalysis]:
-    """The same for commands that only look at a model: calibrate, eval, inspect."""
+    """Analyse a model for commands that build nothing: calibrate, eval, inspect.
+
+    Returns:
+        The request that stands for a build, and the analysis.
+    """
     recipe = Recipe(
         model=model,
         output=Path(),

@@ -1,4 +1,4 @@
-"""The picture's cast, scale, mean and std written into the graph: its input becomes uint8."""
+"""Fold the preprocessing's scale, mean and std into the graph: its input becomes uint8."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from avq.types import F32, F64, U8, PreprocessSpec
 
 
 def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
-    """The network that takes the uint8 picture: Cast, then x * gain + shift per channel, then the rest.
+    """Put Cast and x * gain + shift per channel in front of the network.
 
-    (x * scale - mean) / std is one Mul and one Add; either is left out where it changes nothing.
-    Every later step (plan, calibration, lowering, reference) is bound to this graph.
+    (x * scale - mean) / std is one Mul and one Add; one that changes nothing is left out. Every later step (plan,
+    calibration, lowering, reference) uses this graph.
+
+    Args:
+        model: normalised float model; returned as it is when its input is uint8 already.
+        spec: preprocessing, with scale, mean and std in 0..255.
+
+    Returns:
+        The model with a (1, 3, h, w) uint8 input.
 
     Raises:
         ModelError: the input is not one picture of the spec's size.
@@ -32,7 +39,15 @@ def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
 
 
 def normalise_picture(tensor: U8, spec: PreprocessSpec) -> F32:
-    """What the folded graph computes from its picture: (1, 3, h, w) float32 for the graph before folding."""
+    """Apply scale, mean and std as the folded graph does.
+
+    Args:
+        tensor: (1, 3, h, w) uint8.
+        spec: preprocessing.
+
+    Returns:
+        (1, 3, h, w) float32, the input of the graph before folding.
+    """
     gain, shift = (part.astype(np.float32).reshape(1, 3, 1, 1) for part in _gain_and_shift(spec))
     return tensor * gain + shift
 
@@ -42,7 +57,7 @@ def _picture(model: FloatModel, spec: PreprocessSpec) -> onnx.ValueInfoProto:
     wanted = [1, 3, spec.height_px, spec.width_px]
     if dims(picture) != wanted:
         raise ModelError(
-            f"the input '{picture.name}' does not take the picture that the preprocessing makes",
+            f"the input '{picture.name}' has not the shape that the preprocessing produces",
             seen=f"input {dims(picture)}, preprocessing {wanted}",
             fix="leave width_px and height_px out of the --preprocess file; the input must be (1, 3, h, w)",
         )

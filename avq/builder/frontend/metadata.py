@@ -1,4 +1,4 @@
-"""What an exporter wrote beside the graph, and what the graph's first nodes say of the picture it wants."""
+"""Facts from a model's metadata and first nodes: input size, number range and class names."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from avq.types import GraphView
 PREPROCESS_KEY = "avq.preprocess"
 
 
-def wants_size(model: onnx.ModelProto) -> bool:
+def has_open_size(model: onnx.ModelProto) -> bool:
     """Whether the picture input leaves its height or width open."""
     weights = {tensor.name for tensor in model.graph.initializer}
     pictures = [dims(i) for i in model.graph.input if i.name not in weights and len(dims(i)) == 4]
     return any((-1 in shape[2:] and shape[3] != 3) or shape[1:3] == [-1, -1] for shape in pictures)
 
 
-def told_size_px(model: onnx.ModelProto, preprocess: str | None) -> tuple[int, int] | None:
-    """(width, height) from a --preprocess file, avq's own metadata or Ultralytics' imgsz."""
+def declared_size_px(model: onnx.ModelProto, preprocess: str | None) -> tuple[int, int] | None:
+    """(width, height) from the --preprocess file, avq's metadata or Ultralytics' imgsz; None without them."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     file = _object(_text(preprocess)) if preprocess else {}
     for table in (file, _object(metadata.get(PREPROCESS_KEY, ""))):
@@ -35,8 +35,8 @@ def told_size_px(model: onnx.ModelProto, preprocess: str | None) -> tuple[int, i
     return _image_size(metadata.get("imgsz", ""))
 
 
-def only_size_px(preprocess: str) -> tuple[int, int] | None:
-    """(width, height) of a --preprocess file that says nothing else: the rest is found as without it."""
+def size_only_px(preprocess: str) -> tuple[int, int] | None:
+    """(width, height) of a --preprocess file with these two keys only; the rest is then detected."""
     table = _object(_text(preprocess))
     if set(table) != {"width_px", "height_px"}:
         return None
@@ -47,7 +47,7 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return ""  # a preset's name, or reported when the spec is read
+        return ""  # the name of a preset, or an error reported when the spec is read
 
 
 def _object(text: str) -> Mapping[str, object]:
@@ -70,16 +70,16 @@ def _image_size(text: str) -> tuple[int, int] | None:
 
 
 def is_ultralytics(graph: GraphView) -> bool:
-    """Ultralytics' exporter writes stride, task, imgsz and names, and always prepares pictures alike."""
+    """Whether Ultralytics exported the model: its metadata has stride, imgsz and names."""
     return {"stride", "imgsz", "names"} <= set(graph.metadata)
 
 
-def normalises_inside(graph: GraphView) -> float | None:
-    """The input range that the graph's own first arithmetic expects: 255.0 or 1.0; None when it does none.
+def expected_input_max(graph: GraphView) -> float | None:
+    """Largest input value, 255.0 or 1.0, that a graph expects which normalises pictures itself; None for others.
 
-    The chain of Cast, Sub, Div, Mul and Add by constants between the input and the first layer is followed.
+    Follows Cast, Sub, Div, Mul and Add by constants between the input and the first layer.
     """
-    tensor, gain, shift, found = graph.inputs[0].name, 1.0, 0.0, False
+    tensor, gain, shift, normalises = graph.inputs[0].name, 1.0, 0.0, False
     while True:
         readers = graph.consumers(tensor)
         if len(readers) != 1:
@@ -93,8 +93,8 @@ def normalises_inside(graph: GraphView) -> float | None:
             break
         step = float(np.mean(other.astype(np.float64)))
         gain, shift = _applied(node.op, gain, shift, step, index)
-        tensor, found = node.outputs[0], True
-    if not found or gain == 0:
+        tensor, normalises = node.outputs[0], True
+    if not normalises or gain == 0:
         return None
     return 255.0 if abs(gain) < 0.2 else 1.0
 
@@ -109,7 +109,7 @@ def _applied(op: str, gain: float, shift: float, step: float, index: int) -> tup
     return gain, shift + step
 
 
-# What the model's classes are called: asked for, told by the model, COCO's, or numbered.
+# Class names: from the flag, the metadata, COCO, or numbered.
 
 _COCO = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
@@ -122,44 +122,50 @@ _COCO = (
 )
 COCO_80: tuple[str, ...] = tuple(_COCO.split(","))
 _PRESETS: Mapping[str, tuple[str, ...]] = {"coco": COCO_80}
-_UNTOLD = 91  # COCO's category numbers end at 90; enough names for heads that do not tell how many there are
+_UNKNOWN_COUNT = 91  # COCO's category ids end at 90: enough names where the number of classes is unknown
 
 
-def class_names(graph: GraphView, count: int, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The names, index by index, and messages that say where they come from.
+def class_names(graph: GraphView, count: int, flag: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """Class names by index, and messages on their origin.
 
     Args:
-        graph: its metadata may carry names.
-        count: classes the head scores; 0 where the head does not tell.
-        asked: ``--classes``: a text file with one name a line, or "coco".
+        graph: its metadata may contain names.
+        count: classes that the head scores; 0 where it is unknown.
+        flag: ``--classes``: a text file with one name a line, or "coco"; None without it.
+
+    Returns:
+        The names, and messages for the user.
 
     Raises:
-        RequestError: no such file, or not as many names as classes.
+        RequestError: the file cannot be read, or it has not as many names as classes.
     """
-    if asked is not None:
-        names = _asked(asked)
-        _check(names, count, f"--classes {asked}")
-        return names, [f"{len(names)} class names from {asked}"]
-    told = metadata_names(graph)
-    if told and count in (0, len(told)):
-        return told, [f"{len(told)} class names from the model's metadata"]
-    lost = (
-        [f"the model's metadata names {len(told)} classes, the head scores {count}: ignored"] if told else []
+    if flag is not None:
+        names = _names_of_flag(flag)
+        _check(names, count, f"--classes {flag}")
+        return names, [f"{len(names)} class names from {flag}"]
+    listed = metadata_names(graph)
+    if listed and count in (0, len(listed)):
+        return listed, [f"{len(listed)} class names from the model's metadata"]
+    ignored = (
+        [f"the metadata lists {len(listed)} classes, the head scores {count}: metadata ignored"]
+        if listed
+        else []
     )
     if count == len(COCO_80):
-        return COCO_80, [*lost, "80 classes: taken as COCO's (--classes overrides)"]
+        return COCO_80, [*ignored, "80 classes: COCO names assumed (--classes overrides)"]
     if count == 0:
-        return numbered(_UNTOLD), [
-            *lost,
-            "neither head nor metadata tell the classes: numbered (--classes names)",
+        return numbered(_UNKNOWN_COUNT), [
+            *ignored,
+            "the number of classes is unknown: names are class0, class1, ... (set them with --classes)",
         ]
     return numbered(count), [
-        *lost,
-        f"{count} classes without names: class0 to class{count - 1} (--classes names)",
+        *ignored,
+        f"{count} classes without names: class0 to class{count - 1} (set them with --classes)",
     ]
 
 
 def numbered(count: int) -> tuple[str, ...]:
+    """Names class0, class1, ..."""
     return tuple(f"class{index}" for index in range(count))
 
 
@@ -186,14 +192,14 @@ def _parsed(text: str) -> object:
     return [name.strip() for name in text.split(",")]
 
 
-def _asked(asked: str) -> tuple[str, ...]:
-    if asked in _PRESETS:
-        return _PRESETS[asked]
+def _names_of_flag(flag: str) -> tuple[str, ...]:
+    if flag in _PRESETS:
+        return _PRESETS[flag]
     try:
-        lines = Path(asked).read_text(encoding="utf-8").splitlines()
+        lines = Path(flag).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(
-            f"--classes {asked} cannot be read",
+            f"--classes {flag} cannot be read",
             seen=error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8 text",
             fix="give a text file with one class name a line, or 'coco'",
         ) from None
@@ -203,7 +209,7 @@ def _asked(asked: str) -> tuple[str, ...]:
 def _check(names: tuple[str, ...], count: int, where: str) -> None:
     if count and len(names) != count:
         raise RequestError(
-            f"{where} does not fit the model",
+            f"{where} has the wrong number of names",
             seen=f"{len(names)} names, the head scores {count} classes",
             fix=f"give {count} names, one a line, in the order of the model's classes",
         )

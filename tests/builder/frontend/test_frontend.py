@@ -1,4 +1,4 @@
-"""A model with no flags: head, preprocessing and classes are found, and people are told how."""
+"""A model without flags: head, preprocessing and classes are detected, with messages on how."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from onnx import helper
 
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_file
-from avq.builder.frontend.preprocess_search import choice, variants
+from avq.builder.frontend.preprocess_search import best_candidate, variants
 from avq.builder.graph.model import FloatModel
 from avq.errors import ConfigError, ModelError, RequestError
 from avq.preprocess import PRESETS, spec_to_json
@@ -44,7 +44,7 @@ def saved(tmp_path: Path, model: FloatModel, **metadata: str) -> Path:
     return file
 
 
-def asked(path: Path, pictures: Sequence[np.ndarray] | None = None, **flags: str | None) -> ModelAnalysis:
+def analysed(path: Path, pictures: Sequence[np.ndarray] | None = None, **flags: str | None) -> ModelAnalysis:
     settings = {"decoder": None, "preprocess": None, "classes": None} | flags
     return analyse_file(
         path, sample_pixels=None if pictures is None else lambda: pictures, infer=infer, **settings
@@ -55,7 +55,7 @@ def noise(count: int = 2) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 256, (count, 90, 160, 3), np.uint8))
 
 
-def test_metadata_tells_preprocessing_and_names(tmp_path: Path) -> None:
+def test_preprocessing_and_names_come_from_metadata(tmp_path: Path) -> None:
     spec = PRESETS["nanodet"](WIDTH, HEIGHT)
     names = ["car", "van", "bus"]
     file = saved(
@@ -63,15 +63,15 @@ def test_metadata_tells_preprocessing_and_names(tmp_path: Path) -> None:
         yolox(1, 3)[0],
         **{"avq.preprocess": json.dumps(spec_to_json(spec)), "names": json.dumps(names)},
     )
-    found = asked(file)
-    assert found.spec == spec
-    assert found.class_names == tuple(names)
-    assert (found.decoder.family, found.decoder.num_classes) == ("yolox", 3)
-    assert found.model.view.inputs[0].dtype == "uint8"
-    assert found.source.view.inputs[0].dtype == "float32"
-    assert set(found.keep_float) <= {n.name for n in found.model.view.nodes}
-    assert found.warnings == ()
-    assert any("recognised by its structure" in m for m in found.messages)
+    analysis = analysed(file)
+    assert analysis.spec == spec
+    assert analysis.class_names == tuple(names)
+    assert (analysis.decoder.family, analysis.decoder.num_classes) == ("yolox", 3)
+    assert analysis.model.view.inputs[0].dtype == "uint8"
+    assert analysis.source.view.inputs[0].dtype == "float32"
+    assert set(analysis.keep_float) <= {n.name for n in analysis.model.view.nodes}
+    assert analysis.warnings == ()
+    assert any("recognised by its structure" in m for m in analysis.messages)
 
 
 def test_ultralytics_metadata_is_enough(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_ultralytics_metadata_is_enough(tmp_path: Path) -> None:
     file = saved(
         tmp_path, yolov8(2, 3)[0], names=names, stride="32", imgsz=f"[{HEIGHT}, {WIDTH}]", task="detect"
     )
-    found = asked(file, noise())
-    assert found.class_names == ("person", "it's", "c")
-    assert found.spec == PRESETS["yolov8"](WIDTH, HEIGHT)
-    assert any("Ultralytics" in message for message in found.messages)
+    analysis = analysed(file, noise())
+    assert analysis.class_names == ("person", "it's", "c")
+    assert analysis.spec == PRESETS["yolov8"](WIDTH, HEIGHT)
+    assert any("Ultralytics" in message for message in analysis.messages)
 
 
 def test_a_dynamic_model_takes_its_size_from_metadata_or_the_preprocess_file(tmp_path: Path) -> None:
@@ -94,79 +94,79 @@ def test_a_dynamic_model_takes_its_size_from_metadata_or_the_preprocess_file(tmp
     file = tmp_path / "model.onnx"
     onnx.save(proto, str(file))
     with pytest.raises(ModelError, match="any size"):
-        asked(file, decoder="none")
+        analysed(file, decoder="none")
     spec = tmp_path / "p.json"
     spec.write_text('{"width_px": 48, "height_px": 32, "scale": 1}')
-    found = asked(file, decoder="none", preprocess=str(spec))
-    assert found.model.view.inputs[0].shape == (1, 3, 32, 48)
+    analysis = analysed(file, decoder="none", preprocess=str(spec))
+    assert analysis.model.view.inputs[0].shape == (1, 3, 32, 48)
     helper.set_model_props(proto, {"imgsz": "[40, 56]"})
     onnx.save(proto, str(file))
-    assert asked(file, decoder="none").model.view.inputs[0].shape == (1, 3, 40, 56)
+    assert analysed(file, decoder="none").model.view.inputs[0].shape == (1, 3, 40, 56)
 
 
 def test_a_file_with_the_size_alone_leaves_the_rest_to_be_found(tmp_path: Path) -> None:
     file, spec = saved(tmp_path, yolox(1, 3)[0]), tmp_path / "size.json"
     spec.write_text(json.dumps({"width_px": WIDTH, "height_px": HEIGHT}))
-    found = asked(file, preprocess=str(spec))
-    assert (found.spec, found.messages) == (asked(file).spec, asked(file).messages)
+    analysis = analysed(file, preprocess=str(spec))
+    assert (analysis.spec, analysis.messages) == (analysed(file).spec, analysed(file).messages)
     spec.write_text(json.dumps({"width_px": WIDTH, "height_px": HEIGHT, "channel_order": "BGR"}))
-    assert asked(file, preprocess=str(spec)).messages[-1] == f"preprocessing: {spec}"
+    assert analysed(file, preprocess=str(spec)).messages[-1] == f"preprocessing: {spec}"
 
 
-def test_what_is_asked_for_overrides_everything(tmp_path: Path) -> None:
-    told = json.dumps(spec_to_json(PRESETS["nanodet"](WIDTH, HEIGHT)))
-    file = saved(tmp_path, yolox(1, 3)[0], **{"avq.preprocess": told, "names": '["a", "b", "c"]'})
+def test_flags_override_metadata(tmp_path: Path) -> None:
+    metadata = json.dumps(spec_to_json(PRESETS["nanodet"](WIDTH, HEIGHT)))
+    file = saved(tmp_path, yolox(1, 3)[0], **{"avq.preprocess": metadata, "names": '["a", "b", "c"]'})
     (tmp_path / "names.txt").write_text("x\ny\n\nz\n")
-    found = asked(file, preprocess="yolov8", classes=str(tmp_path / "names.txt"))
-    assert found.spec == PRESETS["yolov8"](WIDTH, HEIGHT)
-    assert found.class_names == ("x", "y", "z")
+    analysis = analysed(file, preprocess="yolov8", classes=str(tmp_path / "names.txt"))
+    assert analysis.spec == PRESETS["yolov8"](WIDTH, HEIGHT)
+    assert analysis.class_names == ("x", "y", "z")
 
 
-def test_wrong_requests_are_answered_in_words(tmp_path: Path) -> None:
+def test_wrong_flags_are_errors_that_name_them(tmp_path: Path) -> None:
     file = saved(tmp_path, yolox(1, 3)[0])
     with pytest.raises(RequestError) as error:
-        asked(file, classes="coco")
+        analysed(file, classes="coco")
     assert "80 names, the head scores 3" in error.value.seen
     with pytest.raises(RequestError, match="cannot be read"):
-        asked(file, classes=str(tmp_path / "none.txt"))
+        analysed(file, classes=str(tmp_path / "none.txt"))
     with pytest.raises(RequestError, match="neither a preprocessing preset nor a file"):
-        asked(file, preprocess="yolo")
+        analysed(file, preprocess="yolo")
     with pytest.raises(RequestError, match="no decoder named"):
-        asked(file, decoder="yolo")
+        analysed(file, decoder="yolo")
     bad = saved(tmp_path, yolox(1, 3)[0], **{"avq.preprocess": '{"width": 3}'})
     with pytest.raises(ConfigError, match=r"metadata 'avq.preprocess'"):
-        asked(bad)
+        analysed(bad)
 
 
-def test_80_classes_are_coco_and_others_are_numbered_and_both_are_said(tmp_path: Path) -> None:
-    coco = asked(saved(tmp_path, yolox(1, COCO_CLASSES)[0]))
+def test_80_classes_are_coco_and_others_are_numbered(tmp_path: Path) -> None:
+    coco = analysed(saved(tmp_path, yolox(1, COCO_CLASSES)[0]))
     assert coco.class_names[:3] == ("person", "bicycle", "car")
     assert len(set(coco.class_names)) == COCO_CLASSES
     assert any("COCO" in message for message in coco.messages)
-    few = asked(saved(tmp_path, yolox(1, 3)[0]))
+    few = analysed(saved(tmp_path, yolox(1, 3)[0]))
     assert few.class_names == ("class0", "class1", "class2")
     assert any("class0" in message for message in few.messages)
-    unlike = asked(saved(tmp_path, yolox(1, 3)[0], names='["only", "two"]'))
+    unlike = analysed(saved(tmp_path, yolox(1, 3)[0], names='["only", "two"]'))
     assert unlike.class_names == ("class0", "class1", "class2")
     assert any("ignored" in message for message in unlike.messages)
 
 
 def test_without_pictures_the_published_preprocessing_is_taken_with_a_warning(tmp_path: Path) -> None:
-    found = asked(saved(tmp_path, yolox(1, 3)[0]))
-    assert found.spec == PRESETS["yolox"](WIDTH, HEIGHT)
-    assert "no pictures" in found.warnings[0]
+    analysis = analysed(saved(tmp_path, yolox(1, 3)[0]))
+    assert analysis.spec == PRESETS["yolox"](WIDTH, HEIGHT)
+    assert "no pictures" in analysis.warnings[0]
 
 
 def test_pictures_without_boxes_leave_the_published_one_with_a_warning(tmp_path: Path) -> None:
     blank = [np.zeros((90, 160, 3), np.uint8)]
-    found = asked(saved(tmp_path, yolox(1, 3)[0]), blank)
-    assert found.spec == PRESETS["yolox"](WIDTH, HEIGHT)
+    analysis = analysed(saved(tmp_path, yolox(1, 3)[0]), blank)
+    assert analysis.spec == PRESETS["yolox"](WIDTH, HEIGHT)
 
 
-def test_undecoded_heads_keep_nothing_float_and_say_what_is_assumed(tmp_path: Path) -> None:
-    found = asked(saved(tmp_path, boxes_and_scores(1, 5)[0]), decoder="none")
-    assert (found.decoder.family, found.class_names, dict(found.keep_float)) == ("none", (), {})
-    assert "--preprocess" in found.warnings[0]
+def test_undecoded_heads_keep_nothing_float_and_name_the_flag(tmp_path: Path) -> None:
+    analysis = analysed(saved(tmp_path, boxes_and_scores(1, 5)[0]), decoder="none")
+    assert (analysis.decoder.family, analysis.class_names, dict(analysis.keep_float)) == ("none", (), {})
+    assert "--preprocess" in analysis.warnings[0]
 
 
 def test_a_graph_that_divides_by_255_itself_is_given_bytes(tmp_path: Path) -> None:
@@ -180,17 +180,17 @@ def test_a_graph_that_divides_by_255_itself_is_given_bytes(tmp_path: Path) -> No
     proto.graph.node.insert(0, helper.make_node("Div", [name, "by"], ["scaled"]))
     file = tmp_path / "model.onnx"
     onnx.save(proto, str(file))
-    found = asked(file, noise())
-    assert (found.spec.scale, found.spec.mean, found.spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
-    assert [node.op for node in found.model.view.nodes[:2]] == ["Cast", "Div"]
+    analysis = analysed(file, noise())
+    assert (analysis.spec.scale, analysis.spec.mean, analysis.spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
+    assert [node.op for node in analysis.model.view.nodes[:2]] == ["Cast", "Div"]
 
 
 def test_the_choice_prefers_what_is_published_unless_it_clearly_fails() -> None:
-    told = [True, True, False, False]
-    assert choice([0.50, 0.51, 0.40, 0.56], told) == 0
-    assert choice([0.40, 0.51, 0.40, 0.56], told) == 1
-    assert choice([0.10, 0.12, 0.40, 0.60], told) == 3
-    assert choice([0.0, 0.0, 0.0, 0.0], told) == 0
+    published = [True, True, False, False]
+    assert best_candidate([0.50, 0.51, 0.40, 0.56], published) == 0
+    assert best_candidate([0.40, 0.51, 0.40, 0.56], published) == 1
+    assert best_candidate([0.10, 0.12, 0.40, 0.60], published) == 3
+    assert best_candidate([0.0, 0.0, 0.0, 0.0], published) == 0
 
 
 def test_variants_are_distinct_and_published_ones_come_first() -> None:
@@ -206,16 +206,16 @@ def test_variants_are_distinct_and_published_ones_come_first() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["yolov8", "ssd", "retinanet", "rtdetr"])
-def test_numbers_that_run_over_are_not_taken_for_certainty(tmp_path: Path, head: str) -> None:
+def test_overflowing_scores_are_not_certainty(tmp_path: Path, head: str) -> None:
     """Trained on 0..1 and fed 0..255 these detectors see boxes with score 1 everywhere, mirrored or not."""
     proto = onnx.load(str(ROOT / "tests" / "replicas" / f"{head}.onnx"))
-    told = json.loads({p.key: p.value for p in proto.metadata_props}["avq.preprocess"])
+    trained_with = json.loads({p.key: p.value for p in proto.metadata_props}["avq.preprocess"])
     del proto.metadata_props[:]
     onnx.save(proto, str(tmp_path / "model.onnx"))
     pictures = [random_scene(9_100_000 + n).pixels for n in range(8)]
-    found = asked(tmp_path / "model.onnx", pictures)
-    assert found.spec.scale == pytest.approx(told["scale"])
-    assert (found.spec.mean, found.spec.std) == ((0.0,) * 3, (1.0,) * 3)
+    analysis = analysed(tmp_path / "model.onnx", pictures)
+    assert analysis.spec.scale == pytest.approx(trained_with["scale"])
+    assert (analysis.spec.mean, analysis.spec.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.slow
@@ -231,8 +231,8 @@ def test_real_detectors_need_no_flags(
     material: Path, name: str, preset: str, family: str, folder: str
 ) -> None:
     files = sorted((material / folder).rglob("*.jpg"))[:8]
-    found = asked(material / "models" / f"{name}.onnx", [cv2.imread(str(file)) for file in files])
-    width, height = found.spec.width_px, found.spec.height_px
-    assert found.spec == PRESETS[preset](width, height)
-    assert found.decoder.family == family
-    assert found.class_names[0] == "person"
+    analysis = analysed(material / "models" / f"{name}.onnx", [cv2.imread(str(file)) for file in files])
+    width, height = analysis.spec.width_px, analysis.spec.height_px
+    assert analysis.spec == PRESETS[preset](width, height)
+    assert analysis.decoder.family == family
+    assert analysis.class_names[0] == "person"
