@@ -113,8 +113,8 @@ def export(call: Call, bundle: Path, kind: str, version: str | None, output: Pat
     from avq.commands.export import export as export_bundle
 
     answer = export_bundle(bundle, kind, output, version)
-    unsaid = [{"why": why, "tensors": len(names)} for why, names in answer["unsaid"].items()]
-    return call.answer(answer, [("Not in the file", unsaid)], [f"{answer['entries']} grids: {output}"])
+    omitted = [{"why": why, "tensors": len(names)} for why, names in answer["unsaid"].items()]
+    return call.answer(answer, [("Not in the file", omitted)], [f"{answer['entries']} grids: {output}"])
 
 
 @command(cli)

@@ -27,7 +27,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         RequestError: a float bundle, an unknown kind or version. DataError: the output cannot be written.
         PlanError: the plan has grids that the format cannot express; they are named.
     """
-    from avq.builder.encodings.write import cache_header, look_at_lowered, plan_as_aimet, plan_as_cache
+    from avq.builder.encodings.write import cache_header, inspect_lowered, plan_as_aimet, plan_as_cache
 
     if kind not in FORMATS:
         raise RequestError(f"there is no format '{kind}'", fix=nearest(kind, FORMATS))
@@ -39,7 +39,7 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
             fix="export a bundle of a quantizing strategy",
         )
     plan = plan_from_parts(opened.read(PLAN_JSON), opened.read(PLAN_ARRAYS))
-    lowered = look_at_lowered(opened.read(MODEL), plan)
+    lowered = inspect_lowered(opened.read(MODEL), plan)
     if kind == "aimet":
         written = plan_as_aimet(plan, lowered, version or NEWEST_AIMET)
     else:
@@ -51,5 +51,5 @@ def export(bundle: Path, kind: str, output: Path, version: str | None = None) ->
         "version": (version or NEWEST_AIMET) if kind == "aimet" else cache_header(version),
         "output": str(output),
         "entries": written.entries,
-        "unsaid": {reason: list(names) for reason, names in written.unsaid.items()},
+        "unsaid": {reason: list(names) for reason, names in written.omitted.items()},
     }

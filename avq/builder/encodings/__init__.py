@@ -1,4 +1,4 @@
-"""Quantization in files beside a model: TensorRT calibration caches and AIMET encodings, read and written."""
+"""Read and write side files with quantization: TensorRT calibration caches and AIMET encodings."""
 
 from __future__ import annotations
 

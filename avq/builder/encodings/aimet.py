@@ -1,4 +1,4 @@
-"""AIMET encodings files of every version: bytes to entries and back."""
+"""Parse and write AIMET encodings files of every version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 
 from avq.builder.encodings import aimet_v0, aimet_v1, aimet_v2
 from avq.builder.encodings.aimet_entry import AimetFile, Entry
-from avq.builder.encodings.json_source import Document, broken
+from avq.builder.encodings.json_source import Document, parse_error
 from avq.errors import CalibrationError, nearest
 
 WRITTEN_VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
@@ -15,27 +15,38 @@ _OWN_KEYS = ("version", "activation_encodings", "param_encodings", "encodings")
 
 
 def parse_aimet(data: bytes, where: str = "encodings") -> AimetFile:
-    """The entries of an encodings file of version 0.x, 1.x or 2.x.
+    """Parse an encodings file of version 0.x, 1.x or 2.x.
 
-    Raises CalibrationError with ``where``:line when it is not JSON, not AIMET's, or an entry is broken.
+    Args:
+        data: content of the file.
+        where: its name, for errors.
+
+    Returns:
+        Version and entries.
+
+    Raises:
+        CalibrationError: no JSON, no AIMET encodings, or a wrong entry; names ``where``:line.
     """
     document = Document(data, where)
     version = document.root.get("version", "")
     if not isinstance(version, str):
-        raise broken(where, 1, "the version is not text", repr(version), 'such as "1.0.0"')
+        raise parse_error(where, 1, "'version' is not a text", repr(version), 'such as "1.0.0"')
     entries = _parse_as(_family(document, version), document)
     names = Counter((entry.name, entry.role) for entry in entries)
     for entry in entries:
         if names[entry.name, entry.role] > 1:
-            raise broken(where, entry.line, f"'{entry.name}' has two encodings", "", "keep one of the two")
+            raise parse_error(
+                where, entry.line, f"'{entry.name}' has two encodings", "", "keep one of the two"
+            )
     rest = {key: value for key, value in document.root.items() if key not in _OWN_KEYS}
     return AimetFile(version, entries, rest)
 
 
 def write_aimet(file: AimetFile) -> bytes:
-    """The file, sorted and indented as AIMET does; ``parse_aimet`` gives ``file`` back.
+    """Write a file, sorted and indented as AIMET does; ``parse_aimet`` gives ``file`` back.
 
-    Raises CalibrationError for an entry that the version cannot say.
+    Raises:
+        CalibrationError: the version cannot express an entry.
     """
     if file.version.startswith("2."):
         body = aimet_v2.render(file.entries)
@@ -48,15 +59,15 @@ def write_aimet(file: AimetFile) -> bytes:
 
 
 def _family(document: Document, version: str) -> str:
-    """The leading number of the version; of a file without one, what its form tells."""
+    """First number of the version; guessed from the sections in a file without one."""
     family = version.partition(".")[0]
     if family in ("0", "1", "2"):
         return family
     if version:
-        raise broken(
+        raise parse_error(
             document.where,
             1,
-            f"AIMET encodings of version {version} are unknown",
+            f"AIMET encodings version {version} is not supported",
             version,
             nearest(version, WRITTEN_VERSIONS),
         )
@@ -65,7 +76,7 @@ def _family(document: Document, version: str) -> str:
         raise CalibrationError(
             f"{document.where} is JSON, but not an encodings file",
             seen=f"keys {', '.join(document.root) or 'none'}",
-            fix="encodings files hold 'activation_encodings' and 'param_encodings', or 'encodings'",
+            fix="give a file with 'activation_encodings' and 'param_encodings', or 'encodings'",
         )
     return "1" if isinstance(sections[0], list) else "0"
 

@@ -1,12 +1,12 @@
-"""AIMET encodings up to 0.6.1: maps from tensor to a list of grids, one per tensor or one per channel."""
+"""Parse and write AIMET encodings up to 0.6.1: tensor -> list of grids, one per tensor or per channel."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avq.builder.encodings.aimet_entry import Encoding, Entry, Role, Untaken
-from avq.builder.encodings.json_source import Document, Fields, broken
+from avq.builder.encodings.aimet_entry import Encoding, Entry, Role, UnsupportedEntry
+from avq.builder.encodings.json_source import Document, Fields, parse_error
 from avq.errors import CalibrationError
 
 SECTIONS: tuple[tuple[str, Role], ...] = (
@@ -16,14 +16,18 @@ SECTIONS: tuple[tuple[str, Role], ...] = (
 
 
 def parse(document: Document) -> tuple[Entry, ...]:
-    """Entries of both maps. Raises CalibrationError with file:line."""
+    """Parse both maps.
+
+    Raises:
+        CalibrationError: a wrong entry; names file:line.
+    """
     return tuple(entry for key, role in SECTIONS for entry in _section(document, key, role))
 
 
 def _section(document: Document, key: str, role: Role) -> Iterator[Entry]:
     section = document.root.get(key, {})
     if not isinstance(section, dict):
-        raise broken(
+        raise parse_error(
             document.where,
             document.line(section),
             f"'{key}' is not a map",
@@ -32,15 +36,15 @@ def _section(document: Document, key: str, role: Role) -> Iterator[Entry]:
         )
     for name, grids in section.items():
         if isinstance(grids, dict):
-            raise broken(
+            raise parse_error(
                 document.where,
                 document.line(grids),
-                f"'{name}' lists inputs and outputs of a torch module, not a tensor",
+                f"'{name}' is a torch module with inputs and outputs, not a tensor",
                 f"keys {', '.join(map(str, grids))}",
-                "take the encodings file that AIMET wrote beside the ONNX model",
+                "use the encodings file that AIMET exported with the ONNX model",
             )
         if not isinstance(grids, list) or not grids:
-            raise broken(
+            raise parse_error(
                 document.where,
                 document.line(section),
                 f"'{name}' has no list of encodings",
@@ -54,7 +58,7 @@ def _entry(channels: Sequence[Fields], name: str, role: Role, body: Any) -> Entr
     first = channels[0]
     if str(first.body.get("dtype", "int")).lower() == "float":
         bits = first.bits("bitwidth")
-        return Untaken(name, role, "float", f"{bits}-bit floating point", body, first.line)
+        return UnsupportedEntry(name, role, "float", f"{bits}-bit floating point", body, first.line)
     kinds = {(f.bits("bitwidth"), f.truth("is_symmetric"), str(f.body.get("dtype", "int"))) for f in channels}
     if len(kinds) > 1:
         raise first.wrong(
@@ -85,25 +89,31 @@ def _limits(fields: Fields) -> tuple[float, float] | None:
 
 
 def render(entries: Sequence[Entry], version: str) -> dict[str, Any]:
-    """Both maps. Raises CalibrationError for what 0.x cannot say."""
+    """Write both maps.
+
+    Raises:
+        CalibrationError: version 0.x cannot express an entry.
+    """
     sections: dict[str, Any] = {key: {} for key, _ in SECTIONS}
     for entry in entries:
         section = next((key for key, role in SECTIONS if role == entry.role), None)
         if section is None:
             raise CalibrationError(
-                f"AIMET 0.x must know whether '{entry.name}' is an activation or a parameter",
+                f"the role of '{entry.name}' is missing: AIMET 0.x has activations and parameters",
                 fix="give every entry its role",
             )
         if entry.name in sections[section]:
             raise CalibrationError(f"'{entry.name}' has two encodings", fix="keep one of the two")
         sections[section][entry.name] = (
-            entry.body if isinstance(entry, Untaken) else _grids(entry, with_dtype=_has_dtype(version))
+            entry.body
+            if isinstance(entry, UnsupportedEntry)
+            else _grids(entry, with_dtype=_has_dtype(version))
         )
     return sections
 
 
 def _has_dtype(version: str) -> bool:
-    """From 0.5 on; files without a version have it too."""
+    """Whether entries have a dtype: from 0.5 on, and in files without a version."""
     numbers = version.split(".")
     return not (len(numbers) > 1 and numbers[1].isdigit() and int(numbers[1]) < 5)
 
@@ -111,7 +121,8 @@ def _has_dtype(version: str) -> bool:
 def _grids(entry: Encoding, *, with_dtype: bool) -> list[dict[str, Any]]:
     if entry.layout == "block":
         raise CalibrationError(
-            f"AIMET 0.x has no scales per block, '{entry.name}' has", fix="write version 1.0.0 or 2.0.0"
+            f"AIMET 0.x cannot express the scales per block of '{entry.name}'",
+            fix="write version 1.0.0 or 2.0.0",
         )
     limits = entry.limits or tuple(map(_reach, entry.scale, entry.offset, [entry] * len(entry.scale)))
     dtype = {"dtype": "int"} if with_dtype else {}
@@ -130,7 +141,7 @@ def _grids(entry: Encoding, *, with_dtype: bool) -> list[dict[str, Any]]:
 
 
 def _reach(scale: float, offset: int, entry: Encoding) -> tuple[float, float]:
-    """Smallest and largest number of the grid; a strictly symmetric one leaves its last level unused."""
+    """(min, max) of the grid; a strictly symmetric one does not use its last level."""
     levels = (1 << entry.bits) - 1
     strict = entry.symmetric and offset == -(levels // 2)
     return scale * offset, scale * (levels - strict + offset)

@@ -1,11 +1,11 @@
-"""AIMET encodings 1.0.0: lists of entries with flat arrays; the axis follows from the operator."""
+"""Parse and write AIMET encodings 1.0.0: lists of entries with flat arrays; the operator implies the axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avq.builder.encodings.aimet_entry import Encoding, Entry, Layout, Role, Untaken
+from avq.builder.encodings.aimet_entry import Encoding, Entry, Layout, Role, UnsupportedEntry
 from avq.builder.encodings.aimet_v0 import SECTIONS
 from avq.builder.encodings.json_source import Document, Fields, named
 from avq.errors import CalibrationError
@@ -15,7 +15,11 @@ _ENC_TYPES = {layout: name for name, layout in _LAYOUTS.items()}
 
 
 def parse(document: Document) -> tuple[Entry, ...]:
-    """Entries of both lists. Raises CalibrationError with file:line."""
+    """Parse both lists.
+
+    Raises:
+        CalibrationError: a wrong entry; names file:line.
+    """
     return tuple(entry for key, role in SECTIONS for entry in _section(document, key, role))
 
 
@@ -28,13 +32,15 @@ def _entry(fields: Fields, role: Role) -> Entry:
     bits = fields.bits("bw")
     dtype = str(fields.body.get("dtype", "INT")).upper()
     if dtype in ("FLOAT", "FP"):
-        return Untaken(fields.name, role, "float", f"{bits}-bit floating point", fields.body, fields.line)
+        return UnsupportedEntry(
+            fields.name, role, "float", f"{bits}-bit floating point", fields.body, fields.line
+        )
     kind = fields.get("enc_type", str, f"one of {', '.join([*_LAYOUTS, 'LPBQ'])}")
     if dtype != "INT":
         raise fields.wrong("has a wrong 'dtype'", dtype, "INT or FLOAT")
     if kind == "LPBQ" or "zero_point_shift" in fields.body:
         what = "scales of scales (LPBQ)" if kind == "LPBQ" else "a grid shifted by half a step"
-        return Untaken(fields.name, role, "exotic", what, fields.body, fields.line)
+        return UnsupportedEntry(fields.name, role, "exotic", what, fields.body, fields.line)
     if kind not in _LAYOUTS:
         raise fields.wrong("has a wrong 'enc_type'", kind, f"one of {', '.join([*_LAYOUTS, 'LPBQ'])}")
     return _grid(fields, role, bits, _LAYOUTS[kind])
@@ -67,16 +73,20 @@ def _grid(fields: Fields, role: Role, bits: int, layout: Layout) -> Encoding:
 
 
 def render(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Both lists. Raises CalibrationError for an entry whose role is not known."""
+    """Write both lists.
+
+    Raises:
+        CalibrationError: an entry has no role.
+    """
     sections: dict[str, Any] = {key: [] for key, _ in SECTIONS}
     for entry in entries:
         section = next((key for key, role in SECTIONS if role == entry.role), None)
         if section is None:
             raise CalibrationError(
-                f"AIMET 1.0.0 must know whether '{entry.name}' is an activation or a parameter",
+                f"the role of '{entry.name}' is missing: AIMET 1.0.0 has activations and parameters",
                 fix="give every entry its role",
             )
-        sections[section].append(entry.body if isinstance(entry, Untaken) else _body(entry))
+        sections[section].append(entry.body if isinstance(entry, UnsupportedEntry) else _body(entry))
     return sections
 
 

@@ -1,4 +1,4 @@
-"""AIMET encodings 2.0.0 and 2.1.0: one list, aligned with ONNX QuantizeLinear: x ~ y_scale * (q - y_zero_point)."""
+"""Parse and write AIMET encodings 2.0.0 and 2.1.0: one list, x ~ y_scale * (q - y_zero_point) as in ONNX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avq.builder.encodings.aimet_entry import Encoding, Entry, Untaken
+from avq.builder.encodings.aimet_entry import Encoding, Entry, UnsupportedEntry
 from avq.builder.encodings.json_source import MOST_BITS, Document, Fields, named
 from avq.errors import CalibrationError
 from avq.types.frame import AnyArray
@@ -18,27 +18,33 @@ _FLOATS = ("float", "bfloat")
 
 
 def parse(document: Document) -> tuple[Entry, ...]:
-    """Entries of the list. Raises CalibrationError with file:line."""
+    """Parse the list.
+
+    Raises:
+        CalibrationError: a wrong entry; names file:line.
+    """
     items = named(document, document.root.get("encodings"), "encodings")
     return tuple(_entry(Fields(document, name, body)) for name, body in items)
 
 
 def _entry(fields: Fields) -> Entry:
     dtype = fields.get("output_dtype", str, "such as uint8 or int8")
-    found = _INTEGER.fullmatch(dtype)
-    if found is None and dtype.startswith(_FLOATS):
-        return Untaken(fields.name, "", "float", dtype, fields.body, fields.line)
-    if found is None or not 1 <= int(found.group(2)) <= MOST_BITS:
+    integer = _INTEGER.fullmatch(dtype)
+    if integer is None and dtype.startswith(_FLOATS):
+        return UnsupportedEntry(fields.name, "", "float", dtype, fields.body, fields.line)
+    if integer is None or not 1 <= int(integer.group(2)) <= MOST_BITS:
         raise fields.wrong("has a wrong 'output_dtype'", dtype, "such as uint8, int8, int4 or int32")
     if "per_block_int_scale" in fields.body or isinstance(fields.body.get("y_scale"), dict):
-        return Untaken(fields.name, "", "exotic", "scales of scales (LPBQ)", fields.body, fields.line)
+        return UnsupportedEntry(
+            fields.name, "", "exotic", "scales of scales (LPBQ)", fields.body, fields.line
+        )
     scale = _array(fields, "y_scale")
     zero_point = _array(fields, "y_zero_point") if "y_zero_point" in fields.body else np.zeros_like(scale)
     if np.any(zero_point != np.rint(zero_point)):
         what = "a grid shifted by half a step"
-        return Untaken(fields.name, "", "exotic", what, fields.body, fields.line)
+        return UnsupportedEntry(fields.name, "", "exotic", what, fields.body, fields.line)
     return _grid(
-        fields, signed=not found.group(1), bits=int(found.group(2)), scale=scale, zero_point=zero_point
+        fields, signed=not integer.group(1), bits=int(integer.group(2)), scale=scale, zero_point=zero_point
     )
 
 
@@ -90,8 +96,12 @@ def _array(fields: Fields, key: str) -> AnyArray:
 
 
 def render(entries: Sequence[Entry]) -> dict[str, Any]:
-    """The list. Raises CalibrationError for grids QuantizeLinear cannot express."""
-    return {"encodings": [e.body if isinstance(e, Untaken) else _body(e) for e in entries]}
+    """Write the list.
+
+    Raises:
+        CalibrationError: QuantizeLinear cannot express a grid.
+    """
+    return {"encodings": [e.body if isinstance(e, UnsupportedEntry) else _body(e) for e in entries]}
 
 
 def _body(entry: Encoding) -> dict[str, Any]:
@@ -99,13 +109,14 @@ def _body(entry: Encoding) -> dict[str, Any]:
     strict = entry.symmetric and any(offset == 1 - half for offset in entry.offset)
     if strict and entry.bits > 1:
         raise CalibrationError(
-            f"'{entry.name}' never uses its lowest level, which AIMET 2.x cannot say",
+            f"AIMET 2.x cannot express the narrow grid of '{entry.name}'",
             seen=f"offset {1 - half}",
             fix="write version 1.0.0 or 0.6.1",
         )
     if entry.layout != "tensor" and entry.axis is None:
         raise CalibrationError(
-            f"AIMET 2.x must know the axis of '{entry.name}'", fix="read it over its graph first"
+            f"the axis of '{entry.name}' is missing: AIMET 2.x needs it",
+            fix="match the entry with its graph first",
         )
     shape = entry.shape if entry.shape else () if entry.layout == "tensor" else (len(entry.scale),)
     zero_point = [-offset - (half if entry.signed else 0) for offset in entry.offset]

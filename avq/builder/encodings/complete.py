@@ -1,4 +1,4 @@
-"""What a side file leaves open: filled in from calibration where there is one, and said either way."""
+"""Complete the quantization of a side file: grids that move with their values, and ranges from calibration."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from avq.hookspecs import CalibrationStats
 from avq.toolbox import Placement, activation_point, place, weight_point
 from avq.types import Edge, GraphView, ImportedQuantization, QuantizationPlan, QuantPoint
 
-# Grids that reach a weighted operator through operators that only move values: files do not name them
-# twice.
-
 _MOVING = frozenset(
     {"Split", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "MaxPool"}
 )
 
 
-def carried_points(
+def moved_points(
     points: Sequence[QuantPoint], placements: Sequence[Placement], graph: GraphView
 ) -> list[QuantPoint]:
-    """A point for every activation without one whose values lie on a grid already, before they were moved."""
+    """Points of activations that operators only moved: files name their tensors once, before the move."""
     plan = QuantizationPlan(graph.digest, tuple(points))
-    found = []
+    moved = []
     for placement in placements:
         for edge in placement.activations:
             if plan.point_for(edge.tensor, edge.node, edge.input_index) is None:
                 point = _before(plan, graph, edge.tensor)
-                found += [replace(point, edge=edge)] if point is not None else []
-    return found
+                moved += [replace(point, edge=edge)] if point is not None else []
+    return moved
 
 
 def _before(plan: QuantizationPlan, graph: GraphView, tensor: str) -> QuantPoint | None:
@@ -48,13 +45,13 @@ def _before(plan: QuantizationPlan, graph: GraphView, tensor: str) -> QuantPoint
 
 Collect = Callable[[Sequence[str]], CalibrationStats]
 _CALIBRATED = (
-    "nothing to do: activations got the range they had on the pictures, weights their largest magnitude"
+    "nothing to do: activations have the range measured on the pictures, weights their largest magnitude"
 )
 
 
 @dataclass(frozen=True)
 class _Open:
-    """A weighted operator with the edges that have no grid yet."""
+    """A weighted operator and its edges without a grid."""
 
     placement: Placement
     edges: tuple[Edge, ...]
@@ -68,32 +65,36 @@ def side_file_for_plan(
     *,
     symmetric_only: bool,
 ) -> ImportedQuantization:
-    """The file over its float graph, as a strategy takes it over: completed, with every pitfall it shows.
+    """Read a side file for a strategy: matched with its graph, completed, with findings.
 
     Args:
         path: a TensorRT calibration cache or AIMET encodings.
         graph: the folded float graph.
-        keep_float: operators that no strategy quantizes. Encodings may still do so; caches never say where.
+        keep_float: operators that no strategy quantizes. Encodings override them; caches name no operators.
         collect: histograms over the calibration pictures; None where there are none.
-        symmetric_only: the target takes signed grids around zero only.
+        symmetric_only: the target supports signed grids around zero only.
 
-    Raises CalibrationError with file:line when the file cannot be read.
+    Returns:
+        Points on edges of ``graph``, and findings by code.
+
+    Raises:
+        CalibrationError: the file cannot be read; names file:line.
     """
     foreign = read_side_file(path, graph)
     if foreign.dialect == CACHE_DIALECT:
         foreign = _without_head(foreign, keep_float)
-    carried = carried_points(foreign.points, place(graph, keep_float), graph)
-    foreign = replace(foreign, points=(*foreign.points, *carried))
+    moved = moved_points(foreign.points, place(graph, keep_float), graph)
+    foreign = replace(foreign, points=(*foreign.points, *moved))
     left = _open(foreign, graph, keep_float)
     if left and foreign.points:
         if collect is not None:
             symmetric = symmetric_only or all(p.symmetric for p in foreign.points)
             filled = _filled(left, graph, collect, symmetric=symmetric)
             foreign = replace(foreign, points=(*foreign.points, *filled))
-        said = finding(
+        incomplete = finding(
             "AVQ-Q58", [o.placement.node for o in left], fix=None if collect is None else _CALIBRATED
         )
-        foreign = replace(foreign, findings=(*foreign.findings, said))
+        foreign = replace(foreign, findings=(*foreign.findings, incomplete))
     around = look_around(graph, foreign.points, {}) if foreign.points else []
     return replace(foreign, findings=tuple(sorted((*foreign.findings, *around), key=lambda f: f.code)))
 

@@ -1,4 +1,4 @@
-"""JSON that knows on which line each object begins, and takes no liberties: no NaN, no name twice."""
+"""Strict JSON with line numbers: no NaN, no key twice, and errors that name file:line."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from typing import Any
 
 from avq.errors import CalibrationError
 
-# How a broken side file is refused: the place, what stands there, what should.
 
-
-def broken(where: str, line: int, what: str, seen: str, fix: str) -> CalibrationError:
-    """The error for one line of a file; ``seen`` carries file:line."""
+def parse_error(where: str, line: int, what: str, seen: str, fix: str) -> CalibrationError:
+    """Error for one line of a side file; its ``seen`` begins with file:line."""
     return CalibrationError(what, seen=f"{where}:{line}: {seen}", fix=fix)
 
 
-def decoded(data: bytes, where: str) -> str:
-    """The text of a file; CalibrationError with its line when it is not UTF-8."""
+def decode_text(data: bytes, where: str) -> str:
+    """Text of a file.
+
+    Raises:
+        CalibrationError: it is not UTF-8; names file:line.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise broken(
-            where, line, "the file is not text", f"byte {error.start}", "write it as UTF-8"
+        raise parse_error(
+            where, line, "the file is not UTF-8 text", f"byte {error.start}", "save it as UTF-8"
         ) from None
 
 
 class Located(dict[str, Any]):
-    """A JSON object; ``at`` is the character after its opening brace."""
+    """A JSON object; ``at`` is the index of the character after its opening brace."""
 
     at: int = 0
 
@@ -48,11 +50,11 @@ class Document:
     """
 
     def __init__(self, data: bytes, where: str) -> None:
-        self.where, self._text = where, decoded(data, where)
+        self.where, self._text = where, decode_text(data, where)
         self.root = self._parse()
 
     def line(self, item: object) -> int:
-        """The line an object begins on; 1 for anything else."""
+        """Line of an object's opening brace, from 1; 1 for other values."""
         return self._line_at(item.at) if isinstance(item, Located) else 1
 
     def _line_at(self, at: int) -> int:
@@ -60,40 +62,44 @@ class Document:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return [found.start() for found in re.finditer("\n", self._text)]
+        return [match.start() for match in re.finditer("\n", self._text)]
 
     def _parse(self) -> Located:
         try:
             root = _decoder().decode(self._text)
         except json.JSONDecodeError as error:
-            raise broken(
+            raise parse_error(
                 self.where,
                 error.lineno,
-                "this is not JSON",
+                "the file is not JSON",
                 f"column {error.colno}: {error.msg}",
-                "repair it",
+                "export it again",
             ) from None
-        except _LibertyError as error:
+        except _StrictJsonError as error:
             at = error.at if error.at >= 0 else self._text.find(error.seen)
-            raise broken(self.where, self._line_at(at), error.what, error.seen, error.fix) from None
+            raise parse_error(self.where, self._line_at(at), error.what, error.seen, error.fix) from None
         except RecursionError:
-            raise broken(self.where, 1, "the JSON is nested too deeply", "", "encodings are flat") from None
+            raise parse_error(
+                self.where, 1, "the JSON is nested too deeply", "", "give a file that AIMET wrote"
+            ) from None
         if not isinstance(root, Located):
-            raise broken(self.where, 1, "encodings are one JSON object", type(root).__name__, "begin with {")
+            raise parse_error(
+                self.where, 1, "the file is not one JSON object", type(root).__name__, "begin it with {"
+            )
         return root
 
 
-class _LibertyError(Exception):
+class _StrictJsonError(Exception):
     def __init__(self, at: int, what: str, seen: str, fix: str) -> None:
         self.at, self.what, self.seen, self.fix = at, what, seen, fix
 
 
 def _decoder() -> json.JSONDecoder:
-    """The standard decoder in its Python form, whose objects can be told where they begin."""
-    made = json.JSONDecoder(parse_constant=_no_constant)
-    made.parse_object = _object  # type: ignore[attr-defined]
-    made.scan_once = scanner.py_make_scanner(made)  # type: ignore[attr-defined]
-    return made
+    """The standard decoder in pure Python, whose objects know their position."""
+    strict = json.JSONDecoder(parse_constant=_no_constant)
+    strict.parse_object = _object  # type: ignore[attr-defined]
+    strict.scan_once = scanner.py_make_scanner(strict)  # type: ignore[attr-defined]
+    return strict
 
 
 def _object(
@@ -104,27 +110,25 @@ def _object(
     pairs, end = decoder.JSONObject(  # type: ignore[attr-defined]
         s_and_end, strict, scan_once, None, list, memo
     )
-    found = Located(pairs)
-    found.at = at
-    if len(found) < len(pairs):
+    located = Located(pairs)
+    located.at = at
+    if len(located) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _LibertyError(at, "one object names a key twice", f"'{twice}'", "keep one of the two")
-    return found, end
+        raise _StrictJsonError(at, "an object has one key twice", f"'{twice}'", "keep one of the two")
+    return located, end
 
 
 def _no_constant(name: str) -> Any:
-    raise _LibertyError(-1, "the file holds a number that is none", name, "scales are finite numbers")
+    raise _StrictJsonError(-1, "a number is not finite", name, "write finite numbers")
 
-
-# Fields of a JSON entry, taken strictly: a missing or wrong one names its line and what was expected.
 
 MOST_BITS = 32
 
 
 @dataclass(frozen=True)
 class Fields:
-    """One entry of ``document``, read field by field.
+    """Typed access to one entry of ``document``.
 
     Attributes:
         name: the tensor, for errors.
@@ -137,14 +141,14 @@ class Fields:
 
     def __post_init__(self) -> None:
         if not isinstance(self.body, dict):
-            raise self.wrong("is not an object", repr(self.body)[:60], "an entry is written in braces")
+            raise self.wrong("is not an object", repr(self.body)[:60], "write the entry in braces")
 
     @property
     def line(self) -> int:
         return self.document.line(self.body)
 
     def wrong(self, what: str, seen: str, fix: str) -> CalibrationError:
-        return broken(
+        return parse_error(
             self.document.where,
             self.document.line(self.body),
             f"the encoding of '{self.name}' {what}",
@@ -153,7 +157,11 @@ class Fields:
         )
 
     def get(self, key: str, kind: type, fix: str) -> Any:
-        """The value of ``key``; the error when it is missing or of another type (a bool is no int)."""
+        """Value of ``key``.
+
+        Raises:
+            CalibrationError: it is missing or of another type; a bool is no int.
+        """
         if key not in self.body:
             raise self.wrong(f"has no '{key}'", f"keys {', '.join(self.body) or 'none'}", fix)
         value = self.body[key]
@@ -178,7 +186,7 @@ class Fields:
         """An integer; 0.x files also write it as 0.0."""
         value = self.number(key)
         if value != int(value):
-            raise self.wrong(f"has a broken '{key}'", repr(value), "offsets are whole numbers")
+            raise self.wrong(f"has a parse_error '{key}'", repr(value), "offsets are whole numbers")
         return int(value)
 
     def truth(self, key: str) -> bool:
@@ -203,24 +211,28 @@ class Fields:
     def wholes(self, key: str) -> tuple[int, ...]:
         values = self.numbers(key)
         if any(value != int(value) for value in values):
-            raise self.wrong(f"has a broken '{key}'", f"{values[:4]}", "whole numbers only")
+            raise self.wrong(f"has a parse_error '{key}'", f"{values[:4]}", "whole numbers only")
         return tuple(int(value) for value in values)
 
 
 def named(document: Document, items: object, key: str) -> Iterator[tuple[str, Any]]:
-    """(name, entry) of a list of entries; the error for one without a name."""
+    """(name, entry) of a list of entries.
+
+    Raises:
+        CalibrationError: no list, or an entry without a name; names file:line.
+    """
     if not isinstance(items, list):
-        raise broken(
+        raise parse_error(
             document.where,
             document.line(items),
             f"'{key}' is not a list",
             type(items).__name__,
-            "versions 1.0.0 and later list their encodings",
+            "write a list, as versions 1.0.0 and later do",
         )
     for item in items:
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
-            raise broken(
+            raise parse_error(
                 document.where,
                 document.line(item),
                 f"an entry of '{key}' has no name",

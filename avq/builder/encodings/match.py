@@ -1,4 +1,4 @@
-"""Which tensor of the float graph an entry's name means, and the edges a grid belongs on."""
+"""Match the entries of a side file with the float graph: tensors by name, edges, and the shape of scales."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import cached_property
 
 import numpy as np
 
-from avq.builder.encodings.aimet_entry import Encoding, UnfitError
+from avq.builder.encodings.aimet_entry import Encoding, EncodingMismatchError
 from avq.builder.lift.findings import finding
 from avq.toolbox import Placement, place, residual_identity_edges
 from avq.types import F32, I64, AnyArray, Edge, Finding, GraphView
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names of the exported model, looked up in its normalised float graph."""
+class TensorNames:
+    """Looks up tensor names of the exported model in its normalised float graph."""
 
     graph: GraphView
 
     def find(self, name: str) -> str | None:
-        """The tensor that ``name`` means; None when the graph has none.
+        """Tensor of the graph for ``name``; None when there is none.
 
-        The picture is the float tensor behind the preprocessing that a build writes into the graph.
+        The name of the picture gives the float tensor after the preprocessing that a build folds into the graph.
         """
         if any(name == picture.name for picture in self.graph.inputs):
             return self._behind_preprocessing(name)
@@ -38,7 +38,7 @@ class Names:
             return name
         (cast, _), *others = self.graph.consumers(name)
         if others or cast.op != "Cast" or not cast.outputs[0].startswith(f"{name}_cast"):
-            return name  # a network that takes bytes itself
+            return name  # the exported model has uint8 input
         tensor = cast.outputs[0]
         for op in ("Mul", "Add"):
             readers = self.graph.consumers(tensor)
@@ -52,48 +52,45 @@ class Names:
 
     @cached_property
     def placements(self) -> tuple[Placement, ...]:
-        """Every weighted operator that could run in integers."""
+        """Weighted operators that can run in integers."""
         return place(self.graph)
 
     @cached_property
     def weight_axes(self) -> Mapping[str, int | None]:
-        """Output-channel axis of every weight."""
+        """Weight -> its output-channel axis."""
         return {p.weight.tensor: p.weight_axis for p in self.placements if p.weight is not None}
 
     def whole(self, tensor: str) -> Edge:
-        """The edge for all readers; a constant with a single reader is named with it, as plans do."""
+        """Edge for all readers; a constant with one reader gets that reader's edge, as in plans."""
         readers = self.graph.consumers(tensor)
         if self.graph.is_constant(tensor) and len(readers) == 1:
             return Edge(tensor, readers[0][0].name, readers[0][1])
         return Edge(tensor)
 
     def integer_edges(self, tensors: Collection[str]) -> list[Edge]:
-        """Edges in front of weighted operators, and of residual additions, whose tensor is among ``tensors``."""
+        """Edges into weighted operators and residual additions whose tensors are all in ``tensors``."""
         chosen = [p for p in self.placements if all(edge.tensor in tensors for edge in p.activations)]
         edges = [*(e for p in chosen for e in p.activations), *residual_identity_edges(self.graph, chosen)]
         return [edge for edge in dict.fromkeys(edges) if edge.tensor in tensors]
 
 
-# What happens while a side file is taken over: names are looked up, and what does not fit is collected.
-
-
-class Taking:
-    """One file over one graph.
+class Importer:
+    """Matches one side file with one graph and collects what does not fit.
 
     Attributes:
         graph: the float graph.
-        names: its tensors by the names of the exported model.
-        matched: how many entries found their tensor.
+        names: looks up its tensors by the names of the exported model.
+        matched: number of entries with a tensor.
     """
 
     def __init__(self, graph: GraphView, where: str) -> None:
-        self.graph, self.names, self.matched = graph, Names(graph), 0
+        self.graph, self.names, self.matched = graph, TensorNames(graph), 0
         self._where = where
         self._places: dict[str, list[str]] = defaultdict(list)
         self._unknown: list[str] = []
 
     def find(self, name: str, line: int) -> str | None:
-        """The tensor that ``name`` means; a name without one is noted."""
+        """Tensor for ``name``; None, with a note, when the graph has none."""
         tensor = self.names.find(name)
         if tensor is None:
             self._unknown.append(name)
@@ -103,68 +100,76 @@ class Taking:
         return tensor
 
     def note(self, code: str, name: str, line: int, seen: str = "") -> None:
+        """Collect pitfall ``code`` of one entry."""
         place = f"{name} ({self._where}:{line})" if line else name
         self._places[code].append(f"{place} {seen}".rstrip())
 
-    def unfit(self, reason: UnfitError, name: str, line: int) -> None:
+    def mismatch(self, reason: EncodingMismatchError, name: str, line: int) -> None:
+        """Collect the pitfall of an entry that becomes no point."""
         self.note(reason.code, name, line, reason.seen)
 
     def findings(self) -> tuple[Finding, ...]:
-        """By code; names that nothing has are grave when no name fits at all."""
-        said = []
+        """Findings by code; unknown names are an error when no entry has a tensor."""
+        findings = []
         for code, places in sorted(self._places.items()):
             if code == "AVQ-Q50":
                 severity = "warning" if self.matched else "error"
-                said.append(finding(code, places, severity=severity, fix=self._nearest))
+                findings.append(finding(code, places, severity=severity, fix=self._nearest))
             else:
-                said.append(finding(code, places))
-        return tuple(said)
+                findings.append(finding(code, places))
+        return tuple(findings)
 
     @cached_property
     def _nearest(self) -> str | None:
         known = [*self.graph.tensors, *self.graph.constants]
         close = difflib.get_close_matches(self._unknown[0], known, n=1, cutoff=0.6)
         hint = f"; the model has '{close[0]}'" if close else ""
-        return f"take the file that was written beside this very model, or rename the entries{hint}"
+        return f"use the file that was written for this model, or rename its entries{hint}"
 
 
-# Flat scales of an entry, shaped for their tensor; the operator tells the axis where a file does not.
+# Scales of an entry in the shape that the plan needs for their tensor.
 
-Spread = tuple[F32, I64, "int | None"]
+Shaped = tuple[F32, I64, "int | None"]
 
 
-def spread_over(entry: Encoding, tensor: str, names: Names) -> Spread:
-    """(scale, offset, axis) as a plan wants them for ``tensor``.
+def shaped_for(entry: Encoding, tensor: str, names: TensorNames) -> Shaped:
+    """Scales and offsets in the plan's shape for ``tensor``.
 
-    Raises UnfitError AVQ-Q56 when their number is not that of its channels or blocks.
+    Returns:
+        (scale float32, offset int64, axis), see `QuantPoint`; the operator gives the axis where the file has none.
+
+    Raises:
+        EncodingMismatchError: AVQ-Q56, there are not as many as channels or blocks.
     """
     if entry.layout == "tensor":
         return np.asarray(entry.scale[0], np.float32), np.asarray(entry.offset[0], np.int64), None
     shape = names.graph.shape(tensor)
     if shape is None:
-        raise UnfitError("AVQ-Q56", f"{len(entry.scale)} scales, shape not known")
+        raise EncodingMismatchError("AVQ-Q56", f"{len(entry.scale)} scales, unknown shape")
     if entry.layout == "channel":
         return _per_channel(entry, shape, _axis(entry.axis, names.weight_axes.get(tensor), shape))
     return _per_block(entry, shape, names.weight_axes.get(tensor))
 
 
-def _axis(said: int | None, implied: int | None, shape: tuple[int, ...]) -> int:
-    axis = implied if said is None else said
+def _axis(explicit: int | None, implied: int | None, shape: tuple[int, ...]) -> int:
+    axis = implied if explicit is None else explicit
     if axis is None:
-        raise UnfitError("AVQ-Q56", "no operator tells the channel axis")
+        raise EncodingMismatchError("AVQ-Q56", "no operator implies the channel axis")
     if not -len(shape) <= axis < len(shape):
-        raise UnfitError("AVQ-Q56", f"axis {axis} of shape {shape}")
+        raise EncodingMismatchError("AVQ-Q56", f"axis {axis} of shape {shape}")
     return axis % len(shape)
 
 
-def _per_channel(entry: Encoding, shape: tuple[int, ...], axis: int) -> Spread:
+def _per_channel(entry: Encoding, shape: tuple[int, ...], axis: int) -> Shaped:
     if len(entry.scale) != shape[axis]:
-        raise UnfitError("AVQ-Q56", f"{len(entry.scale)} scales for {shape[axis]} channels along axis {axis}")
+        raise EncodingMismatchError(
+            "AVQ-Q56", f"{len(entry.scale)} scales for {shape[axis]} channels along axis {axis}"
+        )
     return np.asarray(entry.scale, np.float32), np.asarray(entry.offset, np.int64), axis
 
 
-def _per_block(entry: Encoding, shape: tuple[int, ...], channels: int | None) -> Spread:
-    """Blocks along one axis; 2.x nests its scales in the tensor's rank, 1.x lists them by output channel."""
+def _per_block(entry: Encoding, shape: tuple[int, ...], channels: int | None) -> Shaped:
+    """Shape scales per block: 2.x nests them in the tensor's rank, 1.x lists them by output channel."""
     assert entry.block_size is not None
     if entry.axis is not None:
         axis = _axis(entry.axis, None, shape)
@@ -174,7 +179,7 @@ def _per_block(entry: Encoding, shape: tuple[int, ...], channels: int | None) ->
         nested = (shape[1 - axis], -(-shape[axis] // entry.block_size))
     wanted = tuple(-(-n // entry.block_size) if i == axis else n for i, n in enumerate(shape))
     if int(np.prod(nested)) != len(entry.scale):
-        raise UnfitError("AVQ-Q56", f"{len(entry.scale)} scales for blocks {wanted}")
+        raise EncodingMismatchError("AVQ-Q56", f"{len(entry.scale)} scales for blocks {wanted}")
     scale, offset = (
         _nested(np.asarray(values), nested, wanted, turned=entry.axis is None and axis == 0)
         for values in (entry.scale, entry.offset)
@@ -187,6 +192,6 @@ def _nested(values: AnyArray, nested: tuple[int, ...], wanted: tuple[int, ...], 
     array = array.T if turned else array
     array = array.reshape(*array.shape, *[1] * (len(wanted) - array.ndim))
     if array.ndim != len(wanted) or any(n not in (1, w) for n, w in zip(array.shape, wanted, strict=True)):
-        raise UnfitError("AVQ-Q56", f"scales of shape {array.shape} for blocks {wanted}")
+        raise EncodingMismatchError("AVQ-Q56", f"scales of shape {array.shape} for blocks {wanted}")
     full: AnyArray = np.broadcast_to(array, wanted).copy()
     return full

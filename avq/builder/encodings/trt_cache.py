@@ -1,7 +1,7 @@
-"""TensorRT calibration caches: one header line, then ``tensor: hex`` lines.
+"""Parse and write TensorRT calibration caches: one header line, then ``tensor: hex`` lines.
 
 The hex digits are the bits of a big-endian float32, the scale of a signed 8-bit grid around zero: its largest
-magnitude over 127. Names may hold colons, spaces and parentheses, so the last colon ends them.
+magnitude over 127. Names may contain colons, spaces and parentheses, so the last colon ends them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from avq.builder.encodings.json_source import broken, decoded
+from avq.builder.encodings.json_source import decode_text, parse_error
 from avq.errors import CalibrationError
 
 _HEADER = re.compile(r"TRT-\d+-\w+")
@@ -24,8 +24,8 @@ class CacheEntry:
 
     Attributes:
         tensor: its name in TensorRT's network; usually the ONNX name.
-        bits: the float32's 32 bits, kept as they are so that every file can be written again exactly.
-        line: where it stands, counted from 1; 0 when it was never read from a file.
+        bits: the 32 bits of the float32, so that every file can be written again exactly.
+        line: of its file, from 1; 0 for an entry without a file.
     """
 
     tensor: str
@@ -34,12 +34,12 @@ class CacheEntry:
 
     @classmethod
     def of(cls, tensor: str, scale: float) -> CacheEntry:
-        """The entry of a scale, rounded to float32."""
+        """Entry of a scale, rounded to float32."""
         return cls(tensor, struct.unpack(">I", struct.pack(">f", scale))[0])
 
     @property
     def scale(self) -> float:
-        """The float32 as a Python float, exactly."""
+        """Scale as a Python float, exact."""
         return float(struct.unpack(">f", struct.pack(">I", self.bits))[0])
 
 
@@ -48,7 +48,7 @@ class TrtCache:
     """A calibration cache.
 
     Attributes:
-        header: such as "TRT-8501-EntropyCalibration2": version and calibrator that wrote it.
+        header: version and calibrator, such as "TRT-8501-EntropyCalibration2".
         entries: in file order.
     """
 
@@ -56,34 +56,42 @@ class TrtCache:
     entries: tuple[CacheEntry, ...]
 
 
-def looks_like_cache(data: bytes) -> bool:
-    """Whether the first line is a cache's header."""
+def is_cache(data: bytes) -> bool:
+    """Whether the data begin with a cache's header."""
     return data.lstrip()[:4] == b"TRT-"
 
 
 def parse_cache(data: bytes, where: str = "cache") -> TrtCache:
-    """The entries of a cache.
+    """Parse a cache.
 
-    Raises CalibrationError with ``where``:line for a wrong header, a line that is not ``name: hex``, or one
-    tensor with two scales.
+    Raises:
+        CalibrationError: a wrong header, a line that is not ``name: hex``, or a tensor with two scales; names
+            ``where``:line.
     """
-    lines = decoded(data, where).split("\n")
+    lines = decode_text(data, where).split("\n")
     header = lines[0].strip()
     if not _HEADER.fullmatch(header):
-        raise broken(where, 1, "a calibration cache begins with a header", header[:60], _KNOWN_HEADER)
+        raise parse_error(
+            where,
+            1,
+            "the header of the calibration cache is missing",
+            header[:60],
+            f"begin with {_KNOWN_HEADER}",
+        )
     entries = [_entry(line.rstrip("\r"), n, where) for n, line in enumerate(lines[1:], 2) if line.strip()]
     _refuse_two_scales(entries, where)
     return TrtCache(header, tuple(entries))
 
 
 def write_cache(cache: TrtCache) -> bytes:
-    """The file, as TensorRT writes it; ``parse_cache`` gives ``cache`` back.
+    """Write the file as TensorRT does; ``parse_cache`` gives ``cache`` back.
 
-    Raises CalibrationError for a header or a name that the format cannot hold.
+    Raises:
+        CalibrationError: the format cannot express the header or a name.
     """
     if not _HEADER.fullmatch(cache.header):
         raise CalibrationError(
-            f"'{cache.header}' is no header of a calibration cache", fix=f"such as {_KNOWN_HEADER}"
+            f"'{cache.header}' is not a header of a calibration cache", fix=f"use {_KNOWN_HEADER}"
         )
     for entry in cache.entries:
         if not entry.tensor.strip() or {"\n", "\r"} & set(entry.tensor):
@@ -98,14 +106,14 @@ def write_cache(cache: TrtCache) -> bytes:
 def _entry(line: str, number: int, where: str) -> CacheEntry:
     tensor, colon, digits = line.rpartition(":")
     if not colon or not tensor.strip():
-        raise broken(where, number, "this line names no tensor", line[:80], "write 'tensor: 3c008912'")
+        raise parse_error(where, number, "the line has no tensor name", line[:80], "write 'tensor: 3c008912'")
     if not _HEX.fullmatch(digits.strip()):
-        raise broken(
+        raise parse_error(
             where,
             number,
             f"the scale of '{tensor}' is not a float32 in hexadecimal",
             digits.strip()[:40] or "nothing",
-            "one to eight hexadecimal digits, big endian; was the file cut or converted?",
+            "write one to eight hexadecimal digits, big endian; the file may be truncated",
         )
     return CacheEntry(tensor, int(digits, 16), number)
 
@@ -115,7 +123,7 @@ def _refuse_two_scales(entries: list[CacheEntry], where: str) -> None:
     for entry in entries:
         before = first.setdefault(entry.tensor, entry)
         if before.bits != entry.bits:
-            raise broken(
+            raise parse_error(
                 where,
                 entry.line,
                 f"'{entry.tensor}' has two scales",

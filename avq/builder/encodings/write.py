@@ -1,4 +1,4 @@
-"""A plan as a side file, for tools that take scales but no Q/DQ graph."""
+"""Write a plan as a side file, for tools that read scales but no Q/DQ graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 
 from avq.builder.encodings.aimet import WRITTEN_VERSIONS, write_aimet
 from avq.builder.encodings.aimet_entry import AimetFile, Role, encoding
-from avq.builder.encodings.match import Names
+from avq.builder.encodings.match import TensorNames
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.builder.graph.view import view_of
 from avq.builder.lower.model import HALF
@@ -23,13 +23,13 @@ _REPLAN = "build with --option activations=symmetric or for --target tensorrt"
 
 @dataclass(frozen=True)
 class Lowered:
-    """What the written model knows of the plan's tensors.
+    """The plan's tensors in the written model.
 
     Attributes:
-        weights: those that are constants.
+        weights: constants.
         partly: activations that some operator reads in float.
-        picture: what the float model before the build calls the tensor behind the preprocessing:
-            (name in the plan, name in the file); None when the preprocessing is not in the graph.
+        picture: (name in the plan, name in the float model) of the tensor after the preprocessing; None when the
+            preprocessing is not in the graph.
     """
 
     weights: Collection[str] = ()
@@ -37,77 +37,82 @@ class Lowered:
     picture: tuple[str, str] | None = None
 
     def name(self, tensor: str) -> str:
+        """Name of a planned tensor in the float model."""
         return self.picture[1] if self.picture and tensor == self.picture[0] else tensor
 
 
 @dataclass(frozen=True)
 class Written:
-    """A side file and what it could not say.
+    """A side file.
 
     Attributes:
-        data: the bytes.
-        entries: how many grids are in it.
-        unsaid: reason -> tensors.
+        data: its bytes.
+        entries: number of grids in it.
+        omitted: reason -> tensors that the format cannot express.
     """
 
     data: bytes
     entries: int
-    unsaid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    omitted: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def plan_as_cache(plan: QuantizationPlan, lowered: Lowered, header: str) -> Written:
-    """A TensorRT calibration cache of the plan's activations.
+    """Write the plan's activations as a TensorRT calibration cache.
 
-    Raises PlanError, naming the points, unless these are signed 8-bit grids around zero, one per tensor.
+    Raises:
+        PlanError: a grid is not signed, 8-bit, around zero and per tensor; names the points.
     """
     points = _one_per_tensor(plan)
     activations = [p for p in points if p.edge.tensor not in lowered.weights]
     _refuse(
-        [p for p in points if p.mode != "static"], "a calibration cache, which holds static scales", _REPLAN
+        [p for p in points if p.mode != "static"], "a calibration cache: it has static scales only", _REPLAN
     )
-    crooked = [p for p in activations if not p.symmetric or p.narrow or p.bits != 8 or p.scale.ndim]
-    _refuse(crooked, "a calibration cache: only INT8 around zero, one scale per tensor", _REPLAN)
+    asymmetric = [p for p in activations if not p.symmetric or p.narrow or p.bits != 8 or p.scale.ndim]
+    _refuse(asymmetric, "a calibration cache: INT8 around zero with one scale per tensor only", _REPLAN)
     entries = [CacheEntry.of(lowered.name(p.edge.tensor), float(p.scale)) for p in activations]
     weights = [p.edge.tensor for p in points if p.edge.tensor in lowered.weights]
-    unsaid = {"weights are not in a cache: TensorRT scales them by their largest magnitude": weights}
+    omitted = {"a cache has no weights: TensorRT scales them by their largest magnitude": weights}
     return Written(
         write_cache(TrtCache(header, tuple(entries))),
         len(entries),
-        _told(unsaid, plan, frozenset(lowered.weights)),
+        _with_changed_constants(omitted, plan, frozenset(lowered.weights)),
     )
 
 
 def cache_header(version: str | None) -> str:
-    """The header of a cache that a TensorRT of that version reads: "8501" is 8.5.1, "100300" is 10.3.0.
+    """Header of a cache for a TensorRT version: "8501" is 8.5.1, "100300" is 10.3.0.
 
-    Raises RequestError when it is no number.
+    Raises:
+        RequestError: the version is no number.
     """
     number = version or CACHE_VERSION
     if not number.isdigit():
         raise RequestError(
-            f"'{number}' is no version of a calibration cache",
-            fix="digits only, such as 8501 for TensorRT 8.5.1",
+            f"--version {number} is not a version of a calibration cache",
+            fix="give digits only, such as 8501 for TensorRT 8.5.1",
         )
     return f"TRT-{number}-EntropyCalibration2"
 
 
 def plan_as_aimet(plan: QuantizationPlan, lowered: Lowered, version: str) -> Written:
-    """AIMET encodings of the plan.
+    """Write the plan as AIMET encodings.
 
-    Raises RequestError for an unknown version, PlanError for points that the version cannot express.
+    Raises:
+        RequestError: unknown version.
+        PlanError: the version cannot express a point; names the points.
     """
     if version not in WRITTEN_VERSIONS:
         raise RequestError(
-            f"AIMET encodings {version} are not written", fix=nearest(version, WRITTEN_VERSIONS)
+            f"AIMET encodings {version} cannot be written", fix=nearest(version, WRITTEN_VERSIONS)
         )
     points = _one_per_tensor(plan)
     what = f"AIMET encodings {version}"
-    _refuse([p for p in points if p.mode == "dynamic"], f"{what}, which hold static scales", _REPLAN)
-    _refuse([p for p in points if p.rounding != "half_even"], f"{what}, which round half to even", _REPLAN)
-    lopsided = [p for p in points if p.narrow and (version.startswith("2.") or not p.symmetric)]
-    _refuse(lopsided, f"{what}: they leave a level unused", "--version 1.0.0 says symmetric narrow grids")
+    _refuse([p for p in points if p.mode == "dynamic"], f"{what}: they have static scales only", _REPLAN)
+    _refuse([p for p in points if p.rounding != "half_even"], f"{what}: they round half to even", _REPLAN)
+    narrow = [p for p in points if p.narrow and (version.startswith("2.") or not p.symmetric)]
+    _refuse(narrow, f"{what}: they leave a level unused", "--version 1.0.0 has symmetric narrow grids")
     blocks = [p for p in points if p.block_size is not None and not version.startswith("2.")]
-    _refuse(blocks, f"{what}: they have a scale per block", "--version 2.0.0 says blocks")
+    _refuse(blocks, f"{what}: they have a scale per block", "--version 2.0.0 has blocks")
     entries = []
     for p in points:
         role: Role = "param" if p.edge.tensor in lowered.weights else "activation"
@@ -115,16 +120,22 @@ def plan_as_aimet(plan: QuantizationPlan, lowered: Lowered, version: str) -> Wri
         entries.append(entry if version.startswith("2.") else replace(entry, axis=None, shape=()))
     recoded = [p.edge.tensor for p in points if p.signed and not p.symmetric and not version.startswith("2.")]
     partly = [p.edge.tensor for p in points if p.edge.tensor in lowered.partly]
-    unsaid = {
+    omitted = {
         "signed grids with a zero point are written unsigned, with the same numbers": recoded,
-        "some operator reads the float tensor; encodings hold for every reader": partly,
+        "an operator reads the float tensor, but encodings apply to every reader": partly,
     }
     file = AimetFile(version, tuple(entries), {"producer": "avq"} if version.startswith("2.") else {})
-    return Written(write_aimet(file), len(entries), _told(unsaid, plan, frozenset(lowered.weights)))
+    return Written(
+        write_aimet(file), len(entries), _with_changed_constants(omitted, plan, frozenset(lowered.weights))
+    )
 
 
 def _one_per_tensor(plan: QuantizationPlan) -> list[QuantPoint]:
-    """The plan's points by tensor, sorted; PlanError where readers of one tensor have different grids."""
+    """The plan's points by tensor, sorted.
+
+    Raises:
+        PlanError: readers of one tensor have different grids.
+    """
     points: dict[str, QuantPoint] = {}
     unequal = []
     for p in sorted(plan.points, key=lambda p: p.edge):
@@ -133,8 +144,8 @@ def _one_per_tensor(plan: QuantizationPlan) -> list[QuantPoint]:
             unequal.append(p)
     _refuse(
         unequal,
-        "one grid per tensor, as readers have different ones",
-        "build a bundle with one grid",
+        "one grid per tensor: readers of a tensor have different grids",
+        "build a bundle with one grid per tensor",
     )
     return list(points.values())
 
@@ -150,31 +161,30 @@ def _refuse(points: Sequence[QuantPoint], what: str, fix: str) -> None:
         raise PlanError(f"{len(points)} grids cannot be written as {what}", seen=names, fix=fix)
 
 
-def _told(
-    unsaid: Mapping[str, Sequence[str]], plan: QuantizationPlan, weights: Set[str]
+def _with_changed_constants(
+    omitted: Mapping[str, Sequence[str]], plan: QuantizationPlan, weights: Set[str]
 ) -> dict[str, list[str]]:
     replaced = set(plan.overrides)
     kept = {
-        "weights were equalized or rounded, which only the bundle's model has: to use the scales with the float "
-        "model build with --option equalize=off --option rounding=nearest": sorted(replaced & weights),
+        "weights were equalized or rounded in the bundle's model only: to use the scales with the float model, "
+        "build with --option equalize=off --option rounding=nearest": sorted(replaced & weights),
         "corrected biases stay in the bundle's model": sorted(replaced - weights),
     }
-    return {reason: list(names) for reason, names in {**unsaid, **kept}.items() if names}
+    return {reason: list(names) for reason, names in {**omitted, **kept}.items() if names}
 
 
-# What a lowered model tells of its plan's tensors: which are constants, and which some operator reads
-# in float.
+# Inspection of the lowered model.
 
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
-def look_at_lowered(model: bytes, plan: QuantizationPlan) -> Lowered:
-    """The tensors of ``plan`` in the model that a build wrote with it; ``model`` is that ONNX file."""
+def inspect_lowered(model: bytes, plan: QuantizationPlan) -> Lowered:
+    """Find the tensors of ``plan`` in ``model``, the ONNX file that a build wrote with it."""
     graph = view_of(_by_float_names(onnx.load_from_string(model)))
     tensors = {point.edge.tensor for point in plan.points}
     written = {name for node in graph.nodes for name in node.outputs} | {t.name for t in graph.inputs}
     picture = graph.inputs[0].name
-    behind = Names(graph).find(picture) or picture
+    behind = TensorNames(graph).find(picture) or picture
     return Lowered(
         weights=frozenset(tensors - written),
         partly=frozenset(t for t in tensors & written if _read_in_float(graph, t)),
@@ -183,7 +193,7 @@ def look_at_lowered(model: bytes, plan: QuantizationPlan) -> Lowered:
 
 
 def _by_float_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with tensors in FP16 under the names they have in the plan; casts between the two fall out."""
+    """``model`` with FP16 tensors under their names in the plan, and without the casts between the two."""
     graph, kept, known = model.graph, [], set()
     for node in graph.node:
         node.input[:] = [name.removesuffix(HALF) for name in node.input]
@@ -203,7 +213,7 @@ def _by_float_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _read_in_float(graph: GraphView, tensor: str) -> bool:
-    """Some reader is neither a quantizer nor the clipping that the writer put before one."""
+    """Whether some reader is neither a quantizer nor the Clip that the writer put before one."""
     return any(
         node.op not in _QUANTIZERS and not (node.op == "Clip" and node.name.startswith(f"{tensor}/Clip"))
         for node, _ in graph.consumers(tensor)
@@ -212,6 +222,6 @@ def _read_in_float(graph: GraphView, tensor: str) -> bool:
 
 
 def _dequantized(graph: GraphView, tensor: str) -> bool:
-    """A quantized graph output carries its name behind the pair, not before it."""
+    """Whether the tensor is a quantized graph output, whose name is that of the DequantizeLinear result."""
     producer = graph.producer(tensor)
     return producer is not None and producer.op == "DequantizeLinear"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.builder.encodings import WRITTEN_VERSIONS, parse_aimet, write_aimet
-from avq.builder.encodings.aimet_entry import Encoding, Untaken
+from avq.builder.encodings.aimet_entry import Encoding, UnsupportedEntry
 from avq.builder.encodings.read import read_side_file
 from avq.builder.encodings.write import Lowered, plan_as_aimet
 from avq.errors import CalibrationError, PlanError
@@ -35,7 +35,7 @@ def grid(scale: float, offset: int, symmetric: str = "False", **changed: float) 
         "min": low,
         "scale": scale,
     }
-    return {**entry, "offset": changed.pop("told", offset), **changed}
+    return {**entry, "offset": changed.pop("stored_offset", offset), **changed}
 
 
 def v0(activations: dict[str, Any] | None = None, params: dict[str, Any] | None = None, **rest: Any) -> bytes:
@@ -150,7 +150,7 @@ def test_what_is_no_integer_grid_is_kept_word_for_word() -> None:
         v0({"x": [halves]}, excluded_layers=["Conv_3"], quantizer_args={"quant_scheme": "post_training_tf"}),
     ):
         file = parse_aimet(data)
-        assert [type(entry) for entry in file.entries] == [Untaken]
+        assert [type(entry) for entry in file.entries] == [UnsupportedEntry]
         assert write_aimet(file) == data
 
 
@@ -239,10 +239,10 @@ def test_blocks_run_along_the_inputs_of_their_operator(tmp_path: Path) -> None:
     [
         (v0({"flat": [grid(0.1, 0)], "gone": [grid(0.1, 0)]}), "AVQ-Q50"),
         (v0({"flat": [grid(0.1, 0, max=26.0)]}), "AVQ-Q51"),
-        (v0({"flat": [grid(0.1, -20, told=-10)]}), "AVQ-Q51"),
+        (v0({"flat": [grid(0.1, -20, stored_offset=-10)]}), "AVQ-Q51"),
         (v0({"flat": [grid(0.1, 0)]}, {"flat": [grid(0.2, 0)]}), "AVQ-Q51"),
         (v1(entry1("flat", [0.1], [7])), "AVQ-Q51"),
-        (v0({"flat": [grid(0.1, -20, told=21)]}), "AVQ-Q52"),
+        (v0({"flat": [grid(0.1, -20, stored_offset=21)]}), "AVQ-Q52"),
         (v1(entry1("flat", [0.0], [0])), "AVQ-Q53"),
         (v1(entry1("flat", [1e-42], [0])), "AVQ-Q53"),
         (v0({"flat": [{"bitwidth": 16, "dtype": "float"}]}), "AVQ-Q54"),
@@ -264,7 +264,7 @@ def test_every_pitfall_has_its_number(data: bytes, code: str, tmp_path: Path) ->
 
 
 def test_an_offset_above_zero_is_taken_from_min_and_scale(tmp_path: Path) -> None:
-    (point,) = over_graph(v0({"flat": [grid(0.25, -20, told=21)]}), tmp_path).points
+    (point,) = over_graph(v0({"flat": [grid(0.25, -20, stored_offset=21)]}), tmp_path).points
     assert np.array_equal(levels(point), 0.25 * (np.arange(256) - 20))
 
 
@@ -284,7 +284,7 @@ def test_a_real_hand_made_override_tells_two_grids_at_once(material: Path, tmp_p
 BROKEN = [
     ('{\n"version": "1.0.0",\n"activation_encodings": [', 3, "not JSON"),
     ("[]", 1, "one JSON object"),
-    ('{"version": "3.0.0",\n"encodings": []}', 1, "unknown"),
+    ('{"version": "3.0.0",\n"encodings": []}', 1, "3.0.0 is not supported"),
     ('{"version": "2.0.0"}', 1, "not a list"),
     ('{"version": "2.0.0", "encodings": [\n{"name": "x", "y_scale": 1}]}', 2, "'output_dtype'"),
     (
@@ -308,8 +308,8 @@ BROKEN = [
     ('{"version": "0.6.1", "activation_encodings": {\n"x": [\n{"bitwidth": 8}]}}', 3, "is_symmetric"),
     ('{"version": "0.6.1", "activation_encodings": {\n"x": []}}', 1, "no list"),
     ('{"version": "0.6.1", "activation_encodings": {\n"conv1":\n{"output": {}}}}', 3, "torch module"),
-    ('{"version": "0.6.1",\n"activation_encodings": {\n"x": [], "x": []}}', 2, "names a key twice"),
-    ('{"version": "0.6.1",\n\n"x": NaN}', 3, "is none"),
+    ('{"version": "0.6.1",\n"activation_encodings": {\n"x": [], "x": []}}', 2, "one key twice"),
+    ('{"version": "0.6.1",\n\n"x": NaN}', 3, "not finite"),
     ("[" * 100_000, 1, "nested too deeply"),
 ]
 
@@ -351,7 +351,7 @@ def test_a_damaged_file_is_read_or_refused_but_never_breaks_the_program(data: st
     patch = data.draw(st.sampled_from([b"", b"0", b"-1", b"{", b"null", b'"x"', b"[]", b"1e999", b"\xff"]))
     try:
         file = parse_aimet(whole[:at] + patch + whole[at + cut :])
-        assert all(isinstance(entry, Encoding | Untaken) for entry in file.entries)
+        assert all(isinstance(entry, Encoding | UnsupportedEntry) for entry in file.entries)
         write_aimet(file)
     except CalibrationError as error:
         assert error.what

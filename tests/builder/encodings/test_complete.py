@@ -1,4 +1,4 @@
-"""A side file that names a part of the model: the rest is calibrated, or stays float, and it is said."""
+"""A side file for a part of the model: the rest is calibrated or stays float, with a finding."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Counted:
     """Every tensor was between -1 and 3 on the pictures."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.collected: list[str] = []
 
     def __call__(self, tensors: Sequence[str]) -> Counted:
-        self.asked += tensors
+        self.collected += tensors
         return self
 
     def range(self, tensor: str, method: str, *, symmetric: bool) -> Range:
-        assert tensor in self.asked and method == "minmax"
+        assert tensor in self.collected and method == "minmax"
         return Range(-3, 3) if symmetric else Range(-1, 3)
 
 
@@ -50,23 +50,23 @@ def test_what_is_not_named_is_calibrated_and_said(tmp_path: Path) -> None:
     counted = Counted()
     foreign, plan = taken(partial(tmp_path), counted)
     named = {"picture", "rows"}
-    assert set(counted.asked) == set(READ_BY_WEIGHTED) - named - {"columns"}
+    assert set(counted.collected) == set(READ_BY_WEIGHTED) - named - {"columns"}
     for point in foreign.points:
         if point.edge.tensor in WEIGHTS:
             continue
         own = {"picture": 0.01, "rows": 0.5}.get(point.edge.tensor, 3 / 127)
         assert point.symmetric and point.scale == np.float32(own)
     assert {p.edge.tensor for p in plan.points} == {*READ_BY_WEIGHTED[:-1], *WEIGHTS} - {"product.weight"}
-    (said,) = [finding for finding in foreign.findings if finding.code == "AVQ-Q58"]
-    assert said.seen == "3: deep, up, gemm_t" and "range they had on the pictures" in said.fix
+    (incomplete,) = [finding for finding in foreign.findings if finding.code == "AVQ-Q58"]
+    assert incomplete.seen == "3: deep, up, gemm_t" and "on the pictures" in incomplete.fix
     assert not foreign.errors
 
 
 def test_without_pictures_it_stays_float_and_is_said(tmp_path: Path) -> None:
     foreign, plan = taken(partial(tmp_path), None)
     assert {p.edge.tensor for p in plan.points} == {"picture", "stem.weight", "rows", "columns.weight"}
-    (said,) = [finding for finding in foreign.findings if finding.code == "AVQ-Q58"]
-    assert "add --data" in said.fix
+    (incomplete,) = [finding for finding in foreign.findings if finding.code == "AVQ-Q58"]
+    assert "add --data" in incomplete.fix
 
 
 def test_a_grid_reaches_operators_behind_a_split_which_files_do_not_name(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_a_grid_reaches_operators_behind_a_split_which_files_do_not_name(tmp_pat
     named = {"x": 0.01, "whole": 0.25, "w1": 0.02, "w2": 0.03}
     entries = [{"name": name, "scale": [scale], **grid} for name, scale in named.items()]
     path = tmp_path / "net.encodings"
-    said = {"version": "1.0.0", "activation_encodings": entries[:2], "param_encodings": entries[2:]}
-    path.write_text(json.dumps(said))
+    encodings = {"version": "1.0.0", "activation_encodings": entries[:2], "param_encodings": entries[2:]}
+    path.write_text(json.dumps(encodings))
     foreign = side_file_for_plan(path, view, {}, None, symmetric_only=False)
     behind = QuantizationPlan(view.digest, foreign.points).point_for("half", "second", 0)
     assert behind is not None and behind.scale == np.float32(0.25)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avq.builder.encodings.read import read_side_file
-from avq.builder.encodings.write import Lowered, cache_header, look_at_lowered, plan_as_aimet, plan_as_cache
+from avq.builder.encodings.write import Lowered, cache_header, inspect_lowered, plan_as_aimet, plan_as_cache
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.graph.model import FloatModel, load_graph
 from avq.builder.lower import lower
@@ -43,7 +43,7 @@ def planned(model: FloatModel, *, symmetric: bool) -> QuantizationPlan:
 
 
 def lowered(model: FloatModel, plan: QuantizationPlan) -> Lowered:
-    return look_at_lowered(lower(model.proto, plan, "s8" if plan.symmetric else "asymmetric"), plan)
+    return inspect_lowered(lower(model.proto, plan, "s8" if plan.symmetric else "asymmetric"), plan)
 
 
 def test_the_lowered_model_tells_weights_from_activations(folded: FloatModel) -> None:
@@ -100,8 +100,8 @@ def test_encodings_give_the_same_grids_by_tensor(folded: FloatModel, version: st
         assert replace(point, edge=own.edge).settings() == own.settings()
         assert point.scale.tobytes() == own.scale.tobytes()
         assert np.array_equal(point.zero_point, own.zero_point)
-    told = [names for why, names in written.unsaid.items() if "every reader" in why]
-    assert set(*told) == seen.partly
+    partly = [names for why, names in written.omitted.items() if "every reader" in why]
+    assert set(*partly) == seen.partly
 
 
 def test_what_a_cache_cannot_express_is_refused_by_name(folded: FloatModel) -> None:
@@ -121,9 +121,9 @@ def test_replaced_weights_and_biases_are_told_apart(folded: FloatModel) -> None:
     constants = folded.view.constants
     replaced = {name: constants[name] for name in ("stem.conv.weight", "stem.conv.bias")}
     written = plan_as_aimet(replace(plan, overrides=replaced), lowered(folded, plan), "1.0.0")
-    told = {names[0]: why for why, names in written.unsaid.items()}
-    assert "equalize=off" in told["stem.conv.weight"]
-    assert "biases" in told["stem.conv.bias"]
+    reasons = {names[0]: why for why, names in written.omitted.items()}
+    assert "equalize=off" in reasons["stem.conv.weight"]
+    assert "biases" in reasons["stem.conv.bias"]
 
 
 def test_readers_that_disagree_on_a_tensor_are_refused() -> None:
@@ -134,7 +134,7 @@ def test_readers_that_disagree_on_a_tensor_are_refused() -> None:
 
 
 def test_unknown_versions_are_refused() -> None:
-    with pytest.raises(RequestError, match="not written"):
+    with pytest.raises(RequestError, match=r"2\.1\.0"):
         plan_as_aimet(QuantizationPlan(""), Lowered(), "2.1.0")
-    with pytest.raises(RequestError, match="no version"):
+    with pytest.raises(RequestError, match=r"8\.5\.1"):
         cache_header("8.5.1")

@@ -79,7 +79,7 @@ def test_one_number_for_all_channels_is_one_number() -> None:
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ModelError, match="does not take the picture"):
+    with pytest.raises(ModelError, match="has not the shape"):
         fold_input(NETWORK, PRESETS["yolov8"](WIDTH, WIDTH))
 
 
