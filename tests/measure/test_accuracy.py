@@ -133,7 +133,7 @@ def test_evaluating_nothing_is_refused(tmp_path: Path) -> None:
     labels = read(tmp_path, coco())
     with pytest.raises(DataError, match="no picture"):
         evaluate(labels, {})
-    with pytest.raises(DataError, match="no box to measure"):
+    with pytest.raises(DataError, match="hold no box"):
         evaluate(labels, {8: Detections.none()})
     with pytest.raises(DataError, match="not in"):
         evaluate(labels, {99: Detections.none()})
