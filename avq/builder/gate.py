@@ -1,10 +1,17 @@
-"""The gate: may this bundle serve? Pure decisions over measured numbers."""
+"""The gate: may this bundle serve? Pure decisions over measured numbers.
+
+Nothing here may import onnx: ``avq compile`` judges engines on machines without it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from avq.types import Accuracy, Fidelity, Latency, Verdict
+from avq.types import Accuracy, Fidelity, Finding, Latency, Verdict
+
+if TYPE_CHECKING:
+    from avq.builder.lift import Parity
 
 DEFAULT_MAP_DROP_PERCENT = 2.0
 DEFAULT_LOST_PERCENT = 1.0
@@ -15,12 +22,12 @@ MIN_SQNR_DB = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What was asked for.
+    """Limits of accuracy and time.
 
     Attributes:
         max_drop_percent: None takes the default of the metric in use.
-        budget_ms: wanted p50 of the engine, or None.
-        strategies: registered ones, so that a way on is only named where it exists.
+        budget_ms: limit of the engine's p50, or None.
+        strategies: registered ones; only these are suggested as fixes.
     """
 
     max_drop_percent: float | None = None
@@ -30,15 +37,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the gate judges; absent measurements are None.
+    """Measurements of one bundle; absent ones are None.
 
     Attributes:
         float_accuracy, accuracy: against labels, on the held-out pictures.
         fidelity: against the float model's boxes.
         sqnr_db: worst graph output, for bundles without a decoder.
         latency: paired with the fastest float engine; None when the target cannot run here.
-        is_float: the bundle holds the float model, which cannot lose to itself.
-        proven: an import computes what its source does; None where nothing was imported or proven.
+        is_float: the bundle holds the float model, which is its own reference.
     """
 
     float_accuracy: Accuracy | None
@@ -47,33 +53,74 @@ class Measured:
     sqnr_db: float | None
     latency: Latency | None
     is_float: bool = False
-    proven: bool | None = None
 
 
-def judge(measured: Measured, limits: Limits) -> Verdict:
-    """Accuracy first, then time; every reason is kept, whether it speaks for or against."""
-    accurate, metric, fixes = _accuracy(measured, limits)
-    fast, time_reasons, time_fixes = _time(measured, limits)
-    reasons = (metric, *time_reasons)
-    return Verdict(accurate and fast, metric, reasons, tuple(dict.fromkeys([*fixes, *time_fixes])))
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything the gate decides on.
+
+    Attributes:
+        measured: accuracy and time of the staged bundle.
+        parity: comparison of an import with its source; None where nothing was imported.
+        findings: of lint, then of the plugins' hook ``check_bundle``; one error refuses the bundle.
+        conclusions: sentences of the strategy.
+        pending_target: the target compiles and times the bundle later, by ``avq compile``.
+    """
+
+    measured: Measured
+    parity: Parity | None = None
+    findings: tuple[Finding, ...] = ()
+    conclusions: tuple[str, ...] = ()
+    pending_target: bool = False
 
 
-def _accuracy(measured: Measured, limits: Limits) -> tuple[bool, str, tuple[str, ...]]:
+def judge(evidence: Evidence, limits: Limits) -> Verdict:
+    """Check accuracy, time, parity and findings; every result is a reason, whether it passed or failed."""
+    accurate, metric, accuracy_fixes = _accuracy(evidence, limits)
+    fast, time_reasons, time_fixes = _time(evidence.measured, limits)
+    parity, findings = evidence.parity, evidence.findings
+    equal = parity is None or parity.equal
+    passed = accurate and fast and equal and all(finding.severity != "error" for finding in findings)
+    return Verdict(
+        accepted=("pending" if evidence.pending_target else "yes") if passed else "no",
+        metric=metric,
+        reasons=(
+            metric,
+            *time_reasons,
+            *([parity.said] if parity is not None else []),
+            *evidence.conclusions,
+            *map(_sentence, findings),
+        ),
+        fixes=(
+            *dict.fromkeys([*accuracy_fixes, *time_fixes]),
+            *(finding.fix for finding in findings if finding.fix),
+        ),
+    )
+
+
+def _sentence(finding: Finding) -> str:
+    seen = f" ({finding.seen})" if finding.seen else ""
+    return f"{finding.severity} {finding.code}: {finding.what}{seen}"
+
+
+def _accuracy(evidence: Evidence, limits: Limits) -> tuple[bool, str, tuple[str, ...]]:
+    measured = evidence.measured
     if measured.accuracy is not None and measured.float_accuracy is not None:
         ok, metric = _by_labels(measured.float_accuracy, measured.accuracy, limits)
     elif measured.fidelity is not None:
         ok, metric = _by_boxes(measured.fidelity, limits)
-    elif measured.proven is not None:
-        ok, metric = _by_parity(proven=measured.proven, sqnr_db=measured.sqnr_db)
+    elif evidence.parity is not None:
+        ok, metric = _by_parity(evidence.parity, measured.sqnr_db)
     else:
         ok, metric = _by_noise(measured.sqnr_db)
-    return ok, metric, () if ok else _ways_on(limits, "--strategy mixed leaves what INT8 ruins in float")
+    fixes = () if ok else _other_strategies(limits, "--strategy mixed keeps the sensitive operators float")
+    return ok, metric, fixes
 
 
 def _by_labels(reference: Accuracy, chosen: Accuracy, limits: Limits) -> tuple[bool, str]:
     limit = _default(limits.max_drop_percent, DEFAULT_MAP_DROP_PERCENT)
     if reference.map <= 0:
-        return False, f"the float model finds nothing that is labelled (mAP {reference.map:.4f})"
+        return False, f"the float model detects no labelled object (mAP {reference.map:.4f})"
     drop = round(100.0 * (reference.map - chosen.map) / reference.map, 4)
     metric = (
         f"mAP {chosen.map:.4f} against float {reference.map:.4f} on {chosen.images} pictures: "
@@ -98,21 +145,21 @@ def _by_boxes(fidelity: Fidelity, limits: Limits) -> tuple[bool, str]:
 
 def _by_noise(sqnr_db: float | None) -> tuple[bool, str]:
     if sqnr_db is None:
-        return False, "nothing was compared: give pictures with --data"
+        return False, "nothing to compare: give pictures with --data"
     return sqnr_db >= MIN_SQNR_DB, f"worst output SQNR {sqnr_db:.1f} dB (limit {MIN_SQNR_DB:g} dB)"
 
 
-def _by_parity(*, proven: bool, sqnr_db: float | None) -> tuple[bool, str]:
-    """A trained quantization is its own truth: no box was compared, so being the source is what counts."""
-    judged = "judged on parity with the source file alone: boxes are not compared"
+def _by_parity(parity: Parity, sqnr_db: float | None) -> tuple[bool, str]:
+    """A trained quantization defines its own answers: without boxes, equality with its source decides."""
+    basis = "judged on parity with the source file alone: boxes are not compared"
     noise = f"; worst output SQNR {sqnr_db:.1f} dB against its float graph" if sqnr_db is not None else ""
-    return proven, judged + noise
+    return parity.equal, basis + noise
 
 
 def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
     latency = measured.latency
     if latency is None:
-        return True, ("time was not measured here: avq compile times it on its target",), ()
+        return True, ("time was not measured here: avq compile measures it on the target",), ()
     ok, reasons = True, []
     fixes: list[str] = []
     if not measured.is_float:
@@ -124,7 +171,7 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
         )
         if slower:
             ok = False
-            fixes += _ways_on(limits, "--strategy mixed searches float and INT8 together")
+            fixes += _other_strategies(limits, "--strategy mixed searches float and INT8 together")
     if limits.budget_ms is not None:
         inside = latency.p50_ms <= limits.budget_ms
         reasons.append(
@@ -137,7 +184,7 @@ def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tu
     return ok, tuple(reasons), tuple(fixes)
 
 
-def _ways_on(limits: Limits, mixed: str) -> tuple[str, ...]:
+def _other_strategies(limits: Limits, mixed: str) -> tuple[str, ...]:
     fallback = "--strategy float builds the float bundle on its fastest engine"
     return (mixed, fallback) if "mixed" in limits.strategies else (fallback,)
 

@@ -61,7 +61,7 @@ def _field(rng: np.random.Generator, size_px: tuple[int, int]) -> np.ndarray:
 # COCO metrics integrate over the score, so verification keeps nearly everything.
 SCORE_FLOOR = 0.01
 # Enough to look for firm boxes (score >= 0.5, half of it suffices), and much quicker to suppress.
-LOOK_FLOOR = 0.1
+LOW_SCORE_FLOOR = 0.1
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
 MAX_BYTES = 256_000_000
@@ -128,15 +128,15 @@ class HoldoutSet:
         )
 
     def run(
-        self, session: Session, *, floor: float = LOOK_FLOOR, picture: str = "", at_once: int = 1
+        self, session: Session, *, floor: float = LOW_SCORE_FLOOR, picture: str = "", threads: int = 1
     ) -> ModelOutputs:
         """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs.
 
-        ``at_once`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
+        ``threads`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
         input ``picture``.
         """
         meter, found = SqnrMeter(), []
-        answers = _answers(session, self.inputs, picture, at_once)
+        answers = _answers(session, self.inputs, picture, threads)
         for model_input, reference, raw in zip(self.inputs, self.float_outputs, answers, strict=True):
             meter.add(reference, raw)
             if self.decoder is not None:
@@ -165,17 +165,17 @@ class HoldoutSet:
 
 
 def _answers(
-    session: Session, inputs: Sequence[ModelInput], picture: str, at_once: int
+    session: Session, inputs: Sequence[ModelInput], picture: str, threads: int
 ) -> Iterator[RawOutputs]:
     """Outputs in order. Threads of one run wait for each other at every layer; pictures do not."""
-    if at_once < 2:
+    if threads < 2:
         yield from (session.infer(one.tensor) for one in inputs)
         return
     pending = deque[Future[RawOutputs]]()
-    with ThreadPoolExecutor(at_once) as runners:
+    with ThreadPoolExecutor(threads) as runners:
         for one in inputs:
             pending.append(runners.submit(session.run, {picture: one.tensor}))
-            if len(pending) > at_once:
+            if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -1,16 +1,39 @@
-"""How a build ended: the object ``avq build --json`` prints, and the tables people read."""
+"""The result of a build: the object of ``avq build --json``, and its tables and closing lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from avq.builder.cross_compile.target import Compiled
-from avq.builder.trials.bench import Trial
+from avq.builder.stage import Staged
+from avq.builder.trials.serving import Trial
 from avq.builder.verify import Verified
-from avq.types import Recipe, Verdict
+from avq.types import Accepted, Recipe, Verdict
+
+#: Values of "accepted" in the manifest and in --json.
+_ACCEPTED: Mapping[Accepted, bool | Literal["pending-target"]] = {
+    "yes": True,
+    "no": False,
+    "pending": "pending-target",
+}
+_HEADS: Mapping[Accepted, str] = {
+    "yes": "accepted",
+    "no": "REFUSED by the gate",
+    "pending": "accuracy accepted, time to be measured on the target (pending-target)",
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One candidate, staged, verified and judged."""
+
+    trial: Trial
+    staged: Staged
+    verified: Verified
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -18,38 +41,55 @@ class Outcome:
     """The result of one build.
 
     Attributes:
-        recipe: what was asked.
-        folder: the bundle; the staging folder when the gate refused.
-        trials: every candidate with what became of it.
-        chosen: the one that was staged.
-        verdict: the gate's answer.
-        int8_mac_share: share of multiply-adds with eight-bit data and weights.
-        seconds: wall time of the build.
+        recipe: the request.
+        final: the staged candidate with its verdict.
+        trials: every candidate with its result.
         compiled: engines built ahead for a target that cannot run here.
+        seconds: wall time of the build.
+        published: the bundle was renamed to its destination.
     """
 
     recipe: Recipe
-    folder: Path
+    final: Attempt
     trials: tuple[Trial, ...]
-    chosen: Trial
-    verified: Verified
-    verdict: Verdict
-    int8_mac_share: float
+    compiled: Compiled
     seconds: float
-    compiled: Compiled = field(default_factory=Compiled)
+    published: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The bundle; the staging folder when the gate refused it."""
+        return self.recipe.output if self.published else self.final.staged.folder
+
+    @property
+    def chosen(self) -> Trial:
+        return self.final.trial
+
+    @property
+    def verified(self) -> Verified:
+        return self.final.verified
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.final.verdict
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of multiply-adds with eight-bit data and weights."""
+        return self.final.staged.int8_mac_share
 
     @property
     def accepted(self) -> bool | Literal["pending-target"]:
-        """The manifest's word: what was never timed on its target only waits for it."""
-        return "pending-target" if self.verdict.accepted and self.compiled.pending else self.verdict.accepted
+        """The verdict as the manifest and --json write it."""
+        return _ACCEPTED[self.verdict.accepted]
 
     @property
     def answer_is_yes(self) -> bool:
-        """Exit code 0: accepted, or written anyway because --no-gate said so."""
-        return self.verdict.accepted or not self.recipe.gate
+        """Exit code 0: passed, or written in spite of the gate by --no-gate."""
+        return self.verdict.passed or not self.recipe.gate
 
     def summary(self) -> dict[str, Any]:
-        """The contract's keys of ``avq build --json``; ``map`` is null without labels."""
+        """Return the keys of ``avq build --json``; ``map`` is null without labels."""
         measured, latency = self.verified.measured, self.chosen.latency
         fidelity = measured.fidelity
         return {
@@ -82,25 +122,24 @@ class Outcome:
         }
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
+        """Return the tables of the command, each with its title."""
         if self.compiled.rows:
-            return [("Engines built for cards that are not here", self.compiled.rows)]
+            return [("Engines compiled for GPUs that are not here", self.compiled.rows)]
         return [("Engines tried, timed interleaved", [trial.row() for trial in self.trials])]
 
     def closing(self) -> list[str]:
-        """What a person reads last: the verdict, its reasons, and what to type next."""
+        """Return the last lines of the command: the verdict, its reasons, and the next commands."""
         verdict = self.verdict
-        head = "accepted" if verdict.accepted else "REFUSED by the gate"
-        if self.accepted == "pending-target":
-            head = "right, and waiting to be timed on its target (pending-target)"
-        if not verdict.accepted and not self.recipe.gate:
+        head = _HEADS[verdict.accepted]
+        if not verdict.passed and not self.recipe.gate:
             head = "written with accepted:false (--no-gate)"
         lines = [f"{head}: {self.chosen.candidate.label}", *(f"  {r}" for r in verdict.reasons)]
         lines += [f"  {remark}" for remark in self.compiled.remarks]
         lines += [f"  next: {fix}" for fix in verdict.fixes]
         lines.append(f"bundle: {self.folder}   report: {self.folder / 'report.html'}")
-        if self.accepted is True:
+        if verdict.accepted == "yes":
             lines.append(f"serve:  avq run --bundle {self.folder} --source scene://drive")
-        if self.accepted == "pending-target":
+        if verdict.accepted == "pending":
             lines.append(f"next, on the vehicle:  avq compile {self.folder} --target {self.recipe.target}")
         return lines
 
@@ -108,8 +147,8 @@ class Outcome:
         return [f"excluded {t.candidate.label}: {t.why}" for t in self.trials if not t.right]
 
     def _float_p50_ms(self) -> float | None:
-        wanted = self.chosen.latency.float_engine if self.chosen.latency else ""
+        label = self.chosen.latency.float_engine if self.chosen.latency else ""
         for trial in self.trials:
-            if trial.latency is not None and trial.candidate.label == wanted:
+            if trial.latency is not None and trial.candidate.label == label:
                 return trial.latency.p50_ms
         return None

@@ -1,179 +1,136 @@
-"""One build, forward only; ``run_build`` is its diagram."""
+"""One build, forward only; ``run_build`` is its diagram.
+
+1. Open: resolve the recipe, read the pictures, analyse the model, run the float model (``open_context``).
+2. Plan: the strategy calibrates and places quantizers; the target adds FP16 and DLA ranges. The plan is final.
+3. Try: lower the plan for every engine, compare each with the reference, time the right ones; or compile
+   engines for a target that is not here.
+4. Stage and verify: write the bundle of the fastest candidate, run it as the daemon does.
+5. Judge: all evidence goes into one verdict. A refused candidate gives way to the next.
+6. Advise: find causes and fixes for a refused build.
+7. Publish: write report and verdict, rename the folder when the gate passed or was switched off.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from avq.builder.calibrate.calibration import Calibration
-from avq.builder.calibrate.ranges import HistogramStats
-from avq.builder.cross_compile.dla import implicit_parts, with_ranges
-from avq.builder.cross_compile.target import Compiled, cross_compile_target
-from avq.builder.diagnose import find_cause, left_float
-from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
-from avq.builder.gate import Limits, judge
-from avq.builder.holdout import HoldoutSet, prepare_holdout
-from avq.builder.import_parity import judged_by_parity, prove_import, with_parity, with_suggestions
-from avq.builder.labelled import check_labels
-from avq.builder.outcome import Outcome
-from avq.builder.pictures.dataset import open_pictures
-from avq.builder.planning import Planned, make_plan
-from avq.builder.report import ReportData, report_page
-from avq.builder.request import Request, check
-from avq.builder.stage import Staged, drift_parts, stage
-from avq.builder.trials.bench import Bench, Trial, candidates_for, fastest_first
-from avq.builder.trials.layer_times import layer_costs
-from avq.builder.verify import Verified, verify
+from avq.builder.context import BuildContext, open_context, require_comparison
+from avq.builder.cross_compile.dla import implicit_parts
+from avq.builder.cross_compile.target import Compiled
+from avq.builder.diagnose import advise
+from avq.builder.gate import Evidence, Limits, judge
+from avq.builder.import_parity import prove_import
+from avq.builder.lift import Parity
+from avq.builder.outcome import Attempt, Outcome
+from avq.builder.planning import Planned, finish_plan, make_plan
+from avq.builder.report import report_page
+from avq.builder.stage import drift_parts, stage
+from avq.builder.trials.bench import fastest_first, try_engines
+from avq.builder.trials.serving import Trial
+from avq.builder.verify import verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import Finding, Recipe, Verdict
+from avq.types import QuantizationPlan, Recipe
 
 
 def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPool | None = None) -> Outcome:
-    """Analyse, calibrate, plan, lower, try every engine, stage, verify, gate, rename.
+    """Build one bundle.
 
-    Raises AvqError leaves for wrong requests. A gate that refuses is an Outcome, not an error: the staging
-    folder and its report stay.
+    Args:
+        recipe: model, data, strategy, target and limits.
+        host: the installed plugins.
+        report: progress, messages and warnings.
+        pool: spreads calibration and the scoring of plans; None runs them here.
+
+    Returns:
+        The result. A refused gate is an Outcome, not an error: the staging folder and its report stay.
+
+    Raises:
+        AvqError: one of its leaves, for a request, model or data that cannot be built from.
     """
     started_s = time.monotonic()
-    request = replace(check(recipe, host), pool=pool or WorkerPool())
-    pictures = open_pictures(recipe, report)
-    analysis = analyse_model(request, pictures.samples, report)
-    holdout = prepare_holdout(request, analysis, pictures, report)
-    check_labels(request, analysis.class_names, holdout)
-    if recipe.gate and recipe.labels is None:
-        holdout.require_boxes()
-    calibration = Calibration(request, analysis, pictures.calibration, report)
-    planned = make_plan(request, analysis, calibration, holdout, host, report)
-    parity = prove_import(request, analysis, holdout)
-    pending, compiled = cross_compile_target(request, analysis, holdout), Compiled()
-    if pending is not None:
-        planned = replace(planned, plan=pending.finished(planned.plan))
-        compiled = pending.compile(planned.plan, report)
-        trials: Sequence[Trial] = [pending.trial(planned.plan)]
-        ranked = trials
-    else:
-        trials = _try_engines(request, analysis, planned, holdout, report)
-        ranked = fastest_first(trials, planned.plan, request)
-
-    plan = with_ranges(request, analysis, planned.plan, calibration, holdout)
-    planned = replace(planned, plan=plan)
-    extra = {
-        **compiled.parts,
-        **implicit_parts(request, analysis, plan),
-        **drift_parts(request, analysis, plan, pictures, report),
-    }
-    limits = Limits(recipe.max_drop, recipe.budget_ms, tuple(q.name for q in host.quantizers()))
-
-    def attempt(trial: Trial) -> _Attempt:
-        staged = stage(request, analysis, calibration, planned, trial, holdout, extra, linted=compiled.lint)
-        verified = verify(staged, request, holdout, trial)
-        verified = judged_by_parity(verified, parity, with_data=recipe.data is not None)
-        verdict = with_parity(judge(verified.measured, limits), parity)
-        verdict = replace(verdict, reasons=(*verdict.reasons, *planned.conclusions))
-        return _Attempt(trial, staged, verified, _with_findings(verdict, staged, host, recipe))
-
-    final = _first_accepted(ranked, attempt)
-    if not final.verdict.accepted:
-        verdict = _with_cause(final.verdict, analysis, planned)
-        in_model = analysis.imported is not None
-        verdict = with_suggestions(verdict, planned.foreign, recipe.options, in_model=in_model)
-        final = replace(final, verdict=verdict)
-    outcome = final.outcome(recipe, trials, compiled, seconds=time.monotonic() - started_s)
-    page = report_page(_story(outcome, request, analysis, planned, holdout, calibration))
-    return _conclude(outcome, final.staged, page, host, report)
+    context = open_context(recipe, host, report, pool)
+    require_comparison(context)
+    planned = finish_plan(make_plan(context), context)
+    candidates = _Candidates(context, planned, prove_import(context), _try(planned.plan, context))
+    final = candidates.first_accepted()
+    final = replace(final, verdict=advise(final.verdict, planned, context))
+    seconds = time.monotonic() - started_s
+    outcome = Outcome(recipe, final, tuple(candidates.tried.trials), candidates.tried.compiled, seconds)
+    return _publish(outcome, report_page(outcome, planned, context), context)
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """One candidate staged, verified and judged."""
+class _Tried:
+    """Candidates with their results.
 
-    trial: Trial
-    staged: Staged
-    verified: Verified
-    verdict: Verdict
+    Attributes:
+        trials: all of them.
+        ranked: those that may serve, fastest first.
+        compiled: engines built ahead for a target that cannot run here.
+    """
 
-    def outcome(
-        self, recipe: Recipe, trials: Sequence[Trial], compiled: Compiled, *, seconds: float
-    ) -> Outcome:
-        return Outcome(
-            recipe=recipe,
-            folder=self.staged.folder,
-            trials=tuple(trials),
-            chosen=self.trial,
-            verified=self.verified,
-            verdict=self.verdict,
-            int8_mac_share=self.staged.int8_mac_share,
-            seconds=seconds,
-            compiled=compiled,
+    trials: Sequence[Trial]
+    ranked: Sequence[Trial]
+    compiled: Compiled
+
+
+def _try(plan: QuantizationPlan, context: BuildContext) -> _Tried:
+    """Try the plan on every engine; or compile it for a target that is not here, and emulate that."""
+    if context.target is not None:
+        compiled = context.target.compile(plan, context.reporter)
+        trials = [context.target.trial(plan)]
+        return _Tried(trials, trials, compiled)
+    trials = try_engines(plan, context)
+    return _Tried(trials, fastest_first(trials, plan, context.request), Compiled())
+
+
+class _Candidates:
+    """Stages, verifies and judges candidates of one plan, the fastest first."""
+
+    def __init__(self, context: BuildContext, planned: Planned, parity: Parity | None, tried: _Tried) -> None:
+        self.tried = tried
+        self._context, self._planned, self._parity = context, planned, parity
+        strategies = tuple(quantizer.name for quantizer in context.host.quantizers())
+        self._limits = Limits(context.recipe.max_drop, context.recipe.budget_ms, strategies)
+        self._extra: Mapping[str, bytes] = {
+            **tried.compiled.parts,
+            **implicit_parts(planned.plan, context),
+            **drift_parts(planned.plan, context),
+        }
+
+    def first_accepted(self) -> Attempt:
+        """Return the fastest that the gate accepts; the fastest of all when it accepts none."""
+        ranked = self.tried.ranked
+        for trial in ranked:
+            attempt = self._attempt(trial)
+            if attempt.verdict.passed:
+                return attempt
+        return attempt if len(ranked) == 1 else self._attempt(ranked[0])
+
+    def _attempt(self, trial: Trial) -> Attempt:
+        context = self._context
+        staged = stage(context, self._planned, trial, self._extra, self.tried.compiled.lint)
+        verified = verify(staged, trial, context)
+        evidence = Evidence(
+            verified.measured,
+            self._parity,
+            (*staged.lint, *context.host.check_bundle(staged.folder, context.recipe)),
+            self._planned.conclusions,
+            pending_target=context.target is not None,
         )
+        return Attempt(trial, staged, verified, judge(evidence, self._limits))
 
 
-def _first_accepted(trials: Sequence[Trial], attempt: Callable[[Trial], _Attempt]) -> _Attempt:
-    """The fastest that the gate accepts; the fastest of all when it accepts none."""
-    for trial in trials:
-        tried = attempt(trial)
-        if tried.verdict.accepted:
-            return tried
-    return tried if len(trials) == 1 else attempt(trials[0])
-
-
-def _story(
-    outcome: Outcome,
-    request: Request,
-    analysis: ModelAnalysis,
-    planned: Planned,
-    holdout: HoldoutSet,
-    calibration: Calibration,
-) -> ReportData:
-    """With what only the report asks for: the counts behind the ranges, and the time of every layer."""
-    stats = HistogramStats(calibration.used.histograms) if calibration.used is not None else None
-    model, candidate = analysis.model, outcome.chosen.candidate
-    costs = layer_costs(request, model.proto, model.view, planned.plan, candidate, holdout)
-    return ReportData(outcome, request, analysis, planned, holdout, stats, costs)
-
-
-def _try_engines(
-    request: Request, analysis: ModelAnalysis, planned: Planned, holdout: HoldoutSet, report: Reporter
-) -> Sequence[Trial]:
-    with Bench(request, analysis.model.proto, planned.plan, holdout) as bench:
-        return bench.try_all(candidates_for(request, planned.plan), report)
-
-
-def _with_cause(verdict: Verdict, analysis: ModelAnalysis, planned: Planned) -> Verdict:
-    """What cost the accuracy: a kind of operator in INT8, and what the strategy had to leave float already."""
-    if planned.error is None:
-        return verdict
-    cause = find_cause(analysis.model.view, planned.plan, planned.error)
-    said = [str(cause)] if cause is not None else []
-    said += left_float(planned.plan, analysis.keep_float)
-    return replace(verdict, reasons=(*verdict.reasons, *said))
-
-
-def _with_findings(verdict: Verdict, staged: Staged, host: PluginHost, recipe: Recipe) -> Verdict:
-    """Lint and plugins look at the staged bundle too: every finding is told, one error rejects it."""
-    findings = [*staged.lint, *host.check_bundle(staged.folder, recipe)]
-    return replace(
-        verdict,
-        accepted=verdict.accepted and all(f.severity != "error" for f in findings),
-        reasons=(*verdict.reasons, *(_told(f) for f in findings)),
-        fixes=(*verdict.fixes, *(f.fix for f in findings if f.fix)),
-    )
-
-
-def _told(finding: Finding) -> str:
-    seen = f" ({finding.seen})" if finding.seen else ""
-    return f"{finding.severity} {finding.code}: {finding.what}{seen}"
-
-
-def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost, report: Reporter) -> Outcome:
-    """Write report and verdict into the manifest; rename when accepted or when no gate was asked for."""
-    summary = outcome.summary()
+def _publish(outcome: Outcome, page: str, context: BuildContext) -> Outcome:
+    """Write report and verdict into the staged bundle; rename it when accepted or when --no-gate was given."""
+    summary, staged = outcome.summary(), outcome.final.staged
     manifest = msgspec.structs.replace(
         staged.manifest,
         accepted=outcome.accepted,
@@ -184,7 +141,7 @@ def _conclude(outcome: Outcome, staged: Staged, page: str, host: PluginHost, rep
     if not outcome.answer_is_yes:
         return outcome
     publish(staged.folder, outcome.recipe.output)
-    done = replace(outcome, folder=outcome.recipe.output)
-    for failure in host.build_finished(outcome.recipe.output, done.summary()):
-        report.warning(failure)
-    return done
+    published = replace(outcome, published=True)
+    for failure in context.host.build_finished(published.folder, published.summary()):
+        context.reporter.warning(failure)
+    return published

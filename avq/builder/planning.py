@@ -1,4 +1,4 @@
-"""Ask the strategy for its plan, on a workbench that measures this model on this data and target."""
+"""Plan with the strategy, on a workbench that measures this model on this data and target."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from functools import cached_property
 import onnx
 
 from avq.builder.calibrate.calibration import Calibration
-from avq.builder.cross_compile.target import CrossCompileTarget, cross_compile_target
+from avq.builder.context import BuildContext
+from avq.builder.cross_compile.dla import with_ranges
+from avq.builder.cross_compile.target import CrossCompileTarget
 from avq.builder.encodings.complete import side_file_for_plan
-from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.gate import DEFAULT_LOST_PERCENT
 from avq.builder.holdout import HoldoutSet, ModelOutputs
 from avq.builder.labelled import map_drop
 from avq.builder.lower import lower
-from avq.builder.request import Request
 from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
 from avq.hookspecs import CalibrationStats, EncodingsOptions, Engine
-from avq.plugins import PluginHost
-from avq.progress import Reporter
 from avq.types import (
     AnyArray,
     Figure,
@@ -37,85 +35,75 @@ from avq.types import (
 )
 from avq.types.frame import F64
 
-# The workbench a strategy decides on: statistics, errors and times of this model, data and target.
-
-Collect = Callable[[Sequence[str]], CalibrationStats]
-Moments = Callable[[Sequence[MomentRequest]], Mapping[str, F64]]
-
 
 @dataclass
 class HostWorkbench:
     """The host's side of the Workbench protocol.
 
     Attributes:
-        request: what was asked for, with the engines that may serve it.
-        analysis: the folded float model with its head and preprocessing.
-        holdout: held-out pictures with float answers.
+        context: the build.
+        calibration: statistics of the float network, or of one with adjusted constants.
         keep_float: nodes that stay float, with reasons.
         foreign: quantization that came with the model.
-        conclusions: sentences that join the reasons of the verdict.
+        conclusions: sentences for the reasons of the verdict.
     """
 
-    request: Request
-    analysis: ModelAnalysis
-    holdout: HoldoutSet
+    context: BuildContext
+    calibration: Calibration
     keep_float: Mapping[str, str]
-    report: Reporter
-    _collect: Collect
-    _moments: Moments
-    _adjusted: Callable[[Mapping[str, AnyArray]], Calibration]
     foreign: ImportedQuantization | None = None
     notes: list[tuple[str, list[Mapping[str, object]]]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     group_rows: list[GroupRow] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
-    _answers: dict[str, ModelOutputs] = field(default_factory=dict)
+    _outputs: dict[str, ModelOutputs] = field(default_factory=dict)
 
     @property
     def symmetric_only(self) -> bool:
-        return self.request.recipe.target.startswith("tensorrt")
+        return self.context.recipe.target.startswith("tensorrt")
 
     @property
     def budget_ms(self) -> float | None:
-        return self.request.recipe.budget_ms
+        return self.context.recipe.budget_ms
 
     @property
     def max_drop(self) -> float | None:
-        given = self.request.recipe.max_drop
-        # Modelled times are not worth a risk at the gate's limit, and make no knee against measured losses.
-        return DEFAULT_LOST_PERCENT / 2 if given is None and self.request.compiler is not None else given
+        given = self.context.recipe.max_drop
+        # Modelled times do not justify a loss at the gate's limit, and have no knee against measured losses.
+        return DEFAULT_LOST_PERCENT / 2 if given is None and self.context.target is not None else given
 
     def collect(self, requests: Sequence[StatRequest]) -> CalibrationStats:
-        return self._collect([request.tensor for request in requests])
+        return self.calibration.collect([request.tensor for request in requests])
 
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
-        return self._moments(requests)
+        return self.calibration.moments(requests)
 
     def adjusted(self, overrides: Mapping[str, AnyArray]) -> HostWorkbench:
-        other = self._adjusted(overrides)
-        return replace(self, _collect=other.collect, _moments=other.moments, _adjusted=other.adjusted)
+        return replace(self, calibration=self.calibration.adjusted(overrides))
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
         few = self._few(pictures)
         if few is None:
-            return self.holdout.score(self._reference_answers(plan))
-        question = self._question(few, at_once=self.request.probe_threads)
-        return question.holdout.score(question.answer(plan))
+            return self.context.holdout.score(self._reference_outputs(plan))
+        reference = self._reference_run(few, threads=self.context.request.probe_threads)
+        return reference.holdout.score(reference.run(plan))
 
     def errors(
         self, plans: Sequence[QuantizationPlan], *, pictures: int | None = None
     ) -> Sequence[PlanScore]:
-        pool, few = self.request.pool, self._few(pictures)
+        pool, few = self.context.request.pool, self._few(pictures)
         if not pool.is_parallel:
             return [self.error(plan, pictures=pictures) for plan in plans]
-        question = self._question(few, at_once=1)
-        asked = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._answers}
-        told = self.report.track(pool.map(question.answer, asked.values()), "plans", len(asked))
-        answers = dict(zip(asked, told, strict=True))
+        reference = self._reference_run(few, threads=1)
+        missing = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._outputs}
+        results = self.context.reporter.track(
+            pool.map(reference.run, missing.values()), "plans", len(missing)
+        )
+        outputs = dict(zip(missing, results, strict=True))
         if few is None:
-            self._answers |= answers
-            answers = self._answers
-        return [question.holdout.score(answers[plan.digest]) for plan in plans]
+            self._outputs |= outputs
+            outputs = self._outputs
+        return [reference.holdout.score(outputs[plan.digest]) for plan in plans]
 
     def latency(self, plan: QuantizationPlan) -> Latency | None:
         served = self._serving.serve([plan])[0]
@@ -132,61 +120,61 @@ class HostWorkbench:
 
     def note(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         self.notes.append((title, list(rows)))
-        self.report.table(title, rows)
+        self.context.reporter.table(title, rows)
 
     def plot(self, figure: Figure) -> None:
         self.figures.append(figure)
 
     def groups(self, rows: Sequence[GroupRow]) -> None:
         self.group_rows = list(rows)
-        self.report.table("Every group", [row.row() for row in rows])
+        self.context.reporter.table("Every group", [row.row() for row in rows])
 
     def conclude(self, reason: str) -> None:
         self.conclusions.append(reason)
 
     @cached_property
     def _serving(self) -> Serving | CrossCompileTarget:
-        pending = cross_compile_target(self.request, self.analysis, self.holdout)
-        if pending is not None:
-            return pending
-        model = self.analysis.model
-        by_labels = map_drop(self.request, self.analysis.class_names, self.holdout)
+        context = self.context
+        if context.target is not None:
+            return context.target
+        drop = map_drop(context.request, context.analysis.class_names, context.holdout)
         return Serving(
-            self.request, model.proto, model.view, self.holdout, self._reference_answers, by_labels
+            context.request, context.analysis.model, context.holdout, self._reference_outputs, drop
         )
 
-    def _reference_answers(self, plan: QuantizationPlan) -> ModelOutputs:
-        """What the plan means, on every picture; asked once."""
-        if plan.digest not in self._answers:
-            question = self._question(None, at_once=self.request.probe_threads)
-            self._answers[plan.digest] = question.answer(plan)
-        return self._answers[plan.digest]
+    def _reference_outputs(self, plan: QuantizationPlan) -> ModelOutputs:
+        """Run a plan once in the unoptimised reference, on every picture."""
+        if plan.digest not in self._outputs:
+            run = self._reference_run(None, threads=self.context.request.probe_threads)
+            self._outputs[plan.digest] = run.run(plan)
+        return self._outputs[plan.digest]
 
-    def _question(self, pictures: int | None, *, at_once: int) -> ReferenceRun:
-        """None: all pictures, exactly; else the first so many, to rank plans."""
-        model = self.analysis.model
+    def _reference_run(self, pictures: int | None, *, threads: int) -> ReferenceRun:
+        """None: all pictures, exactly; else the first ``pictures``, faster, to rank plans."""
+        model, holdout = self.context.analysis.model, self.context.holdout
         return ReferenceRun(
             model.proto,
-            self.request.reference,
-            self.holdout if pictures is None else self.holdout.first(pictures),
+            self.context.request.reference,
+            holdout if pictures is None else holdout.first(pictures),
             model.view.inputs[0].name,
             exactly=pictures is None,
-            at_once=at_once,
+            threads=threads,
         )
 
     def _few(self, pictures: int | None) -> int | None:
-        """How many pictures are asked for, where they are not all."""
-        return None if pictures is None or pictures >= len(self.holdout.items) else max(pictures, 1)
+        """Return the number of pictures where it is not all of them."""
+        every = len(self.context.holdout.items)
+        return None if pictures is None or pictures >= every else max(pictures, 1)
 
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """How a plan answers pictures in the reference; can be sent to a worker.
+    """Runs plans over pictures in the reference engine; can be sent to a worker process.
 
     Attributes:
         picture: name of the float model's input.
-        exactly: as the plan is meant, without optimisations; else quickly.
-        at_once: threads, each with a picture of its own.
+        exactly: without optimisations, as the plan defines its numbers; else faster.
+        threads: each runs a picture.
     """
 
     float_model: onnx.ModelProto
@@ -194,20 +182,21 @@ class ReferenceRun:
     holdout: HoldoutSet
     picture: str
     exactly: bool = True
-    at_once: int = 1
+    threads: int = 1
 
-    def answer(self, plan: QuantizationPlan) -> ModelOutputs:
+    def run(self, plan: QuantizationPlan) -> ModelOutputs:
+        """Lower ``plan`` and return its outputs on every picture."""
         model = lower(self.float_model, plan, reference_encoding(plan))
         options = SessionOptions(threads=1, optimise=not self.exactly, integers=self.exactly)
         session = self.reference.open(model, options)
         try:
-            return self.holdout.run(session, picture=self.picture, at_once=self.at_once)
+            return self.holdout.run(session, picture=self.picture, threads=self.threads)
         finally:
             session.close()
 
 
 def reference_encoding(plan: QuantizationPlan) -> str:
-    """The encoding that defines the plan's numbers; the others are compared with it."""
+    """Return the encoding that defines the plan's numbers; the others are compared with it."""
     return "s8" if plan.symmetric else "asymmetric"
 
 
@@ -216,14 +205,15 @@ Notes = tuple[tuple[str, tuple[Mapping[str, object], ...]], ...]
 
 @dataclass(frozen=True)
 class Planned:
-    """The decision, and the tables the strategy showed on the way.
+    """The plan of a strategy, and everything it shows in the report.
 
     Attributes:
-        figures: charts the strategy wants in the report.
-        groups: what it knows of every group of operators; empty when it does not tell.
-        foreign: the quantization that the model or a file beside it brought along.
-        error: the workbench's judgement of further plans, for a diagnosis.
-        conclusions: the strategy's own sentences for the verdict.
+        notes: tables, each with its title.
+        figures: charts.
+        error: the workbench's score of further plans, for a diagnosis.
+        conclusions: the strategy's sentences for the verdict.
+        groups: every group of operators; empty when the strategy has none.
+        foreign: the imported quantization.
     """
 
     plan: QuantizationPlan
@@ -235,72 +225,64 @@ class Planned:
     foreign: ImportedQuantization | None = None
 
 
-def make_plan(
-    request: Request,
-    analysis: ModelAnalysis,
-    calibration: Calibration,
-    holdout: HoldoutSet,
-    host: PluginHost,
-    report: Reporter,
-) -> Planned:
-    """The plan of ``request.quantizer``; the empty plan for the float strategy.
+def make_plan(context: BuildContext) -> Planned:
+    """Run the strategy's ``plan`` on a workbench; the float strategy has the empty plan.
 
     Raises PluginError when the strategy returns a plan for another graph.
     """
-    view = analysis.model.view
+    request, view = context.request, context.analysis.model.view
     if request.quantizer is None:
         return Planned(QuantizationPlan(graph_digest=view.digest, owner="avq", owner_version="float"), ())
 
-    keep_float = {**host.keep_float(view, request.recipe), **analysis.keep_float}
-    foreign = _foreign(request, analysis, calibration, keep_float)
-    workbench = HostWorkbench(
-        request=request,
-        analysis=analysis,
-        holdout=holdout,
-        keep_float=keep_float,
-        report=report,
-        _collect=calibration.collect,
-        _moments=calibration.moments,
-        foreign=foreign,
-        _adjusted=calibration.adjusted,
-    )
+    keep_float = {**context.host.keep_float(view, request.recipe), **context.analysis.keep_float}
+    foreign = _imported(context, keep_float)
+    workbench = HostWorkbench(context, context.calibration, keep_float, foreign)
     plan = request.quantizer.plan(view, workbench, request.options)
     if plan.graph_digest != view.digest:
         raise PluginError(
             f"strategy '{request.quantizer.name}' returned a plan for another graph",
             seen=f"plan {plan.graph_digest[:12]}, graph {view.digest[:12]}",
-            fix="a plan must carry graph.digest of the graph it was asked for",
+            fix="set graph_digest of the plan to graph.digest",
         )
-    notes = tuple((title, tuple(rows)) for title, rows in workbench.notes)
     return Planned(
         plan,
-        notes,
-        tuple(workbench.figures),
-        workbench.error,
-        tuple(workbench.conclusions),
-        tuple(workbench.group_rows),
-        foreign,
+        notes=tuple((title, tuple(rows)) for title, rows in workbench.notes),
+        figures=tuple(workbench.figures),
+        error=workbench.error,
+        conclusions=tuple(workbench.conclusions),
+        groups=tuple(workbench.group_rows),
+        foreign=foreign,
     )
 
 
-def _foreign(
-    request: Request, analysis: ModelAnalysis, calibration: Calibration, keep_float: Mapping[str, str]
-) -> ImportedQuantization | None:
-    """Quantization in the model's file, or in the file beside it that the option ``encodings`` names."""
+def finish_plan(planned: Planned, context: BuildContext) -> Planned:
+    """Add what the target needs: FP16 precisions for a cross-compile target, ranges for DLA.
+
+    The result is final: trials, staging, diagnosis and report all read this plan.
+    """
+    plan = planned.plan
+    if context.target is not None:
+        plan = context.target.with_fp16(plan)
+    return replace(planned, plan=with_ranges(plan, context))
+
+
+def _imported(context: BuildContext, keep_float: Mapping[str, str]) -> ImportedQuantization | None:
+    """Return the quantization in the model's file, or in the file that the option ``encodings`` names."""
+    request, foreign = context.request, context.analysis.foreign
     path = request.options.encodings if isinstance(request.options, EncodingsOptions) else None
     if path is None:
-        return analysis.foreign
-    if analysis.foreign is not None:
+        return foreign
+    if foreign is not None:
         raise RequestError(
             "the model is quantized already, and --option encodings= names a second quantization",
-            seen=f"{request.recipe.model} ({analysis.foreign.dialect}) and {path}",
+            seen=f"{request.recipe.model} ({foreign.dialect}) and {path}",
             fix="drop the option, or give the float model",
         )
     counted = request.recipe.data is not None or request.recipe.calibration is not None
     return side_file_for_plan(
         path,
-        analysis.model.view,
+        context.analysis.model.view,
         keep_float,
-        calibration.collect if counted else None,
+        context.calibration.collect if counted else None,
         symmetric_only=request.recipe.target.startswith("tensorrt"),
     )

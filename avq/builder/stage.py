@@ -1,4 +1,4 @@
-"""Put a bundle together in its staging folder, beside where it will lie."""
+"""Write a bundle into its staging folder, in the parent folder of its destination."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ import numpy as np
 import onnx
 
 from avq import __version__
-from avq.builder.calibrate.calibration import Calibration
-from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.holdout import HoldoutSet
+from avq.builder.context import BuildContext
 from avq.builder.index_selection import chosen_rows
 from avq.builder.lint import lint_errors
-from avq.builder.lower import lower, saturation_probe
-from avq.builder.pictures.dataset import Item, Pictures, read_picture
+from avq.builder.lower import saturation_probe
+from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.planning import Planned
 from avq.builder.request import Request
-from avq.builder.trials.bench import FLOAT, Trial
+from avq.builder.trials.serving import Trial, model_for, open_candidate
 from avq.bundle import (
     DRIFT,
     GOLDEN,
@@ -40,7 +38,7 @@ from avq.bundle.plan import plan_to_parts
 from avq.engines.cpu import instruction_set
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
-from avq.measure.drift import MIN_REFERENCE, fit_reference
+from avq.measure.drift import MIN_REFERENCE, reference_of
 from avq.measure.golden import limit_of
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
@@ -53,13 +51,13 @@ _HARDLY_CHANGED = 4
 
 @dataclass(frozen=True)
 class Staged:
-    """A bundle that nobody serves yet.
+    """A bundle in its staging folder, not yet accepted.
 
     Attributes:
         folder: the staging folder.
-        manifest: sealed, accepted False until the gate has spoken.
+        manifest: sealed, with accepted False.
         int8_mac_share: share of multiply-adds with eight-bit data and weights.
-        lint: what its engine would reject or misread; errors only.
+        lint: errors that the target's parser would raise.
     """
 
     folder: Path
@@ -69,42 +67,39 @@ class Staged:
 
 
 def stage(
-    request: Request,
-    analysis: ModelAnalysis,
-    calibration: Calibration,
+    context: BuildContext,
     planned: Planned,
     chosen: Trial,
-    holdout: HoldoutSet,
     extra: Mapping[str, bytes],
-    *,
-    linted: tuple[Finding, ...] | None = None,
+    lint: tuple[Finding, ...] | None,
 ) -> Staged:
-    """Write every part but the report, ``extra`` ones (engines, the drift probe) too; accepted: false.
+    """Write every part but the report, with accepted False.
 
-    ``linted`` is what lint said of the very same model, where it has been asked.
+    Args:
+        context: the build.
+        planned: the final plan.
+        chosen: the candidate to stage.
+        extra: further parts by name: compiled engines, DLA parts, the drift probe.
+        lint: errors of this very model where lint ran already; None to run it here.
     """
-    plan, candidate = planned.plan, chosen.candidate
-    proto = analysis.model.proto
-    float_model = proto.SerializeToString()
-    model = float_model if candidate.encoding == FLOAT else lower(proto, plan, candidate.encoding)
-    golden = _golden(model, chosen, request, holdout, float_model)
-    parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: golden}
-    parts |= extra
+    plan, encoding = planned.plan, chosen.candidate.encoding
+    proto = context.analysis.model.proto
+    model = model_for(proto, plan, encoding)
+    parts: dict[str, bytes | Path] = {MODEL: model, GOLDEN: _golden(model, chosen, context), **extra}
     if plan.points:
         parts[PLAN_JSON], parts[PLAN_ARRAYS] = plan_to_parts(plan)
-    folder = staging_folder(request.recipe.output)
-    manifest = write_staged(folder, _manifest(request, analysis, calibration, planned, chosen), parts)
-    share = int8_mac_share(analysis.model.view, plan)
-    found = lint_errors(model, request.recipe.target) if linted is None else linted
-    return Staged(folder, manifest, share, found)
+    folder = staging_folder(context.recipe.output)
+    manifest = write_staged(folder, _manifest(context, plan, chosen), parts)
+    share = int8_mac_share(context.analysis.model.view, plan)
+    return Staged(
+        folder, manifest, share, lint_errors(model, context.recipe.target) if lint is None else lint
+    )
 
 
-def _manifest(
-    request: Request, analysis: ModelAnalysis, calibration: Calibration, planned: Planned, chosen: Trial
-) -> Manifest:
-    view, used = analysis.model.view, calibration.used
+def _manifest(context: BuildContext, plan: QuantizationPlan, chosen: Trial) -> Manifest:
+    request, analysis, used = context.request, context.analysis, context.calibration.used
+    view = analysis.model.view
     engine = request.float_engines[chosen.candidate.engine]
-    plan = planned.plan
     return Manifest(
         avq_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -119,7 +114,7 @@ def _manifest(
             threads=request.recipe.threads,
             encoding=chosen.candidate.encoding if plan.points else "",
         ),
-        isa="" if request.compiler is not None else instruction_set(),
+        isa="" if context.target is not None else instruction_set(),
         input=view.inputs[0],
         outputs=view.outputs,
         preprocess=analysis.spec,
@@ -131,23 +126,22 @@ def _manifest(
     )
 
 
-def _golden(model: bytes, chosen: Trial, request: Request, holdout: HoldoutSet, float_model: bytes) -> bytes:
-    """Inputs with the engine's own answers: what a start-up or another machine compares itself with."""
-    candidate = chosen.candidate
-    options = SessionOptions(threads=request.recipe.threads, precision=candidate.precision)
-    tensors = [model_input.tensor for model_input in holdout.inputs[:GOLDEN_FRAMES]]
+def _golden(model: bytes, chosen: Trial, context: BuildContext) -> bytes:
+    """Return inputs with the engine's outputs: start-up checks and other machines compare with them."""
+    request, float_model = context.request, context.analysis.model.proto.SerializeToString()
+    tensors = [model_input.tensor for model_input in context.holdout.inputs[:GOLDEN_FRAMES]]
     rows = chosen_rows(float_model, lambda content: _reference(request, content), tensors)
     arrays: dict[str, AnyArray] = rows.as_arrays()
-    session: Session = request.float_engines[candidate.engine].open(model, options)
+    session = open_candidate(request, chosen.candidate, model)
     try:
-        limit_db = limit_of(candidate.engine, chosen.runs_in)
+        limit_db = limit_of(chosen.candidate.engine, chosen.runs_in)
         for index, tensor in enumerate(tensors):
             arrays[f"input_{index}"] = tensor
-            outputs = _told(session, tensor)
+            outputs = _outputs(session, tensor)
             arrays |= {f"output_{index}:{name}": value for name, value in outputs.items()}
             if rows.places:
-                again = [_told(session, other) for other in _hardly_changed(tensor)]
-                arrays |= rows.stable_rows(index, outputs, again, limit_db)
+                again = [_outputs(session, other) for other in _hardly_changed(tensor)]
+                arrays |= rows.steady(index, outputs, again, limit_db)
     finally:
         session.close()
     packed = io.BytesIO()
@@ -159,47 +153,50 @@ def _reference(request: Request, model: bytes) -> Session:
     return request.reference.open(model, SessionOptions(threads=request.probe_threads, optimise=False))
 
 
-def _told(session: Session, tensor: U8) -> dict[str, AnyArray]:
+def _outputs(session: Session, tensor: U8) -> dict[str, AnyArray]:
     return {name: np.array(value) for name, value in session.infer(tensor).items()}
 
 
 def _hardly_changed(tensor: U8) -> list[U8]:
-    """Each value by a level at most: enough for other roundings all over a network of eight bits."""
+    """Change each value by at most one level: enough to flip roundings all over an INT8 network."""
     random = np.random.default_rng(0)
     noise = random.integers(-1, 2, (_HARDLY_CHANGED, *tensor.shape))
     return list(np.clip(tensor + noise, 0, 255).astype(np.uint8))
 
 
-# The bundle's drift parts: the probe, and what it says of the pictures the ranges were made from.
-
-#: More pictures would sharpen the threshold little: one in a hundred usual pictures is seen from here on.
+#: More pictures would sharpen the threshold little: quantiles of one in a hundred need no more.
 MAX_PICTURES = 100
 
 
-def drift_parts(
-    request: Request, analysis: ModelAnalysis, plan: QuantizationPlan, pictures: Pictures, report: Reporter
-) -> dict[str, bytes]:
-    """probe.onnx and drift.json; nothing for plans without static ranges, no drift.json for few pictures.
+def drift_parts(plan: QuantizationPlan, context: BuildContext) -> dict[str, bytes]:
+    """Return probe.onnx and drift.json: the saturation probe, and its outputs on the build's pictures.
 
-    Held-out pictures come first: nothing was fitted to them.
+    Nothing for plans without static ranges, no drift.json for few pictures. Held-out pictures come first:
+    nothing was fitted to them.
     """
-    probe: onnx.ModelProto = saturation_probe(analysis.model.proto, plan)
-    if not plan.points or not probe.graph.output:  # with float data there is no range to leave
+    report, pictures = context.reporter, context.pictures
+    probe: onnx.ModelProto = saturation_probe(context.analysis.model.proto, plan)
+    if not plan.points or not probe.graph.output:  # float data has no range to leave
         return {}
     parts = {PROBE: probe.SerializeToString()}
-    known = {item.sha256: item for item in (*pictures.held_out.items, *pictures.calibration.items)}
-    items = list(known.values())[:MAX_PICTURES]
+    unique = {item.sha256: item for item in (*pictures.held_out.items, *pictures.calibration.items)}
+    items = list(unique.values())[:MAX_PICTURES]
     if len(items) < MIN_REFERENCE:
-        report.message(f"no drift reference: {len(items)} pictures are too few, it takes {MIN_REFERENCE}")
+        report.message(f"no drift reference: {len(items)} pictures are too few, it needs {MIN_REFERENCE}")
         return parts
     try:
         rows = probe_ratios(
-            parts[PROBE], request.reference, analysis.spec, items, report, threads=request.probe_threads
+            parts[PROBE],
+            context.request.reference,
+            context.analysis.spec,
+            items,
+            report,
+            threads=context.request.probe_threads,
         )
     except AvqError as error:
         report.warning(f"no drift reference: {error.what}")
         return parts
-    return {**parts, DRIFT: fit_reference(rows).to_json()}
+    return {**parts, DRIFT: reference_of(rows).to_json()}
 
 
 def probe_ratios(
@@ -211,7 +208,7 @@ def probe_ratios(
     *,
     threads: int,
 ) -> list[Mapping[str, float]]:
-    """The probe's outputs per picture, in order."""
+    """Run the saturation probe; return its outputs per picture, in order."""
     preprocessor = Preprocessor(spec)
     session = engine.open(probe, SessionOptions(threads=threads))
     try:

@@ -1,16 +1,17 @@
-"""Open the staged bundle as the daemon will, and measure what the gate judges."""
+"""Open the staged bundle as the daemon does, and measure its accuracy for the gate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avq.builder.context import BuildContext
 from avq.builder.gate import Measured
 from avq.builder.holdout import SCORE_FLOOR, HoldoutSet
 from avq.builder.labelled import accuracy, labels_of, remarks
 from avq.builder.pictures.dataset import read_picture
 from avq.builder.request import Request
 from avq.builder.stage import Staged
-from avq.builder.trials.bench import FLOAT, Trial
+from avq.builder.trials.serving import FLOAT, Trial
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines.cpu import instruction_set
 from avq.measure.detector import detector_of
@@ -20,12 +21,12 @@ from avq.types import Detections
 
 @dataclass(frozen=True)
 class Verified:
-    """What the staged bundle did on the held-out pictures.
+    """Results of the staged bundle on the held-out pictures.
 
     Attributes:
-        measured: the gate's input.
+        measured: for the gate.
         detections: of the bundle, per held-out picture; None without a decoder.
-        messages: label categories that were left out, and the like.
+        messages: remarks on the labels, e.g. categories without a class.
     """
 
     measured: Measured
@@ -33,25 +34,27 @@ class Verified:
     messages: tuple[str, ...] = ()
 
 
-def verify(staged: Staged, request: Request, holdout: HoldoutSet, chosen: Trial) -> Verified:
-    """Detections from the bundle's own parts against the float model, and against labels where given."""
+def verify(staged: Staged, chosen: Trial, context: BuildContext) -> Verified:
+    """Detect with the bundle's own parts; compare with the float model, and with labels where given."""
     bundle = open_bundle(staged.folder, allow_unaccepted=True, isa=instruction_set())
     bundle.verify()
+    request, holdout = context.request, context.holdout
     is_float = chosen.candidate.encoding == FLOAT
+    # Without pictures the trial ran on drawn noise: its SQNR is no accuracy.
+    sqnr_db = chosen.sqnr_db if request.recipe.data is not None else None
     if holdout.float_detections is None:
-        measured = Measured(None, None, None, chosen.sqnr_db, chosen.latency, is_float)
-        return Verified(measured, None)
-    found = _detect(bundle, request, holdout)
+        return Verified(Measured(None, None, None, sqnr_db, chosen.latency, is_float), None)
+    detections = _detect(bundle, request, holdout)
     labels = labels_of(request, staged.manifest.class_names)
     measured = Measured(
         float_accuracy=accuracy(labels, holdout, holdout.float_detections),
-        accuracy=accuracy(labels, holdout, found),
-        fidelity=fidelity(holdout.float_detections, found),
-        sqnr_db=chosen.sqnr_db,
+        accuracy=accuracy(labels, holdout, detections),
+        fidelity=fidelity(holdout.float_detections, detections),
+        sqnr_db=sqnr_db,
         latency=chosen.latency,
         is_float=is_float,
     )
-    return Verified(measured, found, remarks(labels, holdout.items) if labels is not None else ())
+    return Verified(measured, detections, remarks(labels, holdout.items) if labels is not None else ())
 
 
 def _detect(bundle: OpenBundle, request: Request, holdout: HoldoutSet) -> tuple[Detections, ...]:

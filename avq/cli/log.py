@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def convert(call: Call, path: Path, output: Path, **arguments: Any) -> int:
     return _answer(call, convert_log(path, output, host=call.host(), report=call.report, **arguments))
 
 
-def _answer(call: Call, answer: Mapping[str, Any]) -> int:
+def _answer(call: Call, answer: dict[str, Any]) -> int:
     """For people, what was blurred is a table of its own, and its limits are said last."""
     blur = answer.get("blur")
     if blur is None:

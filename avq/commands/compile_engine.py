@@ -29,7 +29,7 @@ from avq.engines.cache import ArtifactCache, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
-from avq.measure.golden import GoldenResult, golden_inputs, run_golden
+from avq.measure.golden import GoldenAnswer, golden_inputs, run_golden
 from avq.measure.latency import paired_latency, ratio_interval
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
@@ -153,7 +153,7 @@ class Proof:
     data: bytes
     build_s: float
     precision: str
-    golden: GoldenResult
+    golden: GoldenAnswer
     p50_ms: float
     p99_ms: float
     ratio: tuple[float, float, float] | None
@@ -188,9 +188,9 @@ def prove(
         said = (*ready.said, *_left_float(bundle, session))
         report.message("asking the golden frames")
         golden = run_golden(bundle, session, families)
-        reasons, accepted = (*said, golden.reason), False
+        reasons, accepted = (*said, golden.why), False
         times: _Times = (0.0, 0.0, None)
-        if golden.passed:
+        if golden.right:
             times = _time(bundle, engine, session, report)
             accepted, told = _fast_enough(times[0], times[2], budget_ms)
             reasons = (*reasons, *told)

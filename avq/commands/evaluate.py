@@ -22,7 +22,7 @@ from avq.hookspecs import Engine
 from avq.measure.accuracy import bootstrap_interval
 from avq.measure.accuracy import evaluate as accuracy_of
 from avq.measure.detector import Detector, detector_of, open_detector
-from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_drift
+from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_set
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
 from avq.measure.labels import Labels, load_labels
 from avq.plugins import PluginHost
@@ -260,7 +260,7 @@ def drift(
         report,
         threads=threads,
     )
-    verdict = judge_drift(usual, rows)
+    verdict = judge_set(usual, rows)
     if verdict.limit is None:
         report.warning(f"{len(rows)} pictures are too few to tell drift from chance, whatever they show")
     names = [item.path.name for item in pictures.items]

@@ -17,11 +17,9 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from avq.builder.calibrate.calibration import Calibration
-from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
-from avq.builder.holdout import HoldoutSet, prepare_holdout
-from avq.builder.pictures.dataset import Pictures, open_pictures
+from avq.builder.context import BuildContext, open_context
 from avq.builder.planning import make_plan
-from avq.builder.request import Request, check, refused_targets
+from avq.builder.request import refused_targets
 from avq.contract.quantizer_suite import check_quantizer
 from avq.errors import AvqError, PluginError
 from avq.hookspecs import Quantizer, Workbench
@@ -80,8 +78,8 @@ def check_strategy(
         return ask
 
     served = [target for target in targets if target not in refused_targets(quantizer)]
-    with _ground(model, data, report or Silent()) as ground:
-        return tuple(ground.ask(judge(target), quantizer.name, target) for target in served)
+    with _context(model, data, report or Silent()) as context:
+        return tuple(_plan_with(context, judge(target), quantizer.name, target) for target in served)
 
 
 def on_workbench(
@@ -99,44 +97,30 @@ def on_workbench(
     question once: measured times differ from run to run, and a strategy is not to blame for that. ``strategy`` is
     the name that hooks of installed plugins see in the recipe.
     """
-    with _ground(model, data, report or Silent()) as ground:
-        return ground.ask(ask, strategy, target)
+    with _context(model, data, report or Silent()) as context:
+        return _plan_with(context, ask, strategy, target)
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """A model that is analysis, and its pictures with the float model's answers: what every question stands on."""
-
-    request: Request
-    pictures: Pictures
-    analysis: ModelAnalysis
-    holdout: HoldoutSet
-    host: PluginHost
-    report: Reporter
-
-    def ask(self, ask: Callable[[GraphView, Workbench], T], strategy: str, target: Target) -> T:
-        """Planned as for the target, measured on whatever runs here."""
-        probe: _Probe[T] = _Probe(ask)
-        asked = replace(self.request.recipe, strategy=strategy, target=target)
-        request = replace(self.request, recipe=asked, quantizer=probe, options=_NoOptions())
-        calibration = Calibration(request, self.analysis, self.pictures.calibration, self.report)
-        make_plan(request, self.analysis, calibration, self.holdout, self.host, self.report)
-        return probe.answers[0]
+def _plan_with(
+    context: BuildContext, ask: Callable[[GraphView, Workbench], T], strategy: str, target: Target
+) -> T:
+    """Call ``ask`` in place of a strategy: planned as for the target, measured on the engines of this machine."""
+    probe: _Probe[T] = _Probe(ask)
+    recipe = replace(context.recipe, strategy=strategy, target=target)
+    request = replace(context.request, recipe=recipe, quantizer=probe, options=_NoOptions())
+    calibration = Calibration(request, context.analysis, context.pictures.calibration, context.reporter)
+    make_plan(replace(context, request=request, calibration=calibration))
+    return probe.answers[0]
 
 
 @contextmanager
-def _ground(model: Path | None, data: Path | None, report: Reporter) -> Iterator[_Ground]:
+def _context(model: Path | None, data: Path | None, report: Reporter) -> Iterator[BuildContext]:
     with ExitStack() as stack:
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_labelled_set(data, seeds=_SCENES)
         recipe = Recipe(model=model or builtin_detector_path(), output=Path(), data=data, strategy="float")
-        host = PluginHost()
-        request = check(recipe, host)
-        pictures = open_pictures(recipe, report)
-        analysis = analyse_model(request, pictures.samples, report)
-        holdout = prepare_holdout(request, analysis, pictures, report)
-        yield _Ground(request, pictures, analysis, holdout, host, report)
+        yield open_context(recipe, PluginHost(), report)
 
 
 class _NoOptions(BaseModel):

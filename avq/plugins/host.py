@@ -173,8 +173,7 @@ class PluginHost:
             for taken, (thing, who) in self._table(hook).items()
             if who == owner
         }
-        quantizers = self._table("avq_register_quantizers").values()
-        options = [row for quantizer, who in quantizers if who == owner for row in option_rows(quantizer)]
+        options = [row for thing in brought.values() for row in option_rows(thing)]
         return {
             "name": name,
             "owner": owner.package,

@@ -1,6 +1,6 @@
-"""MCAP logs: the flight recorder, a reader that copes with damage, and logs as frame sources.
+"""MCAP both ways: the flight recorder, a reader that survives a crash, and logs as a source.
 
-Imported only where a log is written or read: it loads the ``mcap`` package.
+Imported only where a log is written or read; the ``mcap`` package is loaded with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read any MCAP file in file order, also a truncated or damaged one, and report what could not be read."""
+"""Read any MCAP file in file order, also one that was cut off or damaged, and say what was recovered."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
 
-#: Exceptions that reading damaged records may raise.
+# What a log says of its channels; where the part that said it is damaged, what the rest of the file
+# repeats.
+
+#: What reading damaged records may raise.
 BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, OverflowError, struct.error)
 
-_Definitions = Iterator["Schema | Channel"]
+_Described = Iterator["Schema | Channel"]
 
 
-class ChannelIndex:
-    """Schemas and channels by id, as read so far. For a missing id it searches the summary, then all whole chunks.
-
-    Writers repeat the definitions, so a damaged chunk does not lose the messages of later ones.
+class Descriptions:
+    """Schemas and channels by number, as met so far; asked for another one, it looks through the file.
 
     Args:
         path: of the log.
@@ -34,37 +35,37 @@ class ChannelIndex:
         self._path = path
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
-        self._fallbacks: list[Callable[[Path], _Definitions]] = [_in_summary, _in_whole_chunks]
+        self._elsewhere: list[Callable[[Path], _Described]] = [_in_summary, _in_whole_chunks]
 
-    def add(self, record: Schema | Channel) -> None:
-        """Add a definition that was read; a later one of the same id replaces it."""
+    def met(self, record: Schema | Channel) -> None:
+        """A description, in its place in the file."""
         if isinstance(record, Schema):
             self._schemas[record.id] = record
         else:
             self._channels[record.id] = record
 
     def channel(self, number: int) -> Channel | None:
-        """Return the channel with that id; None where no readable part of the file defines it."""
-        while number not in self._channels and self._fallbacks:
-            self._search(self._fallbacks.pop(0))
+        """None where nothing that is left of the file describes it."""
+        while number not in self._channels and self._elsewhere:
+            self._look(self._elsewhere.pop(0))
         return self._channels.get(number)
 
     def schema(self, channel: Channel) -> Schema | None:
-        """Return the schema of a channel; None for a channel without one (id 0), and where it is not defined."""
+        """None for a channel without a schema (number 0), and where nothing describes it."""
         number = channel.schema_id
-        while number and number not in self._schemas and self._fallbacks:
-            self._search(self._fallbacks.pop(0))
+        while number and number not in self._schemas and self._elsewhere:
+            self._look(self._elsewhere.pop(0))
         return self._schemas.get(number)
 
-    def _search(self, definitions: Callable[[Path], _Definitions]) -> None:
-        with suppress(*BROKEN):  # definitions before the damage are kept
-            for record in definitions(self._path):
+    def _look(self, place: Callable[[Path], _Described]) -> None:
+        with suppress(*BROKEN):  # what was found before the damage counts
+            for record in place(self._path):
                 known = self._schemas if isinstance(record, Schema) else self._channels
                 if record.id not in known:
-                    self.add(record)
+                    self.met(record)
 
 
-def _in_summary(path: Path) -> _Definitions:
+def _in_summary(path: Path) -> _Described:
     with path.open("rb") as file:
         summary = make_reader(file).get_summary()
         if summary is not None:
@@ -72,17 +73,17 @@ def _in_summary(path: Path) -> _Definitions:
             yield from summary.channels.values()
 
 
-def _in_whole_chunks(path: Path) -> _Definitions:
+def _in_whole_chunks(path: Path) -> _Described:
     with path.open("rb") as file:
         limit = path.stat().st_size
         for record in StreamReader(file, emit_chunks=True, record_size_limit=limit).records:
             if isinstance(record, Chunk):
-                yield from _in_chunk(record)
+                yield from _of_chunk(record)
             elif isinstance(record, Schema | Channel):
                 yield record
 
 
-def _in_chunk(chunk: Chunk) -> _Definitions:
+def _of_chunk(chunk: Chunk) -> _Described:
     try:
         records = breakup_chunk(chunk, validate_crc=True)
     except Exception:  # decompressors raise their own types
@@ -92,7 +93,7 @@ def _in_chunk(chunk: Chunk) -> _Definitions:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message with all that is needed to decode it or to write it again. Times are the file's nanoseconds."""
+    """One message with what is needed to decode it, or to write it again. Times are the file's own nanoseconds."""
 
     topic: str
     schema_name: str
@@ -109,17 +110,15 @@ class Record:
 class LogReader:
     """Iterate once over the messages of a log.
 
+    After the iteration: ``messages`` counts what was read, ``damage`` says in words what could not be, or is "";
+    ``profile``, ``metadata`` and ``attachments`` hold what else was met.
+
     Args:
         path: an MCAP file.
-        check_data: also verify the CRC over the data section, where the writer left one.
-
-    Attributes:
-        messages: number of messages read so far.
-        damage: describes what could not be read; "" if everything could. Complete after the iteration.
-        profile, metadata, attachments: other records of the file, complete after the iteration.
+        check_data: also check the sum over everything before the index, where the writer left one.
 
     Raises:
-        DataError: the file cannot be opened or is not MCAP.
+        DataError: the file cannot be opened or is not MCAP at all.
     """
 
     def __init__(self, path: Path, *, check_data: bool = False) -> None:
@@ -130,9 +129,9 @@ class LogReader:
         self.metadata: dict[str, dict[str, str]] = {}
         self.attachments: list[Attachment] = []
         self._check_data = check_data
-        self._damages: dict[str, str] = {}
-        self._index = ChannelIndex(path)
-        self._undefined: set[int] = set()
+        self._told: dict[str, str] = {}
+        self._described = Descriptions(path)
+        self._undescribed: set[int] = set()
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -156,14 +155,12 @@ class LogReader:
             for record in stream.records:
                 yield from self._messages(record)
         except EndOfFile:
-            self._note_damage(
-                "end", "the file is truncated: its writer was killed, or the copy is incomplete"
-            )
+            self._tell("end", "the file is cut off: its writer was killed, or it was not copied whole")
         except BROKEN as error:
-            self._note_damage("end", f"damaged record: {error!r}")
+            self._tell("end", f"damaged record: {error!r}")
 
     def indexed_channels(self) -> list[tuple[str, str, str, int]] | None:
-        """Return (topic, schema name, message encoding, message count) of the index; None without a whole index."""
+        """(topic, schema name, message encoding, messages) as the index tells; None without a whole index."""
         try:
             summary = make_reader(self._file, validate_crcs=True).get_summary()
             if summary is None or summary.statistics is None:
@@ -191,7 +188,7 @@ class LogReader:
             for inner in self._chunk(record):
                 yield from self._messages(inner)
         elif isinstance(record, Schema | Channel):
-            self._index.add(record)
+            self._described.met(record)
         elif isinstance(record, Metadata):
             self.metadata[record.name] = dict(record.metadata)
         elif isinstance(record, Attachment):
@@ -202,22 +199,22 @@ class LogReader:
             yield from self._record(record)
 
     def _chunk(self, chunk: Chunk) -> list[object]:
-        """Return the records of one chunk; none of a damaged one, since the next can still be read."""
+        """The records of one chunk; a damaged chunk is skipped, the next one can still be read."""
         try:
             return list(breakup_chunk(chunk, validate_crc=True))
         except Exception as error:  # decompressors raise their own types
-            self._note_damage("chunk", self._damages.get("chunk", f"damaged chunk skipped: {error!r}"))
+            self._tell("chunk", self._told.get("chunk", f"damaged chunk skipped: {error!r}"))
             return []
 
     def _record(self, message: Message) -> Iterator[Record]:
-        """Yield the message; nothing where no readable part of the file defines its channel."""
-        channel = self._index.channel(message.channel_id)
+        """The message; nothing where no part of the file that is left says what its channel is."""
+        channel = self._described.channel(message.channel_id)
         if channel is None:
-            self._undefined.add(message.channel_id)
-            ids = ", ".join(map(str, sorted(self._undefined)))
-            self._note_damage("channel", f"messages skipped of channels without a definition: {ids}")
+            self._undescribed.add(message.channel_id)
+            numbers = ", ".join(map(str, sorted(self._undescribed)))
+            self._tell("channel", f"messages skipped of channels that nothing describes: {numbers}")
             return
-        schema = self._index.schema(channel)
+        schema = self._described.schema(channel)
         self.messages += 1
         yield Record(
             channel.topic,
@@ -232,9 +229,9 @@ class LogReader:
             channel.metadata,
         )
 
-    def _note_damage(self, kind: str, damage: str) -> None:
-        self._damages[kind] = damage
-        self.damage = "; ".join(self._damages.values())
+    def _tell(self, kind: str, what: str) -> None:
+        self._told[kind] = what
+        self.damage = "; ".join(self._told.values())
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""A log as a frame source: every image of one topic, in file order."""
+"""A log as a source: the pictures of one topic, every one, in file order."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from avq.types import U8
 
 
 class LogSource:
-    """Source type of ``drive.mcap``, or ``drive.mcap?topic=/camera/front/image`` with several image topics."""
+    """``drive.mcap`` or ``drive.mcap?topic=/camera/front/image`` when it holds several image topics."""
 
     schemes = (".mcap",)
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
-        """Open a log. Raises DataError when it holds no images, RequestError when the topic must be named."""
+        """Raises DataError when the log holds no pictures, RequestError when the topic must be named."""
         path, topic = parse_log_uri(uri)
         return _Log(path, choose_topic(path, topic))
 
 
 def parse_log_uri(uri: str) -> tuple[Path, str | None]:
-    """Return path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
+    """Path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
     text = uri.removeprefix("file://")
     if Path(text).exists():
         return Path(text), None
@@ -40,7 +40,10 @@ def parse_log_uri(uri: str) -> tuple[Path, str | None]:
 
 
 def image_topics(path: Path) -> dict[str, int]:
-    """Return image topic -> number of messages, from the index; a log without a whole index is read through."""
+    """Topics of pictures avq can decode -> number of messages.
+
+    Told by the log's index; a log without a whole index is read through.
+    """
     with LogReader(path) as log:
         channels = log.indexed_channels()
         if channels is not None:
@@ -50,17 +53,17 @@ def image_topics(path: Path) -> dict[str, int]:
 
 
 def choose_topic(path: Path, topic: str | None) -> str:
-    """Return ``topic`` if the log has it, or its only image topic.
+    """The topic asked for, or the only one there is.
 
     Raises:
-        DataError: the log holds no images.
-        RequestError: the topic does not exist, or several do and none is named.
+        DataError: no pictures in the log.
+        RequestError: no such topic, or several and none named.
     """
     topics = image_topics(path)
     if not topics:
         kinds = sorted({schema for schema, _ in IMAGE_KINDS})
         raise DataError(
-            f"{path} holds no images", seen="no image channel", fix=f"supported schemas: {', '.join(kinds)}"
+            f"{path} holds no pictures", seen="no image channel", fix=f"readable: {', '.join(kinds)}"
         )
     if topic is None and len(topics) > 1:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(topics.items()))
@@ -73,7 +76,7 @@ def choose_topic(path: Path, topic: str | None) -> str:
 
 
 class _Log:
-    """Images of a log; ``lost`` counts those that cannot be decoded. Damage is raised after the last image."""
+    """A picture that cannot be decoded is counted in ``lost``; damage of the file is told after the last one."""
 
     live = False
     fps = 0.0
@@ -83,10 +86,10 @@ class _Log:
         self.lost: dict[str, int] = {}
         self.remark = ""
         self._reader = LogReader(path)
-        self._records = self._images(topic)
+        self._records = self._pictures(topic)
         self._count = 0
 
-    def _images(self, topic: str) -> Iterator[Record]:
+    def _pictures(self, topic: str) -> Iterator[Record]:
         return (record for record in self._reader if record.topic == topic and is_image(record))
 
     def read(self) -> tuple[U8, int] | None:
@@ -97,16 +100,16 @@ class _Log:
             except ValueError as error:
                 self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
                 self.remark = self.remark or str(error)
-        self._require_whole()
+        self._check_whole()
         return None
 
-    def _require_whole(self) -> None:
+    def _check_whole(self) -> None:
         if self._reader.damage or self._count == sum(self.lost.values()):
             raise DataError(
-                f"the log {self._reader.path} is damaged: {self._count} images were read, "
+                f"{self._reader.path}: {self._count} pictures were recovered, "
                 f"{sum(self.lost.values())} of them cannot be decoded",
                 seen=self._reader.damage or self.remark,
-                fix="run 'avq log verify' to list what can be read",
+                fix="'avq log verify' lists what the log still holds",
             )
 
     def close(self) -> None:

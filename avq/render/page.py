@@ -191,8 +191,8 @@ class Fact:
 
 def headline_of(verdict: Verdict, text: str = "") -> Headline:
     """The headline for a gate's verdict; ``text`` replaces the standard sentence."""
-    standard = "Accepted: this bundle may serve" if verdict.accepted else "Refused: this bundle may not serve"
-    tone: Tone = "good" if verdict.accepted else "bad"
+    standard = "Accepted: this bundle may serve" if verdict.passed else "Refused: this bundle may not serve"
+    tone: Tone = "good" if verdict.passed else "bad"
     return Headline(text or standard, tone, verdict.reasons + verdict.fixes)
 
 

@@ -306,8 +306,7 @@ class VirtualTimeStages:
 
     def prepare(self, picture: Frame | U8) -> ModelInput:
         prepared = self.stages.start_frame(picture) if isinstance(picture, Frame) else None
-        spec = self.prepares.spec if isinstance(self.prepares, Preprocessor) else None
-        if prepared is not None and prepared.spec == spec:
+        if prepared is not None and prepared.spec == getattr(self.prepares, "spec", None):
             model_input, spent_ns = prepared.model_input, prepared.spent_ns
         else:
             before_ns = _MACHINE.now_ns()

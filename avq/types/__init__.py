@@ -31,6 +31,7 @@ from avq.types.plan import (
 from avq.types.preprocess import DecoderSpec, PreprocessSpec
 from avq.types.recipe import TARGETS, Recipe, Target
 from avq.types.report import (
+    Accepted,
     Accuracy,
     Fidelity,
     Figure,
@@ -48,6 +49,7 @@ Foreign = ImportedQuantization
 Served = MeasuredPlan
 
 __all__ = [
+    "Accepted",
     "CALIBRATORS",
     "F32",
     "F64",

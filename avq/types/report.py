@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Accepted = Literal["yes", "no", "pending"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +117,24 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer with its reasons, in the order they were checked."""
+    """Decision of the gate.
 
-    accepted: bool
+    Attributes:
+        accepted: "pending" when every check passed and the time on the target is still to be measured.
+        metric: the accuracy in one sentence.
+        reasons: results of all checks, in their order.
+        fixes: what to do about the failed ones.
+    """
+
+    accepted: Accepted
     metric: str
     reasons: tuple[str, ...]
     fixes: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return self.accepted != "no"
 
 
 # A chart a strategy wants in the report: points on two axes, drawn by the host.

@@ -32,12 +32,8 @@ from avq_mixed.strategy import MixedOptions, MixedQuantizer, Timed
 from scipy.stats import spearmanr
 
 from avq import Workbench
-from avq.builder.calibrate.calibration import Calibration
-from avq.builder.frontend.analyse import analyse_model
-from avq.builder.holdout import prepare_holdout
-from avq.builder.pictures.dataset import open_pictures
+from avq.builder.context import open_context
 from avq.builder.planning import make_plan
-from avq.builder.request import check
 from avq.cli.terminal import Terminal
 from avq.clock import SystemClock
 from avq.measure.latency import ProcessorClock
@@ -204,12 +200,8 @@ def predictions(name: str, given: argparse.Namespace) -> dict[str, object]:
         options={"calibrator": "mse", "pictures": 1, "probes": 8} if given.quick else {},
     )
     strategy = Predictions(given.maps, given.sessions, given.clock)
-    request = replace(check(recipe, host), quantizer=strategy)
-    pictures = open_pictures(recipe, report)
-    analysis = analyse_model(request, pictures.samples, report)
-    holdout = prepare_holdout(request, analysis, pictures, report)
-    calibration = Calibration(request, analysis, pictures.calibration, report)
-    make_plan(request, analysis, calibration, holdout, host, report)
+    context = open_context(recipe, host, report)
+    make_plan(replace(context, request=replace(context.request, quantizer=strategy)))
     return strategy.row
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from avq.builder.gate import Limits, Measured, judge
-from avq.types import Accuracy, Fidelity, Latency
+from avq.builder.gate import Evidence, Limits, Measured, judge
+from avq.builder.lift import Parity
+from avq.types import Accuracy, Fidelity, Finding, Latency
 
 GOOD = Fidelity(images=20, boxes=200, lost=0.005, confidence_shift=0.001)
 FAST = Latency(5.0, 6.0, 0.7, 0.68, 0.72, "openvino float bf16")
@@ -19,8 +20,8 @@ def accuracy(value: float) -> Accuracy:
 
 
 def test_a_faithful_and_fast_engine_passes():
-    verdict = judge(BASE, Limits())
-    assert verdict.accepted and "lost boxes 0.50 % of 200" in verdict.metric
+    verdict = judge(Evidence(BASE), Limits())
+    assert verdict.accepted == "yes" and "lost boxes 0.50 % of 200" in verdict.metric
 
 
 @pytest.mark.parametrize(
@@ -28,35 +29,72 @@ def test_a_faithful_and_fast_engine_passes():
     [replace(GOOD, lost=0.011), replace(GOOD, confidence_shift=-0.03), replace(GOOD, boxes=0, lost=0.0)],
 )
 def test_lost_boxes_shifted_scores_or_nothing_to_compare_refuse(fidelity):
-    verdict = judge(replace(BASE, fidelity=fidelity), Limits())
-    assert not verdict.accepted and any("mixed" in fix for fix in verdict.fixes)
+    verdict = judge(Evidence(replace(BASE, fidelity=fidelity)), Limits())
+    assert verdict.accepted == "no" and any("mixed" in fix for fix in verdict.fixes)
 
 
 def test_labels_outrank_boxes():
     worse = replace(BASE, float_accuracy=accuracy(0.5), accuracy=accuracy(0.48))
-    assert not judge(worse, Limits()).accepted
-    assert judge(worse, Limits(max_drop_percent=5.0)).accepted
+    assert judge(Evidence(worse), Limits()).accepted == "no"
+    assert judge(Evidence(worse), Limits(max_drop_percent=5.0)).accepted == "yes"
 
 
 def test_slower_only_when_the_interval_says_so():
     unsure = replace(FAST, ratio=1.05, ratio_low=1.01, ratio_high=1.09)
     sure = replace(unsure, ratio_low=1.03)
-    assert judge(replace(BASE, latency=unsure), Limits()).accepted
-    verdict = judge(replace(BASE, latency=sure), Limits())
-    assert not verdict.accepted and any("slower than float" in r for r in verdict.reasons)
+    assert judge(Evidence(replace(BASE, latency=unsure)), Limits()).accepted == "yes"
+    verdict = judge(Evidence(replace(BASE, latency=sure)), Limits())
+    assert verdict.accepted == "no" and any("slower than float" in r for r in verdict.reasons)
 
 
 def test_a_float_bundle_cannot_be_slower_than_itself():
-    assert judge(replace(BASE, latency=replace(FAST, ratio_low=1.5), is_float=True), Limits()).accepted
+    assert (
+        judge(Evidence(replace(BASE, latency=replace(FAST, ratio_low=1.5), is_float=True)), Limits()).accepted
+        == "yes"
+    )
 
 
 def test_the_budget_is_judged_on_p50():
-    assert judge(BASE, Limits(budget_ms=5.0)).accepted
-    assert not judge(BASE, Limits(budget_ms=4.9)).accepted
+    assert judge(Evidence(BASE), Limits(budget_ms=5.0)).accepted == "yes"
+    assert judge(Evidence(BASE), Limits(budget_ms=4.9)).accepted == "no"
 
 
 def test_without_boxes_the_noise_of_the_outputs_decides():
     silent = replace(BASE, fidelity=None)
-    assert judge(silent, Limits()).accepted
-    assert not judge(replace(silent, sqnr_db=12.0), Limits()).accepted
-    assert not judge(replace(silent, sqnr_db=None), Limits()).accepted
+    assert judge(Evidence(silent), Limits()).accepted == "yes"
+    assert judge(Evidence(replace(silent, sqnr_db=12.0)), Limits()).accepted == "no"
+    assert judge(Evidence(replace(silent, sqnr_db=None)), Limits()).accepted == "no"
+
+
+EQUAL, DIFFERENT = Parity(True, True, "import proven"), Parity(False, False, "import differs")
+
+
+def test_an_import_that_differs_from_its_source_is_refused_whatever_its_boxes():
+    assert judge(Evidence(BASE, EQUAL), Limits()).accepted == "yes"
+    verdict = judge(Evidence(BASE, DIFFERENT), Limits())
+    assert verdict.accepted == "no" and verdict.reasons[-1] == "import differs" and verdict.fixes == ()
+
+
+def test_without_boxes_parity_decides_before_noise():
+    noisy = replace(BASE, fidelity=None, sqnr_db=3.0)
+    assert judge(Evidence(noisy, EQUAL), Limits()).accepted == "yes"
+    assert judge(Evidence(noisy, DIFFERENT), Limits()).accepted == "no"
+    assert judge(Evidence(noisy), Limits()).accepted == "no"
+
+
+def test_one_error_among_the_findings_refuses_and_every_finding_is_a_reason():
+    warning = Finding("warning", "W1", "small scales", "3 nodes", "raise them")
+    error = Finding("error", "E1", "no kernel")
+    warned = judge(Evidence(BASE, findings=(warning,), conclusions=("chosen by hand",)), Limits())
+    assert warned.accepted == "yes" and warned.fixes == ("raise them",)
+    assert warned.reasons[-2:] == ("chosen by hand", "warning W1: small scales (3 nodes)")
+    refused = judge(Evidence(BASE, findings=(warning, error)), Limits())
+    assert refused.accepted == "no" and refused.reasons[-1] == "error E1: no kernel"
+
+
+def test_a_target_that_is_not_here_leaves_the_verdict_pending_unless_a_check_failed():
+    untimed = replace(BASE, latency=None)
+    pending = judge(Evidence(untimed, pending_target=True), Limits())
+    assert pending.accepted == "pending" and pending.passed
+    lost = judge(Evidence(replace(untimed, fidelity=replace(GOOD, lost=0.5)), pending_target=True), Limits())
+    assert lost.accepted == "no" and not lost.passed

@@ -60,7 +60,7 @@ def test_golden_frames_come_out_again(built):
 
 def test_the_report_is_one_small_page_that_asks_nothing_of_the_network(built):
     page = (folder_of(built) / "report.html").read_text()
-    assert len(page) < 3_000_000 and "Every layer and why" in page
+    assert len(page) < 3_000_000 and "Precision of every layer" in page
     assert "http://" not in page and "https://" not in page
 
 
@@ -125,7 +125,7 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
     ("categories", "moved_px", "said"),
     [
         (["Vehicle", "dog"], 0, "no label category"),
-        (["car", "truck", "pedestrian", "cyclist", "traffic_light"], 5000, "finds nothing that is labelled"),
+        (["car", "truck", "pedestrian", "cyclist", "traffic_light"], 5000, "detects no labelled object"),
     ],
 )
 def test_labels_that_tell_nothing_are_refused_before_any_search(tmp_path, categories, moved_px, said):

@@ -22,8 +22,8 @@ def page(built: tuple[Path, dict]) -> Path:
 
 def test_verdict_times_layers_thresholds_and_machine_are_told(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
-    assert html.index("<h1>") < html.index("In short") < html.index("Engines tried")
-    for part in ("Every layer and why", "Histograms and thresholds", "What was measured on which machine"):
+    assert html.index("<h1>") < html.index("Summary") < html.index("Engines tried")
+    for part in ("Precision of every layer", "Histograms and thresholds", "Machine and method"):
         assert part in html
     assert "Where the time goes" in html or "Why is INT8 slower here?" in html
     for method in ("entropy", "mse", "percentile", "minmax"):

@@ -48,7 +48,7 @@ def test_the_verdict_says_what_was_chosen_and_why(built):
 def test_the_report_shows_the_front_and_every_group(built):
     folder, _ = built
     page = (folder / "report.html").read_text()
-    assert "time against loss" in page and "Every group and why" in page
+    assert "time against loss" in page and "Precision of every group" in page
     for anchor in ("all INT8", "all float"):
         assert anchor in page
 

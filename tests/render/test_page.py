@@ -81,7 +81,7 @@ def full_page() -> str:
     mark = Mark("deadline", 15, "bad")
     return page(
         "model on data",
-        Verdict(False, "lost", ("lost 3 % of the boxes",), ("try --strategy mixed",)),
+        Verdict("no", "lost", ("lost 3 % of the boxes",), ("try --strategy mixed",)),
         [
             section("Figures", key_figures([Fact("p50", "7.9 ms", "float 9.6", "good")]), lead="In short."),
             section(

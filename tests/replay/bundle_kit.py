@@ -7,11 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
-from avq.builder.holdout import HoldoutSet, prepare_holdout
+from avq.builder.context import BuildContext, open_context
 from avq.builder.lower import lower
-from avq.builder.pictures.dataset import Pictures, open_pictures
-from avq.builder.request import Request, check
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
 from avq.bundle.plan import plan_to_parts
 from avq.contract.workbench import on_workbench
@@ -26,24 +23,11 @@ from tests.e2e.conftest import CALIBRATION
 BUILTIN = builtin_detector_path()
 
 
-@dataclass(frozen=True)
-class Known:
-    """A float detector of drawn scenes, analysis."""
-
-    request: Request
-    pictures: Pictures
-    analysis: ModelAnalysis
-    holdout: HoldoutSet
-
-
 @lru_cache(maxsize=2)
-def known(model: Path = BUILTIN) -> Known:
+def known(model: Path = BUILTIN) -> BuildContext:
+    """Open a float detector of drawn scenes."""
     recipe = Recipe(model=model, output=Path(), data=CALIBRATION, strategy="float")
-    request = check(recipe, PluginHost())
-    pictures = open_pictures(recipe, Silent())
-    analysis = analyse_model(request, pictures.samples, Silent())
-    holdout = prepare_holdout(request, analysis, pictures, Silent())
-    return Known(request, pictures, analysis, holdout)
+    return open_context(recipe, PluginHost(), Silent())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from avq.builder.planning import ReferenceRun, make_plan
 from avq.cli import cli
 from avq.hookspecs import Workbench
 from avq.parallel import WorkerPool
-from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay.batch import replay_many
 from avq.scenes import builtin_detector_path
@@ -81,14 +80,14 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers, tmp_path
 
 def test_plans_are_judged_alike_by_workers(ray_workers):
     it = known()
-    question = ReferenceRun(
+    reference = ReferenceRun(
         it.analysis.model.proto,
         it.request.reference,
         it.holdout.first(2),
         it.analysis.model.view.inputs[0].name,
     )
-    here = question.answer(int8_plan())
-    there = next(ray_workers.map(question.answer, [int8_plan()]))
+    here = reference.run(int8_plan())
+    there = next(ray_workers.map(reference.run, [int8_plan()]))
     assert dict(there.sqnr_db) == dict(here.sqnr_db)
     for a, b in zip(here.detections, there.detections, strict=True):
         assert (
@@ -116,7 +115,7 @@ def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_worke
         options = MixedOptions(pictures=4, probes=12)
         request = replace(it.request, quantizer=strategy, options=options, pool=pool)
         calibration = Calibration(request, it.analysis, it.pictures.calibration, Silent())
-        planned = make_plan(request, it.analysis, calibration, it.holdout, PluginHost(), Silent())
+        planned = make_plan(replace(it, request=request, calibration=calibration))
         return (*strategy.ranked, planned.notes)
 
     serial = ranked(WorkerPool())

@@ -1,4 +1,7 @@
-"""The parts of a bundle that DLA and TensorRT 10's own calibration build from."""
+"""Bundle parts for DLA and for TensorRT 10's implicit INT8.
+
+Both take the float model, a range per tensor and precisions instead of Q/DQ nodes.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from avq.builder.calibrate.calibration import Calibration
+from avq.builder.context import BuildContext
 from avq.builder.cross_compile.fp16 import activation_peaks
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
-from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.holdout import HoldoutSet
 from avq.builder.lower.model import Model
-from avq.builder.request import Request
 from avq.bundle import IMPLICIT, IMPLICIT_CACHE, IMPLICIT_PRECISIONS
 from avq.errors import PlanError
 from avq.types import Edge, QuantizationPlan
 
-# What DLA and TensorRT 10's own INT8 take instead of Q/DQ: the float model, a range per tensor,
-# precisions.
-
 _LEVELS = 127
-#: Scales below are no normal float32 to TensorRT, or make integers of rounding noise.
+#: Smaller scales are denormal float32 in TensorRT, or turn rounding noise into integers.
 _SMALLEST = 1e-12
 HEADER = "TRT-100300-EntropyCalibration2"
 
 
 @dataclass(frozen=True)
 class Implicit:
-    """Attributes:
-    model: the float model with the plan's constants, without pairs.
-    cache: a calibration cache with one line per float tensor.
-    precisions: node name -> "int8", "fp16" or "fp32", where the plan decides.
+    """Model, ranges and precisions of one plan.
+
+    Attributes:
+        model: the float model with the plan's constants, without Q/DQ pairs.
+        cache: a calibration cache with one line per float tensor.
+        precisions: node name -> "int8", "fp16" or "fp32", where the plan decides.
     """
 
     model: bytes
@@ -43,7 +42,7 @@ class Implicit:
 
 
 def lower_implicit(proto: onnx.ModelProto, plan: QuantizationPlan) -> Implicit:
-    """The three files of ``plan``, which must hold ``ranges``.
+    """Lower ``plan``, which must hold ``ranges``, to the three files.
 
     Raises PlanError for grids that are not signed bytes around zero, and for tensors without a range.
     """
@@ -61,14 +60,14 @@ def lower_implicit(proto: onnx.ModelProto, plan: QuantizationPlan) -> Implicit:
 
 
 def _float_tensors(model: Model) -> list[str]:
-    """Activations in file order: what a layer of the parsed network writes."""
+    """Return the float activations in file order: the outputs of the parsed network's layers."""
     constants = {*model.initializers, *model.constant_nodes}
-    made = [name for node in model.graph.node for name in node.output if name and name not in constants]
-    return [name for name in made if model.element_type(name) == onnx.TensorProto.FLOAT]
+    outputs = [name for node in model.graph.node for name in node.output if name and name not in constants]
+    return [name for name in outputs if model.element_type(name) == onnx.TensorProto.FLOAT]
 
 
 def _scale(plan: QuantizationPlan, tensor: str) -> float:
-    """The plan's own scale where it quantizes the whole tensor, else from its range."""
+    """Return the plan's scale where it quantizes the whole tensor, else the scale of its range."""
     point = plan.by_edge.get(Edge(tensor))
     if point is not None:
         if point.mode != "static" or not point.symmetric or point.bits != 8 or point.scale.ndim:
@@ -80,41 +79,36 @@ def _scale(plan: QuantizationPlan, tensor: str) -> float:
         return float(point.scale)
     if tensor not in plan.ranges:
         raise PlanError(
-            f"the plan has no range for '{tensor}'", fix="DLA asks for one on every tensor: build with --dla"
+            f"the plan has no range for '{tensor}'", fix="DLA needs a range on every tensor: build with --dla"
         )
     low, high = plan.ranges[tensor]
     return float(np.float32(max(-low, high, _SMALLEST * _LEVELS) / _LEVELS))
 
 
-def with_ranges(
-    request: Request,
-    analysis: ModelAnalysis,
-    plan: QuantizationPlan,
-    calibration: Calibration,
-    holdout: HoldoutSet,
-) -> QuantizationPlan:
-    """``plan`` with a range for every float tensor, when the recipe asks for DLA.
+def with_ranges(plan: QuantizationPlan, context: BuildContext) -> QuantizationPlan:
+    """Return ``plan`` with a range for every float tensor when the recipe builds for DLA, else unchanged.
 
-    From the counted pictures; tensors that are not counted (shapes, heads) take their peak on the held-out ones.
+    Ranges come from the calibration pictures; tensors that are not counted there (shapes, heads) take their
+    peak on the held-out pictures.
     """
-    if not request.recipe.dla:
+    if not context.recipe.dla:
         return plan
-    model = analysis.model
-    tensors = [prepared.tensor for prepared in holdout.inputs]
-    peaks = activation_peaks(model.proto, model.view, tensors, request.reference)
+    model = context.analysis.model
+    tensors = [prepared.tensor for prepared in context.holdout.inputs]
+    peaks = activation_peaks(model.proto, model.view, tensors, context.request.reference)
     ranges = {name: (-peak, peak) for name, peak in peaks.items()}
-    counted = calibration.collect(())
+    counted = context.calibration.collect(())
     for name in (name for name in counted.tensors if name in ranges):
         histogram = counted.range(name, "minmax")
         ranges[name] = (histogram.low, histogram.high)
     return replace(plan, ranges=ranges)
 
 
-def implicit_parts(request: Request, analysis: ModelAnalysis, plan: QuantizationPlan) -> dict[str, bytes]:
-    """Three parts, by name; none unless the recipe asks for DLA."""
-    if not request.recipe.dla:
+def implicit_parts(plan: QuantizationPlan, context: BuildContext) -> dict[str, bytes]:
+    """Return the three DLA parts of the bundle by name; none unless the recipe builds for DLA."""
+    if not context.recipe.dla:
         return {}
-    written = lower_implicit(analysis.model.proto, plan)
+    written = lower_implicit(context.analysis.model.proto, plan)
     return {
         IMPLICIT: written.model,
         IMPLICIT_CACHE: written.cache,

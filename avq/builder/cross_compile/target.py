@@ -1,6 +1,6 @@
-"""Builds for a GPU that this machine lacks: engines are compiled, times come later, on the vehicle.
+"""Cross-compile builds: engines are compiled here, times are measured later on the vehicle.
 
-What is judged here is accuracy, on the exact bytes the target's parser is given, run by the unoptimised reference.
+Accuracy is judged here, on the exact bytes that the target's parser reads, run by the unoptimised reference.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from avq.builder.cross_compile.cost_model import target_cost
 from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.emulated_target import EmulatedEngine
 from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.holdout import LOOK_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
+from avq.builder.holdout import LOW_SCORE_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
 from avq.builder.index_selection import sqnr_with_same_choices
 from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
 from avq.builder.request import Request
-from avq.builder.trials.bench import Candidate, Trial
+from avq.builder.trials.serving import Candidate, Trial
 from avq.bundle import TWIN
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError
@@ -47,14 +47,14 @@ _NOT_COMPILED = "nothing was compiled: avq lint refuses the model"
 
 @dataclass(frozen=True)
 class Compiled:
-    """What goes to the target: engines of one model, one per architecture, and what to time them against there.
+    """Engines of one model, one per architecture, and the FP16 model they are timed against on the target.
 
     Attributes:
         pending: the target cannot run here.
         parts: file name in the bundle -> content.
-        rows: size and build time of each beside the FP16 engine of the same model.
-        lint: what the target would reject in the model; None where nothing was looked at.
-        remarks: why an engine is larger than its FP16 twin, and what the builder warned of.
+        rows: size and build time of each engine and of the FP16 engine of the same model.
+        lint: errors of the target's parser; None where lint did not run.
+        remarks: why an engine is larger than its FP16 baseline, and warnings of the builder.
     """
 
     pending: bool = False
@@ -66,73 +66,80 @@ class Compiled:
 
 @dataclass
 class CrossCompileTarget:
-    """Everything a build asks of a target that cannot run here; stands where measured serving stands."""
+    """A target that cannot run here: emulated accuracy and modelled times in place of measured serving.
+
+    Attributes:
+        request: engines, threads and architectures.
+        compiler: builds the engines.
+        analysis: the float model with its head.
+        holdout: held-out pictures with the float model's outputs.
+    """
 
     request: Request
     compiler: CompilingEngine
     analysis: ModelAnalysis
     holdout: HoldoutSet
-    _answers: dict[str, ModelOutputs] = field(default_factory=dict)
+    _outputs: dict[str, ModelOutputs] = field(default_factory=dict)
 
-    def finished(self, plan: QuantizationPlan) -> QuantizationPlan:
-        """``plan`` with the FP16 that the target runs around INT8."""
+    def with_fp16(self, plan: QuantizationPlan) -> QuantizationPlan:
+        """Return ``plan`` with FP16 for the nodes that the target runs in float."""
         return to_fp16(self.analysis.model.view, plan, self._peaks)
 
     def model(self, plan: QuantizationPlan) -> bytes:
-        """The bytes for the target's parser; ``plan`` as `finished` leaves it."""
+        """Return the bytes for the target's parser; ``plan`` from `with_fp16`."""
         return lower(self.analysis.model.proto, plan, ENCODING)
 
     def trial(self, plan: QuantizationPlan) -> Trial:
-        """What became of the finished plan: numbers of the rehearsal, no time.
+        """Return the accuracy of the final plan in the emulated engine; no time is measured.
 
-        Raises RefusedError where no boxes are judged and FP16 beside INT8 gives other answers than FP32 there.
+        Raises RefusedError where no boxes are judged and FP16 changes the outputs.
         """
-        answers = self._answer(plan)
-        said = "not run here: judged on the bytes its parser gets, in the unoptimised reference"
+        outputs = self._run(plan)
+        why = "not run here: judged on the bytes its parser gets, in the unoptimised reference"
         if self.holdout.decoder is None and plan.points:
-            said = f"{said}; {self._beside_fp32(plan)}"
+            why = f"{why}; {self._compare_with_fp32(plan)}"
         return Trial(
             Candidate(self.compiler.name, ENCODING, "f16"),
             runs_in="int8+f16" if plan.points else "f16",
             deviation=None,
-            sqnr_db=answers.worst_sqnr_db,
+            sqnr_db=outputs.worst_sqnr_db,
             right=True,
-            why=said,
+            why=why,
         )
 
     def compile(self, plan: QuantizationPlan, report: Reporter) -> Compiled:
-        """Engines of the finished plan for every architecture asked for, beside FP16 ones; the FP16 model itself.
+        """Compile the final plan and its FP16 baseline for every architecture of the recipe.
 
-        A model that lint refuses reaches no builder: some of those end the process instead of saying no.
+        A model with lint errors is not compiled: some builders end the process instead of raising.
         """
         architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
-        model, twin = self.model(plan), self.model(self.finished(self._nothing))
-        found = self._lint((model, twin) if plan.points else (model,), architectures)
-        if found:
-            kept = {TWIN: twin} if plan.points else {}
-            return Compiled(True, kept, remarks=(_NOT_COMPILED,), lint=found)
+        model, baseline = self.model(plan), self.model(self.with_fp16(self._nothing))
+        errors = self._lint((model, baseline) if plan.points else (model,), architectures)
+        if errors:
+            parts = {TWIN: baseline} if plan.points else {}
+            return Compiled(True, parts, remarks=(_NOT_COMPILED,), lint=errors)
         built = []
         for name in report.track(architectures, "engines", len(architectures)):
             ours = self.compiler.compile(model, name)
-            built.append((ours, self.compiler.compile(twin, name) if plan.points else ours))
+            built.append((ours, self.compiler.compile(baseline, name) if plan.points else ours))
         parts = {engine_name(ours.architecture): ours.data for ours, _ in built}
         if parts:
             parts[ENGINES] = engines_part(self._keys(model, architectures))
         if plan.points:
-            parts[TWIN] = twin
+            parts[TWIN] = baseline
         return Compiled(
             True,
             parts,
             tuple(_row(ours, half, plan) for ours, half in built),
-            (*_larger(built, *self._weight_bytes(plan)), *_said([ours for ours, _ in built])),
+            (*_larger(built, *self._weight_bytes(plan)), *_warnings([ours for ours, _ in built])),
             (),
         )
 
     def _lint(self, models: Sequence[bytes], architectures: Sequence[str]) -> tuple[Finding, ...]:
-        """What any of ``models`` is refused for, once each."""
+        """Return the lint errors of ``models``, each once."""
         target = self.request.recipe.target
-        found = [finding for model in models for finding in lint_errors(model, target, architectures)]
-        return tuple(dict.fromkeys(found))
+        errors = [finding for model in models for finding in lint_errors(model, target, architectures)]
+        return tuple(dict.fromkeys(errors))
 
     def _keys(self, model: bytes, architectures: Sequence[str]) -> dict[str, EngineKey]:
         status, digest = self.compiler.status(), hashlib.sha256(model).hexdigest()
@@ -143,12 +150,12 @@ class CrossCompileTarget:
             for name in architectures
         }
 
-    # What a workbench asks of whatever serves plans
+    # The interface that the workbench shares with Serving.
 
     def serve(self, plans: Sequence[QuantizationPlan]) -> list[MeasuredPlan | None]:
-        """Scores of the rehearsal, with the cost model's ratio to FP16 where a measured one would stand."""
+        """Score plans in the emulated engine; the cost model's ratio to FP16 replaces a measured time."""
         times = self.latencies(plans)
-        scores = [self._score(self.finished(plan)) for plan in plans]
+        scores = [self._score(self.with_fp16(plan)) for plan in plans]
         label = f"{self.compiler.name}, {COST_MODEL}"
         return [
             MeasuredPlan(label, score, time)
@@ -157,14 +164,15 @@ class CrossCompileTarget:
         ]  # fmt: skip
 
     def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
+        """Return the cost model's ratios to FP16; the milliseconds are NaN."""
         view = self.analysis.model.view
-        base = target_cost(view, self.finished(self._nothing))
-        ratios = [target_cost(view, self.finished(plan)) / base for plan in plans]
+        base = target_cost(view, self.with_fp16(self._nothing))
+        ratios = [target_cost(view, self.with_fp16(plan)) / base for plan in plans]
         label = f"FP16, {COST_MODEL}"
         return [Latency(_UNKNOWN_MS, _UNKNOWN_MS, r, r, r, label) for r in ratios]
 
     def layer_times(self, plans: Sequence[QuantizationPlan]) -> None:
-        """Nothing tells them without the GPU."""
+        """Return None: layer times need the GPU."""
 
     @cached_property
     def _nothing(self) -> QuantizationPlan:
@@ -181,46 +189,43 @@ class CrossCompileTarget:
         return map_drop(self.request, self.analysis.class_names, self.holdout)
 
     def _score(self, plan: QuantizationPlan) -> PlanScore:
-        answers = self._answer(plan)
-        score = self.holdout.score(answers)
-        if self._map_drop is None or answers.detections is None:
+        outputs = self._run(plan)
+        score = self.holdout.score(outputs)
+        if self._map_drop is None or outputs.detections is None:
             return score
-        return replace(score, map_drop_percent=self._map_drop(answers.detections))
+        return replace(score, map_drop_percent=self._map_drop(outputs.detections))
 
-    def _answer(self, plan: QuantizationPlan) -> ModelOutputs:
-        if plan.digest not in self._answers:
-            session = self._rehearsed(plan)
+    def _run(self, plan: QuantizationPlan) -> ModelOutputs:
+        if plan.digest not in self._outputs:
+            session = self._emulate(self.model(plan))
             try:
-                floor = LOOK_FLOOR if self._map_drop is None else SCORE_FLOOR
-                self._answers[plan.digest] = self.holdout.run(session, floor=floor)
+                floor = LOW_SCORE_FLOOR if self._map_drop is None else SCORE_FLOOR
+                self._outputs[plan.digest] = self.holdout.run(session, floor=floor)
             finally:
                 session.close()
-        return self._answers[plan.digest]
+        return self._outputs[plan.digest]
 
-    def _beside_fp32(self, plan: QuantizationPlan) -> str:
-        """The file with its FP16 against the same without: a trained quantization has one right answer."""
-        single, sided = self.model(replace(plan, precisions={})), self.model(plan)
+    def _compare_with_fp32(self, plan: QuantizationPlan) -> str:
+        """Compare the model with its FP16 nodes in FP32: a trained quantization has one right answer."""
+        fp32, fp16 = self.model(replace(plan, precisions={})), self.model(plan)
         pictures = [prepared.tensor for prepared in self.holdout.inputs]
-        sqnr_db = sqnr_with_same_choices(single, sided, self._opened, pictures)
+        sqnr_db = sqnr_with_same_choices(fp32, fp16, self._emulate, pictures)
         worst = min(sqnr_db, key=sqnr_db.__getitem__)
-        why = f"SQNR {sqnr_db[worst]:.1f} dB to FP32 beside it"
+        why = f"SQNR {sqnr_db[worst]:.1f} dB to the same model with FP32"
         if sqnr_db[worst] < _WRONG_DB:
             raise RefusedError(
-                "FP16 beside INT8 changes what the model answers",
+                "the FP16 nodes change the outputs of the INT8 model",
                 seen=f"{why}, at {worst}",
                 fix="leave the nodes with large values in FP32: avq_keep_float, or report the model",
             )
-        return f"FP16 beside INT8: {why}"
+        return f"FP16 nodes: {why}"
 
-    def _rehearsed(self, plan: QuantizationPlan) -> Session:
-        return self._opened(self.model(plan))
-
-    def _opened(self, model: bytes) -> Session:
-        rehearsal = EmulatedEngine(self.compiler, self.request.reference)
-        return rehearsal.open(model, SessionOptions(threads=self.request.probe_threads))
+    def _emulate(self, model: bytes) -> Session:
+        engine = EmulatedEngine(self.compiler, self.request.reference)
+        return engine.open(model, SessionOptions(threads=self.request.probe_threads))
 
     def _weight_bytes(self, plan: QuantizationPlan) -> tuple[int, int]:
-        """Bytes of the constants in the plan's model, and in FP16."""
+        """Return the bytes of the constants in the plan's model, and in FP16."""
         view = self.analysis.model.view
         integers = {p.edge.tensor for p in plan.points if view.is_constant(p.edge.tensor)}
         sizes = {name: array.size for name, array in view.constants.items() if array.dtype.kind == "f"}
@@ -241,7 +246,7 @@ def _row(ours: CompiledEngine, half: CompiledEngine, plan: QuantizationPlan) -> 
 def _larger(
     built: Sequence[tuple[CompiledEngine, CompiledEngine]], weights: int, half_weights: int
 ) -> list[str]:
-    """One sentence on the engines that outgrew their FP16 twins, with where the bytes are."""
+    """Explain in one sentence the engines that are larger than their FP16 baselines."""
     larger = [(ours, half) for ours, half in built if len(ours.data) > len(half.data)]
     if not larger:
         return []
@@ -255,16 +260,7 @@ def _larger(
     ]
 
 
-def _said(engines: Sequence[CompiledEngine]) -> list[str]:
-    """What the builder remarked, each sentence once."""
+def _warnings(engines: Sequence[CompiledEngine]) -> list[str]:
+    """Return the warnings of the builder, each once."""
     texts = dict.fromkeys(" ".join(text.split()) for engine in engines for text in engine.warnings)
-    return [f"the builder says: {text}" for text in texts]
-
-
-def cross_compile_target(
-    request: Request, analysis: ModelAnalysis, holdout: HoldoutSet
-) -> CrossCompileTarget | None:
-    """None where the target runs on this machine."""
-    if request.compiler is None:
-        return None
-    return CrossCompileTarget(request, request.compiler, analysis, holdout)
+    return [f"warning of the engine builder: {text}" for text in texts]

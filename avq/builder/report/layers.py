@@ -1,4 +1,4 @@
-"""Every group of operators: its precision, why, and what that costs."""
+"""Sections on groups of operators and on layer times: precision, reason, cost."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SHORT = 12
 _LEGEND: tuple[tuple[str, Tone], ...] = (("INT8", "plain"), ("float", "warn"))
 
 
-def groups(story: ReportData) -> list[Html]:
-    """From the strategy's own rows, else one row per layer; nothing for a float bundle."""
-    plan = story.planned.plan
+def groups(data: ReportData) -> list[Html]:
+    """Return the table of the strategy's groups, else of layers; nothing for a float bundle."""
+    plan = data.planned.plan
     if not plan.precisions:
         return []
-    told = story.planned.groups
-    rows = told or layer_rows(story)
-    blocks = [*_profile(story, rows), *_bars(rows), _table(rows)]
+    given = data.planned.groups
+    rows = given or layer_rows(data)
+    blocks = [*_profile(data, rows), *_bars(rows), _table(rows)]
     lead = f"Decided by {plan.owner} {plan.owner_version}; {_counted(rows)}."
-    return [section("Every group and why" if told else "Every layer and why", *blocks, lead=lead)]
+    return [section("Precision of every group" if given else "Precision of every layer", *blocks, lead=lead)]
 
 
-def layer_rows(story: ReportData) -> tuple[GroupRow, ...]:
-    """One row per layer that could run in integers, or that is float for a reason."""
-    plan, graph, costs = story.planned.plan, story.analysis.model.view, story.costs
+def layer_rows(data: ReportData) -> tuple[GroupRow, ...]:
+    """Return one row per layer that could run in integers, or that is float for a reason."""
+    plan, graph, costs = data.planned.plan, data.context.analysis.model.view, data.costs
     kinds = {p.node: p.kind for p in place(graph)}
     named = [node for node in graph.nodes if node.name in plan.precisions]
     return tuple(
@@ -57,16 +57,16 @@ def _is_int8(row: GroupRow) -> bool:
     return row.precision.startswith("int")
 
 
-def _profile(story: ReportData, rows: Sequence[GroupRow]) -> list[Html]:
-    """The network at a glance: sensitivity where it was measured, else multiply-adds."""
+def _profile(data: ReportData, rows: Sequence[GroupRow]) -> list[Html]:
+    """Draw sensitivity over the network where it was measured, else multiply-adds."""
     if len(rows) < 2:
         return []
     measured = [row.sensitivity for row in rows]
     if any(measured):
         values = [value or 0.0 for value in measured]
-        title = "Sensitivity from input to outputs: what each group alone costs in INT8"
+        title = "Sensitivity from input to outputs: loss of each group alone in INT8"
     else:
-        macs = macs_by_node(story.analysis.model.view)
+        macs = macs_by_node(data.context.analysis.model.view)
         values = [float(macs.get(row.name, 0)) for row in rows]
         title = "Multiply-adds from input to outputs"
     return [profile(values, ["plain" if _is_int8(r) else "warn" for r in rows], title=title, legend=_LEGEND)]
@@ -87,7 +87,7 @@ def _bars(rows: Sequence[GroupRow]) -> list[Html]:
         )
         for r in most
     ]
-    title = f"The {len(bars)} that take longest, by the engine's own counters"
+    title = f"The {len(bars)} slowest, by the engine's profiler"
     return [pair_bars(bars, ("float", "INT8 (red where it is slower)"), unit="\u00b5s", title=title)]
 
 
@@ -100,33 +100,31 @@ def _table(rows: Sequence[GroupRow]) -> Html:
     return whole if len(shown) <= _SHORT else folded(f"all {len(shown)}, in the order of the graph", whole)
 
 
-# Where the time goes, and why INT8 is slower where it is.
-
 _OTHERS, _CONVERSIONS = "everything else", "conversions the engine added"
 
 
-def time_spent(story: ReportData) -> list[Html]:
-    """Time by kind of operator where the engine tells, then every cause with its fix."""
-    chosen, graph = story.outcome.chosen, story.analysis.model.view
-    here = Context(
-        graph, story.planned.plan, chosen.candidate, chosen.runs_in, instruction_set(), story.costs
+def time_spent(data: ReportData) -> list[Html]:
+    """Return time by kind of operator where the engine profiles, then every cause with its fix."""
+    chosen, graph = data.outcome.chosen, data.context.analysis.model.view
+    context = Context(
+        graph, data.planned.plan, chosen.candidate, chosen.runs_in, instruction_set(), data.costs
     )
-    found = find_slowdowns(here)
-    if not found and story.costs is None:
+    slowdowns = find_slowdowns(context)
+    if not slowdowns and data.costs is None:
         return []
-    blocks = [_by_kind(story.costs, graph)] if story.costs is not None else []
-    blocks.append(causes([_shown(c) for c in found if c.ms is None or c.ms > 0]))
-    innocent = [_shown(c) for c in found if c.ms is not None and c.ms <= 0]
-    if innocent:
-        blocks.append(folded("looked at, and INT8 is no slower there", causes(innocent)))
+    blocks = [_by_kind(data.costs, graph)] if data.costs is not None else []
+    blocks.append(causes([_shown(c) for c in slowdowns if c.ms is None or c.ms > 0]))
+    harmless = [_shown(c) for c in slowdowns if c.ms is not None and c.ms <= 0]
+    if harmless:
+        blocks.append(folded("checked, and INT8 is no slower there", causes(harmless)))
     slower = chosen.latency is not None and chosen.latency.ratio > 1.0
     title = "Why is INT8 slower here?" if slower else "Where the time goes"
-    told = (
-        "measured by the engine's own counters"
-        if story.costs
-        else f"{chosen.candidate.engine} tells no times"
+    basis = (
+        "measured by the engine's profiler"
+        if data.costs
+        else f"{chosen.candidate.engine} does not profile layers"
     )
-    lead = f"What makes INT8 slower on this engine and processor, with the way out; {told}."
+    lead = f"Causes of slow INT8 on this engine and processor, each with its fix; {basis}."
     return [section(title, *blocks, lead=lead)]
 
 

@@ -1,4 +1,4 @@
-"""What was measured on which machine, with what, on which pictures."""
+"""Sections of the report: key figures, engines, tables, model, machine, worst pictures, next commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 import msgspec
 
 from avq.builder.calibrate.ranges import HistogramStats
-from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.holdout import HoldoutSet
+from avq.builder.context import BuildContext
 from avq.builder.outcome import Outcome
 from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.planning import Planned
-from avq.builder.request import Request
 from avq.builder.trials.layer_times import LayerCosts
 from avq.engines.cpu import instruction_set
 from avq.measure.fidelity import FIRM_SCORE, matched_shifts
@@ -38,13 +36,30 @@ from avq.render import (
 )
 from avq.types import Detections
 
-# The few numbers to remember.
+
+@dataclass(frozen=True)
+class ReportData:
+    """Data of one report.
+
+    Attributes:
+        outcome: the result of the build.
+        planned: the plan, with the strategy's figures and tables.
+        context: the inputs of the build.
+        stats: counts of the calibration pass; None for a float bundle.
+        costs: measured layers of the chosen engine, float and as built; None where it does not profile.
+    """
+
+    outcome: Outcome
+    planned: Planned
+    context: BuildContext
+    stats: HistogramStats | None = None
+    costs: LayerCosts | None = None
 
 
-def short(outcome: Outcome) -> Html:
-    """Engine, share in INT8, time and loss."""
-    summary = outcome.summary()
-    chosen, latency = summary["chosen"], outcome.chosen.latency
+def summary(outcome: Outcome) -> Html:
+    """Return the key figures: engine, share in INT8, time and loss."""
+    answer = outcome.summary()
+    chosen, latency = answer["chosen"], outcome.chosen.latency
     facts = [
         Fact("engine", outcome.chosen.candidate.engine, note=f"runs in {outcome.chosen.runs_in or 'float'}"),
         Fact("multiply-adds in INT8", f"{100 * outcome.int8_mac_share:.1f} %"),
@@ -64,16 +79,13 @@ def short(outcome: Outcome) -> Html:
         )
     if chosen["map"] is not None:
         facts.append(
-            Fact("mAP50-95", f"{chosen['map']:.4f}", note=f"float {summary['float']['map']:.4f}, held out")
+            Fact("mAP50-95", f"{chosen['map']:.4f}", note=f"float {answer['float']['map']:.4f}, held out")
         )
-    return section("In short", key_figures(facts))
-
-
-# Every engine that was tried, and what became of it.
+    return section("Summary", key_figures(facts))
 
 
 def engines(outcome: Outcome) -> Html:
-    """p50 bars with the budget, then the whole table."""
+    """Return the p50 bars with the budget, and the table of all engines."""
     bars = [
         Bar(t.candidate.label, t.latency.p50_ms, "good" if t is outcome.chosen else "plain")
         for t in outcome.trials
@@ -90,18 +102,16 @@ def engines(outcome: Outcome) -> Html:
     )
 
 
-# What the strategy drew and noted: fronts, curves, tables.
-
 _SHORT, _NARROW = 8, 8
 
 
 def figures(planned: Planned) -> list[Html]:
-    """One section per chart."""
+    """Return one section per chart of the strategy."""
     return [section(f.title, figure_chart(f), lead=f.lead) for f in planned.figures]
 
 
 def notes(planned: Planned) -> list[Html]:
-    """One section per table; long and wide ones fold."""
+    """Return one section per table of the strategy; long and wide ones fold."""
     return [section(_capital(title), _table(rows)) for title, rows in planned.notes if rows]
 
 
@@ -119,41 +129,17 @@ def _capital(title: str) -> str:
     return title[:1].upper() + title[1:]
 
 
-# What to type next.
-
-
 def next_steps(outcome: Outcome) -> Html:
-    """The closing lines of the command, with the bundle where it will lie."""
-    done = replace(outcome, folder=outcome.recipe.output if outcome.answer_is_yes else outcome.folder)
-    return section("What to type next", code("\n".join(done.closing())))
+    """Return the closing lines of the command, with the final path of the bundle."""
+    done = replace(outcome, published=outcome.answer_is_yes)
+    return section("Next commands", code("\n".join(done.closing())))
 
 
-# All that the sections of a build's report are told from.
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """One build.
-
-    Attributes:
-        stats: counts of the calibration pass; None for a float bundle.
-        costs: measured layers of the chosen engine, float against the plan; None where it does not tell.
-    """
-
-    outcome: Outcome
-    request: Request
-    analysis: ModelAnalysis
-    planned: Planned
-    holdout: HoldoutSet
-    stats: HistogramStats | None = None
-    costs: LayerCosts | None = None
-
-
-def machine(story: ReportData) -> Html:
-    """One table: processor, engines, threads, pictures."""
-    recipe, request = story.outcome.recipe, story.request
-    judged = len(story.holdout.items)
-    counted = story.outcome.chosen.latency
+def machine(data: ReportData) -> Html:
+    """Return the table of processor, engines, threads and pictures."""
+    recipe, request = data.outcome.recipe, data.context.request
+    judged = len(data.context.holdout.items)
+    counted = data.outcome.chosen.latency
     rows = [
         {"what": "processor", "value": f"{_processor()}, {os.cpu_count()} cores visible"},
         {"what": "instruction set", "value": instruction_set()},
@@ -161,18 +147,21 @@ def machine(story: ReportData) -> Html:
             "what": "system",
             "value": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         },
-        {"what": "engines", "value": ", ".join(_versions(story))},
+        {"what": "engines", "value": ", ".join(_versions(data))},
         {"what": "threads of the engine", "value": str(recipe.threads)},
         {"what": "time", "value": _time(counted is not None)},
         {"what": "judged on", "value": f"{judged} pictures of {recipe.data}"},
-        {"what": "meaning", "value": f"unoptimised {request.reference.name} runs define what a plan means"},
+        {
+            "what": "reference",
+            "value": f"unoptimised {request.reference.name} runs define the numbers of a plan",
+        },
     ]
     lead = "Times hold for this machine only; losses hold for these pictures."
-    return section("What was measured on which machine", table(rows), lead=lead)
+    return section("Machine and method", table(rows), lead=lead)
 
 
-def _versions(story: ReportData) -> list[str]:
-    return [f"{e.name} {e.status().version}" for e in story.request.float_engines.values()]
+def _versions(data: ReportData) -> list[str]:
+    return [f"{e.name} {e.status().version}" for e in data.context.request.float_engines.values()]
 
 
 def _time(measured: bool) -> str:
@@ -190,12 +179,9 @@ def _processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-# What the model is and how its pictures are prepared.
-
-
-def model(story: ReportData) -> Html:
-    """Messages of the front end, the head, the preprocessing."""
-    analysis = story.analysis
+def model(data: ReportData) -> Html:
+    """Return the remarks of the analysis, the head and the preprocessing."""
+    analysis = data.context.analysis
     spec, head = msgspec.to_builtins(analysis.spec), analysis.decoder
     facts = [*analysis.messages, *(f"warning: {w}" for w in analysis.warnings)]
     settings = [{"setting": key, "value": str(value)} for key, value in spec.items()]
@@ -204,11 +190,9 @@ def model(story: ReportData) -> Html:
         {"setting": "classes", "value": str(head.num_classes)},
         *settings,
     ]
-    said = ". ".join(fact.rstrip(".") for fact in facts) + "." if facts else "The model needed no changes."
-    return section("Model and preprocessing", prose(_capital(said)), table(rows))
+    text = ". ".join(fact.rstrip(".") for fact in facts) + "." if facts else "The model needed no changes."
+    return section("Model and preprocessing", prose(_capital(text)), table(rows))
 
-
-# The pictures on which a bundle and the float model disagree most, side by side.
 
 #: Boxes below this score are not drawn.
 SHOWN_SCORE = 0.3
@@ -223,7 +207,7 @@ def worst_pairs(
     named: str,
     count: int,
 ) -> list[Html]:
-    """Up to ``count`` pictures, worst first: the float model's boxes left, those of ``named`` right."""
+    """Draw up to ``count`` pictures, worst first: the float model's boxes left, those of ``named`` right."""
     ranked = sorted(range(len(found)), key=lambda i: -_disagreement(expected[i], found[i]))
     pairs = []
     for index in ranked[:count]:
@@ -235,23 +219,23 @@ def worst_pairs(
 
 
 def _disagreement(expected: Detections, found: Detections) -> float:
-    """Firm boxes lost, then how far the scores of the others moved."""
-    firm = expected.above(FIRM_SCORE)
-    shifts = matched_shifts(firm, found)
-    return len(firm) - len(shifts) + float(abs(shifts).sum())
+    """Count confident boxes lost, plus the score shifts of the others."""
+    confident = expected.above(FIRM_SCORE)
+    shifts = matched_shifts(confident, found)
+    return len(confident) - len(shifts) + float(abs(shifts).sum())
 
-
-# The pictures on which float and the bundle disagree most, side by side.
 
 _SHOWN_FRAMES = 4
 
 
-def disagreements(story: ReportData) -> list[Html]:
-    """Nothing for models without boxes."""
-    found, expected = story.outcome.verified.detections, story.holdout.float_detections
+def disagreements(data: ReportData) -> list[Html]:
+    """Return the pictures with the largest differences; nothing for models without boxes."""
+    found, expected = data.outcome.verified.detections, data.context.holdout.float_detections
     if found is None or expected is None:
         return []
-    names = story.analysis.class_names
-    pairs = worst_pairs(story.holdout.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES)
-    lead = f"Of {len(found)} pictures judged on, worst first; boxes with score >= {SHOWN_SCORE:g}."
-    return [section("Where float and this bundle disagree most", *pairs, lead=lead)]
+    names = data.context.analysis.class_names
+    pairs = worst_pairs(
+        data.context.holdout.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES
+    )
+    lead = f"The worst of {len(found)} pictures, worst first; boxes with score >= {SHOWN_SCORE:g}."
+    return [section("Largest differences between float and this bundle", *pairs, lead=lead)]

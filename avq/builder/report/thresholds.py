@@ -1,4 +1,4 @@
-"""Histograms of a handful of tensors with the threshold of every method."""
+"""Section with histograms of a few tensors and the threshold of every method."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _SHOWN = 4
 _TONES: dict[Calibrator, Tone] = {"entropy": "good", "mse": "warn", "percentile": "bad", "minmax": "plain"}
 
 
-def thresholds(story: ReportData) -> list[Html]:
-    """The inputs of the most sensitive groups, or the tensors on which the methods differ most."""
-    plan, stats = story.planned.plan, story.stats
+def thresholds(data: ReportData) -> list[Html]:
+    """Return charts of the most sensitive groups' inputs, or of the tensors on which the methods differ most."""
+    plan, stats = data.planned.plan, data.stats
     if stats is None or not plan.points:
         return []
     quantized = [p.edge.tensor for p in plan.points if p.edge.tensor in stats.tensors]
-    told = [row for row in story.planned.groups if row.sensitivity]
+    sensitive = [row for row in data.planned.groups if row.sensitivity]
     names = (
-        sensitive_tensors(story.analysis.model.view, told, stats)
-        if told
+        sensitive_tensors(data.context.analysis.model.view, sensitive, stats)
+        if sensitive
         else contested_tensors(stats, dict.fromkeys(quantized))
     )
     charts = [chart for name in names[:_SHOWN] if (chart := _chart(name, stats, plan)) is not None]
     if not charts:
         return []
     which = (
-        "Inputs of the groups that INT8 hurts most."
-        if told
+        "Inputs of the groups that lose most in INT8."
+        if sensitive
         else "The tensors on which the methods differ most."
     )
     lead = f"{which} Counts of |x| over the calibration pictures, on a logarithmic scale."
@@ -42,7 +42,7 @@ def thresholds(story: ReportData) -> list[Html]:
 
 
 def sensitive_tensors(graph: GraphView, rows: Sequence[GroupRow], stats: HistogramStats) -> list[str]:
-    """What the most sensitive groups read, each tensor once."""
+    """Return the inputs of the most sensitive groups, each tensor once."""
     ranked = sorted(rows, key=lambda row: -(row.sensitivity or 0.0))
     read = [name for row in ranked for name in graph.node(row.name).inputs]
     known = set(stats.tensors)
@@ -50,17 +50,17 @@ def sensitive_tensors(graph: GraphView, rows: Sequence[GroupRow], stats: Histogr
 
 
 def contested_tensors(stats: HistogramStats, tensors: Sequence[str] | dict[str, None]) -> list[str]:
-    """By the ratio of the widest threshold to the narrowest."""
+    """Sort tensors by the ratio of the widest threshold to the narrowest."""
 
     def spread(name: str) -> float:
-        found = [t for _, t in method_thresholds(stats, name) if t > 0]
-        return max(found) / min(found) if found else 0.0
+        positive = [t for _, t in method_thresholds(stats, name) if t > 0]
+        return max(positive) / min(positive) if positive else 0.0
 
     return sorted(tensors, key=lambda name: -spread(name))
 
 
 def method_thresholds(stats: HistogramStats, tensor: str) -> list[tuple[Calibrator, float]]:
-    """(method, t) of the symmetric range (-t, t); none for a tensor without usable counts."""
+    """Return (method, t) of the symmetric range (-t, t); none for a tensor without usable counts."""
     try:
         return [(m, float(stats.range(tensor, m, symmetric=True).high)) for m in CALIBRATORS]
     except AvqError:
@@ -68,13 +68,13 @@ def method_thresholds(stats: HistogramStats, tensor: str) -> list[tuple[Calibrat
 
 
 def _chart(tensor: str, stats: HistogramStats, plan: QuantizationPlan) -> Html | None:
-    found = method_thresholds(stats, tensor)
-    if not found:
+    thresholds_by_method = method_thresholds(stats, tensor)
+    if not thresholds_by_method:
         return None
     histogram = stats.histogram(tensor)
     largest = max(abs(histogram.minimum), abs(histogram.maximum))
     used = histogram.magnitude[: int(np.ceil(largest / histogram.width)) or 1]
-    marks = [Mark(method, t, _TONES[method]) for method, t in found]
+    marks = [Mark(method, t, _TONES[method]) for method, t in thresholds_by_method]
     built = _as_built(tensor, plan)
     return log_histogram(used.tolist(), 0.0, largest, title=f"{tensor}{built}", marks=marks)
 

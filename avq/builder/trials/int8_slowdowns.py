@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.builder.trials.bench import Candidate
 from avq.builder.trials.layer_times import LayerCosts
+from avq.builder.trials.serving import Candidate
 from avq.toolbox import Placement, place
 from avq.types import GraphView, NodeView, QuantizationPlan
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avq.builder.trials.bench import Candidate
 from avq.builder.trials.int8_slowdowns import Context, Slowdown, find_slowdowns
 from avq.builder.trials.layer_times import LayerCosts
+from avq.builder.trials.serving import Candidate
 from avq.types import Edge, QuantizationPlan
 from tests.builder.lower.lowering_nets import data_point, simple_plan, small_net, view_of, with_points
 
