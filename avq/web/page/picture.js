@@ -196,4 +196,3 @@ function chip(pen, words, [x, y, , tall], size, width, taken) {
   pen.textBaseline = "middle";
   pen.fillText(words, left + 4, free + high / 2 + 0.5);
 }
-

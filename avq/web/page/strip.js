@@ -214,4 +214,3 @@ export function line(canvas, values) {
   );
   pen.stroke();
 }
-
