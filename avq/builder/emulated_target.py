@@ -1,4 +1,4 @@
-"""The engine of a GPU that is not here, rehearsed: the unoptimised reference runs the very bytes it will be given."""
+"""Emulation of a GPU that is not here: the unoptimised reference runs the exact bytes for its parser."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from avq.errors import MachineError
 from avq.hookspecs import CompilingEngine, Engine, Session
 from avq.types import EnginePrecision, EngineStatus, SessionOptions
 
-# A file with FP16 beside INT8 in operators that older runtimes have: the same arithmetic with casts
-# spelled out.
+# FP16 and INT8 in one file need operator set 23; older runtimes run the same arithmetic with explicit casts.
 
 _OPSET, _IR = 21, 10
 
 
 def to_opset_21(model: bytes) -> bytes | None:
-    """``model`` with the bits of its answers; None where it has that operator set already."""
+    """Return ``model`` in operator set 21 with bit-equal outputs; None where it has that set already."""
     proto = onnx.load_model_from_string(model)
     versions = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     if all(entry.version <= _OPSET for entry in versions):
         return None
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     names = FreshNames(proto.graph)
-    nodes = [made for node in proto.graph.node for made in _spelled_out(node, types, names)]
+    nodes = [new for node in proto.graph.node for new in _with_cast(node, types, names)]
     replace_nodes(proto.graph, nodes)
     for entry in versions:
         entry.version = _OPSET
@@ -37,18 +36,18 @@ def to_opset_21(model: bytes) -> bytes | None:
     return content
 
 
-def _spelled_out(node: onnx.NodeProto, types: dict[str, int], names: FreshNames) -> list[onnx.NodeProto]:
-    """The node and its cast; casts to FP16 and back next to each other onnxruntime drops, with their rounding."""
+def _with_cast(node: onnx.NodeProto, types: dict[str, int], names: FreshNames) -> list[onnx.NodeProto]:
+    """Return the node and its cast; an Identity keeps onnxruntime from removing pairs of casts."""
     if node.op_type == "QuantizeLinear" and node.input[1] in types:
         source, same, wide = node.input[0], *_fresh(node.input[0], names)
         node.input[0] = wide
         return [_identity(source, same), _cast(same, wide, types[node.input[1]]), node]
-    told = [a for a in node.attribute if a.name == "output_dtype"]
-    if node.op_type == "DequantizeLinear" and told:
+    dtypes = [a for a in node.attribute if a.name == "output_dtype"]
+    if node.op_type == "DequantizeLinear" and dtypes:
         result, same, wide = node.output[0], *_fresh(node.output[0], names)
         node.output[0] = wide
-        node.attribute.remove(told[0])
-        return [node, _cast(wide, same, told[0].i), _identity(same, result)]
+        node.attribute.remove(dtypes[0])
+        return [node, _cast(wide, same, dtypes[0].i), _identity(same, result)]
     return [node]
 
 
@@ -66,7 +65,7 @@ def _cast(source: str, result: str, to: int) -> onnx.NodeProto:
 
 @dataclass(frozen=True)
 class EmulatedEngine:
-    """Takes the target's place in every check of numbers; its times mean nothing and nobody asks for them."""
+    """Replaces the target's engine in every check of accuracy; it is never timed."""
 
     compiler: CompilingEngine
     reference: Engine
@@ -84,7 +83,7 @@ class EmulatedEngine:
         return ("s8",)
 
     def open(self, model: bytes | Path, options: SessionOptions) -> Session:
-        """The very bytes; the same arithmetic in older operators where the reference has no kernel for them."""
+        """Open the exact bytes; the same arithmetic in older operators where the reference lacks kernels."""
         plain = replace(options, precision="f32", optimise=False)
         try:
             return self.reference.open(model, plain)
@@ -96,9 +95,9 @@ class EmulatedEngine:
 
 
 def target_compiler(target: str, engines: Iterable[Engine]) -> CompilingEngine | None:
-    """The engine of ``target`` when its models are compiled, here or on the vehicle; None for every other engine.
+    """Return the engine of ``target`` when its models are compiled, here or on the vehicle; else None.
 
-    Also where there is a card: what a bundle holds, and how it is proven and timed, is then the same everywhere.
+    A GPU on this machine changes nothing: bundles, checks and times are the same everywhere.
     """
     for engine in engines:
         if engine.name == target and isinstance(engine, CompilingEngine):

@@ -1,4 +1,4 @@
-"""Pictures with the float model's answers: what every plan and engine is compared with."""
+"""Held-out pictures with the float model's outputs: the reference of every plan and engine."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ from avq.types import (
     SessionOptions,
 )
 
-# Drawn pictures for builds without any: enough to time an engine and to prove an import, not to judge a
-# model.
+# Drawn pictures for builds without data: enough to time an engine and to prove an import, not for accuracy.
 
 _SEED = 20
 _COARSE_PX = 9
 
 
 def drawn_inputs(spec: PreprocessSpec, count: int) -> tuple[ModelInput, ...]:
-    """Network inputs, (1, 3, h, w) uint8: noise and smooth colour fields in turns; always the same ones."""
+    """Draw network inputs, (1, 3, h, w) uint8: noise and smooth colour fields in turns, from a fixed seed."""
     rng = np.random.default_rng(_SEED)
     size_px = (spec.width_px, spec.height_px)
     return tuple(
@@ -60,31 +59,36 @@ def _field(rng: np.random.Generator, size_px: tuple[int, int]) -> np.ndarray:
 
 # COCO metrics integrate over the score, so verification keeps nearly everything.
 SCORE_FLOOR = 0.01
-# Enough to look for firm boxes (score >= 0.5, half of it suffices), and much quicker to suppress.
+# Below half the score of confident boxes (>= 0.5), so every match is kept; suppression is much faster.
 LOW_SCORE_FLOOR = 0.1
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
 MAX_BYTES = 256_000_000
-MIN_FIRM_BOXES = 300
+MIN_CONFIDENT_BOXES = 300
 _DRAWN = 4
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """One model's outputs on every picture of a probe set."""
+    """Outputs of one model on every held-out picture.
+
+    Attributes:
+        detections: per picture; None without a decoder.
+        sqnr_db: per graph output, against the reference outputs.
+    """
 
     detections: tuple[Detections, ...] | None
     sqnr_db: Mapping[str, float]
 
     @property
     def worst_sqnr_db(self) -> float:
-        """Of the noisiest output, against the float model."""
+        """SQNR of the noisiest output; 0 without outputs."""
         return min(self.sqnr_db.values(), default=0.0)
 
 
 @dataclass(frozen=True)
 class HoldoutSet:
-    """What is judged on; held-out pictures first.
+    """Pictures on which plans and engines are compared; held-out ones first.
 
     Attributes:
         items: picture files.
@@ -101,7 +105,7 @@ class HoldoutSet:
     float_detections: tuple[Detections, ...] | None
 
     def require_boxes(self) -> None:
-        """RefusedError when the float model's answers hold no firm box: then no loss can be told from them."""
+        """Raise RefusedError when the float model has no confident box: then no loss can be measured."""
         if self.float_detections is None or any(len(b.above(FIRM_SCORE)) for b in self.float_detections):
             return
         best = max((float(b.scores.max(initial=0.0)) for b in self.float_detections), default=0.0)
@@ -117,7 +121,7 @@ class HoldoutSet:
         return tuple(item.path for item in self.items)
 
     def first(self, pictures: int) -> HoldoutSet:
-        """The same with at most that many pictures."""
+        """Return the set with at most that many pictures."""
         boxes = self.float_detections
         return replace(
             self,
@@ -130,51 +134,57 @@ class HoldoutSet:
     def run(
         self, session: Session, *, floor: float = LOW_SCORE_FLOOR, picture: str = "", threads: int = 1
     ) -> ModelOutputs:
-        """Run every picture through ``session``; boxes from ``floor`` on, and noise against the float outputs.
+        """Run every picture through ``session``.
 
-        ``threads`` pictures run side by side where the session's ``run`` allows it (the reference's does), as the
-        input ``picture``.
+        Args:
+            session: a runtime session of one model.
+            floor: lowest score of the boxes.
+            picture: name of the model's input, for more than one thread.
+            threads: pictures in parallel, where the session's ``run`` allows it (the reference's does).
+
+        Returns:
+            The boxes, and the noise against the float outputs.
         """
-        meter, found = SqnrMeter(), []
-        answers = _answers(session, self.inputs, picture, threads)
-        for model_input, reference, raw in zip(self.inputs, self.float_outputs, answers, strict=True):
+        meter, detections = SqnrMeter(), []
+        results = _raw_outputs(session, self.inputs, picture, threads)
+        for model_input, reference, raw in zip(self.inputs, self.float_outputs, results, strict=True):
             meter.add(reference, raw)
             if self.decoder is not None:
-                found.append(self.decoder.decode(raw, model_input, score_threshold=floor))
-        return ModelOutputs(tuple(found) if self.decoder is not None else None, meter.result_db())
+                detections.append(self.decoder.decode(raw, model_input, score_threshold=floor))
+        return ModelOutputs(tuple(detections) if self.decoder is not None else None, meter.result_db())
 
     def with_reference(self, session: Session) -> HoldoutSet:
-        """The same pictures with ``session``'s answers in place of the float model's."""
-        answers = tuple(
-            {name: np.array(value) for name, value in session.infer(one.tensor).items()}
-            for one in self.inputs
+        """Return the same pictures with ``session``'s raw outputs in place of the float model's."""
+        outputs = tuple(
+            {name: np.array(value) for name, value in session.infer(model_input.tensor).items()}
+            for model_input in self.inputs
         )
-        return replace(self, float_outputs=answers)
+        return replace(self, float_outputs=outputs)
 
-    def score(self, answers: ModelOutputs) -> PlanScore:
-        """How far ``answers`` are from the float model's."""
-        return PlanScore(self.compare(self.float_detections, answers.detections), answers.sqnr_db)
+    def score(self, outputs: ModelOutputs) -> PlanScore:
+        """Compare ``outputs`` with the float model's."""
+        return PlanScore(self.compare(self.float_detections, outputs.detections), outputs.sqnr_db)
 
     def compare(
-        self, reference: Sequence[Detections] | None, found: Sequence[Detections] | None
+        self, reference: Sequence[Detections] | None, detections: Sequence[Detections] | None
     ) -> Fidelity | None:
-        """Lost boxes and confidence shift of ``found`` against ``reference``; None without a decoder."""
-        if reference is None or found is None:
+        """Compute lost boxes and confidence shift of ``detections``; None without a decoder."""
+        if reference is None or detections is None:
             return None
-        return fidelity(reference, found, with_map=False)
+        return fidelity(reference, detections, with_map=False)
 
 
-def _answers(
+def _raw_outputs(
     session: Session, inputs: Sequence[ModelInput], picture: str, threads: int
 ) -> Iterator[RawOutputs]:
-    """Outputs in order. Threads of one run wait for each other at every layer; pictures do not."""
+    """Yield outputs in order. Threads of one run wait for each other at every layer; pictures do not."""
     if threads < 2:
-        yield from (session.infer(one.tensor) for one in inputs)
+        yield from (session.infer(model_input.tensor) for model_input in inputs)
         return
     pending = deque[Future[RawOutputs]]()
     with ThreadPoolExecutor(threads) as runners:
-        for one in inputs:
-            pending.append(runners.submit(session.run, {picture: one.tensor}))
+        for model_input in inputs:
+            pending.append(runners.submit(session.run, {picture: model_input.tensor}))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
@@ -187,9 +197,9 @@ def prepare_holdout(
     """Read, prepare and run the float model once over the held-out pictures.
 
     A limit of one lost box in a hundred cannot be judged on fifty boxes: while there are fewer than
-    MIN_FIRM_BOXES, calibration pictures join, and the user is told.
+    MIN_CONFIDENT_BOXES, calibration pictures join, and a message reports it.
 
-    Raises ModelError when the float model answers with NaN or Inf.
+    Raises ModelError when the float model outputs NaN or Inf.
     """
     if not pictures.held_out.items:
         return _drawn(request, analysis)
@@ -197,21 +207,21 @@ def prepare_holdout(
     decode = DetectionDecoder(analysis.decoder, families) if analysis.decoder.family != "none" else None
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(analysis.model.proto.SerializeToString(), options)
-    asked = _HoldoutBuilder(Preprocessor(analysis.spec), session, decode)
+    builder = _HoldoutBuilder(Preprocessor(analysis.spec), session, decode)
     held_out = pictures.held_out.items[:MAX_PICTURES]
     try:
-        for item in report.track(held_out, "float answers", len(held_out)):
-            if not asked.full:
-                asked.add(item)
+        for item in report.track(held_out, "float outputs", len(held_out)):
+            if not builder.full:
+                builder.add(item)
         if decode is not None:
-            _top_up(asked, pictures, report)
+            _top_up(builder, pictures, report)
     finally:
         session.close()
-    return asked.holdout()
+    return builder.build()
 
 
 def _drawn(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
-    """Drawn pictures: engines are compared and timed on them, nothing is judged by them."""
+    """Draw pictures: engines are compared and timed on them, accuracy is not."""
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(analysis.model.proto.SerializeToString(), options)
     inputs = drawn_inputs(analysis.spec, _DRAWN)
@@ -222,7 +232,7 @@ def _drawn(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
 
 
 class _HoldoutBuilder:
-    """Pictures with the float model's answers, growing."""
+    """Collects pictures with the float model's outputs."""
 
     def __init__(
         self, preprocessor: Preprocessor, session: Session, decoder: DetectionDecoder | None
@@ -239,11 +249,11 @@ class _HoldoutBuilder:
 
     @property
     def full(self) -> bool:
-        """No more pictures, or no more memory for their inputs and float outputs."""
+        """Whether the limit of pictures, or of memory for inputs and outputs, is reached."""
         return len(self._items) >= MAX_PICTURES or self._bytes >= MAX_BYTES
 
     @property
-    def firm_boxes(self) -> int:
+    def confident_boxes(self) -> int:
         return sum(len(boxes.above(FIRM_SCORE)) for boxes in self._boxes)
 
     def add(self, item: Item) -> None:
@@ -257,23 +267,23 @@ class _HoldoutBuilder:
         if self._decoder is not None:
             self._boxes.append(self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR))
 
-    def holdout(self) -> HoldoutSet:
-        found = tuple(self._boxes) if self._decoder is not None else None
-        return HoldoutSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), found)
+    def build(self) -> HoldoutSet:
+        boxes = tuple(self._boxes) if self._decoder is not None else None
+        return HoldoutSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), boxes)
 
 
-def _top_up(asked: _HoldoutBuilder, pictures: Pictures, report: Reporter) -> None:
-    held_out, boxes = len(asked), asked.firm_boxes
+def _top_up(builder: _HoldoutBuilder, pictures: Pictures, report: Reporter) -> None:
+    held_out, boxes = len(builder), builder.confident_boxes
     known = {item.sha256 for item in pictures.held_out.items}
     for item in pictures.calibration.items:
-        if asked.firm_boxes >= MIN_FIRM_BOXES or asked.full:
+        if builder.confident_boxes >= MIN_CONFIDENT_BOXES or builder.full:
             break
         if item.sha256 not in known:
-            asked.add(item)
-    if len(asked) > held_out:
+            builder.add(item)
+    if len(builder) > held_out:
         report.message(
-            f"judged on {len(asked)} pictures: the {held_out} held out show {boxes} boxes, too few to judge "
-            f"1 % of, so {len(asked) - held_out} of the calibration pictures join"
+            f"judged on {len(builder)} pictures: the {held_out} held out show {boxes} boxes, too few to judge "
+            f"1 % of, so {len(builder) - held_out} of the calibration pictures join"
         )
 
 
@@ -281,7 +291,7 @@ def _require_finite(raw: RawOutputs, picture: Path) -> None:
     for name, value in raw.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ModelError(
-                f"the float model answers with NaN or Inf on {picture.name}",
+                f"the float model outputs NaN or Inf on {picture.name}",
                 seen=f"output '{name}', {int((~np.isfinite(value)).sum())} of {value.size} values",
                 fix="check the preprocessing (--preprocess) and the model file: the float model itself is broken",
             )

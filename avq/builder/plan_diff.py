@@ -1,4 +1,4 @@
-"""What differs between two plans, entry by entry."""
+"""Differences between two plans, and between two bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, Manifest, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
-from avq.types import AnyArray, QuantizationPlan, QuantPoint
+from avq.types import AnyArray, Edge, QuantizationPlan, QuantPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PlanDifference:
     Attributes:
         kind: "graph", "owner", "point", "tie", "precision", "override" or "range".
         where: edge, node or tensor.
-        field: what differs there; "" when the whole entry is on one side only.
+        field: the setting that differs; "" when the whole entry is on one side only.
         a, b: the values, printable; "" where absent.
     """
 
@@ -36,7 +36,7 @@ class PlanDifference:
 
 
 def diff_plans(a: QuantizationPlan, b: QuantizationPlan) -> list[PlanDifference]:
-    """Every difference, in a fixed order; empty exactly when the digests are equal."""
+    """Return every difference, in a fixed order; empty exactly when the digests are equal."""
     return list(_differences(a, b))
 
 
@@ -58,14 +58,19 @@ def _differences(a: QuantizationPlan, b: QuantizationPlan) -> Iterator[PlanDiffe
 
 def _points(a: QuantizationPlan, b: QuantizationPlan) -> Iterator[PlanDifference]:
     for edge in sorted(a.by_edge.keys() | b.by_edge.keys()):
-        one, other = a.by_edge.get(edge), b.by_edge.get(edge)
-        if one is None or other is None:
-            yield PlanDifference("point", str(edge), "", _brief(one), _brief(other))
-            continue
-        left, right = _fields(one), _fields(other)
-        for name in left:
-            if left[name] != right[name]:
-                yield PlanDifference("point", str(edge), name, left[name], right[name])
+        yield from point_differences(edge, a.by_edge.get(edge), b.by_edge.get(edge))
+
+
+def point_differences(edge: Edge, a: QuantPoint | None, b: QuantPoint | None) -> Iterator[PlanDifference]:
+    """Yield the settings that differ between two points of one edge; one entry where only one side has a point."""
+    if a is None or b is None:
+        if a is not b:
+            yield PlanDifference("point", str(edge), "", _brief(a), _brief(b))
+        return
+    left, right = _fields(a), _fields(b)
+    for name in left:
+        if left[name] != right[name]:
+            yield PlanDifference("point", str(edge), name, left[name], right[name])
 
 
 def _entries(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[PlanDifference]:
@@ -84,7 +89,7 @@ def _brief(point: QuantPoint | None) -> str:
 
 
 def _array(values: object) -> str:
-    """Exact for one number; for more, their shape, their ends and a hash that tells any change."""
+    """Print one number exactly; more as shape, extremes and a hash that differs on any change."""
     array = np.asarray(values)
     if array.size == 1:
         return repr(array.reshape(()).item())
@@ -98,7 +103,7 @@ def _hash(array: AnyArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]
 
 
-# What two bundles decided differently: ``avq diff``, and the causes that ``avq replay`` names.
+# Differences of two bundles: ``avq diff``, and the causes in ``avq replay``.
 
 _KINDS = {
     "owner": "owners",
@@ -108,12 +113,12 @@ _KINDS = {
     "override": "weights and biases",
     "range": "ranges",
 }
-# Equal decisions may be measured at other times and packed into other bytes.
+# Equal decisions can have other times of measurement and other bytes of packed parts.
 _NOT_DECISIONS = frozenset({"created", "metrics", "reasons", "parts", "digest"})
 
 
 def diff(a: Path, b: Path) -> dict[str, Any]:
-    """``differences`` between the manifests' settings and the plans of two bundles; empty when they agree."""
+    """Compare the manifests' settings and the plans of two bundles; return the keys of ``avq diff --json``."""
     one, other = (open_bundle(path, allow_unaccepted=True) for path in (a, b))
     settings = list(_settings(one.manifest, other.manifest))
     plans = [asdict(d) for d in diff_plans(_plan(one), _plan(other))]
@@ -121,7 +126,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
 
 
 def summarise(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The same in a few words: settings by name, entries of the plans counted by what differs in them."""
+    """Summarise differences: settings by name, entries of the plans counted by kind and field."""
     settings = [d["where"] for d in differences if d["kind"] == "manifest" and d["where"] != "plan_digest"]
     entries = Counter((d["kind"], d["field"]) for d in differences if d["kind"] not in ("manifest", "graph"))
     counted = [
@@ -145,7 +150,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[dict[str, str]]:
 
 
 def _plan(bundle: OpenBundle) -> QuantizationPlan:
-    """The bundle's plan; the empty one for a float bundle."""
+    """Return the bundle's plan; the empty one for a float bundle."""
     if not bundle.has(PLAN_JSON):
         return QuantizationPlan(graph_digest=bundle.manifest.graph_digest)
     return plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))

@@ -1,13 +1,13 @@
-"""Parts of one bundle's plan in the place of another's: plans are data, so any mixture of two can be served.
+"""Mixtures of two bundles' plans: groups of operators from one plan, the rest from the other.
 
-The float network is read back from the bundles' models. Numbers that lie on a grid are rounded onto it again exactly,
-so a bundle taken apart and put together answers as it did.
+The float network is read back from the bundles' models. Numbers on a grid are rounded onto it again exactly, so a
+bundle that is lifted and lowered again has the same outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ import onnx
 from avq.builder.graph.view import view_of
 from avq.builder.lift import lift
 from avq.builder.lower import lower
+from avq.builder.plan_diff import PlanDifference, point_differences
 from avq.bundle import (
     MODEL,
     PLAN_ARRAYS,
@@ -33,11 +34,12 @@ from avq.hookspecs import Engine
 from avq.types import AnyArray, Edge, GraphView, QuantizationPlan, QuantPoint, SessionOptions
 
 _ASYMMETRIC, _DEFAULT = "asymmetric", "s8"
+_NUMBERS = ("scale", "zero_point")
 
 
 @dataclass(frozen=True)
 class OpenedPlan:
-    """One of the two bundles, taken apart."""
+    """A bundle with its plan, its float network and its model."""
 
     path: Path
     manifest: Manifest
@@ -48,31 +50,21 @@ class OpenedPlan:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One entry that the two plans say differently."""
-
-    where: str
-    field: str
-    good: str
-    bad: str
-
-
-@dataclass(frozen=True)
 class Group:
-    """Operators whose decisions are exchanged together.
+    """Operators whose decisions are swapped together.
 
     Attributes:
         name: of its first operator in the graph.
         nodes: all of them.
-        edges, constants: what is taken from the other side with them.
-        differences: what the sides say differently; none where they agree.
+        edges, constants: swapped with them.
+        differences: between the two plans, good first; none where they agree.
     """
 
     name: str
     nodes: tuple[str, ...]
     edges: frozenset[Edge]
     constants: frozenset[str]
-    differences: tuple[Difference, ...]
+    differences: tuple[PlanDifference, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ class PlanMixer:
     """Two bundles of one float network.
 
     Attributes:
-        groups: all that either plan decides about, in graph order.
+        groups: every group with a decision in either plan, in graph order.
     """
 
     good: OpenedPlan
@@ -92,7 +84,7 @@ class PlanMixer:
         return tuple(group for group in self.groups if group.differences)
 
     def write(self, folder: Path, from_bad: Collection[str]) -> Path:
-        """A bundle of the good plan with the groups named in ``from_bad`` as the bad one has them."""
+        """Write a bundle of the good plan, with the groups named in ``from_bad`` from the bad plan."""
         plan = self.plan(from_bad)
         engine = self._served_by()
         model = lower(self.good.proto, plan, engine.engine.encoding or _DEFAULT)
@@ -104,11 +96,11 @@ class PlanMixer:
         return folder
 
     def plan(self, from_bad: Collection[str]) -> QuantizationPlan:
-        """The good plan with those groups' points, precisions and constants from the bad side."""
-        taken = [group for group in self.groups if group.name in from_bad]
-        edges = {edge for group in taken for edge in group.edges}
-        nodes = {node for group in taken for node in group.nodes}
-        constants = {name for group in taken for name in group.constants}
+        """Return the good plan with the points, precisions and constants of those groups from the bad one."""
+        swapped = [group for group in self.groups if group.name in from_bad]
+        edges = {edge for group in swapped for edge in group.edges}
+        nodes = {node for group in swapped for node in group.nodes}
+        constants = {name for group in swapped for name in group.constants}
         good, bad = self.good.plan, self.bad.plan
         points = [p for p in good.points if p.edge not in edges] + [p for p in bad.points if p.edge in edges]
         precisions = {n: p for n, p in good.precisions.items() if n not in nodes}
@@ -127,43 +119,44 @@ class PlanMixer:
         )
 
     def _served_by(self) -> Manifest:
-        """The bad bundle's way of serving, unless only the good one's can say both plans."""
+        """Return the bad bundle's manifest, unless only the good one's encoding can express both plans."""
         good, bad = self.good.manifest, self.bad.manifest
         both = [side for side in (bad, good) if side.engine.encoding] or [bad]
         return next((side for side in both if side.engine.encoding == _ASYMMETRIC), both[0])
 
 
 def open_plan_mixer(good: Path, bad: Path, reference: Engine) -> PlanMixer:
-    """Take two bundles apart, and prove that each answers the same put together again.
+    """Open two bundles, and prove that each has the same outputs after lifting and lowering.
 
     Args:
-        reference: what both are asked in for the proof, its optimisations off.
+        reference: runs both for the proof, without optimisations.
 
     Raises:
-        RequestError: they are not of one float network, or cannot be taken apart. BundleError: one is damaged.
+        RequestError: they are not of one float network, or cannot be lifted.
+        BundleError: one is damaged.
     """
     sides = _side(good), _side(bad)
     digests = [side.manifest.graph_digest for side in sides]
     if digests[0] != digests[1]:
         raise RequestError(
-            "the two bundles are of different networks, so their plans cannot be exchanged",
+            "the two bundles are of different networks, so their plans cannot be mixed",
             seen=f"{good}: {digests[0][:12]}, {bad}: {digests[1][:12]}",
             fix="build both from the same float model; avq replay --baseline compares different models",
         )
     structures = [_structure(side.view) for side in sides]
     if structures[0] != structures[1] or sides[0].view.constants.keys() != sides[1].view.constants.keys():
-        raise _not_apart(bad, "its operators are not those of the other bundle once quantizers are taken out")
-    exchange = PlanMixer(*sides, groups=_groups(*sides))
-    everything = [group.name for group in exchange.differing]
+        raise _cannot_lift(bad, "without quantizers its operators differ from the other bundle's")
+    mixer = PlanMixer(*sides, groups=_groups(*sides))
+    everything = [group.name for group in mixer.differing]
     for side, taken in ((sides[0], []), (sides[1], everything)):
-        again = lower(sides[0].proto, exchange.plan(taken), side.manifest.engine.encoding or _DEFAULT)
-        if not _same_answers(side.model, again, side.view, reference):
-            raise _not_apart(side.path, "put together again it answers differently")
-    return exchange
+        again = lower(sides[0].proto, mixer.plan(taken), side.manifest.engine.encoding or _DEFAULT)
+        if not _same_outputs(side.model, again, side.view, reference):
+            raise _cannot_lift(side.path, "lowered again, its outputs differ")
+    return mixer
 
 
 def write_float_bundle(path: Path, folder: Path) -> Path:
-    """The bundle ``path`` with its quantizers taken out, in float32: weights as the plan rounded them.
+    """Write the bundle ``path`` without quantizers, in float32; weights stay as the plan rounded them.
 
     Raises ModelError when its model cannot be read back, BundleError when it is damaged.
     """
@@ -190,20 +183,20 @@ def _plan_of(bundle: OpenBundle, view: GraphView) -> QuantizationPlan:
     return plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
 
 
-def _not_apart(path: Path, seen: str) -> RequestError:
+def _cannot_lift(path: Path, seen: str) -> RequestError:
     return RequestError(
-        f"the bundle {path} cannot be taken apart",
+        f"the bundle {path} cannot be lifted to its float network",
         seen=seen,
-        fix="bisect bundles that this avq built with integers and float32; avq diff lists what differs",
+        fix="bisect bundles that this avq built with integers and float32; avq diff lists the differences",
     )
 
 
 def _structure(view: GraphView) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-    """Whatever order the file has: writers may sort."""
+    """Return the operators in an order that does not depend on the file: writers may sort."""
     return sorted((node.name, node.op, node.inputs, node.outputs) for node in view.nodes)
 
 
-def _same_answers(one: bytes, other: bytes, view: GraphView, reference: Engine) -> bool:
+def _same_outputs(one: bytes, other: bytes, view: GraphView, reference: Engine) -> bool:
     noise = np.random.default_rng(0)
     feeds = {tensor.name: noise.integers(0, 255, tensor.shape).astype(tensor.dtype) for tensor in view.inputs}
     answers = []
@@ -253,40 +246,27 @@ def _group(
     own = root[nodes[0]]
     mine = [edge for edge in edges if own in {root[node] for node in _readers(good.view, edge)}]
     constants = [name for name in changed if own in {root[n] for n in _readers(good.view, Edge(name))}]
-    found: list[Difference] = []
+    differences: list[PlanDifference] = []
     for edge in mine:
-        found += _point_differences(edge, good.plan.by_edge.get(edge), bad.plan.by_edge.get(edge))
+        differences += _point_differences(edge, good.plan.by_edge.get(edge), bad.plan.by_edge.get(edge))
     for node in nodes:
         a, b = (plan.precision_of(node).precision for plan in (good.plan, bad.plan))
         if a != b:
-            found.append(Difference(node, "precision", a, b))
-    # weights that moved with their grid are told by the grid
-    told = {edge.tensor for edge in mine if found}
-    found += [Difference(name, "values", "", "differ") for name in constants if name not in told]
-    return Group(nodes[0], tuple(nodes), frozenset(mine), frozenset(constants), tuple(found))
+            differences.append(PlanDifference("precision", node, "precision", a, b))
+    # weights that moved with their grid are listed by the grid
+    listed = {edge.tensor for edge in mine if differences}
+    differences += [
+        PlanDifference("override", name, "values", "", "differ") for name in constants if name not in listed
+    ]
+    return Group(nodes[0], tuple(nodes), frozenset(mine), frozenset(constants), tuple(differences))
 
 
-def _point_differences(edge: Edge, a: QuantPoint | None, b: QuantPoint | None) -> list[Difference]:
-    if a is None or b is None:
-        return [Difference(str(edge), "quantizer", _brief(a), _brief(b))] if a is not b else []
-    left, right = _fields(a), _fields(b)
-    return [Difference(str(edge), key, left[key], right[key]) for key in left if left[key] != right[key]]
-
-
-def _fields(point: QuantPoint) -> dict[str, str]:
-    settings = {k: str(v) for k, v in point.settings().items() if k not in ("tensor", "node", "input_index")}
-    return {"scale": _numbers(point.scale), "zero_point": _numbers(point.zero_point), **settings}
-
-
-def _brief(point: QuantPoint | None) -> str:
-    return "none" if point is None else f"{point.bits} bits, scale {_numbers(point.scale)}"
-
-
-def _numbers(values: AnyArray) -> str:
-    flat = np.ravel(values)
-    if flat.size == 1:
-        return f"{flat[0]:.9g}"
-    return f"{flat.size} from {flat.min():.6g} to {flat.max():.6g}, mean {flat.mean():.9g}"
+def _point_differences(edge: Edge, good: QuantPoint | None, bad: QuantPoint | None) -> list[PlanDifference]:
+    """Return the differences of one point, the scale first; a point of one side only is one "quantizer" entry."""
+    differences = sorted(point_differences(edge, good, bad), key=lambda d: d.field not in _NUMBERS)
+    return [
+        d if d.field else replace(d, field="quantizer", a=d.a or "none", b=d.b or "none") for d in differences
+    ]
 
 
 def _readers(view: GraphView, edge: Edge) -> tuple[str, ...]:
@@ -296,7 +276,7 @@ def _readers(view: GraphView, edge: Edge) -> tuple[str, ...]:
 
 
 def _joined(entities: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """node -> one node that stands for all it is joined with."""
+    """Map each node to one node that represents its group."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -310,4 +290,4 @@ def _joined(entities: Iterable[tuple[str, ...]]) -> dict[str, str]:
     return {node: root(node) for node in list(parent)}
 
 
-__all__ = ["Difference", "PlanMixer", "Group", "OpenedPlan", "open_plan_mixer", "write_float_bundle"]
+__all__ = ["PlanMixer", "Group", "OpenedPlan", "open_plan_mixer", "write_float_bundle"]

@@ -1,4 +1,4 @@
-"""Is the request possible? Everything that can be refused is refused before the first picture is read."""
+"""Check a request: wrong names, options and paths are refused before the first picture is read."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Request:
         engines: engines the bundle may be served by, by name; installed ones only.
         float_engines: every installed CPU engine and the target's: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
-        families: head families of plugins, asked after the built-in ones.
-        compiler: builds for a target whose engines are compiled and timed by ``avq compile``, where it is one; a
-            EmulatedEngine then stands among the engines in its place, and no time is measured.
+        families: head families of plugins, tried after the built-in ones.
+        compiler: builds engines of the target where ``avq compile`` compiles and times them; an EmulatedEngine
+            then replaces it among the engines, and no time is measured.
     """
 
     recipe: Recipe
@@ -58,7 +58,7 @@ class Request:
 
     @property
     def imports(self) -> bool:
-        """The strategy takes over what a file or a file beside it says; it needs no pictures for that."""
+        """Whether the strategy imports quantization from a file; it needs no pictures for that."""
         return isinstance(self.quantizer, ImportingQuantizer) and self.quantizer.imports
 
     @property
@@ -68,7 +68,7 @@ class Request:
 
 
 class PluginErrorBoundary:
-    """A strategy whose bugs become words with their place, not tracebacks."""
+    """Wraps a strategy: its exceptions become PluginErrors with file and line."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.name, self.version, self.options = quantizer.name, quantizer.version, quantizer.options
@@ -99,18 +99,18 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
     quantizer = None if recipe.strategy == FLOAT_STRATEGY else PluginErrorBoundary(_quantizer(recipe, host))
     if recipe.data is None and (quantizer is None or not quantizer.imports):
         raise RequestError(
-            "no calibration pictures were given",
-            seen="--data is missing",
+            "calibration pictures are missing",
+            seen="no --data",
             fix="add --data FOLDER_OF_PICTURES",
         )
     options = _options(recipe, quantizer)
     _require_dla_target(recipe)
-    wanted = (*CPU_ENGINES, recipe.target)
-    installed = {e.name: e for e in host.engines() if e.name in wanted and e.status().can_run}
+    names = (*CPU_ENGINES, recipe.target)
+    installed = {e.name: e for e in host.engines() if e.name in names and e.status().can_run}
     reference = reference_engine(host)
     compiler = target_compiler(recipe.target, host.engines())
     if compiler is not None:
-        _require_pending(recipe, compiler)
+        _check_cross_compile(recipe, compiler)
         installed[recipe.target] = EmulatedEngine(compiler, reference)
     known = tuple(dict.fromkeys((*TARGETS, *(engine.name for engine in host.engines()))))
     engines = _serving(recipe, installed, known)
@@ -126,24 +126,24 @@ def _require_dla_target(recipe: Recipe) -> None:
         )
 
 
-def _require_pending(recipe: Recipe, compiler: CompilingEngine) -> None:
-    """RequestError for architectures nobody builds for, and for what only the GPU could answer."""
+def _check_cross_compile(recipe: Recipe, compiler: CompilingEngine) -> None:
+    """Raise RequestError for unknown architectures, and for limits that only the GPU could check."""
     compiler.chosen_architectures(recipe.gpu_arch)
     if recipe.budget_ms is not None:
         raise RequestError(
-            "a latency budget cannot be judged without the GPU",
+            "--budget-ms needs the GPU of the target",
             seen=f"--budget-ms {recipe.budget_ms:g} for {recipe.target}",
             fix=f"build without it; on the vehicle: avq compile BUNDLE --budget-ms {recipe.budget_ms:g}",
         )
 
 
 def reference_engine(host: PluginHost) -> Engine:
-    """The engine whose unoptimised run defines what a lowered model means; MachineError without it."""
+    """Return the reference engine, whose unoptimised run defines a model's numbers; MachineError without it."""
     engine = engine_by_name(REFERENCE_ENGINE, host.engines())
     status = engine.status()
     if not status.available:
         raise MachineError(
-            "this needs onnxruntime, whose unoptimised run defines what a model means",
+            "onnxruntime is missing: its unoptimised run is the reference of every model",
             seen=status.why,
             fix='pip install "avq[build]"',
         )
@@ -202,8 +202,8 @@ def _serving(recipe: Recipe, installed: Mapping[str, Engine], known: Sequence[st
         raise MachineError(
             f"target {recipe.target} cannot be built on this machine",
             seen=f"engines here: {', '.join(installed) or 'none'}",
-            fix=f'pip install "avq[{wanted[0]}]"; avq doctor says what is missing'
+            fix=f'pip install "avq[{wanted[0]}]"; avq doctor lists missing parts'
             if recipe.target in ("cpu", *CPU_ENGINES)
-            else "an engine for it comes as a plugin; avq doctor says what is missing",
+            else "an engine for it comes as a plugin; avq doctor lists missing parts",
         )
     return serving

@@ -154,7 +154,7 @@ class Bisection:
 
 
 def _told(group: Group) -> list[dict[str, str]]:
-    return [{"where": d.where, "field": d.field, "good": d.good, "bad": d.bad} for d in group.differences]
+    return [{"where": d.where, "field": d.field, "good": d.a, "bad": d.b} for d in group.differences]
 
 
 def _frame(pair: FramePair) -> dict[str, Any]:

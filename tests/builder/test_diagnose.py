@@ -53,9 +53,9 @@ def test_what_a_strategy_left_float_is_counted_by_reason_without_the_head():
     assert left_float(plan, {"head"}) == ["2 operators are float already: depthwise: why"]
 
 
-def test_of_many_reasons_the_commonest_are_told_and_the_rest_counted():
+def test_of_many_reasons_the_commonest_are_lines_and_the_rest_counted():
     reasons = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", "e"]
     precisions = {f"n{i}": NodePrecision("fp32", reason) for i, reason in enumerate(reasons)}
-    told = left_float(QuantizationPlan("", precisions=precisions), set())
-    assert [line.split()[0] for line in told] == ["4", "3", "2", "2"]
-    assert told[0].endswith(": a") and told[-1] == "2 more are float for other reasons"
+    lines = left_float(QuantizationPlan("", precisions=precisions), set())
+    assert [line.split()[0] for line in lines] == ["4", "3", "2", "2"]
+    assert lines[0].endswith(": a") and lines[-1] == "2 more are float for other reasons"

@@ -1,13 +1,13 @@
-"""What a plan costs on a GPU that is not here: a documented model in place of measured times.
+"""Cost of a plan on a GPU that is not here: a documented model in place of measured times.
 
 The unit is one FP16 multiply-add of a tensor core. An INT8 one counts half, an FP32 one four (TF32 units with the
 weights read twice as wide); a byte to or from memory counts as 165 of them, the ratio of an Ada card's 165 T
 FP16 multiply-adds per second to its 1 TB/s (NVIDIA Ada GPU architecture, appendix A). Counted are weighted
-operators, the tensors they read and their weights; what is fused behind them is free. A tensor whose readers all want
-INT8 is written as bytes by its producer; where float readers remain, it is written in float and a kernel of its
-own quantizes it: that is the price of a precision boundary.
+operators, the tensors they read and their weights; what is fused behind them is free. A tensor whose readers all take
+INT8 is written as bytes by its producer; where float readers remain, it is written in float and an extra kernel
+quantizes it: that is the price of a precision boundary.
 
-It orders plans by work and traffic. It knows nothing of launch times, caches and tactics, so its ratios are no
+It orders plans by work and traffic. It ignores launch times, caches and tactics, so its ratios are no
 forecast of milliseconds: those come from `avq compile` on the vehicle.
 """
 
@@ -25,7 +25,7 @@ _WIDTH = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 def target_cost(graph: GraphView, plan: QuantizationPlan) -> float:
-    """FP16 multiply-adds that ``plan`` is worth; precisions of its nodes as `half.to_fp16` leaves them."""
+    """Return the cost of ``plan`` in FP16 multiply-adds; precisions of its nodes as `half.to_fp16` leaves them."""
     macs = macs_by_node(graph)
     weighted = [node for node in graph.nodes if node.op in COMPUTE_OPS]
     work = sum(macs.get(n.name, 0) * MULTIPLY_ADD[precision_of(n, plan)] for n in weighted)
@@ -35,7 +35,7 @@ def target_cost(graph: GraphView, plan: QuantizationPlan) -> float:
 
 
 def precision_of(node: NodeView, plan: QuantizationPlan) -> str:
-    """What the operator multiplies in."""
+    """Return the precision in which the operator multiplies."""
     if all(plan.point_for(node.inputs[i], node.name, i) is not None for i in (0, 1)):
         return "int8"
     return "fp16" if plan.precision_of(node.name).precision == "fp16" else "fp32"
@@ -47,7 +47,7 @@ def _weight_bytes(graph: GraphView, node: NodeView, plan: QuantizationPlan) -> i
 
 
 def _traffic(graph: GraphView, tensor: str, plan: QuantizationPlan) -> int:
-    """Bytes written and read of one activation."""
+    """Return the bytes written and read of one activation."""
     shape = graph.shape(tensor)
     if shape is None:
         return 0

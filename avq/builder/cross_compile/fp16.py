@@ -1,4 +1,4 @@
-"""FP16 for everything that is not INT8, as node precisions in the plan: what GPU targets want.
+"""FP16 for every node that is not INT8, as node precisions in the plan of a GPU target.
 
 Range rules of NVIDIA's AutoCast (Model Optimizer): a node whose tensors go beyond 512 in size, or whose constants
 beyond 65504, stays FP32; so do operators without an FP16 form, and readers of INT4 weights whose scales, which
@@ -42,9 +42,16 @@ _OWN_TYPE = frozenset(
 def activation_peaks(
     proto: onnx.ModelProto, graph: GraphView, inputs: Sequence[U8], engine: Engine
 ) -> dict[str, float]:
-    """float32 activation -> its largest magnitude over the first of ``inputs``, (1, 3, h, w) uint8 each."""
-    wanted = [out for node in graph.nodes for out in node.outputs if _is_float(graph, out)]
-    observation = observe(proto, wanted, _MEMORY_MB)
+    """Measure the largest magnitude of every float32 activation.
+
+    Args:
+        proto: the float model.
+        graph: its view.
+        inputs: network inputs, (1, 3, h, w) uint8 each; the first PICTURES are run.
+        engine: runs the model.
+    """
+    tensors = [out for node in graph.nodes for out in node.outputs if _is_float(graph, out)]
+    observation = observe(proto, tensors, _MEMORY_MB)
     peaks: dict[str, float] = {}
     for number in range(len(observation.passes)):
         session = engine.open(observation.model_of(number), SessionOptions())
@@ -58,7 +65,7 @@ def activation_peaks(
 
 
 def to_fp16(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]) -> QuantizationPlan:
-    """``plan`` with FP16 wherever the rules allow it, reasons included; what points and overrides say stays."""
+    """Return ``plan`` with FP16 wherever the rules allow it, and the reasons; points and overrides stay."""
     plan = replace(plan, points=tuple(_with_dead_scales_raised(graph, plan, p) for p in plan.points))
     precisions = dict(plan.precisions)
     for node in graph.nodes:
@@ -76,19 +83,19 @@ def to_fp16(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]
     return replace(plan, precisions=precisions)
 
 
-def _joined(before: NodePrecision | None, said: str) -> str:
-    return said if before is None else f"{before.reason}; {said}"
+def _joined(before: NodePrecision | None, reason: str) -> str:
+    return reason if before is None else f"{before.reason}; {reason}"
 
 
 def _is_quantized(plan: QuantizationPlan, node: NodeView) -> bool:
-    """Both operands are integers: the kernel multiplies in INT8."""
+    """Whether both operands are integers, so that the kernel multiplies in INT8."""
     return len(node.inputs) > 1 and all(
         plan.point_for(node.inputs[index], node.name, index) is not None for index in (0, 1)
     )
 
 
 def _why_not(graph: GraphView, node: NodeView, peaks: Mapping[str, float]) -> str:
-    """'' when the node may run in FP16."""
+    """Return the reason against FP16; '' when the node may run in it."""
     if not has_half_form(node.op, node.domain, SIDED_OPSET):
         return f"{node.op} has no FP16 form"
     for name, peak, limit in _magnitudes(graph, node, peaks):
@@ -98,7 +105,7 @@ def _why_not(graph: GraphView, node: NodeView, peaks: Mapping[str, float]) -> st
 
 
 def _with_dead_scales_raised(graph: GraphView, plan: QuantizationPlan, point: QuantPoint) -> QuantPoint:
-    """INT4 channels of zeros are zero with any scale: theirs shall not keep a whole node from FP16."""
+    """Raise the scales of INT4 channels of zeros: any scale fits them, and theirs may not fit FP16."""
     if not point.native_int4 or point.axis is None or point.block_size:
         return point
     name = point.edge.tensor
@@ -111,7 +118,7 @@ def _with_dead_scales_raised(graph: GraphView, plan: QuantizationPlan, point: Qu
 
 
 def _why_no_half_scales(plan: QuantizationPlan, node: NodeView) -> str:
-    """'' unless the node reads INT4 weights with a scale outside FP16's normal numbers."""
+    """Return the reason against FP16 when INT4 weights have a scale outside its normal numbers; else ''."""
     for index, name in enumerate(node.inputs):
         point = plan.point_for(name, node.name, index)
         if point is None or not point.native_int4:

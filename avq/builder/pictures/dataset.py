@@ -1,4 +1,4 @@
-"""Calibration sets: which pictures, proven by digest, and how they are split and read."""
+"""Picture sets: found, identified by digest, split into calibration and held-out, and read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avq.progress import Reporter, Silent
 from avq.sources.files import SUFFIXES
 from avq.types import U8, Recipe
 
-#: Pictures to people, but not to every OpenCV.
+#: Picture formats that not every OpenCV reads.
 _FOREIGN_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".exr")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mcap", ".bag")
 INDEX_NAME = "index.csv"
@@ -37,9 +37,9 @@ class CalibrationSet:
     """Pictures of a folder, each content once.
 
     Attributes:
-        folder: where they lie.
+        folder: of the files.
         items: in path order when opened, in digest order after ``split`` and ``shard``.
-        messages: what the user should know about the set, one sentence each.
+        messages: remarks on the set, one sentence each.
     """
 
     folder: Path
@@ -60,41 +60,41 @@ def open_set(folder: Path, report: Reporter | None = None, *, copies: bool = Fal
     _check_folder(folder)
     report = report or Silent()
     index = folder / INDEX_NAME
-    wanted = _read_index(index) if index.is_file() else None
-    paths = sorted(wanted) if wanted is not None else _pictures_below(folder)
+    listed = _read_index(index) if index.is_file() else None
+    paths = sorted(listed) if listed is not None else _pictures_below(folder)
     if not paths:
         raise _no_pictures(folder)
     items = _digest(report.track(paths, "pictures", len(paths)))
-    if wanted is not None:
-        _check_digests(items, wanted, index)
+    if listed is not None:
+        _check_digests(items, listed, index)
     unique = tuple(items) if copies else _unique(items)
-    return CalibrationSet(folder, unique, tuple(_remarks(folder, items, unique, wanted)))
+    return CalibrationSet(folder, unique, tuple(_remarks(folder, items, unique, listed)))
 
 
 def split(pictures: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
-    """(calibration, held out): the last 20 % by digest is held out, at least one picture.
+    """Split into (calibration, held out): the last 20 % by digest is held out, at least one picture.
 
-    A set of one picture is both, and says so in its messages.
+    A set of one picture is both, with a message.
     """
     ordered = _by_digest(pictures.items)
     if len(ordered) == 1:
         warning = f"{pictures.folder} holds one picture: it calibrates and verifies, which proves little"
         both = CalibrationSet(pictures.folder, ordered, (*pictures.messages, warning))
         return both, both
-    kept = len(ordered) - max(1, len(ordered) // 5)
+    count = len(ordered) - max(1, len(ordered) // 5)
     return (
-        CalibrationSet(pictures.folder, ordered[:kept], pictures.messages),
-        CalibrationSet(pictures.folder, ordered[kept:], pictures.messages),
+        CalibrationSet(pictures.folder, ordered[:count], pictures.messages),
+        CalibrationSet(pictures.folder, ordered[count:], pictures.messages),
     )
 
 
 def shard(items: Sequence[Item], index: int, count: int) -> tuple[Item, ...]:
-    """Every ``count``-th picture in digest order, starting with ``index`` (from 0)."""
+    """Return every ``count``-th picture in digest order, starting with ``index`` (from 0)."""
     return _by_digest(items)[index::count]
 
 
 def read_picture(item: Item) -> U8:
-    """The picture as (H, W, 3) uint8 BGR, turned as its EXIF orientation says.
+    """Read the picture as (H, W, 3) uint8 BGR, with its EXIF orientation applied.
 
     Raises DataError when it cannot be decoded or is no longer the file that was digested.
     """
@@ -103,7 +103,7 @@ def read_picture(item: Item) -> U8:
         raise DataError(
             f"{item.path} has changed since the set was opened",
             seen="another SHA-256",
-            fix="leave the pictures alone while avq reads them, and start again",
+            fix="do not change the pictures while avq reads them; start again",
         )
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -116,14 +116,14 @@ def read_picture(item: Item) -> U8:
 
 def refuse_unreadable(items: Sequence[Item]) -> None:
     """Decode everything and raise one DataError that lists all that cannot be read, if any."""
-    found: list[tuple[Path, str]] = []
+    unreadable: list[tuple[Path, str]] = []
     for item in items:
         try:
             read_picture(item)
         except DataError as error:
-            found.append((item.path, error.seen))
-    if found:
-        raise _damaged(found, len(items))
+            unreadable.append((item.path, error.seen))
+    if unreadable:
+        raise _damaged(unreadable, len(items))
 
 
 def _by_digest(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -141,13 +141,13 @@ def _pictures_below(folder: Path) -> list[Path]:
     return _files_below(folder, lambda path: path.suffix.lower() in SUFFIXES)
 
 
-def _files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    found = (path for path in folder.rglob("*") if wanted(path) and path.is_file())
-    return sorted(path for path in found if not _hidden(path.relative_to(folder)))
+def _files_below(folder: Path, accepts: Callable[[Path], bool]) -> list[Path]:
+    paths = (path for path in folder.rglob("*") if accepts(path) and path.is_file())
+    return sorted(path for path in paths if not _hidden(path.relative_to(folder)))
 
 
 def _hidden(path: Path) -> bool:
-    """Thumbnails, ``._`` twins of macOS and the like are not the user's pictures."""
+    """Whether a path is hidden: thumbnails and ``._`` files of macOS are not the user's pictures."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -166,7 +166,7 @@ def _no_pictures(folder: Path) -> DataError:
 
 
 def _read_index(index: Path) -> dict[Path, str]:
-    """Path -> digest as index.csv says."""
+    """Read path -> digest from index.csv."""
     try:
         with index.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -214,13 +214,13 @@ def _digest(paths: Iterable[Path]) -> list[Item]:
     return items
 
 
-def _check_digests(items: Sequence[Item], wanted: dict[Path, str], index: Path) -> None:
-    changed = [item for item in items if wanted[item.path] != item.sha256]
+def _check_digests(items: Sequence[Item], listed: dict[Path, str], index: Path) -> None:
+    changed = [item for item in items if listed[item.path] != item.sha256]
     if changed:
         first = changed[0]
         raise DataError(
-            f"{len(changed)} of {len(items)} pictures are not what {index} says, first {first.path}",
-            seen=f"sha256 {first.sha256}, index.csv says {wanted[first.path] or 'nothing'}",
+            f"{len(changed)} of {len(items)} pictures differ from their digests in {index}, first {first.path}",
+            seen=f"sha256 {first.sha256}, index.csv has {listed[first.path] or 'none'}",
             fix="fetch the original pictures again, or write their new digests into index.csv",
         )
 
@@ -233,13 +233,13 @@ def _unique(items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _remarks(
-    folder: Path, items: Sequence[Item], unique: Sequence[Item], wanted: dict[Path, str] | None
+    folder: Path, items: Sequence[Item], unique: Sequence[Item], listed: dict[Path, str] | None
 ) -> Iterator[str]:
     copies = len(items) - len(unique)
     if copies:
         yield f"{copies} of {len(items)} pictures in {folder} are copies of others and count once"
-    if wanted is not None:
-        unlisted = len(set(_pictures_below(folder)) - set(wanted))
+    if listed is not None:
+        unlisted = len(set(_pictures_below(folder)) - set(listed))
         if unlisted:
             yield f"{unlisted} pictures in {folder} are not in {INDEX_NAME} and are left out"
     foreign = _files_below(folder, lambda path: path.suffix.lower() in _FOREIGN_SUFFIXES)
@@ -261,19 +261,19 @@ def _undecodable(path: Path, seen: str) -> DataError:
     )
 
 
-def _damaged(found: Sequence[tuple[Path, str]], total: int) -> DataError:
-    listed = "; ".join(f"{path}: {why}" for path, why in found[:_LISTED])
-    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+def _damaged(files: Sequence[tuple[Path, str]], total: int) -> DataError:
+    listed = "; ".join(f"{path}: {why}" for path, why in files[:_LISTED])
+    more = f"; and {len(files) - _LISTED} more" if len(files) > _LISTED else ""
     return DataError(
-        f"{len(found)} of {total} pictures cannot be read",
+        f"{len(files)} of {total} pictures cannot be read",
         seen=listed + more,
         fix="replace them or take them out of the set",
     )
 
 
-# The pictures of one build: what is calibrated with, what is held out, and what is labelled.
+# The pictures of one build.
 
-# Enough to tell one preprocessing from another; more would only take time.
+# Enough to distinguish one preprocessing from another; more would only take time.
 SAMPLES = 16
 
 
@@ -282,15 +282,15 @@ class Pictures:
     """A picture set, split once.
 
     Attributes:
-        calibration: what ranges are made from.
-        held_out: what plans, engines and the gate are judged on; the last 20 % by digest.
+        calibration: for the ranges.
+        held_out: for plans, engines and the gate; the last 20 % by digest.
     """
 
     calibration: CalibrationSet
     held_out: CalibrationSet
 
     def samples(self) -> Sequence[U8]:
-        """Up to SAMPLES calibration pictures, evenly spread over the set."""
+        """Read up to SAMPLES calibration pictures, (H, W, 3) uint8 BGR, evenly spread over the set."""
         items = self.calibration.items
         step = max(1, len(items) // SAMPLES)
         return [read_picture(item) for item in items[::step][:SAMPLES]]

@@ -1,4 +1,4 @@
-"""Whether a picture file is whole, told from its container: decoders fill a truncated rest with grey."""
+"""Detect truncated picture files from their container: decoders fill the missing rest with grey."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def damage(data: bytes) -> str:
-    """Why the file cannot be a whole picture, or "" when nothing speaks against it."""
+    """Return why the file is no complete picture, or "" when no check fails."""
     for magic, check in _CHECKS:
         if data.startswith(magic):
             return check(data)
@@ -18,7 +18,7 @@ def damage(data: bytes) -> str:
 
 
 def _jpeg(data: bytes) -> str:
-    """Inside a scan 0xFF is always escaped, so the last SOS is the picture's, never a thumbnail's EOI."""
+    """Find the end marker after the last scan; inside a scan 0xFF is escaped, and thumbnails come earlier."""
     scan = data.rfind(b"\xff\xda")
     return "" if 0 < scan < data.rfind(b"\xff\xd9") else "truncated JPEG"
 
@@ -41,7 +41,7 @@ def _webp(data: bytes) -> str:
 
 
 def _tiff(data: bytes) -> str:
-    """Writers put the directory behind the pixels, or the pixels behind it: the first is told here."""
+    """Check the directory's offset: writers that put the directory last truncate it first."""
     directory_at = struct.unpack_from("<I" if data[:2] == b"II" else ">I", data, 4)[0] if len(data) > 7 else 0
     return "" if 8 <= directory_at < len(data) - 2 else "truncated TIFF"
 

@@ -1,1 +1,1 @@
-"""Every way to serve a plan on this machine: which engines and encodings, right or wrong, and how fast."""
+"""Trials of a plan on this machine: engines and encodings, right or wrong, and their times."""

@@ -1,4 +1,4 @@
-"""Why is INT8 slower here? Causes found in the plan, the graph, the engine and the processor, each with its fix.
+"""Causes of slow INT8 in the plan, the graph, the engine and the processor, each with its fix.
 
 The rules follow how runtimes fuse quantizers: an operator runs in integers when its inputs are quantized and,
 for onnxruntime's convolutions, when a quantizer stands straight behind it (its QDQ fusion needs both).
@@ -32,7 +32,7 @@ class Slowdown:
         what: one sentence.
         fix: what to do about it.
         nodes: operators it concerns.
-        ms: measured milliseconds it adds to an inference, negative where INT8 is faster even so; None: not told.
+        ms: measured milliseconds it adds to an inference, negative where INT8 is faster; None: not measured.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Slowdown:
 
 @dataclass(frozen=True)
 class Context:
-    """What the causes are looked for in.
+    """A plan as it is served, for the search of causes.
 
     Attributes:
         candidate: engine, encoding and float precision as served.
-        runs_in: what the engine says it really runs; '' where it was not asked.
+        runs_in: precision that the engine reports; '' where unknown.
         isa: the processor's instruction set, space separated.
-        costs: measured layers, where the engine tells them.
+        costs: measured layers, where the engine profiles.
     """
 
     graph: GraphView
@@ -61,18 +61,18 @@ class Context:
     costs: LayerCosts | None = None
 
 
-def find_slowdowns(here: Context) -> list[Slowdown]:
-    """Causes that apply, the most expensive first; empty for a plan without quantizers."""
-    if not here.plan.points:
+def find_slowdowns(context: Context) -> list[Slowdown]:
+    """Return the causes that apply, the most expensive first; empty for a plan without quantizers."""
+    if not context.plan.points:
         return []
-    int8 = [p for p in place(here.graph) if _quantized(here.plan, p)]
-    found: list[Slowdown] = []
+    int8 = [p for p in place(context.graph) if _quantized(context.plan, p)]
+    slowdowns: list[Slowdown] = []
     for rule in (
         _ran_in_float, _no_dot_product, _signed_on_x86, _boundaries, _curved_activations, _depthwise,
         _few_channels, _single_rows, _unequal_concats, _quantized_outputs, _dynamic,
     ):  # fmt: skip
-        found += rule(here, int8)
-    return sorted(found, key=lambda cause: -(cause.ms if cause.ms is not None else -1e9))
+        slowdowns += rule(context, int8)
+    return sorted(slowdowns, key=lambda cause: -(cause.ms if cause.ms is not None else -1e9))
 
 
 def _quantized(plan: QuantizationPlan, placement: Placement) -> bool:
@@ -80,28 +80,28 @@ def _quantized(plan: QuantizationPlan, placement: Placement) -> bool:
     return all(plan.point_for(e.tensor, e.node, e.input_index) is not None for e in edges)
 
 
-def _cost(here: Context, nodes: Iterable[str]) -> float | None:
-    return None if here.costs is None else here.costs.added_ms(tuple(nodes))
+def _cost(context: Context, nodes: Iterable[str]) -> float | None:
+    return None if context.costs is None else context.costs.added_ms(tuple(nodes))
 
 
 def _count(things: Sequence[str], name: str) -> str:
     return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
-def _ran_in_float(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    if not here.runs_in or "int8" in here.runs_in or not int8:
+def _ran_in_float(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    if not context.runs_in or "int8" in context.runs_in or not int8:
         return []
     return [
         Slowdown(
             "ran-in-float",
-            f"{here.candidate.engine} ran this plan in {here.runs_in or 'float'}: the quantizers are extra work",
+            f"{context.candidate.engine} ran this plan in {context.runs_in or 'float'}: its quantizers cost time",
             "take another engine (--target openvino or onnxruntime), or --strategy float",
         )
     ]
 
 
-def _no_dot_product(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    if set(here.isa.split()) & set(_EIGHT_BIT_DOT):
+def _no_dot_product(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    if set(context.isa.split()) & set(_EIGHT_BIT_DOT):
         return []
     return [
         Slowdown(
@@ -112,8 +112,12 @@ def _no_dot_product(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     ]
 
 
-def _signed_on_x86(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    if here.candidate.engine != "onnxruntime" or here.candidate.encoding != "s8" or "x86" not in here.isa:
+def _signed_on_x86(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    if (
+        context.candidate.engine != "onnxruntime"
+        or context.candidate.encoding != "s8"
+        or "x86" not in context.isa
+    ):
         return []
     return [
         Slowdown(
@@ -124,14 +128,16 @@ def _signed_on_x86(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     ]
 
 
-def _boundaries(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    """Float islands: tensors that enter INT8 from a float operator, and those that leave it."""
+def _boundaries(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    """Find tensors that enter INT8 from a float operator, and those that leave it."""
     names = {p.node for p in int8}
-    entering = [p.node for p in int8 if any(_from_float(here.graph, e.tensor, names) for e in p.activations)]
-    leaving = [p.node for p in int8 if _read_in_float(here.graph, p.node, names)]
+    entering = [
+        p.node for p in int8 if any(_from_float(context.graph, e.tensor, names) for e in p.activations)
+    ]
+    leaving = [p.node for p in int8 if _read_in_float(context.graph, p.node, names)]
     if not entering and not leaving:
         return []
-    ms = None if here.costs is None else here.costs.added_conversions_ms
+    ms = None if context.costs is None else context.costs.added_conversions_ms
     return [
         Slowdown(
             "boundaries",
@@ -150,7 +156,7 @@ def _from_float(graph: GraphView, tensor: str, int8: set[str]) -> bool:
 
 
 def _weighted_before(graph: GraphView, tensor: str, limit: int = 12) -> NodeView | None:
-    """The nearest weighted operator behind ``tensor``, along first inputs; None for the picture."""
+    """Find the nearest weighted operator before ``tensor``, along first inputs; None for the picture."""
     for _ in range(limit):
         node = graph.producer(tensor)
         if node is None:
@@ -177,11 +183,11 @@ def _read_in_float(graph: GraphView, name: str, int8: set[str], limit: int = 24)
     return False
 
 
-def _curved_activations(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+def _curved_activations(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     """onnxruntime runs a quantized convolution in integers only when a quantizer stands straight behind it."""
-    if here.candidate.engine != "onnxruntime":
+    if context.candidate.engine != "onnxruntime":
         return []
-    nodes = tuple(p.node for p in int8 if p.kind != "matmul" and _curve_behind(here.graph, p.node))
+    nodes = tuple(p.node for p in int8 if p.kind != "matmul" and _curve_behind(context.graph, p.node))
     if not nodes:
         return []
     return [
@@ -191,7 +197,7 @@ def _curved_activations(here: Context, int8: Sequence[Placement]) -> list[Slowdo
             "around each, or runs the convolution in float",
             "--target openvino fuses these activations, or train the network with ReLU",
             nodes,
-            _cost(here, nodes),
+            _cost(context, nodes),
         )
     ]
 
@@ -203,7 +209,7 @@ def _curve_behind(graph: GraphView, name: str) -> bool:
     return any(reader.op in _CURVED for reader, _ in readers)
 
 
-def _depthwise(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+def _depthwise(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(p.node for p in int8 if p.kind == "depthwise")
     if not nodes:
         return []
@@ -214,17 +220,17 @@ def _depthwise(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
             "conversion around each is paid in full",
             "--option depthwise=float, or --strategy mixed",
             nodes,
-            _cost(here, nodes),
+            _cost(context, nodes),
         )
     ]
 
 
-def _few_channels(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+def _few_channels(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     nodes = tuple(
         p.node
         for p in int8
         if p.kind in ("dense", "grouped") and p.weight is not None
-        if min(here.graph.constants[p.weight.tensor].shape[:2]) < FEW_CHANNELS
+        if min(context.graph.constants[p.weight.tensor].shape[:2]) < FEW_CHANNELS
     )
     if not nodes:
         return []
@@ -235,13 +241,13 @@ def _few_channels(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
             "eight-bit lanes stay empty",
             "keep them float (--strategy mixed measures which), or give the network multiples of 16 channels",
             nodes,
-            _cost(here, nodes),
+            _cost(context, nodes),
         )
     ]
 
 
-def _single_rows(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    nodes = tuple(p.node for p in int8 if p.kind == "matmul" and _rows(here.graph, p) == 1)
+def _single_rows(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    nodes = tuple(p.node for p in int8 if p.kind == "matmul" and _rows(context.graph, p) == 1)
     if not nodes:
         return []
     return [
@@ -250,7 +256,7 @@ def _single_rows(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
             f"{_count(nodes, 'matrix product')} of a single row, bound by reading the weights",
             "weights alone in eight bits suffice there; INT8 arithmetic wins nothing",
             nodes,
-            _cost(here, nodes),
+            _cost(context, nodes),
         )
     ]
 
@@ -260,8 +266,8 @@ def _rows(graph: GraphView, placement: Placement) -> int | None:
     return int(np.prod(shape[:-1])) if shape and -1 not in shape else None
 
 
-def _unequal_concats(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    nodes = tuple(n.name for n in here.graph.nodes if n.op == "Concat" and _unequal(here, n))
+def _unequal_concats(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    nodes = tuple(n.name for n in context.graph.nodes if n.op == "Concat" and _unequal(context, n))
     if not nodes:
         return []
     return [
@@ -270,40 +276,40 @@ def _unequal_concats(here: Context, int8: Sequence[Placement]) -> list[Slowdown]
             f"{_count(nodes, 'concatenation')} of tensors with different scales: every input is quantized again",
             "tie their scales: --target tensorrt does, and a strategy can by QuantizationPlan.ties",
             nodes,
-            _cost(here, nodes),
+            _cost(context, nodes),
         )
     ]
 
 
-def _unequal(here: Context, concat: NodeView) -> bool:
+def _unequal(context: Context, concat: NodeView) -> bool:
     points = [
         point
         for index, tensor in enumerate(concat.inputs)
-        if (point := here.plan.point_for(tensor, concat.name, index)) is not None
+        if (point := context.plan.point_for(tensor, concat.name, index)) is not None
     ]
     scales = {(p.scale.tobytes(), p.zero_point.tobytes()) for p in points}
     return len(scales) > 1
 
 
-def _quantized_outputs(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+def _quantized_outputs(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
     ends = [
         p.edge.tensor
-        for p in here.plan.points
-        if not p.edge.node and p.edge.tensor in here.graph.output_names
+        for p in context.plan.points
+        if not p.edge.node and p.edge.tensor in context.graph.output_names
     ]
     if not ends:
         return []
     return [
         Slowdown(
             "quantized-outputs",
-            f"{_count(ends, 'graph output')} quantized and dequantized again for nobody: {', '.join(ends[:3])}",
-            "leave the outputs alone; the decoder wants float",
+            f"{_count(ends, 'graph output')} quantized and dequantized again without a reader: {', '.join(ends[:3])}",
+            "keep the outputs float: the decoder reads float",
         )
     ]
 
 
-def _dynamic(here: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    count = sum(point.mode == "dynamic" for point in here.plan.points)
+def _dynamic(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
+    count = sum(point.mode == "dynamic" for point in context.plan.points)
     if not count:
         return []
     return [

@@ -1,4 +1,4 @@
-"""FP16 beside INT8 is rehearsed by runtimes without operator set 23, too: bit for bit."""
+"""FP16 with INT8 is emulated bit for bit by runtimes without operator set 23, too."""
 
 from __future__ import annotations
 

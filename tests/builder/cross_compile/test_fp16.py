@@ -149,7 +149,7 @@ def four_bits(net: onnx.ModelProto, view: GraphView, scale: np.ndarray | None = 
 
 
 def int4_reader(model: onnx.ModelProto) -> tuple[int, list[int]]:
-    """(element type of the scale, types that DequantizeLinear is told to write)."""
+    """Return the element type of the scale, and the output types of DequantizeLinear."""
     (node,) = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     assert kinds[node.input[0]] == TensorProto.INT4

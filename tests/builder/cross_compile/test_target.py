@@ -42,7 +42,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def built(scenes: Path, folder: Path, net: onnx.ModelProto, **asked: Any) -> Outcome:
+def built(scenes: Path, folder: Path, net: onnx.ModelProto, **fields: Any) -> Outcome:
     folder.mkdir(exist_ok=True)
     (folder / "net.onnx").write_bytes(net.SerializeToString())
     recipe = Recipe(
@@ -51,7 +51,7 @@ def built(scenes: Path, folder: Path, net: onnx.ModelProto, **asked: Any) -> Out
         data=scenes,
         target="tensorrt-rtx",
         decoder="none",
-        **asked,
+        **fields,
     )
     return build(recipe, PluginHost(), Silent())
 
@@ -61,8 +61,8 @@ def test_what_lint_refuses_reaches_no_builder_and_is_refused_by_its_name(
     scenes: Path, tmp_path: Path, gate: bool
 ):
     outcome = built(scenes, tmp_path, with_determinants(), strategy="float", gate=gate)
-    told = " ".join(outcome.summary()["reasons"])
-    assert "error AVQ-L43: volumes_of" in told and "nothing was compiled" in told
+    reasons = " ".join(outcome.summary()["reasons"])
+    assert "error AVQ-L43: volumes_of" in reasons and "nothing was compiled" in reasons
     assert outcome.accepted is False and outcome.compiled.rows == ()
     assert outcome.answer_is_yes is not gate
     bundle = open_bundle(outcome.folder, allow_unaccepted=True)
@@ -82,13 +82,11 @@ def with_a_product() -> onnx.ModelProto:
     return net
 
 
-def test_what_a_card_asked_for_lacks_is_told_before_the_builder_and_another_card_is_built_for(
-    scenes: Path, tmp_path: Path
-):
+def test_an_architecture_that_lint_refuses_is_not_compiled_and_another_one_is(scenes: Path, tmp_path: Path):
     old = built(scenes, tmp_path / "old", with_a_product(), strategy="float", gpu_arch=("7.5", "sm86"))
-    told = " ".join(old.summary()["reasons"])
+    reasons = " ".join(old.summary()["reasons"])
     assert old.accepted is False and old.compiled.rows == ()
-    assert "AVQ-L54: product" in told and "sm75" in told
+    assert "AVQ-L54: product" in reasons and "sm75" in reasons
     assert any("--gpu-arch" in fix for fix in old.verdict.fixes)
     new = built(scenes, tmp_path / "new", with_a_product(), strategy="float", gpu_arch=("sm86",), gate=False)
     assert [row["architecture"] for row in new.compiled.rows] == ["sm86"]
@@ -98,15 +96,17 @@ def test_what_a_card_asked_for_lacks_is_told_before_the_builder_and_another_card
 def test_each_model_is_linted_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import avq.builder.lint
 
-    asked: list[bytes] = []
+    compiled: list[bytes] = []
     real = avq.builder.lint.lint
 
     def noted(proto: onnx.ModelProto, *rest: Any) -> Any:
-        asked.append(proto.SerializeToString(deterministic=True))
+        compiled.append(proto.SerializeToString(deterministic=True))
         return real(proto, *rest)
 
     monkeypatch.setattr(avq.builder.lint, "lint", noted)
     outcome = built(
         scenes, tmp_path, small_net(), strategy="static", options={"calibrator": "minmax"}, gate=False
     )
-    assert outcome.compiled.rows and len(asked) == len(set(asked)) == 2, "the model and its FP16 twin"
+    assert outcome.compiled.rows and len(compiled) == len(set(compiled)) == 2, (
+        "the model and its FP16 baseline"
+    )

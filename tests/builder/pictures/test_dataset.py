@@ -49,8 +49,8 @@ def test_pictures_of_kinds_that_are_not_read_are_told(folder: Path) -> None:
     (folder / "phone.HEIC").write_bytes(b"whatever")
     pictures = open_set(folder)
     assert len(pictures.items) == 10
-    (told,) = pictures.messages
-    assert told.startswith("1 files") and "phone.HEIC" in told
+    (message,) = pictures.messages
+    assert message.startswith("1 files") and "phone.HEIC" in message
 
 
 def test_copies_count_once_and_it_is_said(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Labels that do not fit their pictures are told before anyone trusts the numbers."""
+"""Labels that do not fit their pictures are reported."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_labels_that_fit_need_no_words(tmp_path: Path) -> None:
 
 
 def test_labels_of_another_size_are_told_with_an_example(tmp_path: Path) -> None:
-    (told,) = remarks_on(tmp_path, width_px=32, box=[1, 1, 5, 5])
-    assert "a.png is 64x48, labelled as 32x48" in told and "1 of 1" in told
+    (remark,) = remarks_on(tmp_path, width_px=32, box=[1, 1, 5, 5])
+    assert "a.png is 64x48, labelled as 32x48" in remark and "1 of 1" in remark
 
 
 def test_boxes_without_area_are_counted(tmp_path: Path) -> None:
-    (told,) = remarks_on(tmp_path, width_px=64, box=[9, 9, -5, 5])
-    assert "boxes without area: 1" in told
+    (remark,) = remarks_on(tmp_path, width_px=64, box=[9, 9, -5, 5])
+    assert "boxes without area: 1" in remark
