@@ -1,6 +1,6 @@
-"""``python -m avq.contract``: does an installed plugin keep its promises?
+"""``python -m avq.contract``: check an installed plugin against its contract.
 
-Exit codes as everywhere: 0 it does, 1 it breaks one, 2 the request was wrong, 3 this machine cannot tell.
+Exit codes: 0 it keeps its contract, 1 it breaks a rule, 2 the request was wrong, 3 it cannot be checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 
 from avq.config import key_values
 from avq.engines import engine_by_name
-from avq.errors import AvqError, PluginError, RefusedError, RequestError
+from avq.errors import AvqError, PluginError, RefusedError, RequestError, nearest
 from avq.plugins import PluginHost
 
 _PATH = click.Path(path_type=Path)
@@ -25,36 +25,41 @@ _PATH = click.Path(path_type=Path)
 @click.option("--quantizer", metavar="NAME", help="check a strategy, on a real workbench")
 @click.option("--engine", metavar="NAME", help="check an engine, on a network with a known answer")
 @click.option("--decoder", metavar="FAMILY", help="check a head family, on a model that has such a head")
+@click.option("--source", metavar="URI", help="check a source type, on a URI that opens here")
+@click.option("--sink", metavar="URI", help="check a sink type, on a URI that opens here; it is written")
 @click.option("--option", "options", multiple=True, metavar="K=V", help="an option of the strategy")
 @click.option("--model", type=_PATH, help="an ONNX file instead of the built-in detector")
 @click.option("--data", type=_PATH, help="pictures for that model instead of drawn road scenes")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
 def main(as_json: bool, **flags: Any) -> None:
-    """Check one installed quantizer, engine or decoder against its contract."""
+    """Check one installed quantizer, engine, decoder, source or sink against its contract."""
     try:
         answer = _check(**flags)
     except AvqError as error:
         click.echo(f"error: {error}", err=True)
         if as_json:
-            told = {"what": error.what, "seen": error.seen, "fix": error.fix}
-            click.echo(json.dumps({"error": told, "exit_code": error.exit_code}))
+            row = {"what": error.what, "seen": error.seen, "fix": error.fix}
+            click.echo(json.dumps({"error": row, "exit_code": error.exit_code}))
         sys.exit(error.exit_code)
     click.echo(json.dumps(answer, indent=2) if as_json else _sentence(answer))
 
 
 def _check(
+    *,
     quantizer: str | None,
     engine: str | None,
     decoder: str | None,
+    source: str | None,
+    sink: str | None,
     options: tuple[str, ...],
     model: Path | None,
     data: Path | None,
 ) -> dict[str, Any]:
-    if sum(name is not None for name in (quantizer, engine, decoder)) != 1:
+    if sum(name is not None for name in (quantizer, engine, decoder, source, sink)) != 1:
         raise RequestError(
             "name one thing to check",
-            seen=f"quantizer {quantizer}, engine {engine}, decoder {decoder}",
-            fix="python -m avq.contract --quantizer NAME, or --engine NAME, or --decoder FAMILY",
+            seen=f"quantizer {quantizer}, engine {engine}, decoder {decoder}, source {source}, sink {sink}",
+            fix="one of --quantizer NAME, --engine NAME, --decoder FAMILY, --source URI, --sink URI",
         )
     host = PluginHost()
     if quantizer is not None:
@@ -65,6 +70,10 @@ def _check(
         )
     if engine is not None:
         return _engine(host, engine, model)
+    if source is not None:
+        return _source(host, source)
+    if sink is not None:
+        return _sink(host, sink)
     assert decoder is not None
     return _decoder(host, decoder, model)
 
@@ -73,6 +82,7 @@ def _quantizer(
     host: PluginHost, name: str, options: Mapping[str, str], model: Path | None, data: Path | None
 ) -> dict[str, Any]:
     from avq.builder.request import refused_targets
+    from avq.contract.features import check_quantizer_features
     from avq.contract.workbench import check_strategy
     from avq.plugins import validate_options
 
@@ -81,7 +91,8 @@ def _quantizer(
             "a model needs pictures of its own, and pictures a model", fix="--model M --data DIR"
         )
     strategy = host.quantizer(name)
-    validate_options(strategy, options)
+    valid = validate_options(strategy, options)
+    features = _judged(lambda: check_quantizer_features(strategy, valid))
     kept = _judged(lambda: check_strategy(strategy, options=options, model=model, data=data))
     plans = {
         one.target: {
@@ -92,17 +103,48 @@ def _quantizer(
         for one in kept
     }
     refused = dict(refused_targets(strategy))
-    return {"quantizer": name, "keeps_its_contract": True, "plans": plans, "refused_targets": refused}
+    return {
+        "quantizer": name,
+        "keeps_its_contract": True,
+        "plans": plans,
+        "refused_targets": refused,
+        "features": list(features),
+    }
 
 
 def _engine(host: PluginHost, name: str, model: Path | None) -> dict[str, Any]:
     from avq.contract.engine_suite import check_engine
+    from avq.contract.features import check_engine_features
 
     if model is not None:
         raise RequestError("engines are checked on a network with a known answer", fix="leave --model out")
     engine = engine_by_name(name, host.engines())
     checks = _judged(lambda: check_engine(engine))
-    return {"engine": name, "keeps_its_contract": True, "checks": list(checks)}
+    features = _judged(lambda: check_engine_features(engine))
+    return {"engine": name, "keeps_its_contract": True, "checks": list(checks), "features": list(features)}
+
+
+def _source(host: PluginHost, uri: str) -> dict[str, Any]:
+    from avq.contract.features import check_source
+    from avq.daemon import source_types
+    from avq.sources.uri import source_type
+
+    kind = source_type(uri, (*source_types(), *host.sources()))
+    features = _judged(lambda: check_source(kind, uri))
+    return {"source": uri, "keeps_its_contract": True, "features": list(features)}
+
+
+def _sink(host: PluginHost, uri: str) -> dict[str, Any]:
+    from avq.contract.features import check_sink
+    from avq.daemon import sink_types
+    from avq.sinks import sink_key
+
+    kinds = {scheme: kind for kind in (*sink_types(), *host.sinks()) for scheme in kind.schemes}
+    key = sink_key(uri, set(kinds))
+    if key not in kinds:
+        raise RequestError(f"no sink writes '{key}'", seen=uri, fix=nearest(key, kinds))
+    features = _judged(lambda: check_sink(kinds[key], uri))
+    return {"sink": uri, "keeps_its_contract": True, "features": list(features)}
 
 
 def _decoder(host: PluginHost, family: str, model: Path | None) -> dict[str, Any]:
@@ -124,7 +166,7 @@ def _decoder(host: PluginHost, family: str, model: Path | None) -> dict[str, Any
 
 
 def _judged(body: Callable[[], Any]) -> Any:
-    """A broken promise is an answer, and the answer is no."""
+    """Run a check; a broken contract becomes a refusal, exit code 1."""
     try:
         return body()
     except PluginError as error:
@@ -139,6 +181,7 @@ def _sentence(answer: Mapping[str, Any]) -> str:
         lines.append(f"  {target}: {plan['points']} points, {plan['int8_nodes']} nodes in INT8{lost}")
     lines += [f"  {target}: refused, {why}" for target, why in answer.get("refused_targets", {}).items()]
     lines += [f"  {check}" for check in answer.get("checks", ())]
+    lines += [f"  has {feature}" for feature in answer.get("features", ())]
     return "\n".join(lines)
 
 

@@ -91,6 +91,8 @@ class TensorRtEngine:
 
         ``architecture`` must be this card's, or "current".
         """
+        if options is not None and not isinstance(options, BuildOptions):
+            raise RequestError("unknown build options for TensorRT", seen=type(options).__name__)
         require_card(NAME, why_no_card())
         here = self.architecture()
         if architecture not in ("current", here):

@@ -25,13 +25,16 @@ def open_source(
     """Open ``uri`` with the type that claims its scheme, its file suffix or folders.
 
     Raises:
-        RequestError: nobody claims it, or a parameter is not valid.
+        RequestError: no type claims it, or a parameter is not valid.
         DataError: the file, folder or camera is missing, empty or broken.
     """
+    return source_type(uri, types).open(uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms)
+
+
+def source_type(uri: str, types: Sequence[SourceType]) -> SourceType:
+    """Give the type that claims the scheme, file suffix or folder of ``uri``; raises as ``open_source``."""
     claims = {scheme: kind for kind in types for scheme in kind.schemes}
-    return claims[_claim(uri, claims)].open(
-        uri, open_timeout_ms=open_timeout_ms, read_timeout_ms=read_timeout_ms
-    )
+    return claims[_claim(uri, claims)]
 
 
 def _claim(uri: str, claims: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A package of someone else's: built and installed by pip, then asked by the real commands."""
+"""An outside package: built and installed by pip, then used by the real commands."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Site:
             command, capture_output=True, text=True, env=environment, check=False, timeout=900
         )
 
-    def told(self, hook: str) -> list[dict]:
+    def calls(self, hook: str) -> list[dict]:
         """What the plugin's hook was called with, so far."""
         lines = self._journal.read_text().splitlines() if self._journal.exists() else []
         return [entry for entry in map(json.loads, lines) if entry["hook"] == hook]
@@ -82,7 +82,12 @@ def test_plugins_lists_what_was_installed(site: Site) -> None:
     result = site.avq("plugins", "--json")
     (row,) = [r for r in json.loads(result.stdout)["plugins"] if r["name"] == "outside"]
     assert (row["package"], row["version"]) == ("avq-outside", "2.1.0")
-    assert row["brings"] == ["quantizer outside-margin", "source scheme ramp", "sink scheme tally"]
+    assert row["brings"] == [
+        "quantizer outside-margin",
+        "engine outside-dnn",
+        "source scheme ramp",
+        "sink scheme tally",
+    ]
     assert set(row["hooks"]) >= {
         "avq_keep_float",
         "avq_check_bundle",
@@ -103,8 +108,38 @@ def test_its_strategy_builds_a_bundle(site: Site, built: tuple[Path, dict]) -> N
 def test_its_strategy_keeps_the_contract_where_it_is_installed(site: Site) -> None:
     done = site.contract("--quantizer", "outside-margin", "--option", "margin=1.05", "--json")
     assert done.returncode == 0, done.stderr
-    plans = json.loads(done.stdout)["plans"]
+    answer = json.loads(done.stdout)
+    assert answer["features"] == ["ImportingQuantizer", "LimitedQuantizer", "EncodingsOptions"]
+    plans = answer["plans"]
     assert set(plans) == {"cpu", "tensorrt"} and plans["tensorrt"]["int8_nodes"] > 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "features"),
+    [
+        (("--engine", "outside-dnn"), {"CompilingEngine", "ProfilingEngine", "PlannedSession"}),
+        (("--source", "ramp://64x48?frames=12"), {"LiveSourceType", "UriChecker", "FileSource"}),
+        (
+            ("--sink", "tally:FOLDER/boxes.txt"),
+            {"UriChecker", "TimingSink", "EventSink", "AlertSource", "ReportingSink"},
+        ),
+    ],
+)
+def test_its_optional_protocols_keep_the_contract(
+    site: Site, tmp_path: Path, flags: tuple[str, str], features: set[str]
+) -> None:
+    done = site.contract(flags[0], flags[1].replace("FOLDER", str(tmp_path)), "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["features"]) == features
+
+
+def test_its_refused_target_is_refused(site: Site, tmp_path: Path) -> None:
+    result = site.avq(
+        "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "outside-margin",
+        "--target", "tensorrt-rtx", "-o", tmp_path / "b", "--json",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "margin" in json.loads(result.stdout)["error"]["seen"]
 
 
 def test_a_wrong_option_is_refused_before_anything_is_read(site: Site, tmp_path: Path) -> None:
@@ -129,6 +164,8 @@ def test_its_source_feeds_a_run_and_its_sink_is_written(
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout.splitlines()[-1])
     assert (summary["captured"], summary["published"], summary["dropped"]) == (12, 12, {})
+    (sink,) = summary["sinks"]
+    assert sink["lines"] == 12 and sink["last_infer_us"] > 0 and sink["events"] >= 1
     lines = tally.read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [["front", str(seq)] for seq in range(12)]
     assert all(line.split()[2].startswith("boxes=") for line in lines)
@@ -147,16 +184,16 @@ def test_its_hooks_were_called_by_the_build(site: Site, built: tuple[Path, dict]
     kept = json.dumps(json.loads((bundle / "plan.json").read_bytes()))
     assert "the first layer reads the whole range of the camera" in kept
     assert any("info outside-size: the bundle fits" in reason for reason in answer["reasons"])
-    assert [entry["bundle"] for entry in site.told("build_finished")] == [str(bundle)]
+    assert [entry["bundle"] for entry in site.calls("build_finished")] == [str(bundle)]
 
 
 def test_it_hears_of_a_missed_budget(site: Site, built: tuple[Path, dict]) -> None:
-    before = len(site.told("budget_missed"))
+    before = len(site.calls("budget_missed"))
     result = site.avq(
         "run", "--bundle", built[0], "--allow-unaccepted", "--source", "ramp://320x192?frames=40",
         "--deadline-ms", "0.001", "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    (event,) = site.told("budget_missed")[before:]
+    (event,) = site.calls("budget_missed")[before:]
     assert event["kind"] == "alert_raised"
     assert event["camera"] == "camera"

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avq import Quantizer, SinkType, SourceType, hookimpl
+from avq import Engine, Quantizer, SinkType, SourceType, hookimpl
 from avq.types import Finding, GraphView, Recipe
+from avq_outside.engine import DnnEngine
 from avq_outside.house_rules import first_layer, size_findings
 from avq_outside.journal import note
 from avq_outside.quantizer import MarginQuantizer
@@ -21,6 +22,11 @@ from avq_outside.source import RampSourceType
 @hookimpl
 def avq_register_quantizers() -> list[Quantizer]:
     return [MarginQuantizer()]
+
+
+@hookimpl
+def avq_register_engines() -> list[Engine]:
+    return [DnnEngine()]
 
 
 @hookimpl

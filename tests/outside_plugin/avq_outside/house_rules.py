@@ -1,4 +1,4 @@
-"""What this plugin's owner asks of every bundle."""
+"""Rules of this plugin's owner for every bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def size_findings(bundle: Path) -> list[Finding]:
     """How large the bundle is; an error above the limit that the environment sets."""
     size_mb = sum(path.stat().st_size for path in bundle.iterdir()) / 1e6
     limit_mb = float(os.environ.get(_LIMIT_MB, "500"))
-    told = f"{size_mb:.1f} MB of {limit_mb:g} MB"
+    size_line = f"{size_mb:.1f} MB of {limit_mb:g} MB"
     if size_mb > limit_mb:
-        return [Finding("error", "outside-size", "the bundle is too large", told, f"raise {_LIMIT_MB}")]
-    return [Finding("info", "outside-size", "the bundle fits", told)]
+        return [Finding("error", "outside-size", "the bundle is too large", size_line, f"raise {_LIMIT_MB}")]
+    return [Finding("info", "outside-size", "the bundle fits", size_line)]

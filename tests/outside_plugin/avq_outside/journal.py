@@ -1,4 +1,4 @@
-"""A file of JSON lines that remembers what the host told; $OUTSIDE_JOURNAL says where."""
+"""A file of JSON lines, one per call of an observing hook; $OUTSIDE_JOURNAL is its path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def note(hook: str, **values: Any) -> None:
-    """Append one line; nothing where no journal is wanted."""
+    """Append one line; nothing without $OUTSIDE_JOURNAL."""
     where = os.environ.get("OUTSIDE_JOURNAL")
     if where:
         with Path(where).open("a", encoding="utf-8") as journal:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import MappingProxyType
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from avq import Workbench
@@ -17,24 +20,33 @@ class MarginOptions(BaseModel):
     margin: float = Field(
         1.0, gt=0.5, le=2.0, description="clipping range as a multiple of the largest value"
     )
+    encodings: Path | None = Field(
+        None, description="encodings of the model, read instead of the calibration pictures' ranges"
+    )
     kinds: tuple[str, ...] = Field(
         ("dense", "depthwise", "grouped", "matmul"), description="kinds of operators to quantize"
     )
 
 
 class MarginQuantizer:
-    """Min-max ranges, widened by a margin."""
+    """Min-max ranges, widened by a margin; an ImportingQuantizer, and a LimitedQuantizer."""
 
     name = "outside-margin"
     version = "2.1.0"
     options = MarginOptions
+    imports = True
+    refused_targets = MappingProxyType({"tensorrt-rtx": "its margin was never measured there"})
 
     def plan(self, graph: GraphView, bench: Workbench, options: MarginOptions) -> QuantizationPlan:
         placements = [p for p in place(graph, bench.keep_float) if p.kind in options.kinds]
         edges = list(dict.fromkeys(edge for p in placements for edge in p.activations))
         stats = bench.collect([StatRequest(tensor) for tensor in sorted({e.tensor for e in edges})])
         points: list[QuantPoint] = []
+        given = {} if bench.foreign is None else {point.edge: point for point in bench.foreign.points}
         for edge in edges:
+            if edge in given:
+                points.append(given[edge])
+                continue
             seen = stats.range(edge.tensor, "minmax", symmetric=bench.symmetric_only)
             clip = Range(seen.low * options.margin, seen.high * options.margin)
             points.append(activation_point(edge, clip, symmetric=bench.symmetric_only))
