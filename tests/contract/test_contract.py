@@ -201,7 +201,7 @@ def test_the_command_checks_a_decoder_on_a_model_of_its_family(tmp_path):
         ((), "--quantizer NAME"),
         (("--engine", "openvino", "--decoder", "yolox"), "--engine NAME"),
         (("--source", "ramp://1x1"), "did you mean"),
-        (("--sink", "jsonk:x"), "did you mean 'jsonl'?"),
+        (("--sink", "jsonk:x"), "jsonl, mcap"),
         (("--quantizer", "statik"), "did you mean 'static'?"),
         (("--quantizer", "static", "--option", "calibratr=mse"), "did you mean 'calibrator'?"),
         (("--engine", "openvin"), "did you mean 'openvino'?"),

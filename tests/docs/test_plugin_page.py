@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.architecture.test_plugin_contract import optional_protocols
 
 from avq import hookspecs
 from avq.builder import build
@@ -330,3 +331,23 @@ def test_an_unknown_target_names_the_nearest_engine(host: PluginHost, tmp_path: 
     asked = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
     with pytest.raises(RequestError, match=r"no target named(.|\n)*did you mean 'opencv-dnn'"):
         build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())
+
+
+# The optional protocols
+
+
+def test_every_optional_protocol_has_a_section_whose_example_has_it() -> None:
+    """The examples build on those of the hooks; each defines a class with all members that it adds."""
+    names: dict[str, Any] = {"SessionOptions": SessionOptions}
+    for hook in HOOKS:
+        exec(blocks(hook)[1], names)
+    for protocol in optional_protocols():
+        text = re.search(rf"^### {protocol.__name__}\n(.*?)(?=^##|\Z)", PAGE, flags=re.MULTILINE | re.DOTALL)
+        assert text is not None, f"docs/plugins.md has no section '### {protocol.__name__}'"
+        members = {name for name in vars(protocol) if not name.startswith("_")}
+        assert all(name in text.group(1) for name in members)
+        (example,) = re.findall(r"```python\n(.*?)```", text.group(1), flags=re.DOTALL)
+        exec(example, names)
+        (shown,) = re.findall(r"^class (\w+)", example, flags=re.MULTILINE)
+        given = set(dir(names[shown])) | set(getattr(names[shown], "model_fields", ()))
+        assert members <= given, f"{shown} lacks {members - given}"
