@@ -193,7 +193,7 @@ class Result:
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         return [("The built-in detector on built-in scenes (drawn, not real roads)", self.rows())]
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         return [
             f"report: {self.folder / 'report.html'}",
             f"clip:   {self.folder / 'drive.webm'}   (any browser plays it)",

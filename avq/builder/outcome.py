@@ -84,7 +84,7 @@ class Outcome:
         return _ACCEPTED[self.verdict.accepted]
 
     @property
-    def answer_is_yes(self) -> bool:
+    def passed(self) -> bool:
         """Exit code 0: passed, or written in spite of the gate by --no-gate."""
         return self.verdict.passed or not self.recipe.gate
 
@@ -127,7 +127,7 @@ class Outcome:
             return [("Engines compiled for GPUs that are not here", self.compiled.rows)]
         return [("Engines tried, timed interleaved", [trial.row() for trial in self.trials])]
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         """Return the last lines of the command: the verdict, its reasons, and the next commands."""
         verdict = self.verdict
         head = _HEADS[verdict.accepted]

@@ -138,7 +138,7 @@ def _publish(outcome: Outcome, page: str, context: BuildContext) -> Outcome:
         metrics=msgspec.to_builtins({k: summary[k] for k in ("metric", "float", "chosen", "int8_mac_share")}),
     )
     write_staged(staged.folder, manifest, {REPORT: page.encode()})
-    if not outcome.answer_is_yes:
+    if not outcome.passed:
         return outcome
     publish(staged.folder, outcome.recipe.output)
     published = replace(outcome, published=True)

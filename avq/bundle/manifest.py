@@ -204,7 +204,7 @@ PLAN_JSON = "plan.json"
 PLAN_ARRAYS = "plan.npz"
 GOLDEN = "golden.npz"
 #: The same network without INT8, where the build wrote one: what a vehicle times INT8 against.
-TWIN = "float.onnx"
+FP16_BASELINE = "float.onnx"
 #: Engines compiled ahead, by compute capability: "engine.sm87".
 ENGINE_PREFIX = "engine."
 #: What DLA and TensorRT 10's own calibration take: no Q/DQ, ranges beside the file, precisions by layer name.

@@ -1,10 +1,13 @@
-"""Every command: parse, one library call, exit code (0 fine, 1 the answer is no, 2 wrong request, 3 not here)."""
+"""The command line: each handler parses flags, makes one library call and returns an exit code.
+
+Exit codes: 0 success, 1 negative result, 2 invalid request, 3 not possible on this machine.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from avq.cli import build, bundle, evaluate, log, run, system  # noqa: F401  (each registers its commands)
+from avq.cli import build, bundle, evaluate, log, run, system  # noqa: F401  (importing registers the commands)
 from avq.cli.app import cli
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: their root, --json, one answer, errors with exit codes, nearest names."""
+"""Shared parts of all commands: the root group, ``--json``, output, errors and exit codes, name suggestions."""
 
 from __future__ import annotations
 
@@ -26,65 +26,67 @@ if TYPE_CHECKING:
     from avq.plugins import PluginHost
 
 
-# The end of a service: neither a reader that does not read nor a thread that does not end may hold it
-# up.
+Tables = Sequence[tuple[str, Sequence[Mapping[str, object]]]]
+#: Type of arguments and options that name files.
+PATH = click.Path(path_type=Path)
+_WRITE_TIMEOUT_S = 2.0
+#: A pipe that polls as writable takes this many bytes without blocking (PIPE_BUF).
+_PIPE_BYTES = 4096
 
-_PATIENCE_S = 2.0
-#: What a pipe takes without waiting when it says that it has room.
-_ROOM_BYTES = 4096
 
+def write_line(text: str) -> bool:
+    """Write one line to standard output without waiting for a blocked reader.
 
-def told(text: str) -> bool:
-    """Write a line to standard output; False when the reader has taken nothing for two seconds.
+    Args:
+        text: the line, without its newline.
 
-    Raises OSError, as print does.
+    Returns:
+        False if the reader took nothing for two seconds.
+
+    Raises:
+        OSError: standard output cannot be written.
     """
     sys.stdout.flush()
     output = sys.stdout.fileno()
-    ready = select.poll()
-    ready.register(output, select.POLLOUT)
-    left = memoryview(f"{text}\n".encode())
-    while left:
-        if not ready.poll(_PATIENCE_S * 1000):
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    remaining = memoryview(f"{text}\n".encode())
+    while remaining:
+        if not poll.poll(_WRITE_TIMEOUT_S * 1000):
             return False
-        left = left[os.write(output, left[:_ROOM_BYTES]) :]
+        remaining = remaining[os.write(output, remaining[:_PIPE_BYTES]) :]
     return True
 
 
-def drop_output() -> None:
-    """Send what still waits for standard output nowhere: Python would try it again when it ends, and fail."""
+def discard_stdout() -> None:
+    """Redirect standard output to /dev/null: Python would otherwise retry the failed write at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def end_without(threads: Collection[Thread], code: int) -> None:
-    """When the process ends, end it at once with ``code`` if one of these threads is still there.
+def exit_despite(threads: Collection[Thread], code: int) -> None:
+    """Exit with ``code`` at shutdown even if one of ``threads`` still runs.
 
-    It is inside a library that does not come back. If it did while Python goes down, Python would unwind it, and C++
-    and Rust answer that by aborting the process.
+    Such a thread is inside a library call that does not return. If it returned during interpreter shutdown, Python
+    would unwind it, and C++ and Rust abort the process then.
     """
 
-    def leave() -> None:
+    def exit_now() -> None:
         if any(thread.is_alive() for thread in threads):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
     if threads:
-        atexit.register(leave)
-
-
-Tables = Sequence[tuple[str, Sequence[Mapping[str, object]]]]
-#: The type of arguments and options that name files.
-PATH = click.Path(path_type=Path)
+        atexit.register(exit_now)
 
 
 class Call:
-    """One run of one command.
+    """One invocation of one command.
 
     Attributes:
-        json: machines are reading: one object on standard output.
-        report: where progress goes (standard error).
+        json: print one JSON object to standard output instead of tables.
+        report: reporter for messages and progress, on standard error.
     """
 
     def __init__(self, *, as_json: bool) -> None:
@@ -92,88 +94,89 @@ class Call:
         self.report = Terminal(quiet=as_json)
 
     def host(self) -> PluginHost:
+        """Load the installed plugins."""
         from avq.plugins import PluginHost
 
         return PluginHost()
 
-    def answer(
+    def emit(
         self,
-        answer: Mapping[str, Any],
+        result: Mapping[str, Any],
         tables: Tables = (),
-        closing: Sequence[str] = (),
+        footer: Sequence[str] = (),
         *,
-        yes: bool = True,
-        line: bool = False,
+        ok: bool = True,
+        one_line: bool = False,
         always_json: bool = False,
     ) -> int:
-        """Print the answer for whoever reads, and return the exit code.
+        """Print the result of the command.
 
         Args:
-            line: of a service: one line, which a reader that hangs does not hold up.
+            result: the object of ``--json``; printed as a table where ``tables`` is empty.
+            tables: titles and rows to print without ``--json``.
+            footer: lines to print below the tables.
+            ok: False for a negative result, such as a refused build.
+            one_line: print ``--json`` as one line that a blocked reader cannot delay; for services.
+            always_json: print JSON without ``--json`` too.
+
+        Returns:
+            The exit code: 0, 1 if not ``ok``, 3 if standard output cannot be written.
         """
         try:
-            self._write(answer, tables, closing, line=line, always_json=always_json)
-            if sys.stdout is not None:  # None: whoever started this closed it
-                sys.stdout.flush()  # a short answer meets a full disk here, not when Python has gone
+            if self.json and one_line:
+                self._emit_line(result)
+            elif self.json or always_json:
+                click.echo(json.dumps(_json_value(result), indent=2))
+            else:
+                _print_tables(result, tables, footer)
+            if sys.stdout is not None:  # None: the caller closed it
+                sys.stdout.flush()  # report a full disk here, not at interpreter exit
         except BrokenPipeError:
             raise
         except OSError as error:
-            drop_output()
-            self.report.error(f"standard output cannot be written: {error}")
+            discard_stdout()
+            self.report.error(f"cannot write to standard output: {error}")
             return MachineError.exit_code
-        return 0 if yes else 1
+        return 0 if ok else 1
 
-    def _write(
-        self,
-        answer: Mapping[str, Any],
-        tables: Tables,
-        closing: Sequence[str],
-        *,
-        line: bool,
-        always_json: bool,
-    ) -> None:
-        if self.json and line:
-            if not told(json.dumps(_plain(answer))):
-                self.report.error("nobody reads standard output: the summary was not written")
-        elif self.json or always_json:
-            click.echo(json.dumps(_plain(answer), indent=2))
-        else:
-            _print(answer, tables, closing)
+    def _emit_line(self, result: Mapping[str, Any]) -> None:
+        if not write_line(json.dumps(_json_value(result))):
+            self.report.error("standard output is blocked; the summary was not written")
 
 
-def _print(answer: Mapping[str, Any], tables: Tables, closing: Sequence[str]) -> None:
+def _print_tables(result: Mapping[str, Any], tables: Tables, footer: Sequence[str]) -> None:
     screen = console()
     if not tables:
-        tables = [("", [{"": key, " ": _short(value)} for key, value in answer.items()])]
+        tables = [("", [{"": key, " ": _cell_text(value)} for key, value in result.items()])]
     for title, rows in tables:
         screen.print(as_table(title, rows) if rows else f"{title}: none")
-    for text in closing:
+    for text in footer:
         screen.print(text, markup=False, soft_wrap=True)
 
 
-def _short(value: Any) -> object:
+def _cell_text(value: Any) -> object:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "-"
+        return ", ".join(f"{key} {_cell_text(item)}" for key, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(_short(item)) for item in value) or "-"
+        return ", ".join(str(_cell_text(item)) for item in value) or "-"
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no paths."""
+def _json_value(value: Any) -> Any:
+    """Replace what JSON cannot hold: NaN by null, paths by text, NumPy scalars by numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return _plain(value.item())
+        return _json_value(value.item())
     return str(value) if isinstance(value, Path) else value
 
 
 class AvqGroup(click.Group):
-    """A group that names the nearest command."""
+    """A group that suggests the nearest command name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -186,11 +189,11 @@ class AvqGroup(click.Group):
 @click.group(cls=AvqGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="avq")
 def cli() -> None:
-    """Build INT8 detection engines that are measured, serve them inside a latency budget, and say why."""
+    """Build and verify INT8 detection engines, and serve them within a latency budget."""
 
 
 class DefaultCommandGroup(click.Group):
-    """A group whose first argument may be a file: then the default command takes it."""
+    """A group that runs its default command if the first argument is not a command name."""
 
     def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -205,19 +208,24 @@ class DefaultCommandGroup(click.Group):
 def command(
     group: click.Group, name: str | None = None, *, hidden: bool = False, service: bool = False
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """Register a handler: it gets a Call, returns the exit code, and may raise AvqError.
+    """Return a decorator that registers a handler as a command.
+
+    A handler takes a Call and its flags, returns the exit code, and may raise AvqError.
 
     Args:
-        service: its end waits for no thread that it started.
+        group: the group to add the command to.
+        name: the command's name; None takes the handler's.
+        hidden: leave the command out of the group's help.
+        service: exit without waiting for threads that the handler started.
     """
 
     def register(handler: Callable[..., int]) -> click.Command:
         @functools.wraps(handler)
         def run(as_json: bool, **arguments: Any) -> None:
             call, before = Call(as_json=as_json), threading.enumerate()
-            code = _guarded(call, lambda: handler(call, **arguments))
+            code = _run_reporting_errors(call, lambda: handler(call, **arguments))
             if service:
-                end_without(set(threading.enumerate()).difference(before), code)
+                exit_despite(set(threading.enumerate()).difference(before), code)
             sys.exit(code)
 
         with_json = click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output")
@@ -227,7 +235,8 @@ def command(
     return register
 
 
-def _guarded(call: Call, body: Callable[[], int]) -> int:
+def _run_reporting_errors(call: Call, body: Callable[[], int]) -> int:
+    """Run ``body``; print an AvqError or an interrupt, and return its exit code."""
     try:
         return body()
     except AvqError as error:
@@ -237,23 +246,23 @@ def _guarded(call: Call, body: Callable[[], int]) -> int:
             click.echo(json.dumps({"error": problem, "exit_code": error.exit_code}))
         return error.exit_code
     except KeyboardInterrupt:
-        call.report.error("interrupted; nothing half-written was left behind")
+        call.report.error("interrupted; no partial output was left")
         return 130
 
 
 def model_options(handler: Callable[..., int]) -> Callable[..., int]:
-    """Flags of every command that reads a float model."""
+    """Add the flags of commands that read a float model."""
     for option in (
-        click.option("--classes", help="class-name file, or coco"),
-        click.option("--preprocess", help="preset name or JSON file"),
-        click.option("--decoder", help="head family, or none"),
+        click.option("--classes", help="file with class names, or coco"),
+        click.option("--preprocess", help="preset name, or JSON file"),
+        click.option("--decoder", help="detection head family, or none"),
     ):
         handler = option(handler)
     return handler
 
 
 def ray_option(handler: Callable[..., int]) -> Callable[..., int]:
-    """``--ray``, of every command whose work can be spread."""
+    """Add ``--ray`` to a command whose work can be distributed."""
     return click.option(
-        "--ray", metavar="ADDRESS", help="spread over a Ray cluster; local starts one on this machine"
+        "--ray", metavar="ADDRESS", help="distribute over a Ray cluster; local starts one on this machine"
     )(handler)

@@ -1,4 +1,4 @@
-"""From a model to a bundle, and to what others read."""
+"""Commands around a build: build, calibrate, compile, export and lint."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from avq.cli.app import PATH, Call, DefaultCommandGroup, cli, command, model_opt
 
 @command(cli)
 @click.argument("model", type=PATH, required=False)
-@click.option("--data", type=PATH, help="calibration pictures: a folder, or a set with index.csv")
-@click.option("--strategy", help="a registered quantizer, or float  [default: static]")
+@click.option("--data", type=PATH, help="calibration images: a folder, or a set with index.csv")
+@click.option("--strategy", help="name of a quantizer plugin, or float  [default: static]")
 @click.option("--target", help="cpu, onnxruntime, openvino, tensorrt, tensorrt-rtx  [default: cpu]")
-@click.option("--option", "options", multiple=True, metavar="K=V", help="an option of the strategy")
-@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="wanted p50 of the engine")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated loss in percent")
-@click.option("--no-gate", is_flag=True, help="write the bundle even when it is refused, with accepted:false")
-@click.option("--labels", type=PATH, help="COCO json for the pictures")
+@click.option("--option", "options", multiple=True, metavar="K=V", help="option of the strategy")
+@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="limit for the engine's p50")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated accuracy loss in percent")
+@click.option("--no-gate", is_flag=True, help="write a refused bundle too, with accepted:false")
+@click.option("--labels", type=PATH, help="COCO JSON labels of the images")
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
-@click.option("--calibration", type=PATH, help="an .avqcal file instead of a calibration pass")
+@click.option("--calibration", type=PATH, help=".avqcal file to use instead of a calibration pass")
 @model_options
-@click.option("--threads", type=click.IntRange(min=1), help="threads of the engine  [default: 1]")
-@click.option("--gpu-arch", help="compute capabilities for GPU targets, such as sm89")
-@click.option("--dla", is_flag=True, default=None, help="also what DLA takes, for tensorrt")
-@click.option("--recipe", type=PATH, help="a TOML recipe; flags override it")
+@click.option("--threads", type=click.IntRange(min=1), help="number of engine threads  [default: 1]")
+@click.option("--gpu-arch", help="compute capabilities of GPU targets, such as sm86,sm89")
+@click.option("--dla", is_flag=True, default=None, help="also write what a DLA build needs (target tensorrt)")
+@click.option("--recipe", type=PATH, help="TOML recipe; flags override it")
 @ray_option
-@click.option("-o", "--output", type=PATH, help="the bundle folder to write")
+@click.option("-o", "--output", type=PATH, help="bundle folder to write")
 def build(call: Call, recipe: Path | None, ray: str | None, **flags: Any) -> int:
-    """Build a bundle: calibrate, plan, try every engine, and pass it through the gate."""
+    """Build a bundle: calibrate, plan, try every engine, check the result against the gate."""
     from avq.builder import build as build_bundle
     from avq.config import recipe_from
 
     outcome = build_bundle(recipe_from(recipe, flags), call.host(), call.report, ray=ray)
-    return call.answer(outcome.summary(), outcome.tables(), outcome.closing(), yes=outcome.answer_is_yes)
+    return call.emit(outcome.summary(), outcome.tables(), outcome.footer(), ok=outcome.passed)
 
 
 @cli.group(cls=DefaultCommandGroup, default="run")
 def calibrate() -> None:
-    """Histograms of a model's activations: avq calibrate MODEL --data DIR -o FILE, or merge, or thresholds."""
+    """Histograms of a model's activations: avq calibrate MODEL --data DIR -o FILE, merge, thresholds."""
 
 
 @command(calibrate, name="run", hidden=True)
 @click.argument("model", type=PATH)
-@click.option("--data", type=PATH, required=True, help="calibration pictures")
-@click.option("--shard", metavar="I/N", help="only the pictures of shard I of N, counted from 0")
+@click.option("--data", type=PATH, required=True, help="calibration images")
+@click.option("--shard", metavar="I/N", help="calibrate on shard I of N only, counted from 0")
 @ray_option
 @model_options
-@click.option("-o", "--output", type=PATH, required=True, help="the .avqcal file to write")
+@click.option("-o", "--output", type=PATH, required=True, help=".avqcal file to write")
 def calibrate_run(call: Call, **arguments: Any) -> int:
-    """Count one model's activations over pictures."""
+    """Count the activations of one model over the images."""
     from avq.commands.calibrate import calibrate_model
 
-    return call.answer(calibrate_model(**arguments, host=call.host(), report=call.report))
+    return call.emit(calibrate_model(**arguments, host=call.host(), report=call.report))
 
 
 @command(calibrate)
 @click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, required=True, help="the .avqcal file to write")
+@click.option("-o", "--output", type=PATH, required=True, help=".avqcal file to write")
 def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
-    """Add the counts of shards of one calibration."""
+    """Add the counts of the shards of one calibration."""
     from avq.commands.calibrate import merge_files
 
-    return call.answer(merge_files(files, output))
+    return call.emit(merge_files(files, output))
 
 
 @command(calibrate)
@@ -73,61 +73,67 @@ def merge(call: Call, files: tuple[Path, ...], output: Path) -> int:
     "--option", "options", multiple=True, metavar="K=V", help="calibrator, percentile, bits, symmetric"
 )
 def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
-    """Ranges of every tensor by any method, from counts alone: no inference."""
+    """Compute the range of every tensor from the counts, without inference."""
     from avq.commands.calibrate import thresholds_of
     from avq.config import key_values
 
     answer = thresholds_of(file, key_values(options))
     rows = [{"tensor": name, **values} for name, values in answer["tensors"].items()]
-    return call.answer(answer, [("Thresholds", rows)])
+    return call.emit(answer, [("Thresholds", rows)])
 
 
 @command(cli, name="compile")
 @click.argument("path", metavar="BUNDLE", type=PATH)
-@click.option("--target", help="tensorrt, tensorrt-rtx, onnxruntime ...  [default: the bundle's]")
-@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="wanted p50 of the engine")
-@click.option("--trusted", type=PATH, multiple=True, metavar="KEY.pub", help="who must have signed it")
+@click.option("--target", help="tensorrt, tensorrt-rtx, onnxruntime, ...  [default: the bundle's]")
+@click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="limit for the engine's p50")
 @click.option(
-    "--calibrate", type=click.Choice(["entropy", "minmax"]), help="by TensorRT 10 itself, on --data"
+    "--trusted",
+    type=PATH,
+    multiple=True,
+    metavar="KEY.pub",
+    help="public key that must have signed the bundle",
 )
 @click.option(
-    "--dla-core", type=click.IntRange(min=0), help="build for DLA (TensorRT 10), the rest on the GPU"
+    "--calibrate", type=click.Choice(["entropy", "minmax"]), help="let TensorRT 10 calibrate on --data"
 )
-@click.option("--data", type=PATH, help="pictures for --calibrate")
-@click.option("-o", "--output", type=PATH, help="another bundle folder  [default: in its place]")
+@click.option(
+    "--dla-core", type=click.IntRange(min=0), help="build for this DLA core (TensorRT 10), GPU for the rest"
+)
+@click.option("--data", type=PATH, help="images for --calibrate")
+@click.option("-o", "--output", type=PATH, help="bundle folder to write  [default: replace BUNDLE]")
 def compile_(call: Call, **arguments: Any) -> int:
-    """On the vehicle: build the engine of this machine, prove it on the golden frames, time it, put it in place."""
-    from avq.commands.compile import closing, compile_bundle
+    """Build, verify and time the engine of this machine, and put it into the bundle."""
+    from avq.commands.compile import compile_bundle, footer
 
     answer = compile_bundle(**arguments, host=call.host(), report=call.report)
-    return call.answer(answer, closing=closing(answer), yes=answer["accepted"])
+    return call.emit(answer, footer=footer(answer), ok=answer["accepted"])
 
 
 @command(cli)
 @click.argument("bundle", type=PATH)
 @click.option("--format", "kind", required=True, help="trt-cache, or aimet")
 @click.option("--version", help="aimet: 0.6.1, 1.0.0, 2.0.0; trt-cache: 8501 for TensorRT 8.5.1")
-@click.option("-o", "--output", type=PATH, required=True, help="the file to write")
+@click.option("-o", "--output", type=PATH, required=True, help="file to write")
 def export(call: Call, bundle: Path, kind: str, version: str | None, output: Path) -> int:
-    """A bundle's scales as a TensorRT calibration cache or AIMET encodings; what they cannot say is listed."""
+    """Export a bundle's scales as a TensorRT calibration cache or AIMET encodings."""
     from avq.commands.export import export as export_bundle
 
     answer = export_bundle(bundle, kind, output, version)
     omitted = [{"why": why, "tensors": len(names)} for why, names in answer["unsaid"].items()]
-    return call.answer(answer, [("Not in the file", omitted)], [f"{answer['entries']} grids: {output}"])
+    return call.emit(answer, [("Not in the file", omitted)], [f"{answer['entries']} grids: {output}"])
 
 
 @command(cli)
 @click.argument("model", type=PATH)
-@click.option("--target", default="tensorrt", show_default=True, help="whose rules")
-@click.option("--gpu-arch", help="also what these compute capabilities lack, such as sm75,sm89")
+@click.option("--target", default="tensorrt", show_default=True, help="runtime whose rules to check")
+@click.option("--gpu-arch", help="also check these compute capabilities, such as sm75,sm89")
 def lint(call: Call, model: Path, target: str, gpu_arch: str | None) -> int:
-    """What a runtime would reject or, worse, silently misread."""
+    """Report what a runtime would reject or silently misread."""
     from avq.commands.lint import lint_file
 
     answer = lint_file(model, target, [name for name in (gpu_arch or "").split(",") if name.strip()])
-    return call.answer(
+    return call.emit(
         answer,
         [("Findings", answer["findings"])],
-        yes=not any(f["severity"] == "error" for f in answer["findings"]),
+        ok=not any(finding["severity"] == "error" for finding in answer["findings"]),
     )

@@ -1,4 +1,4 @@
-"""What a person sees while avq works: messages, tables and progress bars on standard error."""
+"""Messages, tables and progress bars of the command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-# A screenful; the report has every row.
-_SHOWN_ROWS = 20
+#: Rows of a table on the terminal; the report has all of them.
+_MAX_ROWS = 20
 
 
 class Terminal:
-    """The Reporter of the command line.
+    """Reporter that writes to standard error.
 
     Args:
-        quiet: show warnings only (``--json`` in scripts keeps messages on standard error).
+        quiet: show warnings and errors only, for ``--json``.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -29,23 +29,23 @@ class Terminal:
 
     def message(self, text: str) -> None:
         if not self._quiet:
-            self._say(Text(text))
+            self._print(Text(text))
 
     def warning(self, text: str) -> None:
-        self._say(Text.assemble(("warning: ", "yellow"), text))
+        self._print(Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, text: str) -> None:
         self._console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
-    def _say(self, text: Text) -> None:
-        """Folded between words for people; whole lines for journals and scripts."""
+    def _print(self, text: Text) -> None:
+        """Print a message; fold it between words on a terminal only."""
         self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         if rows and not self._quiet:
-            self._console.print(as_table(title, rows[:_SHOWN_ROWS]))
-        if len(rows) > _SHOWN_ROWS:
-            self.message(f"and {len(rows) - _SHOWN_ROWS} more rows, in the report")
+            self._console.print(as_table(title, rows[:_MAX_ROWS]))
+        if len(rows) > _MAX_ROWS:
+            self.message(f"and {len(rows) - _MAX_ROWS} more rows, in the report")
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         with self._progress() as progress:
@@ -67,13 +67,13 @@ class Terminal:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that does not fold tables when nobody's terminal limits them."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+    """Return a rich console; 160 columns wide where the output is not a terminal."""
+    screen = Console(stderr=stderr, highlight=False)
+    return screen if screen.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
 def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
-    """One table; columns are the keys of the rows in order of appearance."""
+    """Return a table; its columns are the keys of the rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(
         title=Text(title) if title else None,
@@ -86,7 +86,9 @@ def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
         numeric = all(isinstance(row.get(column, 0), (int, float)) for row in rows)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))  # brackets are no markup
+        table.add_row(
+            *(Text(_cell(row.get(column, ""))) for column in columns)
+        )  # Text: brackets are not markup
     return table
 
 

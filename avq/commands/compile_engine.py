@@ -1,4 +1,4 @@
-"""What an engine did on this machine: built or taken over, asked the golden frames, timed against its FP16 twin."""
+"""Build or reuse an engine on this machine, verify it on the golden frames, and time it against FP16."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from avq import __version__
 from avq.builder.gate import MAX_SLOWDOWN
 from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
 from avq.bundle import (
+    FP16_BASELINE,
     IMPLICIT,
     IMPLICIT_CACHE,
     IMPLICIT_PRECISIONS,
     MODEL,
     PLAN_ARRAYS,
     PLAN_JSON,
-    TWIN,
     EngineUse,
     OpenBundle,
 )
@@ -35,19 +35,20 @@ from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
 from avq.types import U8, EnginePrecision, PreprocessSpec, SessionOptions
 
-# Which way a model takes to an engine: its own types, or, with TensorRT 10, ranges from a calibrator
-# and DLA.
+# What an engine is built from: Q/DQ and types in the file, or, with TensorRT 10, a network without Q/DQ, ranges
+# from a calibrator, and DLA.
 
 Method = Literal["entropy", "minmax"]
 
 
 @dataclass(frozen=True)
-class Road:
-    """What is built, and how.
+class EngineSource:
+    """The model to build an engine from, and how to build it.
 
     Attributes:
-        options: None takes the file's own types.
-        flags: the same for a key; '' for the file's own types.
+        model: bytes of the ONNX model.
+        options: None builds the types that the model states.
+        flags: ``options`` in words, part of the engine's key; '' where ``options`` is None.
     """
 
     model: bytes
@@ -55,7 +56,7 @@ class Road:
     flags: str = ""
 
 
-def road_of(
+def engine_source(
     bundle: OpenBundle,
     engine: Engine,
     *,
@@ -63,52 +64,60 @@ def road_of(
     dla_core: int | None,
     data: Path | None,
     report: Reporter,
-) -> Road:
-    """The road that was asked for.
+) -> EngineSource:
+    """Choose what to build the engine from.
 
     Args:
-        calibrate: let TensorRT 10 calibrate itself on the pictures in ``data``.
-        dla_core: with the ranges of the bundle's own plan, unless ``calibrate`` says otherwise.
+        bundle: the bundle to compile.
+        engine: the engine that compiles it.
+        calibrate: let TensorRT 10 calibrate on the images in ``data``.
+        dla_core: build for this DLA core, with the ranges of the plan unless ``calibrate`` is given.
+        data: folder of images for ``calibrate``.
+        report: progress.
 
     Raises:
-        RequestError: the bundle has no parts for it, or pictures are missing.
+        RequestError: the bundle has no parts for DLA or calibration, or ``data`` is missing.
     """
     if calibrate is None and dla_core is None:
-        return Road(bundle.read(MODEL))
+        return EngineSource(bundle.read(MODEL))
     if not bundle.has(IMPLICIT):
         raise RequestError(
-            f"the bundle {bundle.path} was built for Q/DQ alone",
+            f"bundle {bundle.path} has no parts for --calibrate and --dla-core",
             seen=f"no part '{IMPLICIT}'",
-            fix="build it again with --dla, which adds what DLA and TensorRT 10's own calibration take",
+            fix="build it again with avq build --dla",
         )
     precisions: dict[str, str] = json.loads(bundle.read(IMPLICIT_PRECISIONS))
     calibration = (
         Calibration(cache=bundle.read(IMPLICIT_CACHE))
         if calibrate is None
-        else _own_calibration(bundle, engine, calibrate, data, report)
+        else _tensorrt_calibration(bundle, engine, calibrate, data, report)
     )
     options = BuildOptions(calibration=calibration, layer_precisions=precisions, dla_core=dla_core)
-    by = f"calibrated by {calibrate}" if calibrate else "ranges of the plan"
-    return Road(bundle.read(IMPLICIT), options, by + (f", DLA {dla_core}" if dla_core is not None else ""))
+    ranges = f"calibrated by {calibrate}" if calibrate else "ranges of the plan"
+    return EngineSource(
+        bundle.read(IMPLICIT), options, ranges + (f", DLA {dla_core}" if dla_core is not None else "")
+    )
 
 
-def _own_calibration(
+def _tensorrt_calibration(
     bundle: OpenBundle, engine: Engine, method: Method, data: Path | None, report: Reporter
 ) -> Calibration:
-    """TensorRT's calibrator, fed as the daemon feeds the engine; a cache of the very same is read instead."""
+    """Return a calibration on preprocessed images, or on the cache of an identical earlier calibration."""
     spec = bundle.manifest.preprocess
     if data is None or spec is None:
         raise RequestError(
-            "there are no pictures to calibrate with",
-            seen="--data is missing" if data is None else "the bundle takes no pictures",
+            f"--calibrate {method} has no images",
+            seen="no --data" if data is None else "the bundle has no preprocessing",
             fix=f"avq compile {bundle.path} --calibrate {method} --data FOLDER",
         )
     pictures = open_set(data, report)
     key = _calibration_key(bundle, engine, method, spec, pictures)
     store = ArtifactCache(cache_folder("tensorrt-calibration"))
-    kept, why = store.get(key)
-    report.message(f"calibration cache {'read' if kept is not None else 'not used'}: {why}")
-    return Calibration(method, _inputs(pictures, spec), kept or b"", keep=lambda cache: store.put(key, cache))
+    cached, why = store.get(key)
+    report.message(f"calibration cache {'read' if cached is not None else 'not used'}: {why}")
+    return Calibration(
+        method, _inputs(pictures, spec), cached or b"", keep=lambda cache: store.put(key, cache)
+    )
 
 
 def _calibration_key(
@@ -133,20 +142,25 @@ def _inputs(pictures: CalibrationSet, spec: PreprocessSpec) -> Iterator[U8]:
 
 
 ROUNDS = 100
-#: p50 and p99 in milliseconds, and the paired ratio to the FP16 twin where there is one.
+#: p50 and p99 in milliseconds, and the paired ratio to the FP16 baseline if there is one.
 _Times = tuple[float, float, "tuple[float, float, float] | None"]
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What the new engine did here.
+class CompileResult:
+    """An engine of this machine, and its measured results.
 
     Attributes:
-        key: what it was built from; None for engines that open the model itself.
-        data: the engine; b'' where there is no key.
-        build_s: 0 for one that was taken over.
-        ratio: (median, low, high) of its time over its float twin's; None without a twin.
-        reasons: for and against, in the order checked.
+        key: what the engine was built from; None for engines that open the model itself.
+        data: the engine; b'' where ``key`` is None.
+        build_s: build time in seconds; 0 for a reused engine.
+        precision: what the engine runs in, as its session reports it.
+        golden: comparison with the golden outputs of the bundle.
+        p50_ms: median latency; 0 where the golden frames failed.
+        p99_ms: 99th percentile of the latency.
+        ratio: (median, low, high) of its latency over the FP16 baseline's; None without a baseline.
+        reasons: for and against acceptance, in the order of the checks.
+        accepted: the engine may serve.
     """
 
     key: EngineKey | None
@@ -162,97 +176,117 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _Ready:
+class _Compiled:
     """An engine before it is opened; ``key`` None: the engine opens the model itself."""
 
     key: EngineKey | None
     data: bytes
     build_s: float
-    said: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
-def prove(
+def build_and_verify(
     bundle: OpenBundle,
     engine: Engine,
-    road: Road,
+    source: EngineSource,
     *,
     budget_ms: float | None,
     families: Sequence[Decoder],
     report: Reporter,
-) -> Proof:
-    """Build (or take over what was built from the very same), ask the golden frames, time."""
+) -> CompileResult:
+    """Build the engine or reuse the bundle's, compare it on the golden frames, and time it.
+
+    Args:
+        bundle: the bundle to compile.
+        engine: the engine to run it on.
+        source: what to build from.
+        budget_ms: limit for p50, in milliseconds.
+        families: decoders of plugins, for golden outputs that are boxes.
+        report: progress.
+
+    Raises:
+        RequestError: ``source`` has options, and ``engine`` takes none.
+        ModelError: layers planned in INT8 or FP16 run in FP32.
+    """
     use = bundle.manifest.engine
-    ready = _ready(bundle, engine, road, report)
-    session = _open(engine, ready, bundle, use)
+    compiled = _reuse_or_build(bundle, engine, source, report)
+    session = _open(engine, compiled, bundle, use)
     try:
-        said = (*ready.said, *_left_float(bundle, session))
-        report.message("asking the golden frames")
+        report.message("comparing with the golden frames")
         golden = run_golden(bundle, session, families)
-        reasons, accepted = (*said, golden.why), False
+        reasons = (*compiled.reasons, *_layers_in_fp16(bundle, session), golden.why)
+        accepted = False
         times: _Times = (0.0, 0.0, None)
         if golden.right:
             times = _time(bundle, engine, session, report)
-            accepted, told = _fast_enough(times[0], times[2], budget_ms)
-            reasons = (*reasons, *told)
-        return Proof(
-            ready.key, ready.data, ready.build_s, session.precision, golden, *times, reasons, accepted
+            accepted, speed = _judge_speed(times[0], times[2], budget_ms)
+            reasons = (*reasons, *speed)
+        return CompileResult(
+            compiled.key,
+            compiled.data,
+            compiled.build_s,
+            session.precision,
+            golden,
+            *times,
+            reasons,
+            accepted,
         )
     finally:
         session.close()
 
 
 def float_precision(engine: Engine, use: EngineUse) -> EnginePrecision:
-    """What the float parts run in, in a precision that ``engine`` has."""
-    known = engine.float_precisions
-    return use.float_precision if use.float_precision in known or not known else known[0]
+    """Return the precision of the float parts: the bundle's, or the first that ``engine`` supports."""
+    supported = engine.float_precisions
+    return use.float_precision if use.float_precision in supported or not supported else supported[0]
 
 
-def _ready(bundle: OpenBundle, engine: Engine, road: Road, report: Reporter) -> _Ready:
+def _reuse_or_build(bundle: OpenBundle, engine: Engine, source: EngineSource, report: Reporter) -> _Compiled:
     if not isinstance(engine, CompilingEngine):
-        if road.options is not None:
+        if source.options is not None:
             raise RequestError(
-                f"{engine.name} has no other road than its model's own types",
-                seen=road.flags,
-                fix="drop --calibrate and --dla-core, or --target tensorrt",
+                f"{engine.name} takes neither --calibrate nor --dla-core",
+                seen=source.flags,
+                fix="drop these flags, or give --target tensorrt",
             )
         report.message(f"{engine.name}: opening the model")
-        return _Ready(None, b"", 0.0)
+        return _Compiled(None, b"", 0.0)
     version = engine.status().version
-    wanted = wanted_key(bundle, engine.name, version, engine.architecture(), road.flags)
-    kept, why = _taken_over(bundle, wanted)
+    key = wanted_key(bundle, engine.name, version, engine.architecture(), source.flags)
+    existing, why = _reusable(bundle, key)
     report.message(why)
-    if kept is not None:
-        return _Ready(wanted, kept, 0.0, (why,))
-    report.message(f"{engine.name}: building the engine for {wanted.architecture}; this takes minutes")
-    built = engine.compile(road.model, wanted.architecture, road.options, report.message)
+    if existing is not None:
+        return _Compiled(key, existing, 0.0, (why,))
+    report.message(f"{engine.name}: building the engine for {key.architecture}; this takes minutes")
+    built = engine.compile(source.model, key.architecture, source.options, report.message)
     report.message(f"built in {built.seconds:.0f} s, {len(built.data) // 1024} kB")
-    return _Ready(wanted, built.data, built.seconds)
+    return _Compiled(key, built.data, built.seconds)
 
 
-def _taken_over(bundle: OpenBundle, wanted: EngineKey) -> tuple[bytes | None, str]:
-    """The bundle's engine when it was built from the very same; else what differs."""
-    name = engine_name(wanted.architecture)
-    kept = engine_keys(bundle).get(name)
-    if kept is None:
-        return None, f"the bundle holds no engine for {wanted.architecture}"
-    differing = differences(kept, wanted)
-    if differing:
-        return None, f"{name} is not used again: {'; '.join(differing)}"
-    return bundle.read(name), f"{name} is used as it is: nothing it depends on has changed"
+def _reusable(bundle: OpenBundle, key: EngineKey) -> tuple[bytes | None, str]:
+    """Return the bundle's engine if it has the same key, and why or why not."""
+    name = engine_name(key.architecture)
+    existing = engine_keys(bundle).get(name)
+    if existing is None:
+        return None, f"the bundle holds no engine for {key.architecture}"
+    changed = differences(existing, key)
+    if changed:
+        return None, f"{name} is not reused: {'; '.join(changed)}"
+    return bundle.read(name), f"{name} is reused: nothing it depends on has changed"
 
 
-def _open(engine: Engine, ready: _Ready, bundle: OpenBundle, use: EngineUse) -> Session:
-    if ready.key is not None and isinstance(engine, CompilingEngine):
-        return engine.open_engine(ready.data, use.precision)
-    return engine.open(bundle.read("model.onnx"), _options(engine, use))
+def _open(engine: Engine, compiled: _Compiled, bundle: OpenBundle, use: EngineUse) -> Session:
+    if compiled.key is not None and isinstance(engine, CompilingEngine):
+        return engine.open_engine(compiled.data, use.precision)
+    return engine.open(bundle.read(MODEL), _options(engine, use))
 
 
 def _options(engine: Engine, use: EngineUse) -> SessionOptions:
     return SessionOptions(threads=use.threads, precision=float_precision(engine, use))
 
 
-def _left_float(bundle: OpenBundle, session: Session) -> tuple[str, ...]:
-    """What the engine's inspector tells against the plan; ModelError for layers that silently stayed in FP32."""
+def _layers_in_fp16(bundle: OpenBundle, session: Session) -> tuple[str, ...]:
+    """Name the layers that run in FP16 though planned in INT8; ModelError for layers in FP32."""
     if not isinstance(session, PlannedSession) or not bundle.has(PLAN_JSON):
         return ()
     plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
@@ -261,25 +295,25 @@ def _left_float(bundle: OpenBundle, session: Session) -> tuple[str, ...]:
 
 
 def _time(bundle: OpenBundle, engine: Engine, session: Session, report: Reporter) -> _Times:
-    """(p50, p99, paired ratio to the float twin); without a twin no ratio."""
+    """Return p50, p99 and the paired ratio to the FP16 baseline, if there is one."""
     tensor = golden_inputs(bundle)[0]
     runs: dict[str, Callable[[], object]] = {"new": lambda: session.infer(tensor)}
-    twin = _twin(bundle, engine, report) if bundle.has(TWIN) else None
-    if twin is not None:
-        runs["twin"] = lambda: twin.infer(tensor)
-    report.message(f"timing {ROUNDS} rounds" + (" against FP16, taking turns" if twin else ""))
+    baseline = _fp16_baseline(bundle, engine, report) if bundle.has(FP16_BASELINE) else None
+    if baseline is not None:
+        runs["fp16"] = lambda: baseline.infer(tensor)
+    report.message(f"timing {ROUNDS} rounds" + (", interleaved with FP16" if baseline else ""))
     try:
         samples = paired_latency(runs, rounds=ROUNDS)
     finally:
-        if twin is not None:
-            twin.close()
-    ratio = ratio_interval(samples["new"], samples["twin"]) if twin is not None else None
+        if baseline is not None:
+            baseline.close()
+    ratio = ratio_interval(samples["new"], samples["fp16"]) if baseline is not None else None
     return samples["new"].p50_ms, samples["new"].p99_ms, ratio
 
 
-def _twin(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:
-    """The same network without INT8, built here for the comparison alone."""
-    model, use = bundle.read(TWIN), bundle.manifest.engine
+def _fp16_baseline(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:
+    """Build the same network without INT8, for the comparison only."""
+    model, use = bundle.read(FP16_BASELINE), bundle.manifest.engine
     if not isinstance(engine, CompilingEngine):
         return engine.open(model, _options(engine, use))
     report.message("building the FP16 engine to compare with")
@@ -287,12 +321,13 @@ def _twin(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:
     return engine.open_engine(built.data, "f16")
 
 
-def _fast_enough(
+def _judge_speed(
     p50_ms: float, ratio: tuple[float, float, float] | None, budget_ms: float | None
 ) -> tuple[bool, list[str]]:
+    """Return whether the engine is fast enough, and the reasons."""
     ok, reasons = True, [f"p50 {p50_ms:.2f} ms"]
     if ratio is None:
-        reasons[0] += "; not compared: the bundle holds no FP16 twin"
+        reasons[0] += "; not compared: the bundle has no FP16 baseline"
     else:
         slower = ratio[1] > MAX_SLOWDOWN
         ok = not slower

@@ -267,7 +267,7 @@ def drift(
     return _answer(verdict, names)
 
 
-def closing(answer: dict[str, Any]) -> list[str]:
+def footer(answer: dict[str, Any]) -> list[str]:
     """What a person reads last."""
     count = f"{answer['beyond']} of {answer['images']} pictures are unusual"
     if answer["limit"] is None:

@@ -48,7 +48,7 @@ class Merged:
         return [row for row in self.rows if row["error"] is None and not row["yes"]]
 
     @property
-    def answer_is_yes(self) -> bool:
+    def passed(self) -> bool:
         return bool(self.rows) and not self.failed and not self.changed
 
     @property
@@ -99,7 +99,7 @@ class Merged:
             for row in order
         ]
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         return [*(f"{kind}: {path}" for kind, path in (self.files or {}).items()), self.headline]
 
     def written(self, folder: Path) -> Merged:
@@ -110,7 +110,7 @@ class Merged:
         return replace(self, files=files)
 
     def _page(self) -> str:
-        tone: Tone = "good" if self.answer_is_yes else "bad"
+        tone: Tone = "good" if self.passed else "bad"
         reasons = tuple(f"{row['log']}: {row['headline']}" for row in (*self.failed, *self.changed))[:20]
         facts = [
             Fact("replays", str(len(self.rows))),
@@ -215,7 +215,7 @@ def run_job(job: Job) -> dict[str, Any]:
     except Exception as error:  # one log must not end the night; the row says what it was
         return head | _failure(f"the replay failed: {error!r}", "a bug", "replay this log alone")
     answer: dict[str, Any] = json.loads(json.dumps(outcome.summary(), default=str))
-    return answer | head | {"yes": outcome.answer_is_yes, "headline": outcome.headline}
+    return answer | head | {"yes": outcome.passed, "headline": outcome.headline}
 
 
 def _lost(job: Job, error: MachineError) -> dict[str, Any]:

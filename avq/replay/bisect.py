@@ -91,7 +91,7 @@ class Bisection:
     files: Mapping[str, Path]
 
     @property
-    def answer_is_yes(self) -> bool:
+    def passed(self) -> bool:
         """A difference was explained, or there was none to explain."""
         return not self.damage or bool(self.causes)
 
@@ -149,7 +149,7 @@ class Bisection:
             found.append(("The frame that shows it most", [_frame(self.worst)]))
         return found
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         return [*(f"{kind}: {path}" for kind, path in self.files.items()), self.headline]
 
 

@@ -255,7 +255,7 @@ def run_case(
     if accept and not is_bundle(baseline):
         return accept_reference(request, asked, plugins, report)
     outcome = compare(request, asked, plugins, report)
-    if outcome.answer_is_yes:
+    if outcome.passed:
         return outcome
     return reported(outcome, report_folder / case.name, plugins)
 

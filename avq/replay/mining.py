@@ -162,7 +162,7 @@ class Mined:
     folder: Path
     added: int
 
-    answer_is_yes = True
+    passed = True
 
     @property
     def frames(self) -> int:
@@ -201,7 +201,7 @@ class Mined:
         shown = [{**self._told(row), "log": row.frame.log.rsplit("/", 1)[-1]} for row in self.chosen[:_SHOWN]]
         return [(f"Frames that speak most, {len(self.chosen)} of {self.frames}", shown)]
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         why = ", ".join(
             f"{name} {count}" for name, count in Counter(r.why for r in self.chosen).most_common()
         )

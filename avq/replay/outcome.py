@@ -59,7 +59,7 @@ class Outcome:
         return (*found, *self.timing)
 
     @property
-    def answer_is_yes(self) -> bool:
+    def passed(self) -> bool:
         """No difference, or all of them were just accepted."""
         return self.accepted is not None or not self.differences
 
@@ -159,7 +159,7 @@ class Outcome:
         found.append(("Stage times on this machine, ms", rows))
         return found
 
-    def closing(self) -> list[str]:
+    def footer(self) -> list[str]:
         """The verdict last, where the eye is."""
         lines = [self.result.timing_remark]
         if self.result.remark:

@@ -113,7 +113,7 @@ class CaseItem(pytest.Item):
             accept=self.config.getoption("--avq-accept"),
             report=Silent(),
         )
-        if not outcome.answer_is_yes:
+        if not outcome.passed:
             raise CaseFailed(_diff(outcome))
 
     def _cache(self) -> Path:

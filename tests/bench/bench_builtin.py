@@ -43,7 +43,7 @@ def main() -> None:
         seeds = range(HELD_OUT_SEEDS_FROM, HELD_OUT_SEEDS_FROM + options.scenes)
         write_labelled_set(scenes, seeds=seeds, ignore_below_px=32)
         outcome = build(builtin_recipe(calibration, bundle), host, report)
-        print("\n".join(outcome.closing()))
+        print("\n".join(outcome.footer()))
         accuracy = _accuracy(scenes, outcome.folder, host, report)
         ratio = _ratio(outcome.folder, host, report, calibration, options.rounds)
     loss = 100 * (accuracy["float"] - accuracy["bundle"]) / accuracy["float"]

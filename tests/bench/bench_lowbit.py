@@ -63,7 +63,7 @@ def main() -> None:
 
 def _built(recipe: Recipe, host: PluginHost, report: Terminal) -> Path:
     outcome = build(recipe, host, report)
-    print("\n".join(outcome.closing()))
+    print("\n".join(outcome.footer()))
     return outcome.folder
 
 

@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it: exit codes, JSON on stdout, errors that help."""
+"""The command line for people and scripts: exit codes, JSON on standard output, errors with a fix."""
 
 from __future__ import annotations
 
@@ -29,18 +29,16 @@ def test_every_command_explains_itself(command):
     assert result.exit_code == 0 and "Usage" in result.output
 
 
-@pytest.mark.parametrize(("seconds", "code", "said"), [(60, 3, "said\n"), (0, 5, "said\nwent down\n")])
-def test_a_service_ends_with_its_code_whatever_a_thread_of_it_does(
-    seconds: int, code: int, said: str
-) -> None:
+@pytest.mark.parametrize(("seconds", "code", "output"), [(60, 3, "ran\n"), (0, 5, "ran\nexited\n")])
+def test_a_service_exits_with_its_code_despite_a_running_thread(seconds: int, code: int, output: str) -> None:
     program = f"""
 import atexit, sys, threading, time
-from avq.cli.ending import end_without
-atexit.register(print, "went down")
+from avq.cli.app import exit_despite
+atexit.register(print, "exited")
 thread = threading.Thread(target=time.sleep, args=({seconds},), daemon=True)
 thread.start()
-end_without([thread], 3)
-print("said")
+exit_despite([thread], 3)
+print("ran")
 if not {seconds}:
     thread.join()
     sys.exit(5)
@@ -48,11 +46,11 @@ if not {seconds}:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
-    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert (done.returncode, done.stdout) == (code, output), done.stderr
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_standard_output_that_is_full_is_told(form: list[str]) -> None:
+def test_a_full_standard_output_is_an_error_of_the_machine(form: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", "from avq.cli import main; main()", "plugins", *form],
@@ -62,7 +60,7 @@ def test_a_standard_output_that_is_full_is_told(form: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_answer_that_nobody_wants_is_no_failure():
+def test_a_closed_standard_output_is_no_error():
     command = [sys.executable, "-c", "from avq.cli import main; main()", "plugins"]
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
@@ -94,10 +92,10 @@ def test_the_static_strategy_is_a_plugin_with_options_people_can_read():
 
 
 def test_plugins_are_a_table_with_types_and_defaults_for_people():
-    told = avq("plugins").stdout
-    assert "[" not in told and "{" not in told
-    assert "auto | entropy | mse | percentile | minmax" in told
-    assert all(word in told for word in ("version", "owner", "hooks", "avq_register_quantizers", "99.99"))
+    output = avq("plugins").stdout
+    assert "[" not in output and "{" not in output
+    assert "auto | entropy | mse | percentile | minmax" in output
+    assert all(word in output for word in ("version", "owner", "hooks", "avq_register_quantizers", "99.99"))
 
 
 def problem(result: Result) -> dict[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 
 from avq.alerts import AlertWatch, Rule
-from avq.cli.app import end_without
+from avq.cli.app import exit_despite
 from avq.daemon import RunOptions, serve_bundle, sink_types, source_providers
 from avq.daemon.systemd import SystemdNotifier
 from avq.sinks import AlertSink, open_sink
@@ -48,5 +48,5 @@ def main(uri: str, *sinks: str) -> int:
 
 if __name__ == "__main__":
     code = main(*sys.argv[1:])
-    end_without({thread for thread in threading.enumerate() if thread.daemon}, code)
+    exit_despite({thread for thread in threading.enumerate() if thread.daemon}, code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""avq compile on the machine that serves: proven on golden frames and timed, or nothing changes."""
+"""avq compile on the machine that serves: an engine that fails a check changes nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 
 from avq.builder.encodings.trt_cache import parse_cache
 from avq.builder.pictures.dataset import open_set, read_picture
-from avq.bundle import GOLDEN, MODEL, TWIN, OpenBundle, open_bundle
+from avq.bundle import FP16_BASELINE, GOLDEN, MODEL, OpenBundle, open_bundle
 from avq.bundle.engines import ENGINES, engine_keys, engines_part
-from avq.commands import compile_engine as proof
+from avq.commands import compile_engine
 from avq.commands.bundle import keygen, sign
 from avq.commands.compile import compile_bundle
 from avq.engines import engine_by_name
@@ -41,8 +41,8 @@ from tests.opset_23 import require_opset_23
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed here is onnxruntime in an engine's place, by processor time: others have no part in it."""
-    monkeypatch.setattr(proof, "ROUNDS", 5)
-    monkeypatch.setattr(proof, "paired_latency", partial(paired_latency, clock=ProcessorClock()))
+    monkeypatch.setattr(compile_engine, "ROUNDS", 5)
+    monkeypatch.setattr(compile_engine, "paired_latency", partial(paired_latency, clock=ProcessorClock()))
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ class Card:
     ) -> CompiledEngine:
         report("half done")
         self.compiled += 1
-        self.asked = self.asked or options  # the FP16 twin takes no other road
+        self.asked = self.asked or options  # the FP16 baseline has no options
         if isinstance(options, BuildOptions) and options.calibration is not None:
             calibration = options.calibration
             self.pictures = [] if calibration.cache else list(calibration.pictures)
@@ -249,7 +249,7 @@ def test_an_engine_is_taken_over_only_when_nothing_it_depends_on_has_changed(bun
     first, again, newer = Card(), Card(), Card(version="10.16.0")
     assert compiled(bundle, first)["build_s"] > 0 and first.compiled == 1
     answer = compiled(bundle, again)
-    assert again.compiled == 0 and any("used as it is" in reason for reason in answer["reasons"])
+    assert again.compiled == 0 and any("is reused" in reason for reason in answer["reasons"])
     report = Listening()
     compiled(bundle, newer, report)
     assert newer.compiled == 1 and any("version: 10.3.0, here 10.16.0" in line for line in report.lines)
@@ -286,7 +286,7 @@ def test_a_tampered_bundle_reaches_no_builder(bundle: Path, tmp_path: Path):
 
 
 def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path):
-    resealed(bundle, {TWIN: open_bundle(bundle).read(MODEL)}, accepted="pending-target")
+    resealed(bundle, {FP16_BASELINE: open_bundle(bundle).read(MODEL)}, accepted="pending-target")
     before = contents(bundle)
     answer = compiled(bundle, Card(slow=True))
     assert not answer["accepted"] and answer["ratio"][1] > 1.02

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from avq.bundle import MODEL, TWIN, OpenBundle, open_bundle  # noqa: E402
+from avq.bundle import FP16_BASELINE, MODEL, OpenBundle, open_bundle  # noqa: E402
 from avq.engines import engine_by_name  # noqa: E402
 from avq.engines.cuda import describe_library, first_card, why_no_card  # noqa: E402
 from avq.errors import AvqError  # noqa: E402
@@ -75,7 +75,7 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     )
     models = {
         "FP32": open_bundle(float_model, allow_unaccepted=True).read(MODEL),
-        "FP16": bundle.read(TWIN),
+        "FP16": bundle.read(FP16_BASELINE),
         "INT8": bundle.read(MODEL),
     }
     rows = list(_compared(name, bundle, models))

@@ -211,7 +211,7 @@ def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch)
 
     monkeypatch.setattr(frontend, "import_model", wrong)
     outcome = _build(path, tmp_path / "bundle", gate=True)
-    assert not outcome.answer_is_yes
+    assert not outcome.passed
     assert any("AVQ-Q41" in reason for reason in outcome.verdict.reasons)
     assert outcome.verdict.fixes[0].startswith("from the float model: --strategy ")
 

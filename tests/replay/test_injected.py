@@ -117,7 +117,7 @@ def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
     changes, cause = OTHER_BUILDS[name]
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq", **changes)
     outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
-    assert not outcome.answer_is_yes and outcome.verdict is not None and outcome.verdict.tier == "metric"
+    assert not outcome.passed and outcome.verdict is not None and outcome.verdict.tier == "metric"
     assert {d.frame for d in outcome.differences} == {0, 1, 2}
     assert {d.field for d in outcome.differences} & {"box_xyxy_px", "score", "box"}
     (told,) = (reason for reason in outcome.reasons if reason.startswith("the bundles differ in"))
@@ -128,7 +128,7 @@ def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
 def test_a_bundle_built_again_the_same_way_raises_no_alarm(tmp_path):
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq")
     outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
-    assert outcome.answer_is_yes and outcome.verdict is not None
+    assert outcome.passed and outcome.verdict is not None
     assert outcome.verdict.identical and not outcome.built
 
 

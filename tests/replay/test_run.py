@@ -170,4 +170,4 @@ def test_limits_of_stage_times_name_the_slowest_frame(bundle):
     outcome = compare(ReplayRequest("scene://drive?seed=2&frames=6", bundle), asked, null_host(), Silent())
     (late,) = outcome.differences
     assert late.field == "timing.infer_worst_ms" and late.b > late.a and 0 <= late.frame < 6
-    assert not outcome.answer_is_yes
+    assert not outcome.passed

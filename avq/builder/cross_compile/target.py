@@ -22,7 +22,7 @@ from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
 from avq.builder.request import Request
 from avq.builder.trials.serving import Candidate, Trial
-from avq.bundle import TWIN
+from avq.bundle import FP16_BASELINE
 from avq.bundle.engines import ENGINES, EngineKey, engine_name, engines_part
 from avq.errors import RefusedError
 from avq.hookspecs import CompilingEngine, Session
@@ -116,7 +116,7 @@ class CrossCompileTarget:
         model, baseline = self.model(plan), self.model(self.with_fp16(self._nothing))
         errors = self._lint((model, baseline) if plan.points else (model,), architectures)
         if errors:
-            parts = {TWIN: baseline} if plan.points else {}
+            parts = {FP16_BASELINE: baseline} if plan.points else {}
             return Compiled(True, parts, remarks=(_NOT_COMPILED,), lint=errors)
         built = []
         for name in report.track(architectures, "engines", len(architectures)):
@@ -126,7 +126,7 @@ class CrossCompileTarget:
         if parts:
             parts[ENGINES] = engines_part(self._keys(model, architectures))
         if plan.points:
-            parts[TWIN] = baseline
+            parts[FP16_BASELINE] = baseline
         return Compiled(
             True,
             parts,

@@ -131,8 +131,8 @@ def _capital(title: str) -> str:
 
 def next_steps(outcome: Outcome) -> Html:
     """Return the closing lines of the command, with the final path of the bundle."""
-    done = replace(outcome, published=outcome.answer_is_yes)
-    return section("Next commands", code("\n".join(done.closing())))
+    done = replace(outcome, published=outcome.passed)
+    return section("Next commands", code("\n".join(done.footer())))
 
 
 def machine(data: ReportData) -> Html:

@@ -64,7 +64,7 @@ def test_what_lint_refuses_reaches_no_builder_and_is_refused_by_its_name(
     reasons = " ".join(outcome.summary()["reasons"])
     assert "error AVQ-L43: volumes_of" in reasons and "nothing was compiled" in reasons
     assert outcome.accepted is False and outcome.compiled.rows == ()
-    assert outcome.answer_is_yes is not gate
+    assert outcome.passed is not gate
     bundle = open_bundle(outcome.folder, allow_unaccepted=True)
     assert bundle.has(MODEL) and not [name for name in bundle.manifest.parts if name.startswith("engine.sm")]
 
