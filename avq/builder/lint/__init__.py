@@ -1,10 +1,14 @@
-"""What a runtime would reject in a quantized model or, worse, silently misread.
+"""Lint rules: what a runtime rejects in a quantized model or silently misreads.
 
-The rules for TensorRT and TensorRT-RTX are those of its ``IQuantizeLayer`` documentation and of the ONNX parser
-(onnx-tensorrt ``docs/operators.md``); many were found by feeding the parser such files. A float model has nothing to
-find. Families: grids (scales, zero points), blocks (scales per block), four_bits (INT4), both_sides (integers that
-meet), pairs (Q with DQ), placement (where they stand), structure (what is no ONNX graph), operators (what the parser
-has no importer for), architectures (what some GPUs lack).
+The rules for TensorRT and TensorRT-RTX come from the documentation of ``IQuantizeLayer`` and of the ONNX parser
+(onnx-tensorrt ``docs/operators.md``), and from tests of the parser. A quantized model breaks them more often than a
+float one. Families, one module each:
+
+- grids: scales, zero points, scales per block;
+- kernels: integers that meet in one operator, Q/DQ pairs;
+- placement: where Q/DQ are placed;
+- structure: invalid ONNX graphs;
+- types: operators, element types, INT4 and GPU architectures that are not supported.
 """
 
 from __future__ import annotations
@@ -22,26 +26,33 @@ from avq.types import TARGETS, Finding
 __all__ = ["FAMILIES", "LintFinding", "RULES", "Rule", "lint", "lint_errors"]
 
 FAMILIES = (grids, kernels, placement, structure, types)
-#: The one table, by id.
+#: Every rule, sorted by id.
 RULES: tuple[Rule, ...] = tuple(sorted(REGISTERED, key=lambda rule: rule.id))
 
 
 def lint(proto: onnx.ModelProto, target: str, gpu_arch: Sequence[str] = ()) -> tuple[LintFinding, ...]:
-    """Everything ``target`` would reject or misread in ``proto``, in order of the rules.
+    """Check a model against the rules of one target.
 
-    ``gpu_arch`` names the GPU architectures it is for, such as "sm75": then what these lack is told too.
+    Args:
+        proto: the model.
+        target: one of `TARGETS`.
+        gpu_arch: GPU architectures, such as "sm75", whose missing types are checked too.
 
-    Raises RequestError for an unknown target.
+    Returns:
+        Findings in the order of the rules.
+
+    Raises:
+        RequestError: unknown target.
     """
     if target not in TARGETS:
         raise RequestError(f"there is no target '{target}'", fix=nearest(target, TARGETS))
     graph = LintGraph(proto, target, tuple(gpu_arch))
-    return tuple(found for rule in RULES if target in rule.targets for found in rule.findings(graph))
+    return tuple(finding for rule in RULES if target in rule.targets for finding in rule.findings(graph))
 
 
 def lint_errors(model: bytes, target: str, gpu_arch: Sequence[str] = ()) -> tuple[Finding, ...]:
-    """What rejects a file for ``target``; nothing for a plugin's engine, whose rules are not known here."""
+    """Findings that reject a file for ``target``; empty for engines of plugins, which have no rules here."""
     if target not in TARGETS:
         return ()
-    found = lint(onnx.load_model_from_string(model), target, gpu_arch)
-    return tuple(finding.as_finding() for finding in found if finding.severity == "error")
+    findings = lint(onnx.load_model_from_string(model), target, gpu_arch)
+    return tuple(finding.as_finding() for finding in findings if finding.severity == "error")

@@ -1,4 +1,4 @@
-"""What the rules ask of a model: who makes and reads a tensor, its constant, its element type and shape."""
+"""The model as lint rules read it: producers, readers, constants, element types and shapes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from avq.builder.graph.opset import opset_of
 from avq.errors import ModelError
 from avq.types import AnyArray
 
-# Element types and shapes by ONNX's own operator definitions.
-
 #: Larger constants cannot be shapes; inference reads no other values.
 _SHAPE_BYTES = 4096
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -25,14 +23,14 @@ _LINE = re.compile(r"\(op_type:\s*(\w+)(?:, node name: (.*?))?\):\s*(?:\[(\w+)\]
 
 @dataclass(frozen=True)
 class Inferred:
-    """What ONNX's inference says of a graph.
+    """Result of ONNX's shape and type inference.
 
     Attributes:
         types: tensor -> TensorProto type.
         shapes: tensor -> sizes, None for unknown ones.
-        complaint: the first rule of ONNX that the graph breaks; empty when it breaks none.
-        about_types: the complaint is of element types, not of shapes.
-        place: the node that it is about, or its operator.
+        complaint: first error of the inference; empty without one.
+        about_types: the error is in element types, not in shapes.
+        place: node of the error, or its operator.
     """
 
     types: dict[str, int] = field(default_factory=dict)
@@ -43,10 +41,10 @@ class Inferred:
 
 
 def infer(proto: onnx.ModelProto) -> Inferred:
-    """Types and shapes of every tensor; declared shapes of inner tensors and outputs are not believed."""
+    """Infer the type and shape of every tensor, without the declared shapes of inner tensors and outputs."""
     try:
         bare = _undeclared(proto)
-    except ModelError:  # reads what nothing makes, or a cycle: rules of their own say so
+    except ModelError:  # a dangling tensor or a cycle, which other rules report
         return Inferred()
     complaint = ""
     try:
@@ -57,25 +55,25 @@ def infer(proto: onnx.ModelProto) -> Inferred:
     values = [*known.graph.input, *known.graph.value_info, *known.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     shapes = {v.name: _sizes(v) for v in values if v.type.tensor_type.HasField("shape")}
-    operator, node, kind, said = _first(complaint)
+    operator, node, kind, text = _first(complaint)
     return Inferred(
         {name: element for name, element in types.items() if element},
         shapes,
-        said[:300],
-        kind == "TypeInferenceError" or "type" in said,
+        text[:300],
+        kind == "TypeInferenceError" or "type" in text,
         node or operator,
     )
 
 
 def _first(complaint: str) -> tuple[str, str, str, str]:
-    """Operator, node, kind and text of the first one that is no consequence of an unknown type before it."""
-    lines = [found.groups(default="") for found in _LINE.finditer(complaint)]
-    operator, node, kind, said = next((line for line in lines if "instead is null" not in line[3]), [""] * 4)
-    return operator, node, kind, said if lines else complaint.strip()
+    """Operator, node, kind and text of the first error that does not follow from an earlier unknown type."""
+    lines = [match.groups(default="") for match in _LINE.finditer(complaint)]
+    operator, node, kind, text = next((line for line in lines if "instead is null" not in line[3]), [""] * 4)
+    return operator, node, kind, text if lines else complaint.strip()
 
 
 def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A sorted copy without weights and stale declarations: exporters leave wrong shapes, runtimes mend them."""
+    """A sorted copy without weights and declared shapes: exporters leave wrong ones, runtimes infer them anew."""
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     for tensor in bare.graph.initializer:
@@ -92,7 +90,7 @@ def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _loosely(bare: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception:  # nothing can be known of such a graph; the complaint stands
+    except Exception:  # no inference for this graph: only the first error is reported
         return bare
 
 
@@ -103,12 +101,17 @@ def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 LABEL = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}
 _MOVING = """Identity Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Concat Gather Expand Tile MaxPool
     DepthToSpace SpaceToDepth"""
-#: Operators that hand values on as they are: integers stay integers of the same grid.
+#: Operators that only move values: integers stay integers of the same grid.
 MOVES = frozenset(_MOVING.split())
 
 
 class LintGraph:
-    """A model as the rules see it: nodes of subgraphs too, local functions put in their places."""
+    """A model with the nodes of its subgraphs and with local functions inlined.
+
+    Attributes:
+        target: one of `TARGETS`.
+        architectures: GPU architectures to check, such as "sm75".
+    """
 
     def __init__(self, proto: onnx.ModelProto, target: str, architectures: tuple[str, ...] = ()) -> None:
         self.proto = inliner.inline_local_functions(proto) if proto.functions else proto
@@ -146,7 +149,7 @@ class LintGraph:
 
     @cached_property
     def inferred(self) -> Inferred:
-        """Element types and shapes by ONNX's own rules, and what these say is wrong."""
+        """Element types, shapes and the first error of ONNX's inference."""
         return infer(self.proto)
 
     def of_type(self, *op_types: str) -> Iterator[onnx.NodeProto]:
@@ -162,29 +165,29 @@ class LintGraph:
         return name in self.constants
 
     def read(self, name: str) -> AnyArray | None:
-        """The constant of that name; None where it is none or its bytes do not fit its shape."""
+        """Constant of that name; None for other tensors and for bytes that do not fit the shape."""
         if name not in self._values:
             self._values[name] = _array(self.constants[name]) if name in self.constants else None
         return self._values[name]
 
     def value(self, node: onnx.NodeProto, index: int) -> AnyArray | None:
-        """The constant at an input, or None."""
+        """Constant at an input, or None."""
         return self.read(node.input[index]) if index < len(node.input) and node.input[index] else None
 
     def element(self, name: str) -> int:
-        """The TensorProto type of a tensor, 0 (UNDEFINED) when nothing tells."""
+        """TensorProto type of a tensor; 0 (UNDEFINED) when unknown."""
         if name in self.constants:
             return int(self.constants[name].data_type)
         return self.inferred.types.get(name, TensorProto.UNDEFINED)
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """Its sizes, None for unknown ones; None when not even the rank is known."""
+        """Sizes of a tensor, None for unknown ones; None without a known rank."""
         if name in self.constants:
             return tuple(self.constants[name].dims)
         return self.inferred.shapes.get(name)
 
     def on_activation(self, node: onnx.NodeProto) -> bool:
-        """True when the quantized value is not a constant."""
+        """Whether a Q or DQ quantizes an activation, not a constant."""
         source = node.input[0]
         if node.op_type == "DequantizeLinear" and source in self.producers:
             before = self.producers[source]
@@ -192,17 +195,17 @@ class LintGraph:
         return not self.is_constant(source)
 
     def dequantizer_of(self, node: onnx.NodeProto, index: int) -> onnx.NodeProto | None:
-        """The DQ that feeds an input of ``node``, or None."""
-        found = self.producers.get(node.input[index]) if index < len(node.input) else None
-        return found if found is not None and found.op_type == "DequantizeLinear" else None
+        """DequantizeLinear that writes an input of ``node``, or None."""
+        producer = self.producers.get(node.input[index]) if index < len(node.input) else None
+        return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
     def quantizer_before(self, dequantizer: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The Q whose integers a DQ reads, or None."""
-        found = self.producers.get(dequantizer.input[0])
-        return found if found is not None and found.op_type == "QuantizeLinear" else None
+        """QuantizeLinear whose integers a DQ reads, or None."""
+        producer = self.producers.get(dequantizer.input[0])
+        return producer if producer is not None and producer.op_type == "QuantizeLinear" else None
 
     def unpaired(self, name: str) -> str:
-        """The float tensor that ``name`` is the Q/DQ copy of; ``name`` itself without a pair."""
+        """Float tensor in front of the Q/DQ pair that writes ``name``; ``name`` itself without a pair."""
         node = self.producers.get(name)
         if node is None or node.op_type != "DequantizeLinear":
             return name
@@ -251,7 +254,7 @@ def last_readers(graph: LintGraph, name: str, *, through_any_input: bool = False
 
 
 def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
-    """The integer type that a Q makes or a DQ reads; UNDEFINED when the file does not say."""
+    """Integer type that a Q writes or a DQ reads; UNDEFINED when the file has none."""
     if len(node.input) > 2 and node.input[2]:
         return graph.element(node.input[2])
     if node.op_type == "QuantizeLinear":
@@ -260,7 +263,7 @@ def grid_type(graph: LintGraph, node: onnx.NodeProto) -> int:
 
 
 def type_name(element: int) -> str:
-    """ "int8" for TensorProto.INT8."""
+    """Lower-case name of a TensorProto type, such as "int8"."""
     return str(TensorProto.DataType.Name(element)).lower()
 
 

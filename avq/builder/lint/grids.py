@@ -1,4 +1,4 @@
-"""Scales and zero points: the numbers of Q/DQ pairs."""
+"""Rules on scales and zero points, per tensor, channel and block."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WIDE = (TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4, TensorProto.UI
 @error(
     1,
     TRT,
-    "unsigned bytes are read as signed ones: values above 127 are clipped",
-    "lower with encoding s8: avq build --target tensorrt",
+    "unsigned integers are read as signed ones: values above 127 are clipped",
+    "write it with encoding s8: avq build --target tensorrt",
 )
 def _unsigned(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
@@ -37,7 +37,7 @@ def _shifted(graph: LintGraph) -> Iterator[Hit]:
             yield node, f"zero point {int(zero_point[zero_point.astype(np.int64) != 0].flat[0])}"
 
 
-@error(3, TRT, "a bias in 32-bit integers cannot be read", "keep biases in float")
+@error(3, TRT, "TensorRT cannot read a 32-bit integer bias", "keep biases in float")
 def _integer_bias(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.dequantizers():
         if graph.element(node.input[0]) == TensorProto.INT32:
@@ -48,7 +48,7 @@ def _integer_bias(graph: LintGraph) -> Iterator[Hit]:
     4,
     ALL,
     "a scale is not a positive normal number",
-    "clamp the scales of dead channels to a small positive number",
+    "clamp the scales of channels of zeros to a small positive number",
 )
 def _bad_scale(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
@@ -61,7 +61,7 @@ def _bad_scale(graph: LintGraph) -> Iterator[Hit]:
             yield node, f"{int(bad.sum())} of {scale.size} scales, first {float(scale[bad].flat[0]):g}"
 
 
-@error(5, TRT, "an activation has a scale per channel", "one scale per tensor for activations")
+@error(5, TRT, "an activation has scales per channel", "give activations one scale per tensor")
 def _activation_channels(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
         scale = graph.value(node, 1)
@@ -88,7 +88,7 @@ def _computed_scale(graph: LintGraph) -> Iterator[Hit]:
 @error(
     11,
     TRT,
-    "without a zero point ONNX means unsigned bytes and TensorRT reads signed ones",
+    "a QuantizeLinear without zero point is unsigned in ONNX and signed in TensorRT",
     "write an int8 zero point of 0",
 )
 def _no_zero_point(graph: LintGraph) -> Iterator[Hit]:
@@ -97,7 +97,7 @@ def _no_zero_point(graph: LintGraph) -> Iterator[Hit]:
             yield node, "two inputs"
 
 
-@error(13, ALL, "half-precision scales need opset 19", "keep scales in float32, or raise the opset")
+@error(13, ALL, "FP16 scales need opset 19", "keep scales in float32, or raise the opset")
 def _half_scales(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
         scale = graph.value(node, 1)
@@ -117,7 +117,7 @@ def _wide_integers(graph: LintGraph) -> Iterator[Hit]:
     21,
     ALL,
     "scales and zero points do not fit the tensor",
-    "one scale, or one for each channel along the axis, and as many zero points",
+    "give one scale, or one per channel along the axis, and as many zero points",
 )
 def _misfit(graph: LintGraph) -> Iterator[Hit]:
     for node in (n for n in graph.linears if not int_attribute(n, "block_size", 0)):
@@ -129,18 +129,18 @@ def _misfit(graph: LintGraph) -> Iterator[Hit]:
 @error(
     23,
     TRT,
-    "the grid is not one of signed integers of 8 or 4 bits around zero",
+    "the grid is not signed, of 8 or 4 bits, around zero",
     "write an int8 zero point of 0, or output_dtype INT8",
 )
 def _other_grid(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
         kind = grid_type(graph, node)
-        bias = graph.element(node.input[0]) == TensorProto.INT32  # has a rule of its own
+        bias = graph.element(node.input[0]) == TensorProto.INT32  # AVQ-L03
         if kind not in (*_SIGNED, *_UNSIGNED) and not bias:
             yield node, f"{type_name(kind)}"
 
 
-@error(24, ALL, "a scale is no floating-point number", "write scales in float32")
+@error(24, ALL, "a scale is not a floating-point number", "write scales in float32")
 def _integer_scale(graph: LintGraph) -> Iterator[Hit]:
     floats = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     for node in graph.linears:
@@ -152,28 +152,28 @@ def _integer_scale(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     25,
     TRT,
-    "scales in half precision are rounded, and converted back to float32 by the builder",
-    "opset 23, scales in float32, output_dtype FLOAT16 at DequantizeLinear",
+    "FP16 scales are rounded, and the builder converts them back to float32",
+    "write opset 23, float32 scales, and output_dtype FLOAT16 at DequantizeLinear",
 )
 def _rounded_scales(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.linears:
-        four_bits = grid_type(graph, node) == TensorProto.INT4  # whose scales have the type of their result
-        if graph.element(node.input[1]) == TensorProto.FLOAT16 and not four_bits:
+        int4 = grid_type(graph, node) == TensorProto.INT4  # whose scales have the type of their result
+        if graph.element(node.input[1]) == TensorProto.FLOAT16 and not int4:
             yield node, "float16"
-            return  # one line says it for the whole file
+            return  # one finding per file
 
 
 @warning(
     26,
     TRT,
-    "a bias in 8 bits is rounded to 1/127 of the largest one",
-    "keep biases in float: they cost no time",
+    "an 8-bit bias is rounded to 1/127 of the largest one",
+    "keep biases in float, which costs no time",
 )
 def _coarse_bias(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.of_type("Conv", "ConvTranspose", "Gemm"):
         bias = graph.dequantizer_of(node, 2)
         if bias is not None and graph.element(bias.input[0]) != TensorProto.INT32:
-            yield node, f"{node.input[2]} comes from {bias.name or bias.op_type}"
+            yield node, f"{node.input[2]} is written by {bias.name or bias.op_type}"
 
 
 def _why_misfit(graph: LintGraph, node: NodeProto) -> str:
@@ -200,7 +200,7 @@ def _why_no_axis(value: tuple[int | None, ...] | None, axis: int, scales: int) -
     return f"{scales} scales, {channels} channels along axis {axis}" if channels not in (None, scales) else ""
 
 
-# Scales per block of a tensor: the shapes that TensorRT reads, and the readers its builder survives.
+# Scales per block.
 
 _PRODUCTS = ("MatMul", "Gemm")
 
@@ -208,8 +208,8 @@ _PRODUCTS = ("MatMul", "Gemm")
 @error(
     22,
     TRT,
-    "scales per block that TensorRT cannot read, or cuts into other blocks",
-    "whole blocks of one size along the last axis or the one before; TensorRT 10: 4-bit matrices only",
+    "TensorRT cannot read these scales per block, or splits the tensor into other blocks",
+    "use whole blocks of one size along one of the last two axes; for TensorRT 10 on 4-bit matrices only",
 )
 def _blocks(graph: LintGraph) -> Iterator[Hit]:
     for node in _blocked(graph):
@@ -221,19 +221,19 @@ def _blocks(graph: LintGraph) -> Iterator[Hit]:
 @error(
     50,
     TRT,
-    "4-bit weights with scales per block have other readers than one product: the builder crashes on them",
-    "let one MatMul or Gemm read them, on its right side; give others a constant of their own",
+    "4-bit weights with scales per block have readers besides one matrix product: the builder crashes",
+    "let one MatMul or Gemm read them as its right input; give other readers another constant",
 )
 def _shared_blocks(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.dequantizers():
-        four_bits = int_attribute(node, "block_size", 0) and grid_type(graph, node) == TensorProto.INT4
-        if not four_bits or _whole(graph, node) or graph.on_activation(node):
+        int4 = int_attribute(node, "block_size", 0) and grid_type(graph, node) == TensorProto.INT4
+        if not int4 or _one_block(graph, node) or graph.on_activation(node):
             continue
         readers = list(last_readers(graph, node.output[0]))
         products = [reader for reader in readers if reader.op_type in _PRODUCTS and reader.index < 2]
         left = [reader.name for reader in products if reader.index == 0]
         if left:
-            yield node, f"left side of {left[0]}"
+            yield node, f"left input of {left[0]}"
         elif products and len(readers) > 1:
             yield node, f"{len(readers)} readers"
 
@@ -261,7 +261,7 @@ def _why_unread(graph: LintGraph, node: NodeProto) -> str:
 
 
 def _why_not_by_tensorrt_10(graph: LintGraph, node: NodeProto) -> str:
-    """What users of 10.x report as refused; its newer relative for RTX cards takes it."""
+    """Forms that TensorRT 10 refuses and TensorRT-RTX accepts."""
     if graph.target != "tensorrt":
         return ""
     if grid_type(graph, node) != TensorProto.INT4:
@@ -270,7 +270,7 @@ def _why_not_by_tensorrt_10(graph: LintGraph, node: NodeProto) -> str:
     return f"{rank} axes" if rank != 2 else ""
 
 
-def _whole(graph: LintGraph, node: NodeProto) -> bool:
-    """One block takes up the whole axis."""
+def _one_block(graph: LintGraph, node: NodeProto) -> bool:
+    """Whether one block covers the whole axis."""
     scale = graph.shape(node.input[1]) or ()
     return len(scale) > 0 and scale[int_attribute(node, "axis", 1) % len(scale)] == 1

@@ -1,8 +1,8 @@
-"""Integers on both sides of a convolution or matrix product, where the builder looks for an integer kernel.
+"""Rules on Q/DQ pairs, and on integers that enter both inputs of a convolution or matrix product.
 
-It moves DequantizeLinear behind operators that only move values or scale them, so integers reach further than the
-file says. 4-bit integers and scales per block are made for float data; beside integers they build in some shapes
-only: those found by building them with TensorRT for RTX 1.7.
+The builder searches an integer kernel for such operators. It moves DequantizeLinear behind operators that only move
+or scale values, so integers reach further than the file shows. 4-bit integers and scales per block are meant for
+float data; with integer data only some shapes build, which were found by builds with TensorRT for RTX 1.7.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 @dataclass(frozen=True)
 class _Side:
-    """Integers that reach one input.
+    """Integers that enter one input.
 
     Attributes:
-        kinds: their element types; empty where floats come.
+        kinds: their element types; empty for floats.
         scales: element types of their scales.
         several: more than one scale per tensor.
         blocks: more than one scale along one axis, and along another.
-        moved: operators stand between DequantizeLinear and the reader.
-        widened: 16-bit scales and a float32 result, for which there is no integer kernel.
+        moved: there are operators between DequantizeLinear and the reader.
+        widened: 16-bit float scales and a float32 result, for which there is no integer kernel.
     """
 
     kinds: frozenset[int] = frozenset()
@@ -48,8 +48,8 @@ class _Side:
 @error(
     49,
     TRT,
-    "integers on both sides that no kernel takes together",
-    "float data beside weights of 4 bits or with scales per block; else 8 bits, scales of one float type",
+    "no kernel multiplies these integers: both inputs are quantized",
+    "keep data float for 4-bit weights and scales per block; else use 8 bits and scales of one float type",
 )
 def _no_kernel(graph: LintGraph) -> Iterator[Hit]:
     finder = _Finder(graph)
@@ -62,12 +62,12 @@ def _no_kernel(graph: LintGraph) -> Iterator[Hit]:
         else:
             why = _why_not_convolved(node, data, weights)
         if why:
-            yield node, f"{_said(data)} and {_said(weights)}: {why}"
+            yield node, f"{_types_text(data)} and {_types_text(weights)}: {why}"
 
 
 def _why_not_convolved(node: NodeProto, data: _Side, weights: _Side) -> str:
-    four_bits = [TensorProto.INT4 in side.kinds for side in (data, weights)]
-    refused = all(four_bits) if node.op_type == "ConvTranspose" else any(four_bits)
+    int4 = [TensorProto.INT4 in side.kinds for side in (data, weights)]
+    refused = all(int4) if node.op_type == "ConvTranspose" else any(int4)
     in_float = any(side.blocks or side.widened for side in (data, weights))
     return "4 bits" if refused and not in_float else ""
 
@@ -75,9 +75,9 @@ def _why_not_convolved(node: NodeProto, data: _Side, weights: _Side) -> str:
 def _why_no_product(graph: LintGraph, node: NodeProto, data: _Side, weights: _Side) -> str:
     shapes = [graph.shape(name) for name in node.input[:2]]
     ranks = {len(shape) for shape in shapes if shape is not None}
-    spread = len(ranks) > 1  # the smaller one is repeated
-    data = replace(data, moved=spread or data.moved or bool(int_attribute(node, "transA", 0)))
-    weights = replace(weights, moved=spread or weights.moved or bool(int_attribute(node, "transB", 0)))
+    repeated = len(ranks) > 1  # the smaller one is broadcast
+    data = replace(data, moved=repeated or data.moved or bool(int_attribute(node, "transA", 0)))
+    weights = replace(weights, moved=repeated or weights.moved or bool(int_attribute(node, "transB", 0)))
     if data.blocks or weights.blocks:
         return _why_no_blocks(data, weights)
     if data.widened or weights.widened:
@@ -87,53 +87,53 @@ def _why_no_product(graph: LintGraph, node: NodeProto, data: _Side, weights: _Si
         return "two widths" if TensorProto.INT4 in kinds and len(kinds) > 1 else ""
     if weights.moved and data.scales != weights.scales:
         return "scales of different float types"
-    repeated = spread and TensorProto.INT4 in kinds and min(ranks) > 2
-    return f"4 bits in a tensor of {min(ranks)} axes that is repeated" if repeated else ""
+    int4 = repeated and TensorProto.INT4 in kinds and min(ranks) > 2
+    return f"4 bits in a broadcast tensor of {min(ranks)} axes" if int4 else ""
 
 
 def _why_no_blocks(data: _Side, weights: _Side) -> str:
     if any(side.blocks and side.moved and not side.widened for side in (data, weights)):
-        return "scales per block of a tensor that is repeated or moved"
-    beside = data.widened and weights.blocks and not weights.widened
-    return "scales per block beside scales of another float type" if beside else ""
+        return "scales per block of a broadcast or moved tensor"
+    unlike = data.widened and weights.blocks and not weights.widened
+    return "scales per block with data scales of another float type" if unlike else ""
 
 
-def _said(side: _Side) -> str:
+def _types_text(side: _Side) -> str:
     return ", ".join(sorted(type_name(kind) for kind in side.kinds))
 
 
 class _Finder:
-    """Looks for the integers behind tensors; each is looked at once."""
+    """Finds the integers behind tensors, each once."""
 
     def __init__(self, graph: LintGraph) -> None:
         self._graph = graph
         self._known: dict[tuple[str, bool], _Side] = {}
 
     def side(self, name: str, *, narrowed: bool = False) -> _Side:
-        """``narrowed``: a cast to 16 bits follows, which swallows one to float32 before it."""
+        """Integers behind ``name``; ``narrowed``: a cast to 16 bits follows, which cancels one to float32."""
         key = (name, narrowed)
         if key not in self._known:
-            self._known[key] = _Side()  # of a cycle
-            self._known[key] = self._looked_for(name, narrowed=narrowed)
+            self._known[key] = _Side()  # ends a cycle
+            self._known[key] = self._find(name, narrowed=narrowed)
         return self._known[key]
 
-    def _looked_for(self, name: str, *, narrowed: bool) -> _Side:
+    def _find(self, name: str, *, narrowed: bool) -> _Side:
         node = self._graph.producers.get(name)
         if node is None:
             return _Side()
         if node.op_type == "DequantizeLinear":
             return self._dequantized(node)
         narrowed = narrowed or (node.op_type == "Cast" and self._graph.element(name) in _HALVES)
-        found = [self.side(source, narrowed=narrowed) for source in self._sources(node, narrowed=narrowed)]
-        if not found or not all(side.kinds for side in found):
+        sides = [self.side(source, narrowed=narrowed) for source in self._sources(node, narrowed=narrowed)]
+        if not sides or not all(side.kinds for side in sides):
             return _Side()
         return _Side(
-            frozenset().union(*(side.kinds for side in found)),
-            frozenset().union(*(side.scales for side in found)),
-            any(side.several for side in found),
-            any(side.blocks for side in found),
+            frozenset().union(*(side.kinds for side in sides)),
+            frozenset().union(*(side.scales for side in sides)),
+            any(side.several for side in sides),
+            any(side.blocks for side in sides),
             moved=True,
-            widened=any(side.widened for side in found),
+            widened=any(side.widened for side in sides),
         )
 
     def _dequantized(self, node: NodeProto) -> _Side:
@@ -150,17 +150,17 @@ class _Finder:
         )
 
     def _sources(self, node: NodeProto, *, narrowed: bool) -> list[str]:
-        """What is handed on; nothing where the builder does not swap."""
+        """Inputs that the builder moves DequantizeLinear past; empty for other operators."""
         if node.op_type == "Cast":
             before, after = (self._graph.element(name) for name in (node.input[0], node.output[0]))
             kept = before == after or (before == TensorProto.FLOAT and after in _HALVES)
-            swallowed = narrowed and (before, after) == (TensorProto.FLOAT16, TensorProto.FLOAT)
-            return [node.input[0]] if kept or swallowed else []
+            cancelled = narrowed and (before, after) == (TensorProto.FLOAT16, TensorProto.FLOAT)
+            return [node.input[0]] if kept or cancelled else []
         if node.op_type in ("Mul", "Div") and len(node.input) == 2:
             data = [name for name in node.input if not self._graph.is_constant(name)]
             factors = [self._graph.shape(name) for name in node.input if self._graph.is_constant(name)]
-            one = len(data) == 1 and factors[0] is not None and math.prod(d or 0 for d in factors[0]) == 1
-            return data if one else []
+            scalar = len(data) == 1 and factors[0] is not None and math.prod(d or 0 for d in factors[0]) == 1
+            return data if scalar else []
         if node.op_type not in _SWAPPED:
             return []
         if node.op_type in _ALL_INPUTS:
@@ -168,15 +168,15 @@ class _Finder:
         return list(node.input[1:3]) if node.op_type == "Where" else list(node.input[:1])
 
 
-# How Q and DQ stand to each other and to the operators around them.
+# Q/DQ pairs.
 
 _INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 _TRAINING = ("Quant", "BipolarQuant", "Trunc", "FakeQuantize")
 _FLOATS = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-@error(7, TRT, "integers are used without DequantizeLinear", "put a DequantizeLinear behind every Q")
-def _lonely_q(graph: LintGraph) -> Iterator[Hit]:
+@error(7, TRT, "QuantizeLinear without DequantizeLinear", "put a DequantizeLinear after every QuantizeLinear")
+def _q_without_dq(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
         readers = last_readers(graph, node.output[0], through_any_input=True)
         others = sorted({r.op_type for r in readers} - {"DequantizeLinear", GRAPH_OUTPUT})
@@ -188,16 +188,16 @@ def _lonely_q(graph: LintGraph) -> Iterator[Hit]:
     8,
     TRT,
     "DequantizeLinear reads neither a QuantizeLinear nor a constant",
-    "put QuantizeLinear right in front of it; clip in float before that",
+    "put QuantizeLinear directly in front of it, and Clip before that",
 )
-def _lonely_dq(graph: LintGraph) -> Iterator[Hit]:
+def _dq_without_q(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.dequantizers():
         before = _first_producer(graph, node.input[0])
         if before is not None and before.op_type not in ("QuantizeLinear", "Constant"):
-            yield node, f"fed by {before.op_type}"
+            yield node, f"reads {before.op_type}"
 
 
-@error(10, TRT, "integer operators cannot be read, only Q/DQ pairs", "export with Q/DQ pairs")
+@error(10, TRT, "TensorRT cannot read integer operators", "export with Q/DQ pairs")
 def _integer_ops(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type in _INTEGER_OPS or node.op_type.startswith(("QLinear", "QGemm", "QAttention")):
@@ -208,20 +208,20 @@ def _integer_ops(graph: LintGraph) -> Iterator[Hit]:
     12,
     CPU,
     "signed activations are slow in onnxruntime on x86 and were measured wrong in OpenVINO",
-    "lower with encoding u8: the same numbers, stored unsigned",
+    "write it with encoding u8: the same numbers, stored unsigned",
 )
 def _signed_on_cpu(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
         zero_point = graph.value(node, 2)
         if zero_point is not None and zero_point.dtype == np.int8 and graph.on_activation(node):
             yield node, "zero point is int8"
-            return  # one line says it for the whole file
+            return  # one finding per file
 
 
 @error(
     20,
     ALL,
-    "a quantizer of a training dialect is no operator any runtime knows",
+    "no runtime supports this quantizer of a training tool",
     "import it: avq build --strategy qat",
 )
 def _training_dialect(graph: LintGraph) -> Iterator[Hit]:
@@ -230,7 +230,7 @@ def _training_dialect(graph: LintGraph) -> Iterator[Hit]:
             yield node, f"{node.domain}:{node.op_type}"
 
 
-@error(27, TRT, "QuantizeLinear reads integers", "quantize float tensors only")
+@error(27, TRT, "QuantizeLinear reads an integer tensor", "quantize float tensors only")
 def _quantized_integers(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
         kind = graph.element(node.input[0])
@@ -257,8 +257,8 @@ def _rescaled(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     29,
     TRT,
-    "the model takes or gives integers: whoever feeds it must know the scale",
-    "end the model in float: DequantizeLinear behind the last Q, QuantizeLinear inside at the input",
+    "an input or output of the model is an integer tensor, whose scale is not in the interface",
+    "use float inputs and outputs: add DequantizeLinear at the output, QuantizeLinear at the input",
 )
 def _integer_ports(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.quantizers():
@@ -272,8 +272,8 @@ def _integer_ports(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     30,
     TRT,
-    "Q/DQ of onnxruntime's own domain are read by their name alone",
-    "export with opset 21 or newer, whose own Q/DQ have what this domain was for",
+    "Q/DQ of onnxruntime's domain are read by name only",
+    "export with opset 21 or newer, whose Q/DQ have the same types",
 )
 def _foreign_pairs(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.nodes:
@@ -282,7 +282,7 @@ def _foreign_pairs(graph: LintGraph) -> Iterator[Hit]:
 
 
 def _first_producer(graph: LintGraph, name: str) -> NodeProto | None:
-    """Who made the integers, looked for before operators that only move them; None for a port or a constant."""
+    """Producer of the integers, in front of operators in `MOVES`; None for an input or a constant."""
     seen: set[str] = set()
     while name not in seen:
         seen.add(name)

@@ -1,4 +1,4 @@
-"""Where Q/DQ stand: what is legal, and costs speed or boxes."""
+"""Rules on the placement of Q/DQ that is valid but costs speed or accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AXIS_FIX = "use axis 0 for Conv, 1 for ConvTranspose, the output axis for Gemm"
     15,
     TRT,
     "the inputs of a Concat have different scales: each is requantized",
-    "tie their scales: the plan's ties",
+    "give its inputs one scale, as a plan does with ties",
 )
 def _untied_concat(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.of_type("Concat"):
@@ -33,8 +33,8 @@ def _untied_concat(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     16,
     ALL,
-    "a graph output is quantized: boxes and scores on one grid collapse",
-    "leave the last convolutions and all after them in float",
+    "a graph output is quantized: boxes and scores lose their precision",
+    "keep the last convolutions and everything after them in float",
 )
 def _quantized_output(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.dequantizers():
@@ -45,14 +45,14 @@ def _quantized_output(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     17,
     TRT,
-    "Q/DQ between a convolution and its ReLU keeps them from being one kernel",
+    "Q/DQ between a convolution and its activation prevents their fusion",
     "quantize the input of the next convolution instead",
 )
 def _split_relu(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.of_type(*_ACTIVATIONS):
         source = graph.producers.get(graph.unpaired(node.input[0]))
         if source is not None and source.op_type in _WEIGHTED and node.input[0] not in source.output:
-            yield node, f"behind {source.name}"
+            yield node, f"after {source.name}"
 
 
 @warning(18, CPU, "weights have scales along an axis that is not the output channel", _AXIS_FIX)
@@ -63,20 +63,20 @@ def _weight_axis(graph: LintGraph) -> Iterator[Hit]:
 @error(
     31,
     TRT,
-    "weights have scales along an axis that is summed over: no integer kernel can apply them",
+    "weights have scales along an axis that the product sums over: no integer kernel applies them",
     _AXIS_FIX,
 )
 def _summed_axis(graph: LintGraph) -> Iterator[Hit]:
     for node, seen in _off_axis(graph):
         dequantizer = graph.dequantizer_of(node, 1)
         if dequantizer is None or grid_type(graph, dequantizer) != TensorProto.INT4:
-            yield node, seen  # 4-bit weights are multiplied in float, after their scales
+            yield node, seen  # 4-bit weights are scaled before they are multiplied, in float
 
 
 @warning(
     19,
     ALL,
-    "a depthwise convolution has one weight scale for channels of very different size",
+    "a depthwise convolution has one weight scale for channels of very different range",
     "give its weights one scale per channel, or keep it in float",
 )
 def _depthwise_per_tensor(graph: LintGraph) -> Iterator[Hit]:
@@ -90,21 +90,21 @@ def _depthwise_per_tensor(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     32,
     TRT,
-    "Q/DQ between Pad and Conv keep the padding from becoming part of the convolution",
-    "quantize the input of Pad instead, or let the convolution pad",
+    "Q/DQ between Pad and Conv prevents their fusion",
+    "quantize the input of Pad instead, or pad in the convolution",
 )
 def _padded(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.of_type("Conv", "ConvTranspose"):
         source = graph.producers.get(graph.unpaired(node.input[0]))
         if source is not None and source.op_type == "Pad" and node.input[0] not in source.output:
-            yield node, f"behind {source.name or source.op_type}"
+            yield node, f"after {source.name or source.op_type}"
 
 
 @warning(
     33,
     TRT,
-    "the Sigmoid inside a SiLU is quantized: Conv, Sigmoid and Mul are not one kernel",
-    "quantize behind the Mul, at the input of the next convolution",
+    "the Sigmoid of a SiLU is quantized: Conv, Sigmoid and Mul are not fused",
+    "quantize after the Mul, at the input of the next convolution",
 )
 def _split_silu(graph: LintGraph) -> Iterator[Hit]:
     for node in (n for n in graph.of_type("Mul") if len(n.input) == 2):
@@ -120,14 +120,14 @@ def _split_silu(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     34,
     ALL,
-    "scores between 0 and 1 share one scale with other values, such as boxes: scores collapse",
-    "leave the Concat of the head in float, or quantize before it with scales of their own",
+    "scores between 0 and 1 share one scale with other values, such as boxes: scores lose their precision",
+    "keep the Concat of the head in float, or quantize its inputs with separate scales",
 )
 def _mixed_ranges(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.of_type("Concat"):
         if not _on_one_scale(graph, node):
             continue
-        sources = [_maker(graph, name) for name in node.input if not graph.is_constant(name)]
+        sources = [_producer_before_moves(graph, name) for name in node.input if not graph.is_constant(name)]
         scores = sorted({s.name or s.op_type for s in sources if s is not None and s.op_type in _BOUNDED})
         if scores and any(s is None or s.op_type not in _BOUNDED for s in sources):
             yield node, f"scores of {', '.join(scores)}"
@@ -136,8 +136,8 @@ def _mixed_ranges(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     35,
     TRT,
-    "both inputs of a residual Add are quantized: it is no part of the convolution before it",
-    "quantize the branch without the convolution only",
+    "both inputs of a residual Add are quantized: it is not fused with the convolution before it",
+    "quantize only the branch without the convolution",
 )
 def _doubled_residual(graph: LintGraph) -> Iterator[Hit]:
     for node in (n for n in graph.of_type("Add") if len(n.input) == 2):
@@ -147,7 +147,7 @@ def _doubled_residual(graph: LintGraph) -> Iterator[Hit]:
         behind = [graph.producers.get(name) for name in floats]
         convolved = [n.name or n.op_type for n in behind if n is not None and n.op_type in _WEIGHTED]
         if convolved:
-            yield node, f"behind {', '.join(convolved)}"
+            yield node, f"after {', '.join(convolved)}"
 
 
 def _off_axis(graph: LintGraph) -> Iterator[tuple[NodeProto, str]]:
@@ -176,15 +176,15 @@ def _input_scales(graph: LintGraph, node: NodeProto) -> set[float]:
 
 
 def _on_one_scale(graph: LintGraph, concat: NodeProto) -> bool:
-    """The joined tensor is quantized, or all that is joined was, with one scale."""
+    """Whether the Concat's result is quantized, or all of its inputs are, with one scale."""
     if any(reader.op_type == "QuantizeLinear" for reader in graph.readers.get(concat.output[0], [])):
         return True
     joined = all(graph.dequantizer_of(concat, index) is not None for index in range(len(concat.input)))
     return joined and len(_input_scales(graph, concat)) == 1
 
 
-def _maker(graph: LintGraph, name: str) -> NodeProto | None:
-    """Who computed the values, looked for before moves and Q/DQ."""
+def _producer_before_moves(graph: LintGraph, name: str) -> NodeProto | None:
+    """Producer of the values, in front of operators in `MOVES` and Q/DQ pairs; None for an input."""
     seen: set[str] = set()
     while name not in seen:
         seen.add(name)

@@ -1,4 +1,4 @@
-"""What a rule is, and what it says."""
+"""The rule of lint and its findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRT = ("tensorrt", "tensorrt-rtx")
 CPU = ("cpu", "onnxruntime", "openvino")
 ALL = TARGETS
 
-#: What a rule yields: the node, or the name of a tensor, and what was seen there.
+#: A node, or the name of a tensor, and the values seen there.
 Hit = tuple["onnx.NodeProto | str", str]
 Find = Callable[[LintGraph], Iterator[Hit]]
 
@@ -31,13 +31,21 @@ class LintFinding:
     fix: str
 
     def as_finding(self) -> Finding:
-        """The same for a gate: any "error" rejects a bundle."""
+        """The finding as the gate reads it: any "error" rejects a bundle."""
         return Finding(self.severity, self.id, f"{self.node}: {self.what}", self.seen, self.fix)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of the table: what it says of a node, for which targets, and what to do."""
+    """One rule: its message, its targets and its fix.
+
+    Attributes:
+        id: such as "AVQ-L07".
+        severity: "error" rejects a bundle; "warning" costs speed or accuracy.
+        targets: those that it applies to.
+        what, fix: texts of its findings.
+        find: yields the places that break the rule.
+    """
 
     id: str
     severity: str
@@ -47,6 +55,7 @@ class Rule:
     find: Find
 
     def findings(self, graph: LintGraph) -> Iterator[LintFinding]:
+        """Findings of the rule in ``graph``."""
         for place, seen in self.find(graph):
             yield LintFinding(self.id, self.severity, _name(place), self.what, seen, self.fix)
 
@@ -61,7 +70,7 @@ def error(number: int, targets: tuple[str, ...], what: str, fix: str) -> Callabl
 
 
 def warning(number: int, targets: tuple[str, ...], what: str, fix: str) -> Callable[[Find], Find]:
-    """Register a rule whose findings cost speed or accuracy, or may be meant."""
+    """Register a rule whose findings cost speed or accuracy, or may be intended."""
     return _registering(number, "warning", targets, what, fix)
 
 

@@ -1,4 +1,4 @@
-"""Graphs that are no ONNX graphs: tensors nobody makes, cycles, operators against their definition."""
+"""Rules on invalid ONNX graphs: dangling tensors, cycles, operators against their definition."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from avq.builder.lint.rule import ALL, Hit, error
 _EXPORT = "export the model again"
 
 
-@error(36, ALL, "a tensor is read that nothing makes", _EXPORT)
+@error(36, ALL, "a node reads a tensor that does not exist", _EXPORT)
 def _dangling(graph: LintGraph) -> Iterator[Hit]:
-    made = {*graph.inputs, *graph.constants, *graph.producers, *_sparse(graph)}
+    known = {*graph.inputs, *graph.constants, *graph.producers, *_sparse(graph)}
     for node in graph.nodes:
-        missing = sorted({name for name in node.input if name} - made)
+        missing = sorted({name for name in node.input if name} - known)
         if missing:
             yield node, ", ".join(missing)
-    for name in sorted(graph.outputs - made):
+    for name in sorted(graph.outputs - known):
         yield name, "a graph output"
     if not graph.proto.graph.output:
         yield graph.proto.graph.name or "graph", "no output"
 
 
-@error(37, ALL, "a node depends on its own result", _EXPORT)
+@error(37, ALL, "a node depends on its own output", _EXPORT)
 def _cycle(graph: LintGraph) -> Iterator[Hit]:
     waiting = {id(node): len({n for n in node.input if n in graph.producers}) for node in graph.nodes}
     ready = [node for node in graph.nodes if not waiting[id(node)]]
@@ -41,29 +41,34 @@ def _cycle(graph: LintGraph) -> Iterator[Hit]:
                 if not waiting[id(reader)]:
                     ready.append(reader)
     stuck = [node for node in graph.nodes if waiting[id(node)] > 0]
-    if stuck and not _twice(graph):
-        yield stuck[0], f"{len(stuck)} nodes wait for each other"
+    if stuck and not _duplicates(graph):
+        yield stuck[0], f"{len(stuck)} nodes in a cycle"
 
 
-@error(38, ALL, "one name stands for two tensors", _EXPORT)
+@error(38, ALL, "two tensors have one name", _EXPORT)
 def _ambiguous(graph: LintGraph) -> Iterator[Hit]:
-    for name, count in sorted(_twice(graph).items()):
-        yield name, f"made {count} times"
+    for name, count in sorted(_duplicates(graph).items()):
+        yield name, f"{count} tensors"
 
 
-@error(39, ALL, "a constant's bytes do not fit its shape", "export the model again, with its external data")
-def _torn(graph: LintGraph) -> Iterator[Hit]:
+@error(
+    39, ALL, "the bytes of a constant do not fit its shape", "export the model again, with its external data"
+)
+def _corrupt_constant(graph: LintGraph) -> Iterator[Hit]:
     for name, tensor in graph.constants.items():
-        if tensor.data_type != TensorProto.STRING and not _whole(tensor):
+        if tensor.data_type != TensorProto.STRING and not _is_complete(tensor):
             yield name, f"{list(tensor.dims)}, {len(tensor.raw_data)} bytes"
 
 
 @error(
-    40, ALL, "a node is not what ONNX defines", "convert the model to opset 17 or newer, or export it again"
+    40,
+    ALL,
+    "a node does not match its ONNX definition",
+    "convert the model to opset 17 or newer, or export it again",
 )
 def _undefined(graph: LintGraph) -> Iterator[Hit]:
     if not graph.opset:
-        yield graph.proto.graph.name or "graph", "the model names no opset"
+        yield graph.proto.graph.name or "graph", "the model has no opset"
         return
     for node in (n for n in graph.nodes if n.domain in ("", "ai.onnx")):
         seen = _against_schema(node, graph.opset)
@@ -95,26 +100,26 @@ def _sparse(graph: LintGraph) -> set[str]:
     return {tensor.values.name for tensor in graph.proto.graph.sparse_initializer}
 
 
-def _twice(graph: LintGraph) -> dict[str, int]:
+def _duplicates(graph: LintGraph) -> dict[str, int]:
     proto = graph.proto.graph
     inputs = [value.name for value in proto.input]
     listed = {tensor.name for tensor in proto.initializer} & set(inputs)  # defaults, as old files list them
-    made = [tensor.name for tensor in proto.initializer if tensor.name not in listed]
-    made += [name for node in proto.node for name in node.output if name] + inputs
-    return {name: count for name, count in Counter(made).items() if count > 1}
+    written = [tensor.name for tensor in proto.initializer if tensor.name not in listed]
+    written += [name for node in proto.node for name in node.output if name] + inputs
+    return {name: count for name, count in Counter(written).items() if count > 1}
 
 
-def _whole(tensor: TensorProto) -> bool:
+def _is_complete(tensor: TensorProto) -> bool:
     if tensor.data_location == TensorProto.EXTERNAL:
-        return True  # its bytes lie in a file beside the model; the reader checks them
+        return True  # its bytes are in an external file, which the reader checks
     count = math.prod(tensor.dims)
     if not tensor.HasField("raw_data"):
-        return _array_of(tensor)
+        return _is_readable(tensor)
     bits = _BITS.get(tensor.data_type)
     return bits is None or len(tensor.raw_data) == (count * bits + 7) // 8
 
 
-def _array_of(tensor: TensorProto) -> bool:
+def _is_readable(tensor: TensorProto) -> bool:
     try:
         onnx.numpy_helper.to_array(tensor)
     except (ValueError, TypeError):
@@ -156,7 +161,7 @@ def _why_unfit(graph: LintGraph, node: NodeProto) -> str:
 
 
 def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
-    """Channels, bias and kernel against each other: ONNX's inference does not look at them."""
+    """Compare channels, bias and kernel, which ONNX's inference does not check."""
     data, weight = graph.shape(node.input[0]), graph.shape(node.input[1])
     if not data or not weight or len(data) != len(weight) or None in weight:
         return f"data {list(data)}, weights {list(weight)}" if data and weight and None not in weight else ""
@@ -164,13 +169,13 @@ def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
     plain = node.op_type == "Conv"
     wanted = (weight[1] or 0) * group if plain else weight[0]
     if data[1] not in (None, wanted):
-        return f"{data[1]} channels come, the weights {list(weight)} want {wanted}"
-    makes = weight[0] if plain else (weight[1] or 0) * group
-    if group < 1 or (makes or 0) % group:
+        return f"{data[1]} channels, the weights {list(weight)} need {wanted}"
+    outputs = weight[0] if plain else (weight[1] or 0) * group
+    if group < 1 or (outputs or 0) % group:
         return f"{group} groups of weights {list(weight)}"
     bias = graph.shape(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if bias is not None and None not in bias and bias != (makes,):
-        return f"{list(bias)} biases, {makes} channels"
+    if bias is not None and None not in bias and bias != (outputs,):
+        return f"{list(bias)} biases, {outputs} channels"
     kernel = ints_attribute(node, "kernel_shape")
     if kernel and kernel != list(weight[2:]):
         return f"kernel_shape {kernel}, weights {list(weight)}"
@@ -178,7 +183,7 @@ def _why_no_convolution(graph: LintGraph, node: NodeProto) -> str:
 
 
 def _why_empty(node: NodeProto, data: tuple[int | None, ...], weight: tuple[int | None, ...]) -> str:
-    """A kernel that is larger than the padded picture."""
+    """Find a kernel that is larger than its padded input."""
     rank = len(data) - 2
     pads = ints_attribute(node, "pads") or [0] * 2 * rank
     dilations = ints_attribute(node, "dilations") or [1] * rank

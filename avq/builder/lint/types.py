@@ -1,7 +1,7 @@
-"""What TensorRT's ONNX parser has no importer for: operators, element types, modes.
+"""Rules on operators, element types, INT4 and GPU architectures that TensorRT does not support.
 
-The list of operators is the parser's own answer (``OnnxParser.supports_operator``, TensorRT for RTX 1.7), held
-against it by a test; a newer parser may know more.
+The list of operators is that of ``OnnxParser.supports_operator`` in TensorRT for RTX 1.7; a test compares them.
+A newer parser may support more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNREAD = """AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot Bitwise
     StringConcat StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique"""
 #: Operators of ONNX that the parser has no importer for.
 UNSUPPORTED = frozenset(_UNREAD.split())
-#: Imported as plugins, which TensorRT brings along and TensorRT for RTX does not.
+#: Imported as plugins, which TensorRT contains and TensorRT for RTX does not.
 _PLUGINS = frozenset({"NonZero"})
 #: onnxruntime's own operators that the parser reads, by their name.
 _BY_NAME = frozenset({"Gelu", "SimplifiedLayerNormalization", *LABEL})
@@ -36,19 +36,17 @@ _HELD = frozenset(
 )
 
 
-@error(
-    43, TRT, "the parser has no importer for this operator", "export without it, or cut the model before it"
-)
+@error(43, TRT, "the parser does not support this operator", "export without it, or end the model before it")
 def _no_importer(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type in _INTEGER_OPS or node.op_type in _TRAINING:
-            continue  # rules of their own say what to do
+            continue  # AVQ-L10 and AVQ-L20
         seen = _why_not_read(graph, node)
         if seen:
             yield node, seen
 
 
-@error(44, TRT, "TensorRT holds no tensors of this element type", "cast to float32, int32 or int8 before")
+@error(44, TRT, "TensorRT does not support this element type", "cast to float32, int32 or int8 before")
 def _element_types(graph: LintGraph) -> Iterator[Hit]:
     for name, kind in sorted(_types(graph).items()):
         if kind in _HELD or (kind == TensorProto.UINT8 and _bytes_at_a_port(graph, name)):
@@ -56,7 +54,7 @@ def _element_types(graph: LintGraph) -> Iterator[Hit]:
         yield name, type_name(kind)
 
 
-@error(45, TRT, "the parser cannot read this mode of the operator", "export the model for inference")
+@error(45, TRT, "the parser does not support this mode of the operator", "export the model for inference")
 def _modes(graph: LintGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         seen = _mode(graph, node)
@@ -67,7 +65,7 @@ def _modes(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     46,
     TRT,
-    "the input has no fixed size: an engine needs a range of sizes, or one",
+    "the input has no fixed size: an engine needs one size or a range",
     'avq build fixes it: --preprocess size.json with {"width_px": 640, "height_px": 640}',
 )
 def _open_sizes(graph: LintGraph) -> Iterator[Hit]:
@@ -92,18 +90,18 @@ def _types(graph: LintGraph) -> dict[str, int]:
 
 
 def _bytes_at_a_port(graph: LintGraph, name: str) -> bool:
-    """Unsigned bytes may come in through a Cast and go out through one; constants are made 32-bit integers."""
+    """Whether uint8 enters or leaves the model through a Cast; constants become 32-bit integers."""
     linears = [r for r in graph.readers.get(name, []) if r.op_type in LABEL]
     if linears and any(r.input[0] != name for r in linears):
-        return True  # a zero point: the rule of unsigned bytes says what to do
+        return True  # a zero point: AVQ-L01
     cast_in = name in graph.inputs or graph.is_constant(name)
     readers = graph.readers.get(name, [])
     if cast_in:
         return all(reader.op_type == "Cast" for reader in readers)
-    made = graph.producers.get(name)
-    quantized = made is not None and made.op_type == "QuantizeLinear"
+    producer = graph.producers.get(name)
+    quantized = producer is not None and producer.op_type == "QuantizeLinear"
     return quantized or (
-        name in graph.outputs and not readers and made is not None and made.op_type == "Cast"
+        name in graph.outputs and not readers and producer is not None and producer.op_type == "Cast"
     )
 
 
@@ -121,29 +119,34 @@ def _mode(graph: LintGraph, node: NodeProto) -> str:
     return ""
 
 
-# 4-bit integers, for which TensorRT's builder has fewer types and kernels than for 8-bit ones.
+# INT4, for which TensorRT's builder has fewer types and kernels than for INT8.
 
-#: What 4-bit integers may pass between Q and DQ.
+#: Operators that INT4 tensors may pass between Q and DQ.
 _RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Transpose"})
 
 
 @error(
     47,
     TRT,
-    "scales and results of 4-bit integers differ in their float type: the builder infers the type from the scales",
-    "scales in the type of the result, without output_dtype: float16 where the reader runs in it",
+    "scales and result of an INT4 tensor differ in float type: the builder infers the type from the scales",
+    "write scales in the type of the result, without output_dtype: float16 where the reader runs in float16",
 )
-def _other_side(graph: LintGraph) -> Iterator[Hit]:
-    for node in _four_bit(graph, graph.dequantizers()):
+def _int4_scale_type(graph: LintGraph) -> Iterator[Hit]:
+    for node in _int4(graph, graph.dequantizers()):
         scale = graph.element(node.input[1])
         result = int_attribute(node, "output_dtype", 0) or scale
         if scale and result != scale:
             yield node, f"scales {type_name(scale)}, result {type_name(result)}"
 
 
-@error(48, TRT, "4-bit integers are odd in number, and stored in pairs", "8 bits for this tensor")
-def _odd(graph: LintGraph) -> Iterator[Hit]:
-    for node in _four_bit(graph, graph.linears):
+@error(
+    48,
+    TRT,
+    "an INT4 tensor has an odd number of elements: the builder stores pairs",
+    "use 8 bits for this tensor",
+)
+def _odd_int4(graph: LintGraph) -> Iterator[Hit]:
+    for node in _int4(graph, graph.linears):
         shape = graph.shape(node.input[0])
         if shape is not None and None not in shape and math.prod(d or 0 for d in shape) % 2:
             yield node, f"{list(shape)}"
@@ -152,8 +155,8 @@ def _odd(graph: LintGraph) -> Iterator[Hit]:
 @error(
     51,
     TRT,
-    "integers are used without DequantizeLinear, or moved on their way to it by what moves floats only",
-    "put DequantizeLinear right behind constants; move and cast floats",
+    "integers are read without DequantizeLinear, or pass an operator that moves floats only",
+    "put DequantizeLinear directly after constants; move and cast floats",
 )
 def _used_integers(graph: LintGraph) -> Iterator[Hit]:
     for name, readers in graph.readers.items():
@@ -171,25 +174,25 @@ def _used_integers(graph: LintGraph) -> Iterator[Hit]:
 @warning(
     52,
     TRT,
-    "data in 4 bits: no kernel multiplies it, and releases of TensorRT 10 take 4-bit weights only",
-    "8 bits for data",
+    "an INT4 activation: no kernel multiplies it, and TensorRT 10 supports INT4 weights only",
+    "use 8 bits for activations",
 )
-def _four_bit_data(graph: LintGraph) -> Iterator[Hit]:
-    for node in _four_bit(graph, graph.quantizers()):
+def _int4_activation(graph: LintGraph) -> Iterator[Hit]:
+    for node in _int4(graph, graph.quantizers()):
         if graph.on_activation(node):
             yield node, node.input[0]
 
 
-def _four_bit(graph: LintGraph, nodes: Iterator[NodeProto] | list[NodeProto]) -> Iterator[NodeProto]:
+def _int4(graph: LintGraph, nodes: Iterator[NodeProto] | list[NodeProto]) -> Iterator[NodeProto]:
     return (node for node in nodes if grid_type(graph, node) == TensorProto.INT4)
 
 
-# What the GPUs of one architecture lack; asked only of architectures that are named.
+# GPU architectures: checked only for those given with --gpu-arch.
 
 _RTX = ("tensorrt-rtx",)
-#: Architecture -> element types of which one anywhere refuses the whole model.
+#: Architecture -> element types whose use anywhere makes the builder refuse the model.
 _NO_TYPES = {"sm75": (TensorProto.BFLOAT16, TensorProto.INT4)}
-#: Architecture -> element types in which it has no matrix product, whatever its inputs were made from.
+#: Architecture -> element types without matrix products.
 _NO_PRODUCTS = {"sm75": (TensorProto.FLOAT,)}
 _PRODUCTS = ("MatMul", "Gemm", "Einsum", "Attention", "LSTM", "GRU", "RNN")
 
@@ -197,19 +200,19 @@ _PRODUCTS = ("MatMul", "Gemm", "Einsum", "Attention", "LSTM", "GRU", "RNN")
 @error(
     53,
     _RTX,
-    "an architecture that was asked for has no instructions for this type, and its builder refuses the whole model",
-    "8 bits or float16 in its place (another --strategy), or --gpu-arch without this architecture",
+    "an architecture of --gpu-arch has no instructions for this type, and the builder refuses the whole model",
+    "use 8 bits or float16 instead (another --strategy), or leave this architecture out of --gpu-arch",
 )
 def _missing_types(graph: LintGraph) -> Iterator[Hit]:
     for architecture in graph.architectures:
         for kind in _NO_TYPES.get(architecture, ()):
-            found = [node for node in graph.nodes if kind in _types_of(graph, node)]
-            if found:
-                yield found[0], f"{type_name(kind)} at {len(found)} nodes, {architecture}"
+            nodes = [node for node in graph.nodes if kind in _types_of(graph, node)]
+            if nodes:
+                yield nodes[0], f"{type_name(kind)} at {len(nodes)} nodes, {architecture}"
 
 
 def _types_of(graph: LintGraph, node: NodeProto) -> set[int]:
-    """Of its results, and of the integers of a Q or DQ."""
+    """Element types of a node's outputs, and of the integers of a Q or DQ."""
     integers = {grid_type(graph, node)} if node.op_type in LABEL else set()
     return integers | {graph.element(name) for name in node.output if name}
 
@@ -217,8 +220,8 @@ def _types_of(graph: LintGraph, node: NodeProto) -> set[int]:
 @error(
     54,
     _RTX,
-    "an architecture that was asked for has no matrix product of this type",
-    "float16 on both sides, as avq build writes it where values fit, or --gpu-arch without this architecture",
+    "an architecture of --gpu-arch has no matrix product of this type",
+    "use float16 for both inputs, as avq build does where values fit, or leave this architecture out of --gpu-arch",
 )
 def _missing_products(graph: LintGraph) -> Iterator[Hit]:
     for architecture in graph.architectures:

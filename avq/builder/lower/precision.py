@@ -75,7 +75,7 @@ class _Island:
         if self._pairs_too and node.op_type == "QuantizeLinear" and node.input[0] in self._halves:
             node.input[0] = self._halves[node.input[0]]
         elif node.op_type == "DequantizeLinear" and self._only_halves_read(node):
-            if self._reads_four_bits(node):
+            if self._reads_int4(node):
                 node.input[1] = self._half_scale(node.input[1])
                 return [node, self._write(node, 0)]
             if self._pairs_too:
@@ -83,7 +83,7 @@ class _Island:
                 return [node, self._write(node, 0)]
         return [node]
 
-    def _reads_four_bits(self, node: onnx.NodeProto) -> bool:
+    def _reads_int4(self, node: onnx.NodeProto) -> bool:
         stored = self.model.initializers.get(node.input[0])
         return stored is not None and stored.data_type == onnx.TensorProto.INT4
 

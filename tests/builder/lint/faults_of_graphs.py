@@ -48,7 +48,7 @@ def one_constant_twice(made, rng):
 
 
 @fault(39, "rejects")
-def torn_constant(made, rng):
+def corrupt_constant(made, rng):
     tensors = [t for t in made.proto.graph.initializer if len(t.raw_data) > 8]
     tensor = one(rng, tensors)
     tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]

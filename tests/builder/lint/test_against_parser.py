@@ -142,6 +142,6 @@ def test_more_than_300_networks_and_every_error_of_the_table_are_shown():
     assert LEGAL + len(FAULTS) * FOR_EACH_FAULT + (len(COSTLY) + 3) * FOR_EACH_PATTERN >= 300
     shown = {fault.rule for fault in FAULTS} | {pattern.rule for pattern in COSTLY}
     shown |= {"AVQ-L16", "AVQ-L25", "AVQ-L29", "AVQ-L46"}
-    shown |= {f"AVQ-L{number}" for number in range(47, 53)}  # test_four_bits.py
+    shown |= {f"AVQ-L{number}" for number in range(47, 53)}  # test_int4.py
     shown |= {"AVQ-L53", "AVQ-L54"}  # test_architectures.py
     assert {rule.id for rule in RULES if TARGET in rule.targets} - shown == set()

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from avq.builder.lint import lint
 from avq.commands.lint import lint_file
 from avq.errors import RequestError
-from tests.builder.lint.four_bit_graphs import convolutions, products
+from tests.builder.lint.int4_graphs import convolutions, products
 from tests.builder.lint.real_parser import real_parser
 
 TARGET, TURING, LATER = "tensorrt-rtx", "sm75", "sm86"

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto
 
 from avq.builder.lint import lint
-from tests.builder.lint.four_bit_graphs import Grid, Sketch, convolutions, products
+from tests.builder.lint.int4_graphs import Grid, Sketch, convolutions, products
 from tests.builder.lint.real_parser import real_parser, survives
 
 TARGET = "tensorrt-rtx"
