@@ -87,7 +87,7 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         reasons=(
             metric,
             *time_reasons,
-            *([parity.said] if parity is not None else []),
+            *([parity.summary] if parity is not None else []),
             *evidence.conclusions,
             *map(_sentence, findings),
         ),

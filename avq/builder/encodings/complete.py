@@ -8,7 +8,7 @@ from pathlib import Path
 
 from avq.builder.encodings.read import CACHE_DIALECT, read_side_file
 from avq.builder.lift.findings import finding
-from avq.builder.lift.pitfalls import look_around
+from avq.builder.lift.pitfalls import graph_findings
 from avq.hookspecs import CalibrationStats
 from avq.toolbox import Placement, activation_point, place, weight_point
 from avq.types import Edge, GraphView, ImportedQuantization, QuantizationPlan, QuantPoint
@@ -95,7 +95,7 @@ def side_file_for_plan(
             "AVQ-Q58", [o.placement.node for o in left], fix=None if collect is None else _CALIBRATED
         )
         foreign = replace(foreign, findings=(*foreign.findings, incomplete))
-    around = look_around(graph, foreign.points, {}) if foreign.points else []
+    around = graph_findings(graph, foreign.points, {}) if foreign.points else []
     return replace(foreign, findings=tuple(sorted((*foreign.findings, *around), key=lambda f: f.code)))
 
 

@@ -1,4 +1,4 @@
-"""Quantized files of other tools, read: a float graph, and the points that stood in it."""
+"""Import quantized files of other tools: a float graph, and the points on its edges."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from avq.builder.graph.edit import int_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid, width_of
 from avq.builder.lift.qonnx import channel_axis
-from avq.builder.lift.reading import Found, Reading
+from avq.builder.lift.reading import FoundQuantizer, QuantizedFile
 from avq.types import F64, AnyArray
 
 # A zero point is read off the ends by division; ends are float32.
@@ -26,12 +26,12 @@ def is_fake_quantize(node: onnx.NodeProto) -> bool:
     return node.op_type == "FakeQuantize" and node.domain not in ("", "ai.onnx")
 
 
-def read_fake_quantize(reading: Reading) -> list[Found]:
+def read_fake_quantize(reading: QuantizedFile) -> list[FoundQuantizer]:
     """Every FakeQuantize."""
     return [_found(reading, n) for n in reading.nodes if is_fake_quantize(n)]
 
 
-def _found(reading: Reading, node: onnx.NodeProto) -> Found:
+def _found(reading: QuantizedFile, node: onnx.NodeProto) -> FoundQuantizer:
     ends = []
     for name in node.input[1:5]:
         value = reading.array(name)
@@ -40,10 +40,10 @@ def _found(reading: Reading, node: onnx.NodeProto) -> Found:
         if name in reading.computed:
             reading.fault("AVQ-Q16", node.input[0])
         ends.append(np.asarray(value, np.float64))
-    return Found(node.input[0], node.output[0], _grid(reading, node, ends), (node,))
+    return FoundQuantizer(node.input[0], node.output[0], _grid(reading, node, ends), (node,))
 
 
-def _grid(reading: Reading, node: onnx.NodeProto, ends: list[F64]) -> Grid | None:
+def _grid(reading: QuantizedFile, node: onnx.NodeProto, ends: list[F64]) -> Grid | None:
     place, levels = node.input[0], int_attribute(node, "levels", 256)
     low, high, out_low, out_high = ends
     reach = np.maximum(np.abs(low), np.abs(high))
@@ -75,6 +75,6 @@ def _on_grid(scale: F64, zero_level: AnyArray, levels: int, bits: int) -> Grid:
     return make_grid(flat, zero_point, axis=axis, bits=bits, signed=signed, narrow=narrow)
 
 
-def _without(reading: Reading, code: str, place: str) -> Grid | None:
+def _without(reading: QuantizedFile, code: str, place: str) -> Grid | None:
     reading.fault(code, place)
     return None

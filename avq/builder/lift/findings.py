@@ -1,4 +1,4 @@
-"""Pitfalls of quantized files, by number: how grave, what it is, why it matters, and the way out."""
+"""Pitfalls of quantized files and side files: code, severity, problem, reason and fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from avq.types import Finding
 
 @dataclass(frozen=True, slots=True)
 class Pitfall:
-    """One row: "error" cannot be taken over as it is, "warning" costs something, "info" is good to know."""
+    """One row of the table.
+
+    Attributes:
+        code: such as "AVQ-Q07".
+        severity: "error" prevents the import, "warning" costs speed or accuracy, "info" needs no action.
+        what, why, fix: the problem, its effect, and what to do.
+    """
 
     code: str
     severity: str
@@ -21,43 +27,43 @@ class Pitfall:
 
 
 _EXPORT = "export the model again with a newer exporter"
-_SYMMETRIC = "--option resymmetrize=true re-centres the grids; its cost is measured"
-_DROP = "--option drop=true leaves these tensors float"
+_SYMMETRIC = "re-centre the grids with --option resymmetrize=true; its cost is measured"
+_DROP = "keep these tensors float with --option drop=true"
 
 _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     (
         "01",
         "error",
-        "the model carries no quantization",
-        "there is nothing to take over",
-        "--strategy static",
+        "the model is not quantized",
+        "there is nothing to import",
+        "use --strategy static",
     ),
     (
         "02",
         "warning",
         "signed grids with a zero point other than 0",
-        "TensorRT takes symmetric grids only",
+        "TensorRT supports symmetric grids only",
         _SYMMETRIC,
     ),
     (
         "03",
         "warning",
         "unsigned grids whose zero point is not 128",
-        "they are not a signed grid around zero in disguise, so TensorRT cannot have them",
+        "they are not equal to a signed grid around zero, so TensorRT cannot run them",
         _SYMMETRIC,
     ),
     (
         "04",
         "info",
-        "ranges that reach farther on one side of zero",
-        "a symmetric grid spends levels on values that never come",
+        "ranges that are larger on one side of zero",
+        "a symmetric grid has levels that no value uses",
         _SYMMETRIC,
     ),
     (
         "05",
         "warning",
         "depthwise convolutions with one weight scale for all channels",
-        "their channels differ most, and the small ones are rounded away",
+        "channels differ in range, and small ones are rounded to zero",
         "quantize these weights per channel, or --option float_depthwise=true",
     ),
     (
@@ -65,49 +71,49 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "warning",
         "activations with one scale per channel",
         "TensorRT refuses them and CPU kernels fall back to float",
-        "--option per_tensor=true merges them; its cost is measured",
+        "merge them with --option per_tensor=true; its cost is measured",
     ),
     (
         "07",
         "error",
         "the channel axis of a scale does not fit its tensor",
-        "the wrong channels would be scaled",
-        f"axis is 0 for Conv, 1 for ConvTranspose, the output side for Gemm; {_DROP}",
+        "wrong channels would be scaled",
+        f"use axis 0 for Conv, 1 for ConvTranspose, the output axis for Gemm, or {_DROP}",
     ),
     (
         "08",
         "error",
         "QuantizeLinear without DequantizeLinear",
-        "integers would reach an operator that this import does not know in integers",
+        "integers reach an operator that the import does not support in integers",
         _EXPORT,
     ),
     (
         "09",
         "error",
-        "DequantizeLinear is fed by no integers",
-        "its input is neither a constant nor what a QuantizeLinear wrote",
+        "DequantizeLinear without integers",
+        "its input is neither a constant nor the output of a QuantizeLinear",
         _EXPORT,
     ),
     (
         "10",
         "info",
         "different quantizers on one tensor",
-        "each reader keeps its own, as one point per edge",
-        "nothing to do; fewer conversions with one quantizer per tensor",
+        "each reader keeps its quantizer, as one point per edge",
+        "nothing to do; one quantizer per tensor needs fewer conversions",
     ),
     (
         "11",
         "error",
         "scales that are zero, negative or not finite",
-        "dividing by them gives no number",
-        f"calibrate that tensor again; {_DROP}",
+        "values divided by them are not finite",
+        f"calibrate that tensor again, or {_DROP}",
     ),
     (
         "12",
         "warning",
         "scales below the smallest normal float32",
         "runtimes that flush them to zero divide by zero",
-        "--option raise_scales=true raises them to the smallest normal number",
+        "raise them to the smallest normal number with --option raise_scales=true",
     ),
     (
         "13",
@@ -120,28 +126,28 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "14",
         "info",
         "quantizers without a zero point",
-        "ONNX then means unsigned bytes from 0, which is rarely what was meant for signed values",
-        "write the zero point with its type",
+        "ONNX then defines unsigned integers from 0, which does not fit signed values",
+        "export an explicit zero point with its type",
     ),
     (
         "15",
         "error",
-        "zero points that are no integers, or lie outside of their grid",
-        "real zero would not be represented",
+        "zero points that are no integers, or outside of their grid",
+        "the grid does not contain real zero",
         _DROP,
     ),
     (
         "16",
         "info",
         "scales or zero points that are computed in the graph from constants",
-        "TensorRT wants them as constants",
+        "TensorRT needs constants",
         "nothing to do: they were folded",
     ),
     (
         "17",
         "warning",
         "scales per channel below opset 13",
-        "QuantizeLinear had no axis then: runtimes refuse the file",
+        "QuantizeLinear has no axis there: runtimes refuse the file",
         "nothing to do: the operator set was raised",
     ),
     (
@@ -149,7 +155,7 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "warning",
         "FP16 scales below opset 19",
         "runtimes refuse the file",
-        "nothing to do: the model was turned into float32",
+        "nothing to do: the model was converted to float32",
     ),
     (
         "19",
@@ -162,105 +168,105 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "20",
         "warning",
         "an operator set newer than quantized CPU kernels",
-        "onnxruntime then converts to float around every operator",
+        "onnxruntime converts to float around every operator",
         "export with opset 17 to 21",
     ),
     (
         "21",
         "warning",
-        "batch normalisation behind a convolution with quantized weights",
-        "it runs as an operator of its own, and folding it later moves the ranges",
-        "nothing to do: both are kept as they are; fuse before fine-tuning for a faster engine",
+        "batch normalisation after a convolution with quantized weights",
+        "it runs as a separate operator, and folding it later changes the ranges",
+        "nothing to do: both are kept; fuse them before fine-tuning for a faster engine",
     ),
     (
         "22",
         "warning",
         "biases whose scale is not that of input times weight",
-        "integer kernels add the bias in the accumulator's scale and would round it again",
-        "nothing to do: they stay float, with the same values",
+        "integer kernels add the bias in the accumulator's scale and round it again",
+        "nothing to do: biases stay float, with the same values",
     ),
     (
         "23",
         "info",
         "weighted operators that are not quantized",
         "a strongly typed engine runs them in float32",
-        "--strategy static quantizes from the float model",
+        "quantize the float model with --strategy static",
     ),
     (
         "24",
         "warning",
         "Concat joins tensors of different scales",
-        "each input is rescaled by a kernel of its own",
-        "quantize inputs and output of a Concat alike",
+        "a separate kernel rescales each input",
+        "give inputs and output of a Concat one scale",
     ),
     (
         "25",
         "warning",
         "one scale over tensors of very different ranges",
-        "boxes and scores on one grid leave the scores a handful of levels",
-        "--option float_heads=true leaves such tensors float",
+        "with boxes and scores on one grid, scores have few levels",
+        "keep such tensors float with --option float_heads=true",
     ),
     (
         "26",
         "warning",
-        "operators that decode are quantized",
-        "Sigmoid, Softmax, TopK and the like turn one lost level into lost boxes",
-        "--option float_heads=true leaves such tensors float",
+        "decoding operators are quantized",
+        "a lost level before Sigmoid, Softmax or TopK loses boxes",
+        "keep such tensors float with --option float_heads=true",
     ),
     (
         "27",
         "warning",
-        "symmetric grids that do not agree on 127 or 128 levels",
-        "the outermost value is clipped, or read as one level less elsewhere",
+        "weights outside of the grid from -127 to 127",
+        "the largest value is clipped, or read as one level less by other runtimes",
         "use scale = amax / 127 and integers from -127",
     ),
     (
         "28",
         "info",
         "weights that use half of their grid or less",
-        "7-bit weights, against overflow on CPUs without VNNI: needless on newer ones",
+        "7-bit weights prevent overflow on CPUs without VNNI; newer CPUs do not need them",
         "export without the overflow fix where the target has VNNI",
     ),
     (
         "29",
         "error",
-        "a number of levels that is no integer grid",
-        "only 2^bits and 2^bits - 1 are",
-        f"use 256 or 255 levels; {_DROP}",
+        "a number of levels other than 2^bits or 2^bits - 1",
+        "it is no integer grid",
+        f"use 256 or 255 levels, or {_DROP}",
     ),
     (
         "30",
         "error",
         "a FakeQuantize whose output range is not its input range",
-        "it scales as well as it quantizes",
-        f"fold the scaling into the next layer; {_DROP}",
+        "it scales in addition to quantizing",
+        f"fold the scaling into the next layer, or {_DROP}",
     ),
     (
         "31",
         "error",
-        "activations rounded otherwise than half to even",
-        "QuantizeLinear rounds half to even and nothing else",
-        f"export with rounding_mode ROUND; {_DROP}",
+        "activations that are not rounded half to even",
+        "QuantizeLinear rounds half to even only",
+        f"export with rounding_mode ROUND, or {_DROP}",
     ),
     (
         "32",
         "error",
         "activations with a narrow or low-bit grid per channel",
-        "no runtime has them",
-        f"train with one scale per tensor; {_DROP}",
+        "no runtime supports them",
+        f"train with one scale per tensor, or {_DROP}",
     ),
     (
         "33",
         "error",
         "activations are quantized at run time",
-        "their scales are found anew in every picture, so the file holds no plan",
+        "their scales are computed for every picture, so the file has no static scales",
         "quantize the float model: avq build FLOAT.onnx --strategy static",
     ),
     (
         "34",
         "error",
-        "integer operators hold the quantization",
-        "the float operators behind it are gone, and their rounding is their own",
+        "integer operators instead of Q/DQ",
+        "the float operators are not in the file, and integer operators round differently",
         "export in Q/DQ format (onnxruntime: QuantFormat.QDQ), or quantize the float model",
     ),
     (
@@ -275,33 +281,33 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "error",
         "activations of one bit",
         "a grid of -1 and +1 has no zero",
-        f"use 2 bits or more for activations; {_DROP}",
+        f"use 2 bits or more for activations, or {_DROP}",
     ),
     (
         "37",
         "error",
-        "integers are truncated on the way",
-        "Trunc drops low bits by a rule that Q/DQ does not have",
+        "integers are truncated",
+        "Q/DQ cannot express Trunc, which drops low bits",
         "export average pooling in float",
     ),
     (
         "38",
         "error",
-        "QuantizeLinear and its DequantizeLinear do not agree",
-        "together they scale as well as they quantize",
-        f"give both the same scale, zero point and axis; {_DROP}",
+        "QuantizeLinear and its DequantizeLinear differ",
+        "together they scale in addition to quantizing",
+        f"give both the same scale, zero point and axis, or {_DROP}",
     ),
     (
         "39",
         "error",
         "quantizers inside of If, Loop or Scan",
-        "a plan names edges of the main graph",
+        "a plan has edges of the main graph only",
         "export without control flow",
     ),
     (
         "40",
         "info",
-        "a quantizer behind another",
+        "a quantizer after another",
         "values are rounded twice",
         "nothing to do: both are kept",
     ),
@@ -309,8 +315,8 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "41",
         "error",
         "the imported plan does not compute what the file computes",
-        "an import is only accepted when both agree",
-        "report the file; --no-gate writes it anyway",
+        "an import is accepted only when both are equal",
+        "report the file, or write it anyway with --no-gate",
     ),
     (
         "42",
@@ -323,89 +329,89 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "43",
         "warning",
         "weights with one scale per input channel",
-        "integer kernels scale their sums per output channel and run such layers in float",
-        "axis is 0 for Conv, 1 for ConvTranspose, the output side for Gemm",
+        "integer kernels scale sums per output channel and run such layers in float",
+        "use axis 0 for Conv, 1 for ConvTranspose, the output axis for Gemm",
     ),
 )
 
-#: Pitfalls of side files: calibration caches and AIMET encodings.
+#: Pitfalls of side files (calibration caches and AIMET encodings).
 SIDE_FILE_PITFALLS = (
     Pitfall(
         "AVQ-Q50",
         "warning",
         "names that the model does not have",
-        "their grids belong to no tensor and are left out",
-        "take the file that was written beside this very model, or rename the entries",
+        "their grids have no tensor and are ignored",
+        "use the file that was written for this model, or rename its entries",
     ),
     Pitfall(
         "AVQ-Q51",
         "error",
         "scale, offset and range do not agree",
-        "min and max tell another grid than scale and offset, and nothing says which one is meant",
-        "correct the entry, or --option drop=true takes it as not written",
+        "min and max describe another grid than scale and offset",
+        "correct the entry, or ignore it with --option drop=true",
     ),
     Pitfall(
         "AVQ-Q52",
         "warning",
         "offsets above zero",
-        "old files print them one off and with the other sign; min and scale tell the true one, which is used",
+        "old files write them one off and with the opposite sign; the offset is computed from min and scale",
         "write the file again with AIMET 1.20 or newer",
     ),
     Pitfall(
         "AVQ-Q53",
         "warning",
         "scales that are zero, negative, denormal or not finite",
-        "no grid has them; the tensors are treated as if the file did not name them",
-        "calibrate these tensors again; a scale of zero usually means that a tensor never moved",
+        "they are no grid, so the entries are ignored",
+        "calibrate these tensors again; a scale of zero usually means a constant tensor",
     ),
     Pitfall(
         "AVQ-Q54",
         "info",
-        "tensors that the file keeps in floating point or in 32 bits",
-        "they get no quantizer; biases in the accumulator's scale stay as exact in float",
+        "tensors in floating point or 32 bits",
+        "they get no quantizer; biases in the accumulator's scale are as exact in float",
         "nothing to do",
     ),
     Pitfall(
         "AVQ-Q55",
         "error",
-        "grids that no plan can say",
+        "grids that a plan cannot express",
         "scales of scales, grids shifted by half a step, one-bit grids, offsets outside of the grid",
-        "export plain INT8 encodings, per tensor or per channel, or --option drop=true takes it as not written",
+        "export plain INT8 encodings, per tensor or per channel, or ignore it with --option drop=true",
     ),
     Pitfall(
         "AVQ-Q56",
         "error",
         "scales that do not fit their tensor",
-        "their number is not that of the channels along the axis that the operator quantizes",
-        "take the file that was written beside this very model, or --option drop=true",
+        "there is not one scale per channel of the axis that the operator quantizes",
+        "use the file that was written for this model, or ignore the entry with --option drop=true",
     ),
     Pitfall(
         "AVQ-Q57",
         "info",
         "tensors that no integer operator reads",
-        "a calibration cache names every tensor; a quantizer helps only in front of weighted operators",
+        "a calibration cache has every tensor; quantizers are useful only in front of weighted operators",
         "nothing to do",
     ),
     Pitfall(
         "AVQ-Q58",
         "info",
-        "weighted operators that the file leaves open",
-        "it does not name everything they read",
-        "they stay float: add --data to calibrate what is missing, or name their inputs and weights",
+        "weighted operators with missing entries",
+        "the file has no grid for some of their inputs, so they stay float",
+        "add --data to calibrate the missing ranges, or add entries for their inputs and weights",
     ),
     Pitfall(
         "AVQ-Q59",
         "warning",
         "weights that do not fit their grid",
-        "values reach more than twice as far as the grid, so they would be clipped: was a batch normalisation "
-        "folded after the file was written?",
+        "values are more than twice the end of the grid and would be clipped; perhaps a batch normalisation was "
+        "folded after the file was written",
         "write the encodings after folding",
     ),
     Pitfall(
         "AVQ-Q60",
         "info",
         "operators of the head",
-        "a calibration cache says how to quantize, not where, so avq's own rule holds: they stay float",
+        "a calibration cache has no placement, so the head stays float, as in other builds",
         "nothing to do",
     ),
 )
@@ -413,23 +419,23 @@ SIDE_FILE_PITFALLS = (
 PITFALLS: dict[str, Pitfall] = {f"AVQ-Q{row[0]}": Pitfall(f"AVQ-Q{row[0]}", *row[1:]) for row in _ROWS}
 PITFALLS |= {row.code: row for row in SIDE_FILE_PITFALLS}
 
-#: Places named in one finding; the rest is counted.
+#: Places in one finding; further ones are counted.
 _SHOWN = 8
 
 
 def finding(
     code: str, seen: str | Iterable[str] = "", *, severity: str | None = None, fix: str | None = None
 ) -> Finding:
-    """The pitfall ``code`` as a finding: ``seen`` is a text, or the places where it was met."""
+    """The pitfall ``code`` as a finding; ``seen`` is a text, or the places."""
     row = PITFALLS[code]
     text = seen if isinstance(seen, str) else _listed(list(seen))
     return Finding(severity or row.severity, code, f"{row.what}: {row.why}", text, fix or row.fix)
 
 
 def refusal(code: str, seen: str | Iterable[str] = "") -> ModelError:
-    """The pitfall as an error, for files of which no float graph can be made."""
-    said = finding(code, seen)
-    return ModelError(f"{code}: {said.what}", seen=said.seen, fix=said.fix)
+    """The pitfall as an error, for files without a float graph."""
+    pitfall = finding(code, seen)
+    return ModelError(f"{code}: {pitfall.what}", seen=pitfall.seen, fix=pitfall.fix)
 
 
 def _listed(places: list[str]) -> str:

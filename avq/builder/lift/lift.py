@@ -1,4 +1,4 @@
-"""From a quantized ONNX file to its float graph and the quantization it carried."""
+"""Import a quantized ONNX file: its float graph and its quantization."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from avq.builder.lift.fakequant import is_fake_quantize, read_fake_quantize
 from avq.builder.lift.findings import finding, refusal
 from avq.builder.lift.grid import Grid
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE, read_linear
-from avq.builder.lift.marks import place_marks, unmark
-from avq.builder.lift.pitfalls import look_around
+from avq.builder.lift.markers import insert_markers, remove_markers
+from avq.builder.lift.pitfalls import graph_findings
 from avq.builder.lift.qonnx import is_qonnx, read_qonnx
-from avq.builder.lift.reading import Reading
+from avq.builder.lift.reading import QuantizedFile
 from avq.errors import ModelError
 from avq.types import Edge, Finding, ImportedQuantization, QuantPoint
 
-# Whose file it is: by its operators first, then by the producer it names.
+# Dialect of a file: by its operators, then by its producer.
 
 _PRODUCERS = (
     ("onnx.quantize", "onnxruntime-qdq"),
@@ -37,27 +37,27 @@ _PRODUCERS = (
 
 
 def dialect_of(model: onnx.ModelProto) -> str:
-    """A name for people; reading does not depend on it."""
+    """Name of the file's dialect, for messages only."""
     nodes = model.graph.node
     if any(is_qonnx(n) for n in nodes):
         return "qonnx"
     if any(is_fake_quantize(n) for n in nodes):
         return "fakequantize"
-    said = (
+    origin = (
         f"{model.producer_name} {model.doc_string} {' '.join(p.value for p in model.metadata_props)}".lower()
     )
     for word, name in _PRODUCERS:
-        if word in said:
+        if word in origin:
             return name
     if any(n.domain == "trt" for n in nodes):
         return "tensorrt-qdq"
     if any(n.op_type.startswith(("Vitis", "Extended")) for n in nodes):
         return "vitisai-qdq"
-    return _by_habit(model)
+    return _dialect_by_form(model)
 
 
-def _by_habit(model: onnx.ModelProto) -> str:
-    """Q/DQ files without a name: integer weights behind a Clip, or powers of two throughout, or float weights."""
+def _dialect_by_form(model: onnx.ModelProto) -> str:
+    """Dialect of Q/DQ files without a producer: by their weights, clips and scales."""
     graph = model.graph
     writers = {name: node for node in graph.node for name in node.output}
     stored = {
@@ -88,7 +88,7 @@ def _powers_of_two(graph: onnx.GraphProto) -> bool:
     return bool(values) and all(np.all(np.frexp(v)[0] == 0.5) for v in values)
 
 
-# Files whose quantization no plan can hold, refused before anything is read.
+# Files whose quantization a plan cannot express.
 
 _DYNAMIC = frozenset(
     {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
@@ -111,7 +111,7 @@ def is_foreign(node: onnx.NodeProto) -> bool:
     return is_quantizer(node) or op in _DYNAMIC | _INTEGER | _FLOATS or op.startswith("QLinear")
 
 
-def refuse_unreadable(reading: Reading) -> None:
+def refuse_unreadable(reading: QuantizedFile) -> None:
     """ModelError with the pitfall's code for run-time scales, integer operators, FP8, and control flow."""
     checks: tuple[tuple[str, Callable[[str], bool]], ...] = (
         ("AVQ-Q33", _DYNAMIC.__contains__),
@@ -133,26 +133,26 @@ class Marked:
     """A quantized file with one neutral mark per quantizer, ready to be normalised.
 
     Attributes:
-        proto: the marked graph: float but for the marks.
-        marks: mark -> grid; None where a fault leaves the tensor float.
+        proto: the marked graph: float but for the markers.
+        markers: mark -> grid; None where a fault leaves the tensor float.
         dialect, producer: whose file it is.
         faults: code -> places, met while reading.
     """
 
     proto: onnx.ModelProto
-    marks: Mapping[str, Grid | None]
+    markers: Mapping[str, Grid | None]
     dialect: str
     producer: str
     faults: Mapping[str, list[str]]
 
-    def unmark(self, normal: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]:
-        """The float graph behind the marked (normalised) one, and what the marks stood for."""
-        bare = unmark(normal, self.marks)
+    def remove_markers(self, normal: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]:
+        """The float graph behind the marked (normalised) one, and what the markers stood for."""
+        bare = remove_markers(normal, self.markers)
         places = {code: list(seen) for code, seen in self.faults.items()}
         for code, place in bare.faults:
             places.setdefault(code, []).append(place)
         found = [finding(code, seen) for code, seen in places.items()]
-        found += look_around(view_of(bare.proto), bare.points, bare.biases)
+        found += graph_findings(view_of(bare.proto), bare.points, bare.biases)
         foreign = ImportedQuantization(self.dialect, self.producer, bare.points, {}, _in_order(found))
         return bare.proto, foreign
 
@@ -167,14 +167,14 @@ def mark(model: onnx.ModelProto) -> Marked:
 
     Raises ModelError, its text beginning with AVQ-Qnn, when no float graph can be made of it.
     """
-    reading = Reading.of(model)
+    reading = QuantizedFile.of(model)
     refuse_unreadable(reading)
     if reading.opset > 21:
         reading.fault("AVQ-Q20", f"opset {reading.opset}")
     found = [*read_linear(reading), *read_qonnx(reading), *read_fake_quantize(reading)]
-    marks = place_marks(reading, found)
+    markers = insert_markers(reading, found)
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return Marked(reading.proto, marks, dialect_of(model), producer, reading.faults)
+    return Marked(reading.proto, markers, dialect_of(model), producer, reading.faults)
 
 
 def lift(model: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]:
@@ -184,25 +184,24 @@ def lift(model: onnx.ModelProto) -> tuple[onnx.ModelProto, ImportedQuantization]
     comes back with no points. Raises ModelError as ``mark`` does.
     """
     marked = mark(model)
-    return marked.unmark(marked.proto)
+    return marked.remove_markers(marked.proto)
 
 
 def _in_order(found: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda f: f.code))
 
 
-# A quantized file as builds take it in: its normal float graph, its points there, and the file,
-# runnable.
+# Import for a build.
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a quantized file.
+    """An imported file.
 
     Attributes:
         model: its float network, normalised.
         foreign: its quantization, on edges of ``model``.
-        source: the file itself with its input fixed as ``model``'s is; what the import is proven against.
+        source: the file with the input size of ``model``, to compare the import with.
     """
 
     model: FloatModel
@@ -228,18 +227,18 @@ def import_model(
     except ModelError as error:
         raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
     normal = normalise(marked.proto, where=where, input_size_px=input_size_px, marked=True)
-    bare, foreign = marked.unmark(normal.proto)
-    said = f"{foreign.dialect}: {len(foreign.points)} quantizers taken over" + (
+    bare, foreign = marked.remove_markers(normal.proto)
+    remark = f"{foreign.dialect}: {len(foreign.points)} quantizers imported" + (
         f", written by {foreign.producer}" if foreign.producer else ""
     )
-    model = FloatModel(view_of(bare), bare, (*normal.messages, said))
+    model = FloatModel(view_of(bare), bare, (*normal.messages, remark))
     return Imported(model, foreign, _runnable(proto, input_size_px))
 
 
 def on_folded_input(
     foreign: ImportedQuantization, source: FloatModel, folded: FloatModel
 ) -> ImportedQuantization:
-    """The same points after the picture's cast, scale and mean were put in front of the network."""
+    """The same points on the graph whose input has the preprocessing folded in."""
     picture = source.view.inputs[0].name
     added = len(folded.proto.graph.node) - len(source.proto.graph.node)
     if added == 0:

@@ -1,7 +1,7 @@
-"""QuantizeLinear and DequantizeLinear, as onnxruntime, NNCF, Model Optimizer, Vitis AI and Brevitas write them.
+"""Read QuantizeLinear and DequantizeLinear, as onnxruntime, NNCF, Model Optimizer, Vitis AI and Brevitas write them.
 
-On activations Q, then perhaps a Clip that tells the true bit width, then DQ. Weights lie in float in front of
-such a pair, or as integers behind a lone DQ (perhaps with a Clip between).
+Activations have Q, an optional Clip with the bit width, then DQ. Weights are floats in front of such a pair, or
+integers in front of a DQ without Q, with an optional Clip between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 from avq.builder.graph.edit import int_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, dequantize, fits, make_grid, width_of
-from avq.builder.lift.reading import Found, Reading, numpy_kind
+from avq.builder.lift.reading import FoundQuantizer, QuantizedFile, numpy_kind
 from avq.types import AnyArray
 
 QUANTIZE = frozenset(
@@ -30,7 +30,7 @@ _HALF = np.finfo(np.float16)
 _MOVERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Gather"})
 
 
-def read_linear(reading: Reading) -> list[Found]:
+def read_linear(reading: QuantizedFile) -> list[FoundQuantizer]:
     """Every pair and every lone DQ over constants.
 
     Raises ModelError for graphs whose integers go anywhere else.
@@ -44,7 +44,7 @@ def read_linear(reading: Reading) -> list[Found]:
     return found
 
 
-def _refuse_loose_integers(reading: Reading, taken: set[str]) -> None:
+def _refuse_loose_integers(reading: QuantizedFile, taken: set[str]) -> None:
     """Everything that reads integers must be taken out with them."""
     loose = []
     for node in reading.nodes:
@@ -59,7 +59,7 @@ def _refuse_loose_integers(reading: Reading, taken: set[str]) -> None:
         raise refusal("AVQ-Q08", loose)
 
 
-def _pair_or_constant(reading: Reading, node: onnx.NodeProto) -> Found:
+def _pair_or_constant(reading: QuantizedFile, node: onnx.NodeProto) -> FoundQuantizer:
     stored, low_high, inner = _behind_clip(reading, node.input[0])
     integers = reading.constants.get(stored)
     if integers is not None:
@@ -72,19 +72,19 @@ def _pair_or_constant(reading: Reading, node: onnx.NodeProto) -> Found:
 
 
 def _pair(
-    reading: Reading,
+    reading: QuantizedFile,
     quantize: onnx.NodeProto,
     dequantize_node: onnx.NodeProto,
     low_high: tuple[int, int] | None,
     inner: tuple[onnx.NodeProto, ...],
-) -> Found:
+) -> FoundQuantizer:
     source, result = quantize.input[0], dequantize_node.output[0]
     grid = _narrowed(reading, _grid(reading, quantize, source), low_high, source)
     back = _grid(reading, dequantize_node, source, stored_as=quantize)
     if grid is not None and back is not None and _differs(grid, back):
         reading.fault("AVQ-Q38", source)
         grid = None
-    return Found(source, result, grid, (quantize, *inner, dequantize_node))
+    return FoundQuantizer(source, result, grid, (quantize, *inner, dequantize_node))
 
 
 def _differs(grid: Grid, back: Grid) -> bool:
@@ -98,12 +98,12 @@ def _differs(grid: Grid, back: Grid) -> bool:
 
 
 def _constant(
-    reading: Reading,
+    reading: QuantizedFile,
     node: onnx.NodeProto,
     integers: onnx.TensorProto,
     low_high: tuple[int, int] | None,
     inner: tuple[onnx.NodeProto, ...],
-) -> Found:
+) -> FoundQuantizer:
     """Stored integers become the float constant they stand for; 32-bit ones are biases."""
     kind, values = numpy_kind(integers), np.asarray(onnx.numpy_helper.to_array(integers))
     if kind.startswith("FLOAT"):
@@ -117,7 +117,7 @@ def _constant(
         real = dequantize(values.astype(np.int64), raw)
     source = reading.add_constant(_float_name(integers.name), real)
     grid = raw if kind == "INT32" else _narrowed(reading, raw, low_high, node.output[0])
-    return Found(source, node.output[0], grid, (*inner, node))
+    return FoundQuantizer(source, node.output[0], grid, (*inner, node))
 
 
 def _float_name(stored: str) -> str:
@@ -128,7 +128,7 @@ def _float_name(stored: str) -> str:
 
 
 def _behind_clip(
-    reading: Reading, name: str
+    reading: QuantizedFile, name: str
 ) -> tuple[str, tuple[int, int] | None, tuple[onnx.NodeProto, ...]]:
     """The integers in front of a Clip (which constant folding may have taken), with the Clip's ends."""
     clip = reading.integer_clips.get(name)
@@ -143,7 +143,7 @@ def _behind_clip(
 
 
 def _narrowed(
-    reading: Reading, grid: Grid | None, low_high: tuple[int, int] | None, place: str
+    reading: QuantizedFile, grid: Grid | None, low_high: tuple[int, int] | None, place: str
 ) -> Grid | None:
     """The grid that remains between a Clip's ends."""
     if grid is None or low_high is None:
@@ -158,7 +158,7 @@ def _narrowed(
 
 
 def _grid(
-    reading: Reading,
+    reading: QuantizedFile,
     node: onnx.NodeProto,
     place: str,
     *,
@@ -166,7 +166,7 @@ def _grid(
     shape: tuple[int, ...] | None = None,
     stored_as: onnx.NodeProto | None = None,
 ) -> Grid | None:
-    """What scale, zero point and axis of a node say; None after a fault was noted."""
+    """Grid of a node; None after a fault was collected."""
     scale = reading.array(node.input[1])
     if scale is None:
         raise refusal("AVQ-Q42", [f"{node.name} ({node.input[1]})"])
@@ -198,31 +198,31 @@ def _grid(
     return grid
 
 
-def _zero_point(reading: Reading, node: onnx.NodeProto, kind: str) -> tuple[AnyArray, str]:
+def _zero_point(reading: QuantizedFile, node: onnx.NodeProto, kind: str) -> tuple[AnyArray, str]:
     """The zero point and the name of the integer type; 0 where the file has none."""
     if len(node.input) < 3 or not node.input[2]:
         return np.zeros((), np.int64), kind
     tensor = reading.constants.get(node.input[2])
     if tensor is None:
         raise refusal("AVQ-Q42", [f"{node.name} ({node.input[2]})"])
-    told = numpy_kind(tensor)
+    stored = numpy_kind(tensor)
     value = np.asarray(onnx.numpy_helper.to_array(tensor))
-    if told in ("FLOAT", "FLOAT16", "DOUBLE", "INT64"):  # a Cast that was left out: the values decide
+    if stored in ("FLOAT", "FLOAT16", "DOUBLE", "INT64"):  # a Cast that was left out: the values decide
         return value, kind
-    return (value if told.startswith("FLOAT") else value.astype(np.int64)), told
+    return (value if stored.startswith("FLOAT") else value.astype(np.int64)), stored
 
 
-def _output_kind(reading: Reading, node: onnx.NodeProto) -> str:
-    """What a quantizer without a typed zero point writes: its output_dtype, else unsigned bytes."""
+def _output_kind(reading: QuantizedFile, node: onnx.NodeProto) -> str:
+    """Integer type of a quantizer: that of its zero point, its output_dtype, else UINT8."""
     if node.op_type.startswith("TRT_INT4"):
         return "INT4"
     if len(node.input) > 2 and node.input[2] in reading.constants:
-        told = numpy_kind(reading.constants[node.input[2]])
-        if told not in ("FLOAT", "FLOAT16", "DOUBLE", "INT64"):
-            return told
-    told_type = int_attribute(node, "output_dtype", 0)
-    if told_type:
-        return str(onnx.TensorProto.DataType.Name(told_type))
+        stored = numpy_kind(reading.constants[node.input[2]])
+        if stored not in ("FLOAT", "FLOAT16", "DOUBLE", "INT64"):
+            return stored
+    declared = int_attribute(node, "output_dtype", 0)
+    if declared:
+        return str(onnx.TensorProto.DataType.Name(declared))
     if node.op_type in QUANTIZE and len(node.input) < 3:
         reading.fault("AVQ-Q14", node.input[0])
     return "UINT8"
@@ -239,8 +239,8 @@ def _whole(zero_point: AnyArray, kind: str) -> bool:
     return bool(np.all(values >= low) and np.all(values <= low + (1 << bits) - 1))
 
 
-def _note_age(reading: Reading, node: onnx.NodeProto, scale: AnyArray, kind: str, place: str) -> None:
-    """What the file's operator set did not have yet; other domains' operators had it."""
+def _note_age(reading: QuantizedFile, node: onnx.NodeProto, scale: AnyArray, kind: str, place: str) -> None:
+    """Collect types that the file's operator set does not have; other domains have them."""
     standard = node.domain in ("", "ai.onnx")
     if standard and scale.size > 1 and reading.opset < 13:
         reading.fault("AVQ-Q17", place)
@@ -255,12 +255,12 @@ def _note_age(reading: Reading, node: onnx.NodeProto, scale: AnyArray, kind: str
         reading.fault("AVQ-Q13", place)
 
 
-def _shape(reading: Reading, name: str) -> tuple[int, ...] | None:
+def _shape(reading: QuantizedFile, name: str) -> tuple[int, ...] | None:
     tensor = reading.constants.get(name)
     return tuple(tensor.dims) if tensor is not None else None
 
 
-def _move_dequantizers_up(reading: Reading) -> None:
+def _move_dequantizers_up(reading: QuantizedFile) -> None:
     """Q, mover, DQ becomes Q, DQ, mover: moving integers and moving their values is the same."""
     for _ in range(len(reading.nodes)):
         moved = next((n for n in reading.nodes if _movable(reading, n)), None)
@@ -269,7 +269,7 @@ def _move_dequantizers_up(reading: Reading) -> None:
         _swap(reading, moved)
 
 
-def _movable(reading: Reading, node: onnx.NodeProto) -> bool:
+def _movable(reading: QuantizedFile, node: onnx.NodeProto) -> bool:
     if node.op_type not in _MOVERS or len(node.output) != 1:
         return False
     before = reading.writer.get(node.input[0])
@@ -280,7 +280,7 @@ def _movable(reading: Reading, node: onnx.NodeProto) -> bool:
     return scale is not None and scale.size == 1 and all(n.op_type in DEQUANTIZE for n in after)
 
 
-def _swap(reading: Reading, node: onnx.NodeProto) -> None:
+def _swap(reading: QuantizedFile, node: onnx.NodeProto) -> None:
     graph = reading.proto.graph
     for after in reading.readers[node.output[0]]:
         result, values = after.output[0], f"{after.output[0]}/before_{node.op_type.lower()}"

@@ -1,4 +1,4 @@
-"""Proof of an import: the source file and the lowered plan, both unoptimised, on the same pictures."""
+"""Compare an import with its source: the file and the lowered plan, both unoptimised, on the same pictures."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from avq.builder.graph.edit import fresh_name, int_attribute, replace_nodes, tex
 from avq.builder.lift.fakequant import is_fake_quantize
 from avq.builder.lift.lift import is_quantizer
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE
-from avq.builder.lift.reading import Reading
+from avq.builder.lift.reading import QuantizedFile
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.types import AnyArray, SessionOptions
 
-# Quantizers that no runtime loads, written as Div, Round, Clip and Mul after their own specification.
+# Quantizers that no runtime loads, expanded into Div, Round, Clip and Mul.
 
 
-def spell_out(model: onnx.ModelProto) -> onnx.ModelProto:
+def expand_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with every quantizer in float operators of the standard domain; integers become whole floats."""
-    reading = Reading.of(model)
+    reading = QuantizedFile.of(model)
     nodes: list[onnx.NodeProto] = []
     for node in reading.nodes:
         if is_quantizer(node) or node.output[0] in reading.integer_clips:
-            nodes.extend(_Speller(reading, node).spell())
+            nodes.extend(_Expander(reading, node).spell())
         else:
             nodes.append(node)
     replace_nodes(reading.proto.graph, nodes)
@@ -38,10 +38,10 @@ def spell_out(model: onnx.ModelProto) -> onnx.ModelProto:
     return reading.proto
 
 
-class _Speller:
+class _Expander:
     """Writes the nodes of one quantizer."""
 
-    def __init__(self, reading: Reading, node: onnx.NodeProto) -> None:
+    def __init__(self, reading: QuantizedFile, node: onnx.NodeProto) -> None:
         self._reading, self._node = reading, node
         self._nodes: list[onnx.NodeProto] = []
 
@@ -135,7 +135,7 @@ class _Speller:
         self._op("Add", self._op("Mul", level, span), out_low, result=self._node.output[0])
 
     def _op(self, op: str, *inputs: str, result: str = "") -> str:
-        name = f"{self._node.output[0]}/spelled{len(self._nodes)}"
+        name = f"{self._node.output[0]}/expanded{len(self._nodes)}"
         output = result or name
         self._nodes.append(helper.make_node(op, list(inputs), [output], name=name))
         return output
@@ -163,36 +163,36 @@ MIN_SQNR_DB = 60.0
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the import is from its source.
+    """Difference between an import and its source.
 
     Attributes:
-        equal: it computes the same, to the bit or within what ``said`` explains.
+        equal: the same numbers, to the bit or within the limits in ``summary``.
         exact: to the bit.
-        said: one sentence with the numbers, for the verdict.
+        summary: one sentence with the numbers, for the verdict.
     """
 
     equal: bool
     exact: bool
-    said: str
+    summary: str
 
 
 @dataclass(frozen=True)
 class Source:
-    """The opened source file; ``spelled`` when the runtime could not load it as it is."""
+    """The opened source file; ``expanded`` when the runtime could not load it as it is."""
 
     session: Session
-    spelled: bool
+    expanded: bool
 
 
 def open_source(source: onnx.ModelProto, engine: Engine, options: SessionOptions) -> Source:
-    """The file itself, or where the runtime does not know its operators, spelled out in ones it knows.
+    """The file itself, or where the runtime does not know its operators, expanded out in ones it knows.
 
     Raises AvqError when neither can be opened.
     """
     try:
-        return Source(engine.open(source.SerializeToString(), options), spelled=False)
+        return Source(engine.open(source.SerializeToString(), options), expanded=False)
     except AvqError:
-        return Source(engine.open(spell_out(source).SerializeToString(), options), spelled=True)
+        return Source(engine.open(expand_quantizers(source).SerializeToString(), options), expanded=True)
 
 
 def prove(
@@ -222,11 +222,11 @@ def prove(
     finally:
         opened.session.close()
         ours.close()
-    return difference.parity(len(feeds), spelled=opened.spelled)
+    return difference.parity(len(feeds), expanded=opened.expanded)
 
 
 class _Difference:
-    """What was seen of two models' answers."""
+    """Accumulates the difference between two models' outputs."""
 
     def __init__(self, last_step: dict[str, float]) -> None:
         self._last_step = last_step
@@ -246,8 +246,8 @@ class _Difference:
             if worst and name not in self._last_step:
                 self._steps = np.inf
 
-    def parity(self, inputs: int, *, spelled: bool) -> Parity:
-        how = "spelled out in plain operators, " if spelled else ""
+    def parity(self, inputs: int, *, expanded: bool) -> Parity:
+        how = "expanded out in plain operators, " if expanded else ""
         where = f"the source file ({how}unoptimised) on {inputs} inputs, {self._values} values"
         if self._unequal == 0:
             return Parity(True, True, f"import proven: bit-equal to {where}")
@@ -258,6 +258,6 @@ class _Difference:
             )
         sqnr_db = 10.0 * np.log10(self._signal / self._noise) if self._noise else np.inf
         if sqnr_db >= MIN_SQNR_DB:
-            said = f"import proven: {sqnr_db:.0f} dB (rounding of sums) from {where}; {share}"
-            return Parity(True, False, said)
+            summary = f"import proven: {sqnr_db:.0f} dB (rounding of sums) from {where}; {share}"
+            return Parity(True, False, summary)
         return Parity(False, False, f"AVQ-Q41 the import differs from {where}: {sqnr_db:.1f} dB, {share}")

@@ -1,4 +1,4 @@
-"""What the lifted whole shows that no single quantizer does: pitfalls told by graph and points together."""
+"""Pitfalls that follow from the graph and its points together, not from a single quantizer."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ _FEW_LEVELS = 16
 _SAME_SCALE = 1e-4
 
 
-def look_around(graph: GraphView, points: Sequence[QuantPoint], biases: Mapping[str, Grid]) -> list[Finding]:
-    """Every pitfall that the points show on their graph."""
+def graph_findings(
+    graph: GraphView, points: Sequence[QuantPoint], biases: Mapping[str, Grid]
+) -> list[Finding]:
+    """Find the pitfalls of points on their graph."""
     if not points:
         return [finding("AVQ-Q01")]
-    scene = _Scene(graph, points, biases)
+    scene = _PlannedGraph(graph, points, biases)
     found = []
-    for code, look in _LOOKS.items():
-        places = list(dict.fromkeys(look(scene)))
+    for code, check in _CHECKS.items():
+        places = list(dict.fromkeys(check(scene)))
         if places:
             found.append(finding(code, places))
     return found
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _PlannedGraph:
     graph: GraphView
     points: Sequence[QuantPoint]
     biases: Mapping[str, Grid]
@@ -65,19 +67,19 @@ def _name(point: QuantPoint) -> str:
     return point.edge.tensor
 
 
-def _signed_offset(scene: _Scene) -> Iterator[str]:
+def _signed_offset(scene: _PlannedGraph) -> Iterator[str]:
     for point in scene.points:
         if point.signed and np.any(point.zero_point):
             yield f"{_name(point)} ({int(np.ravel(point.zero_point)[0])})"
 
 
-def _unsigned_offset(scene: _Scene) -> Iterator[str]:
+def _unsigned_offset(scene: _PlannedGraph) -> Iterator[str]:
     for point in scene.points:
         if not point.signed and np.any(point.zero_point != 1 << (point.bits - 1)):
             yield f"{_name(point)} ({int(np.ravel(point.zero_point)[0])})"
 
 
-def _lopsided(scene: _Scene) -> Iterator[str]:
+def _lopsided(scene: _PlannedGraph) -> Iterator[str]:
     for point in scene.activations:
         below = np.min(point.zero_point) - point.qmin
         above = point.qmax - np.max(point.zero_point)
@@ -85,14 +87,14 @@ def _lopsided(scene: _Scene) -> Iterator[str]:
             yield f"{_name(point)} ({below} levels below zero, {above} above)"
 
 
-def _depthwise(scene: _Scene) -> Iterator[str]:
+def _depthwise(scene: _PlannedGraph) -> Iterator[str]:
     depthwise = {p.node for p in place(scene.graph) if p.kind == "depthwise"}
     for node, _, weight in scene.weighted:
         if weight is not None and not weight.scale.ndim and node.name in depthwise:
             yield node.name
 
 
-def _input_channels(scene: _Scene) -> Iterator[str]:
+def _input_channels(scene: _PlannedGraph) -> Iterator[str]:
     for node, _, weight in scene.weighted:
         shape = scene.graph.shape(node.inputs[1])
         if weight is None or weight.axis is None or weight.block_size or shape is None:
@@ -110,18 +112,18 @@ def _output_axis(node: NodeView, rank: int) -> int:
     return 0 if transposed else rank - 1
 
 
-def _per_channel(scene: _Scene) -> Iterator[str]:
+def _per_channel(scene: _PlannedGraph) -> Iterator[str]:
     return (_name(p) for p in scene.activations if p.scale.ndim)
 
 
-def _norms(scene: _Scene) -> Iterator[str]:
+def _norms(scene: _PlannedGraph) -> Iterator[str]:
     for node, _, weight in scene.weighted:
         readers = scene.graph.consumers(node.outputs[0])
         if weight is not None and any(n.op == "BatchNormalization" for n, _ in readers):
             yield node.name
 
 
-def _bias_scales(scene: _Scene) -> Iterator[str]:
+def _bias_scales(scene: _PlannedGraph) -> Iterator[str]:
     for node, data, weight in scene.weighted:
         if data is None or weight is None or len(node.inputs) < 3:
             continue
@@ -140,25 +142,25 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
         return False
 
 
-def _left_float(scene: _Scene) -> Iterator[str]:
+def _left_float(scene: _PlannedGraph) -> Iterator[str]:
     return (node.name for node, data, weight in scene.weighted if data is None or weight is None)
 
 
-def _concats(scene: _Scene) -> Iterator[tuple[NodeView, list[QuantPoint], QuantPoint | None]]:
+def _concats(scene: _PlannedGraph) -> Iterator[tuple[NodeView, list[QuantPoint], QuantPoint | None]]:
     for node in scene.graph.nodes:
         if node.op == "Concat":
             seen = [scene.seen_by(node, i) for i in range(len(node.inputs))]
             yield node, [p for p in seen if p is not None], scene.by_edge.get(Edge(node.outputs[0]))
 
 
-def _unlike_concats(scene: _Scene) -> Iterator[str]:
+def _unlike_concats(scene: _PlannedGraph) -> Iterator[str]:
     for node, inputs, output in _concats(scene):
         scales = {p.scale.tobytes() for p in inputs} | ({output.scale.tobytes()} if output else set())
         if len(scales) > 1:
             yield node.name
 
 
-def _collapsing(scene: _Scene) -> Iterator[str]:
+def _collapsing(scene: _PlannedGraph) -> Iterator[str]:
     """Concats one of whose inputs keeps only a few levels on the common grid."""
     for node, inputs, output in _concats(scene):
         if output is None or output.scale.ndim:
@@ -168,13 +170,13 @@ def _collapsing(scene: _Scene) -> Iterator[str]:
             yield f"{node.name} ({min(reach) / float(output.scale):.1f} levels for one input)"
 
 
-def _decoding(scene: _Scene) -> Iterator[str]:
+def _decoding(scene: _PlannedGraph) -> Iterator[str]:
     for node in decoding_nodes(scene.graph):
         if scene.seen_by(node, 0) is not None or any(Edge(o) in scene.by_edge for o in node.outputs):
             yield f"{node.op} '{node.name}'"
 
 
-def _end_levels(scene: _Scene) -> Iterator[str]:
+def _end_levels(scene: _PlannedGraph) -> Iterator[str]:
     """Weights that use -128, or were scaled by amax / 128 so that the largest is clipped."""
     for point in scene.points:
         weight = scene.graph.constants.get(point.edge.tensor)
@@ -185,7 +187,7 @@ def _end_levels(scene: _Scene) -> Iterator[str]:
             yield _name(point)
 
 
-def _half_range(scene: _Scene) -> Iterator[str]:
+def _half_range(scene: _PlannedGraph) -> Iterator[str]:
     for point in scene.points:
         weight = scene.graph.constants.get(point.edge.tensor)
         if weight is None or weight.ndim < 2 or point.bits != 8 or point.block_size or not point.symmetric:
@@ -200,7 +202,7 @@ def _along(point: QuantPoint, rank: int) -> np.ndarray:
     return point.scale.reshape([-1 if i == point.axis % rank else 1 for i in range(rank)])
 
 
-_LOOKS: dict[str, Callable[[_Scene], Iterator[str]]] = {
+_CHECKS: dict[str, Callable[[_PlannedGraph], Iterator[str]]] = {
     "AVQ-Q02": _signed_offset,
     "AVQ-Q03": _unsigned_offset,
     "AVQ-Q04": _lopsided,

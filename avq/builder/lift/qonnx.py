@@ -12,7 +12,7 @@ import onnx
 from avq.builder.graph.edit import int_attribute, text_attribute
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, make_grid
-from avq.builder.lift.reading import Found, Reading
+from avq.builder.lift.reading import FoundQuantizer, QuantizedFile
 from avq.types import AnyArray
 from avq.types.plan import Rounding
 
@@ -34,7 +34,7 @@ def is_qonnx(node: onnx.NodeProto) -> bool:
     return node.domain in DOMAINS and node.op_type in {"Quant", "IntQuant", "BipolarQuant", *_REFUSED}
 
 
-def read_qonnx(reading: Reading) -> list[Found]:
+def read_qonnx(reading: QuantizedFile) -> list[FoundQuantizer]:
     """Every Quant and BipolarQuant. Raises ModelError for Trunc and FloatQuant."""
     nodes = [n for n in reading.nodes if is_qonnx(n)]
     for op, code in _REFUSED.items():
@@ -44,12 +44,14 @@ def read_qonnx(reading: Reading) -> list[Found]:
     return [_bipolar(reading, n) if n.op_type == "BipolarQuant" else _quant(reading, n) for n in nodes]
 
 
-def _quant(reading: Reading, node: onnx.NodeProto) -> Found:
+def _quant(reading: QuantizedFile, node: onnx.NodeProto) -> FoundQuantizer:
     scale, zero_point, bits = (_constant(reading, node, name) for name in node.input[1:4])
-    return Found(node.input[0], node.output[0], _grid(reading, node, scale, zero_point, bits), (node,))
+    return FoundQuantizer(
+        node.input[0], node.output[0], _grid(reading, node, scale, zero_point, bits), (node,)
+    )
 
 
-def _constant(reading: Reading, node: onnx.NodeProto, name: str) -> AnyArray:
+def _constant(reading: QuantizedFile, node: onnx.NodeProto, name: str) -> AnyArray:
     value = reading.array(name)
     if value is None:
         raise refusal("AVQ-Q42", [f"{node.name} ({name})"])
@@ -59,7 +61,7 @@ def _constant(reading: Reading, node: onnx.NodeProto, name: str) -> AnyArray:
 
 
 def _grid(
-    reading: Reading, node: onnx.NodeProto, scale: AnyArray, zero_point: AnyArray, bits: AnyArray
+    reading: QuantizedFile, node: onnx.NodeProto, scale: AnyArray, zero_point: AnyArray, bits: AnyArray
 ) -> Grid | None:
     place, width = node.input[0], np.unique(bits)
     is_weight = place in reading.constants
@@ -89,21 +91,23 @@ def _grid(
     )
 
 
-def _bipolar(reading: Reading, node: onnx.NodeProto) -> Found:
+def _bipolar(reading: QuantizedFile, node: onnx.NodeProto) -> FoundQuantizer:
     """+-scale by sign. On a constant: its own values on a grid of -1, 0, 1."""
     scale, values = reading.array(node.input[1]), reading.array(node.input[0])
     if scale is None:
         raise refusal("AVQ-Q42", [f"{node.name} ({node.input[1]})"])
     if values is None:
-        return Found(node.input[0], node.output[0], _without(reading, "AVQ-Q36", node.input[0]), (node,))
+        return FoundQuantizer(
+            node.input[0], node.output[0], _without(reading, "AVQ-Q36", node.input[0]), (node,)
+        )
     signs = np.where(values >= 0, np.float32(1), np.float32(-1))
     source = reading.add_constant(f"{node.input[0]}/sign", np.asarray(signs * scale, np.float32))
     axis, flat = channel_axis(scale)
     grid = make_grid(flat, np.zeros((), np.int64), axis=axis, bits=2, signed=True, narrow=True)
-    return Found(source, node.output[0], grid, (node,))
+    return FoundQuantizer(source, node.output[0], grid, (node,))
 
 
-def _without(reading: Reading, code: str, place: str) -> Grid | None:
+def _without(reading: QuantizedFile, code: str, place: str) -> Grid | None:
     reading.fault(code, place)
     return None
 

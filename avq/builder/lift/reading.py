@@ -1,4 +1,4 @@
-"""A private copy of a quantized file while it is read: constants, writers, readers, and what was found."""
+"""The copy of a quantized file that dialect readers edit, and the quantizers they find."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from avq.builder.graph.edit import all_nodes, fresh_name, name_nodes, subgraphs
 from avq.builder.graph.fold import fold_constants, lift_constants, remove_identities
 from avq.builder.graph.inputs import drop_listed_initializers
 from avq.builder.graph.opset import opset_of
-from avq.builder.lift.findings import finding
 from avq.builder.lift.grid import Grid
-from avq.types import AnyArray, Finding
+from avq.types import AnyArray
 
 _ROUNDS = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FoundQuantizer:
     """One quantizer: float tensor in, the same tensor rounded to ``grid`` out.
 
     Attributes:
         source, result: tensor names in the copy.
         grid: None where its fault leaves the tensor float.
-        nodes: what does it there, to be taken out.
+        nodes: its nodes, to be removed.
     """
 
     source: str
@@ -36,15 +35,15 @@ class Found:
 
 
 @dataclass
-class Reading:
-    """The copy, with constants folded as far as they go; dialect readers edit and ask it.
+class QuantizedFile:
+    """A copy of the file with folded constants, for dialect readers.
 
     Attributes:
         proto: the copy.
-        opset: of the file as it came.
+        opset: of the original file.
         computed: tensors that folding turned into constants.
         integer_clips: output of a Clip over integers -> (its input, lowest, highest), as the file had it.
-        faults: code -> places, told together at the end.
+        faults: code -> places, reported at the end.
     """
 
     proto: onnx.ModelProto
@@ -55,7 +54,7 @@ class Reading:
     _ranks: dict[str, int] | None = None
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> Reading:
+    def of(cls, model: onnx.ModelProto) -> QuantizedFile:
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
         graph = proto.graph
@@ -78,7 +77,7 @@ class Reading:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the graph again after an edit."""
+        """Rebuild the tables after an edit of the graph."""
         graph = self.proto.graph
         self.nodes = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -116,13 +115,10 @@ class Reading:
         return name
 
     def fault(self, code: str, place: str) -> None:
-        """Note a pitfall at a place; told once, with all its places."""
+        """Collect a pitfall at a place; one finding lists all of its places."""
         places = self.faults.setdefault(code, [])
         if place not in places:
             places.append(place)
-
-    def told(self) -> tuple[Finding, ...]:
-        return tuple(finding(code, places) for code, places in sorted(self.faults.items()))
 
     def nodes_within(self) -> Iterator[tuple[onnx.NodeProto, bool]]:
         """Every node, with whether it lies inside a control-flow body."""
@@ -133,5 +129,5 @@ class Reading:
 
 
 def numpy_kind(tensor: onnx.TensorProto) -> str:
-    """Name of the element type as ONNX says it: "INT8", "UINT4", "FLOAT8E4M3FN"."""
+    """ONNX name of the element type: "INT8", "UINT4", "FLOAT8E4M3FN"."""
     return str(onnx.TensorProto.DataType.Name(tensor.data_type))

@@ -44,8 +44,8 @@ def test_the_corpus_holds_more_than_sixty_files_over_ten_dialects():
 @pytest.mark.parametrize(("dialect", "net"), FILES)
 def test_a_file_is_imported_equal_to_its_source(dialect, net):
     one = _counted(ended(DIALECTS[dialect](NETS[net]()).write()))
-    assert one.ending == "equal", one.parity.said if one.parity else one.codes
-    assert one.parity.exact or dialect in NOT_TO_THE_BIT, one.parity.said
+    assert one.ending == "equal", one.parity.summary if one.parity else one.codes
+    assert one.parity.exact or dialect in NOT_TO_THE_BIT, one.parity.summary
     assert one.imported.foreign.points
 
 

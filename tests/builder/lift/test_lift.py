@@ -46,7 +46,7 @@ def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name):
     rng = np.random.default_rng(0)
     feeds = [{picture.name: rng.uniform(0, 1, picture.shape).astype(np.float32)} for _ in range(2)]
     proof = prove(imported.source, lowered(imported), ENGINE, [(f, f) for f in feeds], threads=2)
-    assert proof.exact, proof.said
+    assert proof.exact, proof.summary
 
 
 def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path):
@@ -179,7 +179,7 @@ def test_a_damaged_plan_is_not_proven(field):
     feeds = [({"x": p}, {"x": p}) for p in pictures(2)]
     proof = prove(imported.source, ours, ENGINE, feeds)
     assert not proof.equal
-    assert "AVQ-Q41" in proof.said
+    assert "AVQ-Q41" in proof.summary
 
 
 def test_a_source_that_cannot_run_is_not_proven():
@@ -190,7 +190,7 @@ def test_a_source_that_cannot_run_is_not_proven():
     broken.graph.node[-1].op_type = "NoSuchOperator"
     proof = prove(broken, lowered(imported), ENGINE, [])
     assert not proof.equal
-    assert "cannot be run" in proof.said
+    assert "cannot be run" in proof.summary
 
 
 def test_one_step_of_the_last_scale_is_a_rounding_and_is_told():
@@ -203,7 +203,7 @@ def test_one_step_of_the_last_scale_is_a_rounding_and_is_told():
     feeds = [({"x": p}, {"x": p}) for p in pictures(2)]
     proof = prove(imported.source, ours.SerializeToString(), ENGINE, feeds, last_step={"out": step})
     assert (proof.equal, proof.exact) == (True, False)
-    assert "within one step" in proof.said
+    assert "within one step" in proof.summary
 
 
 def test_the_same_file_gives_the_same_plan():
