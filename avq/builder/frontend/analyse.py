@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avq import decoders
+from avq.builder.equivalence import normalise_checked
 from avq.builder.frontend.fold_input import fold_input
 from avq.builder.frontend.metadata import (
     PREPROCESS_KEY,
@@ -80,6 +81,7 @@ def analyse_file(
     infer: Infer,
     extra_decoders: Sequence[Decoder] = (),
     imports: bool = False,
+    engine: Engine | None = None,
 ) -> ModelAnalysis:
     """Read, normalise and analyse a model.
 
@@ -91,6 +93,7 @@ def analyse_file(
             one model each.
         extra_decoders: families of plugins, tried after the built-in ones.
         imports: whether quantized files are read too, for strategies that import their quantization.
+        engine: compares the normalised graph with the file in numbers; None leaves that out.
 
     Returns:
         The analysis.
@@ -101,7 +104,7 @@ def analyse_file(
         ConfigError: the preprocessing file is not valid.
     """
     families = (*decoders.builtin_decoders(), *extra_decoders)
-    source, imported = _source(Path(model_path), preprocess, imports=imports)
+    source, imported, unproven = _source(Path(model_path), preprocess, engine, imports=imports)
     graph = source.view
     spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
     messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
@@ -118,19 +121,29 @@ def analyse_file(
         names,
         decoders.head_nodes(folded.view, spec, families),
         (*messages, *chosen.messages),
-        chosen.warnings,
+        (*unproven, *chosen.warnings),
         on_folded_input(imported.foreign, source, folded) if imported is not None else None,
         imported,
     )
 
 
-def _source(path: Path, preprocess: str | None, *, imports: bool) -> tuple[FloatModel, Imported | None]:
+def _source(
+    path: Path, preprocess: str | None, engine: Engine | None, *, imports: bool
+) -> tuple[FloatModel, Imported | None, list[str]]:
+    """The normalised model, the import it comes from, and warnings."""
     proto = read_model(path)
     size = declared_size_px(proto, preprocess) if has_open_size(proto) else None
     if imports and is_quantized(proto):
         imported = import_model(proto, where=path.name, input_size_px=size)
-        return imported.model, imported
-    return normalise(proto, where=path.name, input_size_px=size), None
+        return imported.model, imported, []
+    if engine is None:
+        return normalise(proto, where=path.name, input_size_px=size), None, []
+    model, comparison = normalise_checked(proto, engine, where=path.name, input_size_px=size)
+    if comparison.answer == "equal":
+        text = f"normalised graph equal to the file: {comparison.detail}"
+        return replace(model, messages=(*model.messages, text)), None, []
+    warning = "cannot tell whether the normalised graph computes what the file computes"
+    return model, None, [f"{warning}: {comparison.detail}"]
 
 
 def _head_messages(graph: GraphView, spec: DecoderSpec, *, named: bool) -> list[str]:
@@ -255,6 +268,7 @@ def analyse_model(
             infer=sessions.open,
             extra_decoders=request.families,
             imports=request.imports,
+            engine=request.reference,
         )
     finally:
         sessions.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper, inliner
 
-from avq.builder.graph.edit import name_nodes, prune, sort_nodes
+from avq.builder.graph.edit import all_nodes, name_nodes, prune, sort_nodes, subgraphs
 from avq.builder.graph.fold import fold, fold_norms
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, half_to_float
 from avq.builder.graph.opset import raise_opset
@@ -101,6 +102,10 @@ _QUANTIZED = frozenset(
 )
 
 
+#: Names of steps of `normalise` with the graph after each.
+Trace = list[tuple[str, onnx.ModelProto]]
+
+
 @dataclass(frozen=True)
 class FloatModel:
     """A normalised float network.
@@ -142,16 +147,20 @@ def normalise(
     where: str = "model",
     input_size_px: tuple[int, int] | None = None,
     marked: bool = False,
+    converter: bool = True,
+    trace: Trace | None = None,
 ) -> FloatModel:
     """The normalised form of a parsed model, which is left as it is.
 
-    ``marked`` says that an import put its marks where quantizers stood; without it they are refused.
+    ``marked`` means that an import put its marks where quantizers stood; without it they are refused.
+    ``converter`` False raises old operator sets by avq's adapters alone. ``trace`` receives the graph after
+    each step with the step's name.
 
     One picture input of static shape, opset >= 17, constants and shapes folded, batch normalisation in its
     convolution, unique node names, topological order, shapes inferred.
     """
     try:
-        return _checked(model, input_size_px, marked=marked)
+        return _checked(model, input_size_px, marked=marked, converter=converter, trace=trace)
     except ModelError as error:
         raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
     except Exception as error:  # a damaged file can break any assumption; people get words, not a traceback
@@ -160,7 +169,14 @@ def normalise(
         raise ModelError(f"{where}: the graph is damaged or not valid", seen=seen, fix=fix) from error
 
 
-def _checked(model: onnx.ModelProto, input_size_px: tuple[int, int] | None, *, marked: bool) -> FloatModel:
+def _checked(
+    model: onnx.ModelProto,
+    input_size_px: tuple[int, int] | None,
+    *,
+    marked: bool,
+    converter: bool,
+    trace: Trace | None,
+) -> FloatModel:
     found = () if marked else quantized_ops(model)
     if found:
         raise ModelError(
@@ -170,26 +186,63 @@ def _checked(model: onnx.ModelProto, input_size_px: tuple[int, int] | None, *, m
         )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return _normalised(copy, input_size_px)
+    return _normalised(copy, input_size_px, converter=converter, trace=trace)
 
 
-def _normalised(model: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> FloatModel:
+def _normalised(
+    model: onnx.ModelProto, input_size_px: tuple[int, int] | None, *, converter: bool, trace: Trace | None
+) -> FloatModel:
+    def note(step: str) -> None:
+        if trace is not None:
+            snapshot = onnx.ModelProto()
+            snapshot.CopyFrom(model)
+            trace.append((step, snapshot))
+
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        model = inline_functions(model)
+        note("inlining functions")
     drop_listed_initializers(model.graph)
     model.ir_version = max(model.ir_version, 8)
     name_nodes(model.graph)
     sort_nodes(model.graph)
     messages = half_to_float(model)
-    model, raised = raise_opset(model)
+    note("turning float16 into float32")
+    model, raised = raise_opset(model, converter=converter)
+    note("raising the operator set")
     messages += raised + fix_inputs(model.graph, input_size_px)
+    note("fixing the input")
     declared = {o.name: tensor_view(o).shape for o in model.graph.output}
     model = fold(model)
+    note("folding constants")
     folded = fold_norms(model.graph)
     if folded:
         messages.append(f"{folded} normalisation nodes folded into convolutions")
+        note("folding normalisation")
         model = fold(model)
     return _finished(model, messages, declared)
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions; defaults of their attributes are written at each call first.
+
+    ``onnx.inliner`` takes a missing attribute for absent, so the operator's own default would replace the
+    function's.
+    """
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    for nodes in (all_nodes(model.graph), *(_function_nodes(f) for f in model.functions)):
+        for node in nodes:
+            function = functions.get((node.domain, node.op_type, node.overload))
+            given = {item.name for item in node.attribute}
+            if function is not None:
+                node.attribute.extend(d for d in function.attribute_proto if d.name not in given)
+    return inliner.inline_local_functions(model)
+
+
+def _function_nodes(function: onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    for node in function.node:
+        yield node
+        for body in subgraphs(node):
+            yield from all_nodes(body)
 
 
 def _finished(

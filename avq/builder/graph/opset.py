@@ -29,7 +29,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def raise_opset(model: onnx.ModelProto, *, converter: bool = True) -> tuple[onnx.ModelProto, list[str]]:
     """The model at opset >= 17 with a message when that changed it.
 
     Raises:
@@ -45,6 +45,8 @@ def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
             fix=f"export it again with opset {MIN_OPSET} or newer",
         )
     message = f"operator set raised from {version} to {MIN_OPSET}"
+    if not converter:
+        return _by_hand(model, version, RuntimeError("the converter is not used")), [message]
     try:
         with suppress_output(STANDARD_ERROR):
             raised = version_converter.convert_version(model, MIN_OPSET)
@@ -186,6 +188,15 @@ def _roi_align(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
         node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "output_half_pixel"))
 
 
+def _dropout(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Dropout changes nothing at inference; its mask, which says so too, has no form here."""
+    if len(node.output) > 1 and node.output[1]:
+        return
+    node.op_type = "Identity"
+    drop_attributes(node, "ratio", "is_test", "seed")
+    del node.output[1:], node.input[1:]
+
+
 def _renamed(op: str) -> Adapter:
     def change(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
         node.op_type = op
@@ -197,6 +208,8 @@ def _renamed(op: str) -> Adapter:
 _ADAPTERS: dict[str, tuple[int, Adapter]] = {
     "BatchNormalization": (14, _batch_norm),
     "Clip": (11, _clip),
+    "Dropout": (12, _dropout),
+    "Hardmax": (13, _softmax),
     "LogSoftmax": (13, _softmax),
     "Pad": (11, _pad),
     "ReduceSum": (13, _to_input("axes", 1)),

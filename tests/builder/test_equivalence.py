@@ -1,0 +1,268 @@
+"""Generated graphs: the normalised one computes what the file computes, or the build refuses it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, inliner, numpy_helper
+
+from avq.builder.equivalence import TOLERANCE, compare_graphs, normalise_checked
+from avq.builder.graph import model as normalising
+from avq.builder.graph import opset as raising
+from avq.builder.graph.edit import attribute
+from avq.builder.graph.model import normalise
+from avq.engines import engine_by_name
+from avq.errors import ModelError
+
+ENGINE = engine_by_name("onnxruntime")
+OPSETS = range(7, 24)
+RNG = np.random.default_rng(5)
+WEIGHT = RNG.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32)
+
+Node = onnx.NodeProto
+Case = tuple[str, onnx.ModelProto]
+
+
+def graph_of(
+    nodes: list[Node], opset: int, arrays: dict[str, Any] | None = None, outputs: int = 1
+) -> onnx.ModelProto:
+    """Conv from x (1, 3, 16, 16) to c (1, 4, 16, 16), then ``nodes`` to y0, y1, ..."""
+    weights = {"w": WEIGHT, **(arrays or {})}
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4, name="conv"), *nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_empty_tensor_value_info(f"y{i}") for i in range(outputs)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    for i, output in enumerate(graph.output):
+        model.graph.output[i].CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None))
+    return model
+
+
+def resizes(opset: int) -> Iterator[Case]:
+    for mode in ("nearest", "linear"):
+        for scale in (2.0, 1.25, 0.5):
+            scales = np.array([1, 1, scale, scale], np.float32)
+            name = f"{mode} x{scale} opset {opset}"
+            if opset < 9:
+                node = helper.make_node("Upsample", ["c"], ["y0"], mode=mode, scales=scales.tolist())
+                if scale >= 1:
+                    yield f"Upsample {name}", graph_of([node], opset)
+            elif opset == 9:
+                node = helper.make_node("Upsample", ["c", "s"], ["y0"], mode=mode)
+                if scale >= 1:
+                    yield f"Upsample {name}", graph_of([node], opset, {"s": scales})
+            elif opset == 10:
+                node = helper.make_node("Resize", ["c", "s"], ["y0"], mode=mode)
+                yield f"Resize {name}", graph_of([node], opset, {"s": scales})
+            else:
+                node = helper.make_node("Resize", ["c", "", "s"], ["y0"], mode=mode)
+                yield f"Resize {name}", graph_of([node], opset, {"s": scales})
+
+
+def softmaxes(opset: int) -> Iterator[Case]:
+    for op in ("Softmax", "LogSoftmax", "Hardmax"):
+        for axis in (1, 2, 3, -1) if opset >= 11 else (1, 2, 3):
+            node = helper.make_node(op, ["c"], ["y0"], axis=axis)
+            yield f"{op} axis {axis} opset {opset}", graph_of([node], opset)
+        yield f"{op} default opset {opset}", graph_of([helper.make_node(op, ["c"], ["y0"])], opset)
+
+
+def others(opset: int) -> Iterator[Case]:
+    for op in ("Relu", "Sigmoid", "HardSigmoid", "Elu", "Softplus", "GlobalAveragePool"):
+        yield f"{op} opset {opset}", graph_of([helper.make_node(op, ["c"], ["y0"])], opset)
+    stats = {"g": RNG.random(4), "b": RNG.random(4), "m": RNG.random(4), "v": RNG.random(4)}
+    node = helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["y0"], epsilon=1e-3)
+    arrays = {name: value.astype(np.float32) for name, value in stats.items()}
+    yield f"BatchNormalization opset {opset}", graph_of([node], opset, arrays)
+    if opset < 11:
+        yield (
+            f"Clip opset {opset}",
+            graph_of([helper.make_node("Clip", ["c"], ["y0"], min=0.0, max=0.4)], opset),
+        )
+        pad = helper.make_node("Pad", ["c"], ["y0"], pads=[0, 0, 1, 1, 0, 0, 1, 1], value=0.3)
+        yield f"Pad opset {opset}", graph_of([pad], opset)
+    if opset < 13:
+        split = helper.make_node("Split", ["c"], ["y0", "y1"], axis=1, split=[1, 3])
+        yield f"Split opset {opset}", graph_of([split], opset, outputs=2)
+        reduced = helper.make_node("ReduceSum", ["c"], ["y0"], axes=[2], keepdims=0)
+        yield f"ReduceSum opset {opset}", graph_of([reduced], opset)
+    if opset >= 10:
+        nodes = [
+            helper.make_node("Flatten", ["c"], ["flat"]),
+            helper.make_node("TopK", ["flat", "k"], ["y0", "places"], name="top"),
+            helper.make_node(
+                "GatherElements" if opset >= 11 else "Gather", ["flat", "places"], ["y1"], axis=1
+            ),
+        ]
+        yield f"TopK opset {opset}", graph_of(nodes, opset, {"k": np.array([7], np.int64)}, outputs=2)
+    if opset < 12:
+        yield (
+            f"Dropout opset {opset}",
+            graph_of([helper.make_node("Dropout", ["c"], ["y0"], ratio=0.5)], opset),
+        )
+
+
+def function_model(op: str, default: onnx.AttributeProto, nested: bool = False) -> onnx.ModelProto:
+    """A call of a local function that leaves the attribute to the function's default."""
+    inner = helper.make_node(
+        op, ["a"], ["b"], **({"kernel_shape": [3, 3], "pads": [1] * 4} if op == "MaxPool" else {})
+    )
+    reference = inner.attribute.add()
+    reference.name = reference.ref_attr_name = default.name
+    reference.type = default.type
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("pkg", 1)]
+    functions = [helper.make_function("pkg", "Inner", ["a"], ["b"], [inner], opsets[:1], [], [default])]
+    if nested:
+        call = helper.make_node("Inner", ["a"], ["b"], domain="pkg")
+        functions.append(helper.make_function("pkg", "Outer", ["a"], ["b"], [call], opsets))
+    model = graph_of([helper.make_node("Outer" if nested else "Inner", ["c"], ["y0"], domain="pkg")], 17)
+    model.opset_import.append(helper.make_opsetid("pkg", 1))
+    model.functions.extend(functions)
+    return model
+
+
+def functions() -> Iterator[Case]:
+    defaults = {
+        "LeakyRelu": ("alpha", 0.25), "Elu": ("alpha", 0.3), "MaxPool": ("strides", [2, 2]), "Softmax": ("axis", 1),
+        "Hardmax": ("axis", 2), "ReduceMax": ("keepdims", 0),
+    }  # fmt: skip
+    for op, (name, value) in defaults.items():
+        for nested in (False, True):
+            yield f"{op} nested {nested}", function_model(op, helper.make_attribute(name, value), nested)
+
+
+CASES = [
+    *(case for opset in OPSETS for cases in (resizes, softmaxes, others) for case in cases(opset)),
+    *functions(),
+]
+
+
+def loads(model: onnx.ModelProto) -> bool:
+    """False for operators that this onnxruntime does not have in the opset."""
+    inputs = [np.zeros((1, 3, 16, 16), np.float32)]
+    return compare_graphs(model, model, ENGINE, pictures=inputs).answer == "equal"
+
+
+def test_there_are_over_four_hundred_graphs():
+    assert len(CASES) >= 400
+
+
+@pytest.mark.slow
+def test_every_normalised_graph_computes_what_its_file_computes():
+    refused, checked = [], 0
+    for name, model in CASES:
+        if not loads(model):
+            continue
+        checked += 1
+        try:
+            normal, result = normalise_checked(model, ENGINE)
+        except ModelError:
+            refused.append(name)
+            continue
+        assert result.answer == "equal", (name, result)
+        again = compare_graphs(model, normal.proto, ENGINE)
+        assert again.difference <= TOLERANCE, (name, again)
+    assert checked >= 380
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [c for c in CASES if "Upsample linear" in c[0] or "Resize linear" in c[0]][:4]
+)
+def test_the_converter_changes_old_resizes_and_that_is_found(name: str, case: onnx.ModelProto):
+    converted = normalise(case)
+    assert compare_graphs(case, converted.proto, ENGINE).answer == "different", name
+    kept, result = normalise_checked(case, ENGINE)
+    assert result.answer == "equal"
+    assert any("adapters" in message for message in kept.messages)
+
+
+def failing(model: onnx.ModelProto) -> str:
+    with pytest.raises(ModelError) as caught:
+        normalise_checked(model, ENGINE)
+    return f"{caught.value.what} {caught.value.seen}"
+
+
+def test_lost_defaults_of_functions_are_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(normalising, "inline_functions", inliner.inline_local_functions)
+    for name, model in functions():
+        assert "inlining functions" in failing(model), name
+
+
+def test_a_wrong_adapter_is_found(monkeypatch: pytest.MonkeyPatch):
+    """Without the adapter for asymmetric sampling neither way raises the operator set rightly."""
+
+    def half_pixel(graph: onnx.GraphProto, node: Node) -> None:
+        raising._resize(graph, node)
+        for item in node.attribute:
+            if item.name == "coordinate_transformation_mode":
+                item.s = b"half_pixel"
+
+    monkeypatch.setitem(raising._ADAPTERS, "Resize", (11, half_pixel))
+    case = next(model for name, model in CASES if name == "Resize linear x1.25 opset 10")
+    text = failing(case)
+    assert "raising the operator set" in text and "Resize" in text
+
+
+@pytest.mark.parametrize("step", ["fold", "fold_norms"])
+def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch, step: str):
+    """A fold that damages the convolution's weights by one percent is named."""
+    real: Callable[..., Any] = getattr(normalising, step)
+
+    def damaged(first: Any) -> Any:
+        result = real(first)
+        graph = first if step == "fold_norms" else result.graph
+        for tensor in graph.initializer:
+            if tensor.name == "w" or list(tensor.dims) == [4, 3, 3, 3]:
+                tensor.CopyFrom(
+                    numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
+                )
+        return result
+
+    monkeypatch.setattr(normalising, step, damaged)
+    case = next(model for name, model in CASES if name == "BatchNormalization opset 17")
+    assert "fold" in failing(case)
+
+
+def test_random_operators_and_files_that_do_not_load_are_unknown():
+    noise = helper.make_node("RandomNormalLike", ["c"], ["y0"])
+    assert compare_graphs(graph_of([noise], 17), graph_of([noise], 17), ENGINE).answer == "unknown"
+    strange = graph_of([helper.make_node("Nonexistent", ["c"], ["y0"], domain="com.example")], 17)
+    plain = graph_of([helper.make_node("Relu", ["c"], ["y0"])], 17)
+    result = compare_graphs(strange, plain, ENGINE)
+    assert result.answer == "unknown" and result.detail
+
+
+def test_near_equal_scores_may_be_chosen_in_another_order():
+    """The choice of the file is given to the graph: a swap of near-equal values is no difference."""
+    nodes = [
+        helper.make_node("Flatten", ["c"], ["flat"]),
+        helper.make_node("Add", ["flat", "tiny"], ["scores"], name="add"),
+        helper.make_node("TopK", ["scores", "k"], ["y0", "places"], name="top"),
+        helper.make_node("GatherElements", ["index", "places"], ["y1"], axis=1),
+    ]
+    arrays = {
+        "w": np.zeros_like(WEIGHT),
+        "k": np.array([900], np.int64),
+        "index": np.arange(1024, dtype=np.float32)[None],
+        "tiny": 1.0 + RNG.random((1, 1024)).astype(np.float32) * 1e-7,
+    }
+    source = graph_of(nodes, 17, arrays, outputs=2)
+    arrays["tiny"] = 1.0 + RNG.random((1, 1024)).astype(np.float32) * 1e-7
+    assert compare_graphs(source, graph_of(nodes, 17, arrays, outputs=2), ENGINE).answer == "equal"
+    arrays["tiny"] = arrays["tiny"] + np.float32(0.01) * RNG.random((1, 1024)).astype(np.float32)
+    assert compare_graphs(source, graph_of(nodes, 17, arrays, outputs=2), ENGINE).answer == "different"
+
+
+def test_the_default_of_a_function_stands_at_the_call():
+    model = function_model("LeakyRelu", helper.make_attribute("alpha", 0.25))
+    inlined = normalising.inline_functions(model)
+    leaky = next(node for node in inlined.graph.node if node.op_type == "LeakyRelu")
+    assert attribute(leaky, "alpha") == pytest.approx(0.25)
