@@ -1,7 +1,7 @@
-"""Recorded drives as regression tests: replay a log exactly, compare with a reference, say what changed.
+"""Recorded drives as regression tests: replay a log exactly, compare with a reference, report the differences.
 
-``avq.replay.run.replay`` is the heart; everything else compares, keeps or shows what it returns. The names here
-are loaded when they are used: pytest imports this package on every start, for its plugin.
+``avq.replay.run.replay`` does the work; the other modules compare, store or show its result. The names here are
+loaded on use, because pytest imports this package on every start, for its plugin.
 """
 
 from __future__ import annotations

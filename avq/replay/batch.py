@@ -1,4 +1,7 @@
-"""Many replays at once: logs times bundles, over the workers of a pool, each result kept as soon as it is there."""
+"""``avq replay``: one log with one bundle, or every log with every bundle in a worker pool.
+
+Each result of a batch is stored as soon as it is complete, so an interrupted batch can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,16 @@ from avq.replay.outcome import Outcome
 from avq.replay.report import COMMENT, PAGE
 from avq.sources.uri import local_path
 
-# Many replays as one answer and one report.
-
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Merged:
-    """Rows of replays, in the order they were asked for.
+class BatchResult:
+    """Results of many replays, in the order of the request.
 
     Attributes:
-        rows: the keys of ``avq replay --json``, with ``yes`` and ``error``.
-        files: of the report, by kind.
+        rows: per replay the keys of ``avq replay --json``, with ``yes`` and ``error``.
+        files: files of the report, by kind; None without a report.
     """
 
     rows: tuple[Row, ...]
@@ -53,13 +54,13 @@ class Merged:
 
     @property
     def headline(self) -> str:
-        said = [f"{len(self.rows)} replays"]
-        said += [f"{len(self.changed)} with differences"] if self.changed else ["none with differences"]
-        said += [f"{len(self.failed)} failed"] if self.failed else []
-        return ", ".join(said)
+        parts = [f"{len(self.rows)} replays"]
+        parts += [f"{len(self.changed)} with differences"] if self.changed else ["none with differences"]
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        return ", ".join(parts)
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``avq replay --json`` over all, and every replay's own below ``replays``."""
+        """Return the keys of ``avq replay --json`` over all replays, and those of each below ``replays``."""
         done = [row for row in self.rows if row["error"] is None]
         compared = [row["identical"] for row in done if row["identical"] is not None]
         return {
@@ -84,7 +85,7 @@ class Merged:
         return [("Replays", self.listing())]
 
     def listing(self) -> list[dict[str, object]]:
-        """One row per replay, what is not fine first."""
+        """Return one row per replay; failures first, then differences."""
         order = sorted(self.rows, key=lambda row: (row["error"] is None, row["yes"]))
         return [
             {
@@ -102,8 +103,8 @@ class Merged:
     def footer(self) -> list[str]:
         return [*(f"{kind}: {path}" for kind, path in (self.files or {}).items()), self.headline]
 
-    def written(self, folder: Path) -> Merged:
-        """One page and one comment over all; each replay's own report lies in a folder beside them."""
+    def with_report(self, folder: Path) -> BatchResult:
+        """Write one page and one comment over all replays; the report of each is in a subfolder."""
         files = {"page": folder / PAGE, "comment": folder / COMMENT}
         atomic_write(files["page"], self._page())
         atomic_write(files["comment"], self._comment())
@@ -120,7 +121,7 @@ class Merged:
         ]
         sections = [
             section("At a glance", key_figures(facts)),
-            section("Every replay", table(self.listing()), lead="What is not fine comes first."),
+            section("Every replay", table(self.listing()), lead="Failures come first, then differences."),
         ]
         return page("avq replay", Headline(self.headline, tone, reasons), sections)
 
@@ -136,17 +137,17 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _digest(rows: Sequence[Row], key: str) -> str:
-    """One digest over those of all replays, in order."""
+    """Return one digest over those of all replays, in order."""
     return hashlib.sha256("\n".join(str(row[key]) for row in rows).encode()).hexdigest()
 
 
-#: Finished replays of an interrupted run, below the folder of the report.
+#: Subfolder of the report for the rows of finished replays.
 ROWS = "rows"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One log with one bundle; plain data with absolute paths, for a worker on any machine that sees them.
+    """One log with one bundle: plain data with absolute paths, for a worker on any machine with those files.
 
     Attributes:
         options: the other arguments of ``replay_log``.
@@ -170,36 +171,43 @@ def replay_many(
     report_folder: Path | None,
     report: Reporter,
     **options: Any,
-) -> Merged:
-    """Every log with every bundle, in this order whatever finishes first.
+) -> BatchResult:
+    """Replay every log with every bundle; the results have this order.
 
-    A replay that fails, or whose workers died every time, is a row that says why; the others go on. With a report
-    folder finished rows are kept there, and starting again takes up where the last run stopped.
+    A replay that fails, or whose workers all died, is a row with ``error``; the others continue. With a report
+    folder, finished rows are stored there, and the same call resumes an interrupted batch.
 
     Args:
+        logs: paths or URIs.
+        bundles: bundle folders.
+        pool: runs the replays.
+        report_folder: None writes no report.
+        report: progress and warnings.
         options: the other arguments of ``replay_log``; baselines are folders of references, or a bundle.
     """
     jobs = [
         Job(absolute(log), bundle.resolve(), _folder(report_folder, number, log), tuple(options.items()))
         for number, (log, bundle) in enumerate((log, bundle) for log in logs for bundle in bundles)
     ]
-    kept = _Kept(report_folder)
-    rows = {job: row for job in jobs if (row := kept.get(job)) is not None}
+    cache = _RowCache(report_folder)
+    rows = {job: row for job in jobs if (row := cache.get(job)) is not None}
     if rows:
-        report.message(f"{len(rows)} of {len(jobs)} replays are there from the last run")
+        report.message(f"{len(rows)} of {len(jobs)} replays are complete from the last run")
     missing = [job for job in jobs if job not in rows]
-    done = _with_jobs(missing, pool.map(run_job, missing, on_lost=_lost))
+    done: Iterator[tuple[Job, dict[str, Any]]] = zip(
+        missing, pool.map(run_job, missing, on_lost=_lost), strict=True
+    )
     for job, row in report.track(done, "replays", len(missing)):
-        kept.put(job, row)
+        cache.put(job, row)
         rows[job] = row
         if row["error"] is not None:
             report.warning(f"{job.name}: {row['error']['what']}")
-    merged = Merged(tuple(rows[job] for job in jobs))
-    return merged if report_folder is None else merged.written(report_folder)
+    result = BatchResult(tuple(rows[job] for job in jobs))
+    return result if report_folder is None else result.with_report(report_folder)
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """One row: the keys of ``avq replay --json``, ``yes`` and ``error``. Raises nothing that is about the job."""
+    """Run one replay and return its row; errors of the replay become its ``error``."""
     head = {"log": job.log, "bundle_path": str(job.bundle), "error": None}
     try:
         outcome = replay_log(
@@ -212,7 +220,7 @@ def run_job(job: Job) -> dict[str, Any]:
         )
     except AvqError as error:
         return head | _failure(error.what, error.seen, error.fix)
-    except Exception as error:  # one log must not end the night; the row says what it was
+    except Exception as error:  # one log must not end the batch; the row names the error
         return head | _failure(f"the replay failed: {error!r}", "a bug", "replay this log alone")
     answer: dict[str, Any] = json.loads(json.dumps(outcome.summary(), default=str))
     return answer | head | {"yes": outcome.passed, "headline": outcome.headline}
@@ -227,12 +235,8 @@ def _failure(what: str, seen: str, fix: str) -> dict[str, Any]:
     return {"yes": False, "headline": what, "error": {"what": what, "seen": seen, "fix": fix}}
 
 
-def _with_jobs(jobs: Sequence[Job], rows: Iterator[dict[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    return zip(jobs, rows, strict=True)
-
-
 def absolute(log: str) -> str:
-    """Workers start in folders of their own."""
+    """Return the log's URI with an absolute path: workers start in another folder."""
     if "://" in log:
         return log
     path = local_path(log)
@@ -244,8 +248,8 @@ def _folder(root: Path | None, number: int, log: str) -> Path | None:
     return None if root is None else root.resolve() / f"{number:04d}_{stem}"
 
 
-class _Kept:
-    """Rows on disk by what they depend on: log, bundle, options. Failed ones are tried again."""
+class _RowCache:
+    """Finished rows on disk, by the digest of log, bundle and options. Failed replays are repeated."""
 
     def __init__(self, report_folder: Path | None) -> None:
         self._folder = None if report_folder is None else report_folder / ROWS
@@ -254,7 +258,9 @@ class _Kept:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(
-                    f"{report_folder} cannot be made", seen=str(error), fix="choose another --report"
+                    f"the folder {report_folder} cannot be created",
+                    seen=str(error),
+                    fix="choose another --report",
                 ) from None
 
     def get(self, job: Job) -> dict[str, Any] | None:
@@ -281,11 +287,8 @@ class _Kept:
             return None
         files = [local_path(job.log), *(value for _, value in job.options if isinstance(value, Path))]
         stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files if p.is_file()]
-        told = [job.log, bundle, str(job.options), str(job.report_folder), *stamps]
-        return self._folder / f"{hashlib.sha256('|'.join(told).encode()).hexdigest()[:32]}.json"
-
-
-# ``avq replay``: one log with one bundle, or every log with every bundle over a pool.
+        key = [job.log, bundle, str(job.options), str(job.report_folder), *stamps]
+        return self._folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.json"
 
 
 def run_replay(
@@ -299,8 +302,20 @@ def run_replay(
     host: PluginHost,
     report: Reporter,
     **options: Any,
-) -> Outcome | Merged | Mined:
-    """``options`` are the other arguments of ``replay_log``. Raises what it raises."""
+) -> Outcome | BatchResult | Mined:
+    """Run the command: one replay, a batch, or mining.
+
+    Args:
+        logs: paths or URIs.
+        bundles: bundle folders.
+        ray: the flag ``--ray``; None works in this process.
+        mine_folder: folder of the mined set; None replays.
+        mine_count: number of frames to mine.
+        licence: licence of the mined pictures.
+        host: plugins.
+        report: progress and warnings.
+        options: the other arguments of ``replay_log``, which names the errors raised.
+    """
     if mine_folder is not None:
         _check_mining(bundles, options)
         with worker_pool(ray) as pool:
@@ -327,36 +342,36 @@ def _check(logs: Sequence[str], bundles: Sequence[Path], options: dict[str, Any]
     baseline = options["baseline"]
     if baseline is not None and baseline.suffix.lower() == ".mcap" and len(logs) > 1:
         raise RequestError(
-            "one reference cannot be that of several logs",
+            "--baseline with several logs needs a folder of references",
             seen=f"--baseline {baseline}, {len(logs)} logs",
-            fix="name a folder: it keeps one reference per log",
+            fix="name a folder: it holds one reference per log",
         )
     if options["accept"] and len(bundles) > 1:
         raise RequestError(
-            "one bundle's replay can be the reference",
+            "--accept needs exactly one bundle",
             seen=f"--accept with {len(bundles)} bundles",
-            fix="accept with the bundle that is known to be right",
+            fix="name only the bundle that is known to be correct",
         )
 
 
 def _check_mining(bundles: Sequence[Path], options: dict[str, Any]) -> None:
     if len(bundles) > 1:
         raise RequestError(
-            "frames are mined for one bundle",
+            "--mine needs exactly one bundle",
             seen=f"{len(bundles)} bundles",
-            fix="name the other one with --baseline: frames they disagree about are mined",
+            fix="name the second one with --baseline: frames on which they disagree are mined",
         )
     baseline = options["baseline"]
     if baseline is not None and not is_bundle(baseline):
         raise RequestError(
-            "mining compares with a bundle",
+            "--baseline of --mine must be a bundle",
             seen=f"--baseline {baseline}",
-            fix="name a bundle, or leave it out: then the bundle is compared with its own float network",
+            fix="name a bundle, or leave it out to compare with the bundle's own float network",
         )
     for flag in ("accept", "report_folder"):
         if options[flag]:
             raise RequestError(
-                "mining writes a set and nothing else",
+                f"--mine cannot be combined with --{flag.partition('_')[0]}",
                 seen=f"--mine and --{flag.partition('_')[0]}",
-                fix="ask for the report or the reference in a second call",
+                fix="write the report or the reference in a second call",
             )

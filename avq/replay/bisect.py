@@ -1,4 +1,4 @@
-"""``avq bisect``: which groups of a plan cause a difference on a log, and where it shows most."""
+"""``avq bisect``: find the groups of a plan that cause a difference on a log, by delta debugging."""
 
 from __future__ import annotations
 
@@ -20,50 +20,52 @@ from avq.replay.result import ReplayResult
 from avq.replay.run import ReplayRequest, replay
 from avq.replay.verdict import judge
 
-# Which of many parts cause something, by halving: the search of ``avq bisect``, pure.
+#: Whether a set of changes reproduces the difference.
+Reproduces = Callable[[frozenset[int]], bool]
 
-Shows = Callable[[frozenset[int]], bool]
 
+def delta_debugging(candidates: Sequence[int], reproduces: Reproduces) -> list[int]:
+    """Find a minimal set of candidates that reproduces the difference.
 
-def smallest_cause(candidates: Sequence[int], shows: Shows) -> list[int]:
-    """A set of candidates that shows it together, none of which can be left out.
+    The result is minimal: no candidate of it can be left out. One cause among n costs about log2(n) + 1 tests; every
+    further candidate that only counts together with it costs as many again.
 
-    ``shows`` must be true of all candidates together and false of none; more of them are assumed to show it at
-    least as well. One culprit among n costs about log2(n) + 1 questions; every further one that only counts
-    together with it costs as many again.
+    Args:
+        candidates: changes, in order.
+        reproduces: true for all candidates, false for none; supersets of a set that reproduces also do.
     """
     fixed: frozenset[int] = frozenset()
     end = len(candidates)
     while True:
-        end = _last_needed(candidates, end, fixed, shows)
+        end = _last_needed(candidates, end, fixed, reproduces)
         fixed |= {candidates[end - 1]}
-        if end == 1 or shows(fixed):
+        if end == 1 or reproduces(fixed):
             return sorted(fixed)
         end -= 1
 
 
-def _last_needed(candidates: Sequence[int], end: int, fixed: frozenset[int], shows: Shows) -> int:
-    """The shortest beginning, of at most ``end``, that shows it together with ``fixed``."""
+def _last_needed(candidates: Sequence[int], end: int, fixed: frozenset[int], reproduces: Reproduces) -> int:
+    """Return the length of the shortest prefix, at most ``end``, that reproduces together with ``fixed``."""
     low = 0
     while end - low > 1:
         middle = (low + end) // 2
-        if shows(fixed | frozenset(candidates[:middle])):
+        if reproduces(fixed | frozenset(candidates[:middle])):
             end = middle
         else:
             low = middle
     return end
 
 
-#: A mixture shows the difference when it does this much of the damage of the whole bad plan.
+#: A mixed plan reproduces the difference at this share of the damage of the whole bad plan.
 SHARE = 0.5
 _REFERENCE = "onnxruntime"
-#: Independent causes that are looked for, strongest beginnings of the graph first.
-_MOST = 4
+#: Largest number of independent causes.
+_MAX_CAUSES = 4
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Groups that show the difference together, none of which can be left out; ``damage`` is theirs alone."""
+    """A minimal set of groups that reproduces the difference; ``damage`` is that of these groups alone."""
 
     groups: tuple[Group, ...]
     damage: float
@@ -71,13 +73,18 @@ class Cause:
 
 @dataclass(frozen=True)
 class Bisection:
-    """The answer.
+    """Result of ``avq bisect``.
 
     Attributes:
-        damage: of the bad plan against the good one; see ``damage_of``.
-        rest: damage of the bad plan without the causes' groups.
-        replays: of the log, both ends included.
+        mixer: the two plans, and the groups in which they differ.
+        log: path or URI.
+        damage: damage of the bad plan against the good one; see ``damage_of``.
+        causes: independent causes, in order of discovery.
+        rest: damage of the bad plan without the groups of the causes.
+        replays: number of replays of the log, both plans included.
         worst: the frame where the causes differ most from the good plan; None without a difference.
+        seconds: wall time.
+        files: files of the report, by kind.
     """
 
     mixer: PlanMixer
@@ -92,19 +99,19 @@ class Bisection:
 
     @property
     def passed(self) -> bool:
-        """A difference was explained, or there was none to explain."""
+        """Whether a cause was found, or there is no difference."""
         return not self.damage or bool(self.causes)
 
     @property
     def headline(self) -> str:
         if not self.damage:
-            return "the two plans answer alike on this log"
+            return "no difference between the two plans on this log"
         named = "; ".join(" with ".join(g.name for g in cause.groups) for cause in self.causes)
         share = sum(cause.damage for cause in self.causes) / self.damage
         return f"caused by {named}: {share:.0%} of the difference, found in {self.replays} replays"
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``avq bisect --json``."""
+        """Return the keys of ``avq bisect --json``."""
         return {
             "log": self.log,
             "good": str(self.mixer.good.path),
@@ -118,7 +125,7 @@ class Bisection:
                 {
                     "group": group.name,
                     "nodes": list(group.nodes),
-                    "differences": _told(group),
+                    "differences": _difference_rows(group),
                     "damage": c.damage,
                 }
                 for c in self.causes
@@ -133,27 +140,30 @@ class Bisection:
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         rows: list[dict[str, object]] = [
-            {"group": group.name, **row} for c in self.causes for group in c.groups for row in _told(group)
+            {"group": group.name, **row}
+            for c in self.causes
+            for group in c.groups
+            for row in _difference_rows(group)
         ]
-        books = {
+        totals = {
             "groups": len(self.mixer.groups),
             "differing": len(self.mixer.differing),
             "replays": self.replays,
             "damage": round(self.damage, 4),
             "without the causes": round(self.rest, 4),
         }
-        found: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Bisected", [books])]
+        tables: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Bisected", [totals])]
         if rows:
-            found.append(("What the causes say differently", rows))
+            tables.append(("Plan differences of the causes", rows))
         if self.worst is not None:
-            found.append(("The frame that shows it most", [_frame(self.worst)]))
-        return found
+            tables.append(("Frame with the largest difference", [_frame(self.worst)]))
+        return tables
 
     def footer(self) -> list[str]:
         return [*(f"{kind}: {path}" for kind, path in self.files.items()), self.headline]
 
 
-def _told(group: Group) -> list[dict[str, str]]:
+def _difference_rows(group: Group) -> list[dict[str, str]]:
     return [{"where": d.where, "field": d.field, "good": d.a, "bad": d.b} for d in group.differences]
 
 
@@ -169,7 +179,7 @@ def _frame(pair: FramePair) -> dict[str, Any]:
 
 
 def damage_of(good: ReplayResult, other: ReplayResult) -> float:
-    """Per frame: scores of boxes that came or went, class flips, shifts of score and place; 0 for the same bits."""
+    """Return the mean ``badness`` of the frames: lost and new scores, class flips, shifts; 0 for identical runs."""
     pairs = pair_frames(good.detections, other.detections)
     return sum(pair.badness for pair in pairs) / len(pairs)
 
@@ -184,55 +194,67 @@ def bisect(
     host: PluginHost,
     report: Reporter,
 ) -> Bisection:
-    """Replay mixtures of the two plans, and halve until the groups that cause the difference are left.
+    """Replay mixtures of two plans and find the groups that cause the difference.
+
+    Args:
+        log: path or URI.
+        good: bundle with the good plan.
+        bad: bundle with the bad plan.
+        frames: stop each replay after so many frames; None replays the whole log.
+        report_folder: folder of a report on the causes; None writes none.
+        host: plugins.
+        report: progress.
 
     Raises:
-        RequestError: the bundles are not of one network, or cannot be taken apart.
-        DataError: the log cannot be read. BundleError: a bundle is damaged.
-        MachineError: onnxruntime or the bundles' engine is missing.
+        RequestError: the bundles are of different networks, or their plans cannot be mixed.
+        DataError: the log cannot be read.
+        BundleError: a bundle is damaged.
+        MachineError: onnxruntime or the engine of the bundles is missing.
     """
-    began_s = time.monotonic()
+    start_s = time.monotonic()
     mixer = open_plan_mixer(good, bad, _reference(host))
     with tempfile.TemporaryDirectory() as folder:
-        tried = _Mixtures(mixer, log, frames, Path(folder), host, report)
-        everything = frozenset(range(len(mixer.differing)))
-        total = tried.damage(everything) if everything else 0.0
-        causes, left = _causes(tried, everything, total) if total else ([], everything)
-        blamed = frozenset(everything - left)
-        rest = tried.damage(left) if total else 0.0
-        worst, files = (None, {}) if not total else _shown(tried, blamed or everything, report_folder, host)
+        mixtures = _Mixtures(mixer, log, frames, Path(folder), host, report)
+        all_groups = frozenset(range(len(mixer.differing)))
+        total = mixtures.damage(all_groups) if all_groups else 0.0
+        causes, left = _causes(mixtures, all_groups, total) if total else ([], all_groups)
+        blamed = frozenset(all_groups - left)
+        rest = mixtures.damage(left) if total else 0.0
+        worst, files = (
+            (None, {}) if not total else _worst_frame(mixtures, blamed or all_groups, report_folder, host)
+        )
         groups = mixer.differing
         return Bisection(
             mixer=mixer,
             log=log,
             damage=total,
-            causes=tuple(Cause(tuple(groups[i] for i in c), tried.damage(frozenset(c))) for c in causes),
+            causes=tuple(Cause(tuple(groups[i] for i in c), mixtures.damage(frozenset(c))) for c in causes),
             rest=rest,
-            replays=tried.replays,
+            replays=mixtures.replays,
             worst=worst,
-            seconds=round(time.monotonic() - began_s, 3),
+            seconds=round(time.monotonic() - start_s, 3),
             files=files,
         )
 
 
 def _causes(
-    tried: _Mixtures, everything: frozenset[int], total: float
+    mixtures: _Mixtures, all_groups: frozenset[int], total: float
 ) -> tuple[list[list[int]], frozenset[int]]:
-    """Causes that each show it, until what is left does not; and what is left."""
+    """Return causes that each reproduce the difference, until the remaining groups do not; and those groups."""
 
-    def shows(taken: frozenset[int]) -> bool:
-        return bool(taken) and tried.damage(taken) >= SHARE * total
+    def reproduces(taken: frozenset[int]) -> bool:
+        return bool(taken) and mixtures.damage(taken) >= SHARE * total
 
     causes: list[list[int]] = []
-    left = everything
-    while left and len(causes) < _MOST and shows(left):
-        causes.append(smallest_cause(sorted(left), shows))
+    left = all_groups
+    while left and len(causes) < _MAX_CAUSES and reproduces(left):
+        causes.append(delta_debugging(sorted(left), reproduces))
         left -= frozenset(causes[-1])
     return causes, left
 
 
 class _Mixtures:
-    """Replays of mixtures, each once."""
+    """Replay mixtures of the two plans, each once."""
 
     def __init__(
         self,
@@ -276,11 +298,11 @@ class _Mixtures:
         return [self._mixer.differing[index] for index in sorted(taken)]
 
 
-def _shown(
-    tried: _Mixtures, blamed: frozenset[int], folder: Path | None, host: PluginHost
+def _worst_frame(
+    mixtures: _Mixtures, blamed: frozenset[int], folder: Path | None, host: PluginHost
 ) -> tuple[FramePair | None, Mapping[str, Path]]:
-    """The worst frame, and with a folder the report of the causes alone against the good plan."""
-    good, mixed = tried.result(frozenset()), tried.result(blamed)
+    """Return the worst frame, and the files of a report of the causes alone against the good plan."""
+    good, mixed = mixtures.result(frozenset()), mixtures.result(blamed)
     verdict = judge(good, mixed, Tolerances(), "exact")
     outcome = Outcome(mixed, good, "the good plan", verdict)
     worst = outcome.worst_pairs()
@@ -292,8 +314,8 @@ def _reference(host: PluginHost) -> Any:
     engines = host.running_engines()
     if _REFERENCE not in engines:
         raise MachineError(
-            "taking bundles apart needs onnxruntime",
-            seen="not installed here",
+            "avq bisect needs onnxruntime",
+            seen="onnxruntime is not installed",
             fix='pip install "avq[build]"',
         )
     return engines[_REFERENCE]

@@ -1,4 +1,7 @@
-"""A case: a folder whose case.toml says what to replay, what to compare with, and how far apart the two may be."""
+"""Regression cases: a case.toml names a log, a bundle or recipe, a baseline and tolerances.
+
+Bundles of recipes are built once and cached by the digest of their inputs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from avq.config.fields import Count, Document, FilePath, PositiveNumber, Ratio, 
 from avq.errors import RequestError
 from avq.plugins import PluginHost, option_paths
 from avq.progress import Reporter
-from avq.replay.command import Comparing, accept_reference, compare, reported
+from avq.replay.command import CompareOptions, accept_reference, compare, with_report
 from avq.replay.log import file_digest
 from avq.replay.log_sources import open_log
 from avq.replay.outcome import Outcome
@@ -29,37 +32,37 @@ from avq.replay.run import ReplayRequest
 from avq.sources.uri import local_path
 from avq.types import Recipe
 
-# Bundles of cases that name a recipe: built once, kept by the digest of what they are made from.
-
-#: Code of avq that decides what is in a bundle.
+#: Packages of avq that determine the content of a bundle.
 _CODE = ("avq.builder", "avq.toolbox")
 
 
-def built(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) -> Path:
-    """The bundle of a recipe, from the cache where nothing it is made from has changed since.
+def cached_bundle(recipe_path: Path, cache: Path, host: PluginHost, report: Reporter) -> Path:
+    """Return the bundle of a recipe, from the cache if its inputs have not changed, else built.
 
-    Processes that want the same bundle wait for the one that builds it. Raises RequestError when the recipe's gate
-    refuses, and what a build raises.
+    Processes that need the same bundle wait for the one that builds it.
+
+    Raises:
+        RequestError: the recipe's gate refuses the bundle. A build raises further errors.
     """
     from avq.builder import build
 
     recipe = load_recipe(recipe_path, {"output": Path("-")})
     folder = cache / bundle_name(recipe_path, recipe, host)
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / f".{folder.name}.lock"):
+    with _locked(cache / f".{folder.name}.lock"):
         if not is_bundle(folder):
             build(replace(recipe, output=folder), host, report)
     if not is_bundle(folder):
         raise RequestError(
-            f"the recipe {recipe_path} gave no bundle",
-            seen="its gate refused",
-            fix="set gate = false in the recipe to replay it all the same",
+            f"the gate refused the bundle of the recipe {recipe_path}",
+            seen="no bundle was written",
+            fix="set gate = false in the recipe to replay the bundle anyway",
         )
     return folder
 
 
 def bundle_name(recipe_path: Path, recipe: Recipe, host: PluginHost) -> str:
-    """Another one as soon as the recipe, a file it names, a picture, or the code that builds it is another."""
+    """Return a folder name with a digest of the recipe, the files it names, the pictures and the builder's code."""
     from avq.builder.request import options_of
 
     named = (recipe.model, recipe.labels, recipe.calibration, recipe.preprocess, recipe.classes)
@@ -76,7 +79,7 @@ def bundle_name(recipe_path: Path, recipe: Recipe, host: PluginHost) -> str:
 
 
 def _set_digest(data: Path | None) -> str:
-    """Of an index where there is one; a folder of loose pictures counts by its names."""
+    """Return the digest of the set's index.csv; of a folder without one, the file names."""
     if data is None:
         return ""
     index = data / "index.csv"
@@ -84,23 +87,25 @@ def _set_digest(data: Path | None) -> str:
 
 
 def _strategy_package(recipe: Recipe, host: PluginHost) -> tuple[str, ...]:
-    packages = {one.name: type(one).__module__.partition(".")[0] for one in host.quantizers()}
+    packages = {
+        quantizer.name: type(quantizer).__module__.partition(".")[0] for quantizer in host.quantizers()
+    }
     return (packages[recipe.strategy],) if recipe.strategy in packages else ()
 
 
 def _code_digest(package: str) -> str:
-    """Of a package's Python files, or of a module."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    """Return the digest of a package's Python files, or of a module."""
+    module = importlib.util.find_spec(package)
+    if module is None or module.origin is None:
         return ""
-    files = [Path(found.origin)]
-    for place in found.submodule_search_locations or ():
-        files = sorted(Path(place).rglob("*.py"))
+    files = [Path(module.origin)]
+    for folder in module.submodule_search_locations or ():
+        files = sorted(Path(folder).rglob("*.py"))
     return hashlib.sha256("\n".join(map(file_digest, files)).encode()).hexdigest()
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _locked(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -112,7 +117,7 @@ Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CaseTolerances(Document):
-    """Limits that replace the reference's; what is not given stays."""
+    """Limits that replace those of the reference."""
 
     box_px: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, title="Box", description="largest distance of a corner coordinate, picture pixels"
@@ -128,7 +133,7 @@ class CaseTolerances(Document):
 
 
 class TimingLimits(Document):
-    """Stage times on the machine that runs the case; none given, none checked."""
+    """Limits of stage times on the machine that runs the case."""
 
     limits_ms: dict[
         Annotated[str, Field(pattern=r"^(preprocess|infer|decode|total)_(mean|p99|worst)_ms$")], Milliseconds
@@ -139,7 +144,7 @@ class TimingLimits(Document):
 
 
 class CaseFile(Document):
-    """What ``case.toml`` holds; relative paths are relative to its folder."""
+    """Content of ``case.toml``; relative paths are relative to its folder."""
 
     log: Uri = Field(title="Log", description="a log, video, folder or scene:// drive")
     bundle: FilePath | None = Field(default=None, title="Bundle", description="the bundle to replay with")
@@ -169,7 +174,7 @@ class CaseFile(Document):
         default=False, title="By loss", description="another bundle differs only beyond the limits of loss"
     )
     optional: Switch = Field(
-        default=False, title="Optional", description="skip, saying so, where the log is not at hand"
+        default=False, title="Optional", description="skip the case where the log does not exist"
     )
     tolerances: CaseTolerances = Field(
         default=CaseTolerances(), title="Tolerances", description="in place of the reference's"
@@ -191,11 +196,11 @@ class CaseFile(Document):
 
 @dataclass(frozen=True)
 class Case:
-    """A case as read.
+    """A case.
 
     Attributes:
-        folder: that holds case.toml; its name is the case's.
-        file: what case.toml says.
+        folder: folder of case.toml; its name is that of the case.
+        file: content of case.toml.
     """
 
     folder: Path
@@ -207,7 +212,7 @@ class Case:
 
     @property
     def missing(self) -> str:
-        """Why an optional case cannot run here; "" when it can."""
+        """Reason why an optional case cannot run on this machine; "" when it can."""
         if not self.file.optional or self.file.log.startswith("scene://"):
             return ""
         path = local_path(self.file.log)
@@ -215,7 +220,7 @@ class Case:
 
 
 def load_case(path: Path) -> Case:
-    """The case at ``path``, its folder or its case.toml. Raises ConfigError with file:line."""
+    """Load the case at ``path``, a folder or its case.toml. Raises ConfigError with file:line."""
     file = path / CASE if path.is_dir() else path
     return Case(file.resolve().parent, load_document(file, CaseFile, "case"))
 
@@ -229,22 +234,27 @@ def run_case(
     host: PluginHost | None = None,
     report: Reporter,
 ) -> Outcome:
-    """Build what is asked for, replay, compare; a failure leaves its report in ``report_folder``/NAME.
+    """Build the bundles of recipes, replay and compare; a failure writes a report to ``report_folder``/NAME.
 
     Args:
-        cache: bundles built from recipes are kept there, by the digest of what they are built from.
-        accept: write the case's reference instead of failing on it.
+        case: of ``load_case``.
+        cache: folder of bundles built from recipes.
+        report_folder: folder of the reports.
+        accept: write the reference of the case instead of failing on differences.
+        host: plugins; None loads the installed ones.
+        report: progress.
 
-    Raises RefusedError when a recipe's gate refuses, and whatever a replay raises.
+    Raises:
+        RequestError: the gate of a recipe refuses. A replay raises further errors.
     """
     plugins, file = host or PluginHost(), case.file
-    open_log(file.log, plugins.sources())  # a wrong one is told before minutes of building
-    bundle = file.bundle or built(_named(file.recipe), cache, plugins, report)
+    open_log(file.log, plugins.sources())  # a wrong log fails before minutes of building
+    bundle = file.bundle or cached_bundle(_named(file.recipe), cache, plugins, report)
     baseline = file.baseline or case.folder / REFERENCE
     if file.baseline_recipe is not None:
-        baseline = built(file.baseline_recipe, cache, plugins, report)
+        baseline = cached_bundle(file.baseline_recipe, cache, plugins, report)
     request = ReplayRequest(file.log, bundle, file.config, file.stage_times, file.policy, file.frames)
-    asked = Comparing(
+    options = CompareOptions(
         baseline,
         file.tier,
         _tolerances(file.tolerances),
@@ -253,11 +263,11 @@ def run_case(
         file.by_loss,
     )
     if accept and not is_bundle(baseline):
-        return accept_reference(request, asked, plugins, report)
-    outcome = compare(request, asked, plugins, report)
+        return accept_reference(request, options, plugins, report)
+    outcome = compare(request, options, plugins, report)
     if outcome.passed:
         return outcome
-    return reported(outcome, report_folder / case.name, plugins)
+    return with_report(outcome, report_folder / case.name, plugins)
 
 
 def _named(recipe: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Every field of every frame in which two replays differ, by the tier that applies."""
+"""Differences of two replays: boxes matched frame by frame, tolerances, and decisions of the loop."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from avq.replay.log import FrameKey
 from avq.replay.result import Answer, ReplayResult
 from avq.types import Detections
 
-# Two runs box by box: who found whom again, how far off, and what came or went. Order plays no part.
+# Match the boxes of two runs: matched, missing, new. Order does not matter.
 
-#: COCO's limits between small, medium and large, square pixels of the picture.
+#: COCO's upper limits of small, medium and large, square pixels of the picture.
 _SIZES = ((32.0**2, "small"), (96.0**2, "medium"), (float("inf"), "large"))
 MIN_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One object that both runs saw.
+    """One object detected by both runs.
 
     Attributes:
-        a, b: index of its box in the frames of the two runs.
+        a: index of its box in the first run.
+        b: index of its box in the second run.
         iou: overlap of the two boxes.
-        centre_px, corner_px: how far the centre moved, and the corner coordinate that moved most.
+        centre_px: distance of the centres.
+        corner_px: largest difference of a corner coordinate.
         score_shift: score in b minus score in a.
-        class_flip: the two runs call it different names.
+        class_flip: whether the classes differ.
     """
 
     a: int
@@ -47,10 +49,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class FramePair:
-    """One frame in both runs; None where a run has not got it.
+    """One frame in both runs.
 
     Attributes:
-        vanished, appeared: indices of boxes without a partner, in a and in b.
+        key: camera and sequence number.
+        a: detections of the first run; None where it lacks the frame.
+        b: detections of the second run; None where it lacks the frame.
+        matches: boxes in both runs.
+        vanished: indices in a of boxes without a partner.
+        appeared: indices in b of boxes without a partner.
     """
 
     key: FrameKey
@@ -62,7 +69,7 @@ class FramePair:
 
     @property
     def badness(self) -> float:
-        """To rank frames by: scores of boxes that came or went, flips, then shifts of score and place."""
+        """Amount of change, to rank frames: scores of lost and new boxes, class flips, shifts of score and IoU."""
         if self.a is None or self.b is None:
             return 1e6
         gone = sum(_weight(self.a, i) for i in self.vanished) + sum(_weight(self.b, i) for i in self.appeared)
@@ -71,22 +78,23 @@ class FramePair:
 
 
 def pair_frames(a: Sequence[Detections], b: Sequence[Detections]) -> tuple[FramePair, ...]:
-    """All frames of either run by camera and sequence number, in the order of ``a``, then what only ``b`` has.
+    """Match the frames and boxes of two runs, in the order of ``a``, then frames of ``b`` only.
 
-    Raises DataError when neither run has a frame, or one has a frame twice.
+    Raises:
+        DataError: neither run has a frame, or one has a frame twice.
     """
     left, right = by_frame(a, "reference"), by_frame(b, "replayed")
     keys = [*left, *(key for key in right if key not in left)]
     if not keys:
         raise DataError(
-            "there is nothing to compare", seen="no frames in either run", fix="give at least one"
+            "there are no frames to compare", seen="no frames in either run", fix="give at least one frame"
         )
     return tuple(_pair(key, left.get(key), right.get(key)) for key in keys)
 
 
-def size_of(seen: Detections, index: int) -> str:
-    """ "small", "medium" or "large", as COCO parts them by area."""
-    x0, y0, x1, y1 = seen.boxes_xyxy_px[index].astype(np.float64).tolist()
+def size_of(detections: Detections, index: int) -> str:
+    """Return the COCO size of a box: "small", "medium" or "large", by area."""
+    x0, y0, x1, y1 = detections.boxes_xyxy_px[index].astype(np.float64).tolist()
     area = max(0.0, x1 - x0) * max(0.0, y1 - y0)
     return next((name for limit, name in _SIZES if area < limit), "large")
 
@@ -117,21 +125,20 @@ def _match(a: Detections, i: int, b: Detections, j: int, iou: float) -> Match:
     )
 
 
-def _weight(seen: Detections, index: int) -> float:
-    return _finite(float(seen.scores[index]))
+def _weight(detections: Detections, index: int) -> float:
+    return _finite(float(detections.scores[index]))
 
 
 def _finite(value: float) -> float:
-    """NaN is as bad as a score can be."""
+    """Return the value; 1, the largest score, for NaN and infinity."""
     return value if np.isfinite(value) else 1.0
 
 
-# How far two replays may differ: exactly not, by what was learned, or by what it costs in boxes.
-
+# Tolerances of the three tiers.
 Tier = Literal["exact", "toleranced", "metric"]
-#: Learned spreads are doubled: N runs do not show the widest one.
+#: Learned spreads are doubled: a few runs do not show the largest one.
 _MARGIN = 2.0
-#: Another instruction set rounds differently even where N runs on one machine did not.
+#: Lower bounds: another instruction set rounds differently even where the runs on one machine agree.
 _FLOOR_PX, _FLOOR_SCORE = 0.5, 0.01
 
 
@@ -139,11 +146,14 @@ class Tolerances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of the two tolerant tiers.
 
     Attributes:
-        box_px, score: toleranced: largest corner distance and score difference of one box.
-        max_lost, max_appeared: metric: tolerated share of boxes with score >= 0.5 that went or came.
-        max_confidence_shift: metric: of the mean score of boxes found again.
-        runs: no-change runs that ``box_px`` and ``score`` were learned from; 0 when they are defaults.
-        spread_px, spread_score: what those runs differed by.
+        box_px: tier "toleranced": largest difference of a corner coordinate, picture pixels.
+        score: tier "toleranced": largest difference of a score.
+        max_lost: tier "metric": largest share of lost boxes among those with score >= 0.5.
+        max_appeared: tier "metric": the same for new boxes.
+        max_confidence_shift: tier "metric": largest shift of the mean score of recovered boxes.
+        runs: unchanged runs from which ``box_px`` and ``score`` were learned; 0 for defaults.
+        spread_px: largest corner difference among those runs.
+        spread_score: largest score difference among those runs.
     """
 
     box_px: float = _FLOOR_PX
@@ -157,12 +167,12 @@ class Tolerances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def repeatable(self) -> bool:
-        """No-change runs gave the same bits."""
+        """Whether unchanged runs gave the same bits."""
         return self.spread_px == 0.0 and self.spread_score == 0.0
 
 
-def learned(runs: Sequence[Sequence[Detections]]) -> Tolerances:
-    """From no-change runs of one log: twice their spread, at least what instruction sets differ by."""
+def learn_tolerances(runs: Sequence[Sequence[Detections]]) -> Tolerances:
+    """Learn limits from unchanged runs of one log: twice their spread, with a lower bound for instruction sets."""
     spread_px = spread_score = 0.0
     for other in runs[1:]:
         for pair in pair_frames(runs[0], other):
@@ -179,17 +189,17 @@ def learned(runs: Sequence[Sequence[Detections]]) -> Tolerances:
 
 
 def tier_for(reference: ReplayResult, result: ReplayResult, allowed: Tolerances) -> tuple[Tier, str]:
-    """Which comparison the two allow, and why."""
+    """Return the strictest tier that applies to two replays, and the reason."""
     if reference.bundle_digest != result.bundle_digest:
         limits = f"{allowed.box_px:g} px or {allowed.score:g} of score"
         return (
             "metric",
-            f"another bundle: changes beyond {limits} are listed, losses are measured per class and size",
+            f"another bundle: changes above {limits} are listed, losses are measured per class and size",
         )
     if reference.machine != result.machine:
         return "toleranced", f"the same bundle on another machine: {reference.machine}; here {result.machine}"
     if not allowed.repeatable:
-        return "toleranced", f"this engine does not repeat its bits: {allowed.runs} runs differed"
+        return "toleranced", f"this engine is not deterministic: {allowed.runs} runs differed"
     return "exact", "the same bundle on the same kind of machine: every bit must agree"
 
 
@@ -197,19 +207,19 @@ _DECIDED = ("t_capture_ns", "age_ns", "late", "mode", "dropped_since_last")
 
 
 def box_differences(pairs: Sequence[FramePair], tier: Tier, allowed: Tolerances) -> list[Difference]:
-    """Frames, boxes, scores and classes; in the exact tier the order of boxes too."""
+    """Return differences of frames, boxes, scores and classes; in the exact tier also of the order of boxes."""
     limit = BoxTolerance() if tier == "exact" else BoxTolerance(allowed.box_px, allowed.score)
     left = [pair.a for pair in pairs if pair.a is not None]
     right = [pair.b for pair in pairs if pair.b is not None]
-    found = list(compare_detections(left, right, limit).differences)
+    differences = list(compare_detections(left, right, limit).differences)
     if tier == "exact":
-        named = {(d.camera, d.frame) for d in found}
-        found += [d for pair in pairs if pair.key not in named for d in _order(pair)]
-    return found
+        named = {(d.camera, d.frame) for d in differences}
+        differences += [d for pair in pairs if pair.key not in named for d in _order(pair)]
+    return differences
 
 
 def _order(pair: FramePair) -> Iterator[Difference]:
-    """The same boxes in another order: no difference to the road, but the bits are others."""
+    """Yield a difference where the same boxes are in another order: the digest differs."""
     moved = [(m.a, m.b) for m in pair.matches if m.a != m.b]
     if moved:
         camera, frame = pair.key
@@ -218,16 +228,16 @@ def _order(pair: FramePair) -> Iterator[Difference]:
 
 
 def decision_differences(reference: ReplayResult, result: ReplayResult) -> list[Difference]:
-    """What the loop decided otherwise: lateness, modes, drops, events, and the order of frames."""
+    """Return differences of decisions: lateness, modes, drops, events, and the order of frames."""
     before, after = ({answer.key: answer for answer in run.answers} for run in (reference, result))
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for key in (key for key in before if key in after):
-        found += _decided(key, before[key], after[key])
-    found += _publication_order(reference, result)
-    found += _events(reference.events, result.events, found_at=_first(result))
-    if not found and reference.account != result.account:
+        differences += _decided(key, before[key], after[key])
+    differences += _publication_order(reference, result)
+    differences += _events(reference.events, result.events, default=_first(result))
+    if not differences and reference.account != result.account:
         camera, frame = _first(result)
-        found.append(
+        differences.append(
             Difference(
                 frame,
                 camera,
@@ -237,7 +247,7 @@ def decision_differences(reference: ReplayResult, result: ReplayResult) -> list[
                 "over the whole log",
             )
         )
-    return found
+    return differences
 
 
 def _decided(key: FrameKey, before: Answer, after: Answer) -> Iterator[Difference]:
@@ -252,8 +262,8 @@ def _decided(key: FrameKey, before: Answer, after: Answer) -> Iterator[Differenc
 
 def _publication_order(reference: ReplayResult, result: ReplayResult) -> list[Difference]:
     in_both = {a.key for a in reference.answers} & {a.key for a in result.answers}
-    one, two = ([a.key for a in run.answers if a.key in in_both] for run in (reference, result))
-    for a, b in zip(one, two, strict=True):
+    before, after = ([a.key for a in run.answers if a.key in in_both] for run in (reference, result))
+    for a, b in zip(before, after, strict=True):
         if a != b:
             return [
                 Difference(b[1], b[0], "order", list(a), list(b), "frames were published in another order")
@@ -262,14 +272,14 @@ def _publication_order(reference: ReplayResult, result: ReplayResult) -> list[Di
 
 
 def _events(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], found_at: FrameKey
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], default: FrameKey
 ) -> list[Difference]:
     for index in range(max(len(before), len(after))):
         a = dict(before[index]) if index < len(before) else None
         b = dict(after[index]) if index < len(after) else None
         if a != b:
-            told: Mapping[str, Any] = b or a or {}
-            camera, frame = str(told.get("camera", found_at[0])), int(told.get("seq", found_at[1]))
+            event: Mapping[str, Any] = b or a or {}
+            camera, frame = str(event.get("camera", default[0])), int(event.get("seq", default[1]))
             return [
                 Difference(frame, camera, "event", a, b, f"event {index} of {len(before)} and {len(after)}")
             ]
@@ -277,16 +287,16 @@ def _events(
 
 
 def new_events(reference: ReplayResult, result: ReplayResult) -> list[Difference]:
-    """Alerts and mode changes that the other bundle causes and the reference did not."""
+    """Return alerts and mode changes of the result that the reference does not have."""
     left = Counter(_kind(event) for event in reference.events)
-    found = []
+    differences = []
     for event in result.events:
         if left[_kind(event)] > 0:
             left[_kind(event)] -= 1
             continue
         camera, frame = str(event.get("camera", "")), int(event.get("seq", 0))
-        found.append(Difference(frame, camera, "event", None, dict(event), "only with this bundle"))
-    return found
+        differences.append(Difference(frame, camera, "event", None, dict(event), "only with this bundle"))
+    return differences
 
 
 def _kind(event: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,4 +1,7 @@
-"""An MCAP file as a log: avq's own flight records, and pictures of ROS 2 and Foxglove recordings."""
+"""Open sources that can be replayed as a ``Log``: MCAP files, videos, folders of pictures and drawn drives.
+
+MCAP files are avq's own flight records, or ROS 2 and Foxglove recordings with images.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from avq.types import U8, StageTimes
 _OURS = re.compile(r"/camera/(.+)/image")
 _DETECTIONS = "avq.Detections"
 _WORKERS = 2
-#: A loop that takes a frame within this time after the last one was not idle: it found it waiting.
+#: A frame taken within this time after the previous one was already waiting: the loop was not idle.
 _HANDOVER_NS = 1_000_000
 
 
@@ -58,7 +61,7 @@ class _Served(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where and when one picture lies in the file: the ``n``-th of its topic."""
+    """Position and times of one picture: the ``n``-th of its topic; times in Unix nanoseconds."""
 
     topic: str
     n: int
@@ -70,7 +73,7 @@ class _Place:
 
 @dataclass
 class _Scan:
-    """What one pass over the file tells; pictures are counted, not kept."""
+    """Index of the file from one pass; pictures are not kept."""
 
     stamps: dict[str, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     timings: dict[FrameKey, _Timing] = field(default_factory=dict)
@@ -80,9 +83,11 @@ class _Scan:
 
 
 def open_mcap(uri: str) -> Log:
-    """``drive.mcap``, or ``drive.mcap?topic=/camera/front/image`` for one camera of several.
+    """Open ``drive.mcap``, or ``drive.mcap?topic=/camera/front/image`` for one camera of several.
 
-    Raises DataError when it holds no pictures, RequestError for an unknown topic.
+    Raises:
+        DataError: the file holds no images.
+        RequestError: the topic does not exist.
     """
     path, topic = parse_log_uri(uri)
     scan = _scan(path)
@@ -129,7 +134,7 @@ def _scan(path: Path) -> _Scan:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], record: Record) -> T | None:
-    """The message; None when it is not what its channel promises."""
+    """Return the message; None when it does not match the schema of its channel."""
     try:
         return decoder.decode(record.data)
     except msgspec.MsgspecError:
@@ -139,14 +144,14 @@ def _decoded(decoder: msgspec.json.Decoder[T], record: Record) -> T | None:
 def _no_pictures(path: Path, scan: _Scan) -> DataError:
     if scan.bundles:
         return DataError(
-            f"{path} holds no pictures, so there is nothing to replay",
+            f"the log {path} holds no images to replay",
             seen=f"a flight record of {len(scan.bundles)} frames without images",
-            fix="record with pictures: --log drive.mcap, or the sink drive.mcap?image=jpeg",
+            fix="record with images: --log drive.mcap, or the sink drive.mcap?image=jpeg",
         )
     return DataError(
-        f"{path} holds no pictures, so there is nothing to replay",
+        f"the log {path} holds no images to replay",
         seen=scan.damage or "no image messages",
-        fix="readable: CompressedImage and RawImage of foxglove, CompressedImage and Image of ROS 2",
+        fix="supported: CompressedImage and RawImage of foxglove, CompressedImage and Image of ROS 2",
     )
 
 
@@ -161,7 +166,7 @@ def _recorded(scan: _Scan) -> Mapping[FrameKey, RecordedTimes]:
 
 
 def _places(scan: _Scan, topics: list[str]) -> list[_Place]:
-    """Every picture in order of arrival; ties keep the order of the topics' names."""
+    """Return every picture in order of arrival; ties keep the order of the topic names."""
     places = [place for topic in topics for place in _topic_places(scan, topic)]
     if scan.timings:
         places = _arrivals(places, scan.timings)
@@ -169,7 +174,7 @@ def _places(scan: _Scan, topics: list[str]) -> list[_Place]:
 
 
 def _topic_places(scan: _Scan, topic: str) -> Iterator[_Place]:
-    """Capture is the publish time where the recorder kept one; in avq's records log times are publications."""
+    """Yield the pictures of a topic. Capture is the publish time if recorded; avq logs the time of publication."""
     stamps = scan.stamps[topic]
     match = _OURS.fullmatch(topic)
     camera = match.group(1) if match else topic.strip("/")
@@ -182,10 +187,10 @@ def _topic_places(scan: _Scan, topic: str) -> Iterator[_Place]:
 
 
 def _arrivals(places: list[_Place], timings: Mapping[FrameKey, _Timing]) -> list[_Place]:
-    """When each picture reached the inbox.
+    """Estimate when each picture reached the inbox.
 
-    A frame taken by an idle loop was taken when it came. One taken the moment the frame before was done came
-    earlier, nobody knows when: as long after its capture as idle ones of that camera typically do.
+    An idle loop takes a frame on arrival. A frame taken as soon as the previous one was done arrived earlier, at an
+    unknown time: the typical delay of the camera's idle frames after their capture is assumed.
     """
     order = sorted(places, key=lambda place: place.t_capture_ns)
     idle: dict[FrameKey, int] = {}
@@ -204,24 +209,24 @@ def _arrivals(places: list[_Place], timings: Mapping[FrameKey, _Timing]) -> list
     moved = []
     for place in order:
         row = timings.get((place.camera, place.seq))
-        way_ns = typical.get(place.camera, 0)
+        delay_ns = typical.get(place.camera, 0)
         if row is not None:
-            way_ns = idle.get((place.camera, place.seq), min(row.queue_ns, way_ns))
-        moved.append(replace(place, arrival_ns=place.t_capture_ns + max(0, way_ns)))
+            delay_ns = idle.get((place.camera, place.seq), min(row.queue_ns, delay_ns))
+        moved.append(replace(place, arrival_ns=place.t_capture_ns + max(0, delay_ns)))
     return moved
 
 
 def _frames(path: Path, places: list[_Place], first_ns: int) -> Generator[LoggedFrame, None, None]:
-    """Read the file again, in file order, holding back pictures whose turn has not come."""
-    wanted = {(place.topic, place.n) for place in places}
+    """Read the file again in file order and yield the pictures in order of arrival."""
+    needed = {(place.topic, place.n) for place in places}
     with LogReader(path) as log:
-        pictures = _numbered(log, wanted)
+        pictures = _numbered(log, needed)
         waiting: dict[tuple[str, int], Record] = {}
         for place in places:
             key = (place.topic, place.n)
             while key not in waiting:
-                found, record = next(pictures)
-                waiting[found] = record
+                number, record = next(pictures)
+                waiting[number] = record
             record = waiting.pop(key)
             yield LoggedFrame(
                 place.camera,
@@ -232,13 +237,13 @@ def _frames(path: Path, places: list[_Place], first_ns: int) -> Generator[Logged
             )
 
 
-def _numbered(log: LogReader, wanted: set[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], Record]]:
+def _numbered(log: LogReader, needed: set[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], Record]]:
     counts: dict[str, int] = defaultdict(int)
     for record in log:
         if is_image(record):
             key = (record.topic, counts[record.topic])
             counts[record.topic] += 1
-            if key in wanted:
+            if key in needed:
                 yield key, record
 
 
@@ -249,19 +254,21 @@ def _pixels(record: Record) -> U8 | None:
         return None
 
 
-# Whatever can be replayed as one kind of thing: records, videos, folders of pictures and drawn drives.
-
 CAMERA = "camera"
-#: Pictures of a folder have no times; these stand in, for ``--newest`` only.
+#: Frame rate of sources without times, such as folders; used with ``--newest`` only.
 _NOMINAL_FPS = 30.0
 
 
 def open_log(uri: str, outside: Sequence[SourceType] = ()) -> Log:
-    """The log at ``uri``: MCAP, video, folder, picture, or a scene:// drive with a number of frames.
+    """Open the log at ``uri``: MCAP, video, folder, picture, or a scene:// drive with a number of frames.
+
+    Args:
+        uri: path or URI.
+        outside: source types of plugins.
 
     Raises:
-        RequestError: a camera or stream, which cannot be asked twice, or a drive without an end.
-        DataError: missing, unreadable, or without pictures.
+        RequestError: the source is a camera or stream, which cannot be read twice, or a drive without an end.
+        DataError: it is missing, unreadable, or holds no pictures.
     """
     if uri.startswith("scene://"):
         return _drawn(uri)
@@ -275,7 +282,7 @@ def _drawn(uri: str) -> Log:
     drive, fps, count = asked_drive(uri)
     if count is None:
         raise RequestError(
-            "a drawn drive has no end to replay to",
+            "a scene:// drive without a number of frames cannot be replayed: it has no end",
             seen=uri,
             fix=f"add {'&' if '?' in uri else '?'}frames=300",
         )
@@ -293,7 +300,7 @@ def _drawn_pixels(drive: DrawnDrive, index: int) -> U8:
 
 
 def _file(uri: str, types: Sequence[SourceType]) -> Log:
-    """Videos and pictures, by the daemon's own sources. They are opened once here to fail early."""
+    """Open videos and pictures with the daemon's sources; opens the source once here to fail early."""
     source = open_source(uri, types)
     live = source.live
     source.close()
@@ -309,7 +316,7 @@ def _file(uri: str, types: Sequence[SourceType]) -> Log:
 
 
 def _read_frames(uri: str, types: Sequence[SourceType]) -> Generator[LoggedFrame, None, None]:
-    """One source, read in order on the thread that asks; to load a frame is to take what was read."""
+    """Read a source in order, on the calling thread; the frames are loaded already."""
     source = open_source(uri, types)
     fps = source.fps or _NOMINAL_FPS
     at_ns = -1
@@ -317,34 +324,34 @@ def _read_frames(uri: str, types: Sequence[SourceType]) -> Generator[LoggedFrame
         for index in itertools.count():
             pixels = _next_picture(source, first=index == 0)
             at_ns = max(at_ns + 1, _recorded_ns(source, round(index * 1e9 / fps)))
-            yield LoggedFrame(CAMERA, index, at_ns, at_ns, partial(_held, pixels))
+            yield LoggedFrame(CAMERA, index, at_ns, at_ns, partial(_identity, pixels))
 
 
 def _next_picture(source: FrameSource, *, first: bool) -> U8:
-    """Raises EndOfLogError after the last one; what breaks after the first one ends the log there."""
+    """Read the next picture. Raises EndOfLogError after the last one; an error after the first ends the log there."""
     try:
-        got = source.read()
+        entry = source.read()
     except AvqError as error:
         if first:
             raise
         raise EndOfLogError(f"{error.what}; {error.seen}") from None
-    if got is None:
+    if entry is None:
         raise EndOfLogError(source.remark if isinstance(source, FileSource) else "")
-    return got[0]
+    return entry[0]
 
 
 def _recorded_ns(source: FrameSource, nominal_ns: int) -> int:
-    """When the last picture was taken, since the first: phones and dashcams keep no steady rate."""
+    """Return the time of the last picture since the first: phones and dashcams have no constant frame rate."""
     position_ns = source.position_ns if isinstance(source, FileSource) else None
     return nominal_ns if position_ns is None else position_ns
 
 
-def _held(pixels: U8) -> U8:
+def _identity(pixels: U8) -> U8:
     return pixels
 
 
 def _digest_of(path: Path) -> str:
-    """Of a file's bytes; of a folder's picture names and bytes."""
+    """Return the digest of a file's bytes; of a folder's picture names and bytes."""
     if not path.is_dir():
         return file_digest(path)
     whole = hashlib.sha256()

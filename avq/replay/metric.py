@@ -1,4 +1,4 @@
-"""What another bundle costs, per class and size: boxes lost and new, precision, recall, AP, confidence."""
+"""Losses between two bundles per class and size: lost and new boxes, precision, recall, AP, confidence."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class Cell:
     """Counts of one class and size (or all of them).
 
     Attributes:
-        boxes: firm boxes of the reference; lost: those not found again.
-        found: firm boxes of the new run; appeared: those the reference had not.
-        shifts: new minus old score of the boxes found again.
-        ap: AP50-95 of the new run with the reference's boxes as truth; None where it was not computed.
+        boxes: confident boxes of the reference.
+        lost: boxes of the reference that the new run does not recover.
+        found: confident boxes of the new run.
+        appeared: boxes of the new run that the reference does not have.
+        shifts: new minus old score of the recovered boxes.
+        ap: AP50-95 of the new run with the reference's boxes as ground truth; None where it was not computed.
     """
 
     boxes: int = 0
@@ -66,7 +68,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Metric:
-    """The whole table: (class name or "all", size or "all") -> cell, and the reasons that speak against it."""
+    """Table of losses.
+
+    Attributes:
+        cells: (class name or "all", size or "all") -> counts.
+        reasons: exceeded limits, in words.
+    """
 
     cells: dict[tuple[str, str], Cell]
     reasons: tuple[str, ...]
@@ -76,13 +83,13 @@ class Metric:
         return self.cells[ALL, ALL]
 
     def rows(self) -> list[dict[str, Any]]:
-        """All first, then sizes, classes, and classes by size; worst first within each."""
+        """Return the totals, then sizes, classes, and classes by size; largest losses first within each."""
         return [cell.row(*key) for key, cell in sorted(self.cells.items(), key=_rank)]
 
     def suffering(self, allowed: Tolerances) -> list[dict[str, Any]]:
-        """Classes by size that lose more than is tolerated, worst first."""
+        """Return classes by size that exceed the limits, largest losses first."""
         rows = [cell.row(*key) for key, cell in sorted(self.cells.items(), key=_rank) if ALL not in key]
-        return [row for row in rows if _suffers(row, allowed)]
+        return [row for row in rows if _exceeds(row, allowed)]
 
 
 def _rank(item: tuple[tuple[str, str], Cell]) -> tuple[int, float, str, str]:
@@ -91,15 +98,15 @@ def _rank(item: tuple[tuple[str, str], Cell]) -> tuple[int, float, str, str]:
     return level, -(cell.lost + cell.appeared), name, size
 
 
-def _suffers(row: dict[str, Any], allowed: Tolerances) -> bool:
+def _exceeds(row: dict[str, Any], allowed: Tolerances) -> bool:
     lost = row["boxes"] and row["lost"] > allowed.max_lost * row["boxes"]
     return bool(lost or row["confidence_shift"] < -allowed.max_confidence_shift)
 
 
 def measure(pairs: Sequence[FramePair], labels: Sequence[str], allowed: Tolerances) -> Metric:
-    """Firm boxes (score >= 0.5) of either run looked for in the other; frames that one run lacks are left out.
+    """Search the confident boxes (score >= 0.5) of either run in the other; frames in one run only are left out.
 
-    A box is found again with the same class, IoU >= 0.5 and at least half the score.
+    A box is recovered by one of the same class with IoU >= 0.5 and at least half the score.
     """
     cells: dict[tuple[str, str], Cell] = defaultdict(Cell)
     cells[ALL, ALL] = Cell()
@@ -113,7 +120,7 @@ def measure(pairs: Sequence[FramePair], labels: Sequence[str], allowed: Toleranc
 
 
 def found_again(match: Match, firm: Detections, index: int, other: Detections, other_index: int) -> bool:
-    """Whether a firm box counts as seen by the other run."""
+    """Return whether the other run recovers a confident box."""
     share = float(other.scores[other_index]) >= MIN_SCORE_SHARE * float(firm.scores[index])
     return share and not match.class_flip
 
@@ -139,20 +146,20 @@ def _count(
 
 
 def _cells(
-    cells: dict[tuple[str, str], Cell], seen: Detections, index: int, labels: Sequence[str]
+    cells: dict[tuple[str, str], Cell], detections: Detections, index: int, labels: Sequence[str]
 ) -> Iterable[Cell]:
-    name, size = label_of(labels, int(seen.class_ids[index])), size_of(seen, index)
+    name, size = label_of(labels, int(detections.class_ids[index])), size_of(detections, index)
     return [cells[key] for key in ((ALL, ALL), (ALL, size), (name, ALL), (name, size))]
 
 
 def label_of(labels: Sequence[str], class_id: int) -> str:
-    """The name of a class, or its number."""
+    """Return the name of a class, or "class N" without one."""
     return labels[class_id] if 0 <= class_id < len(labels) else f"class {class_id}"
 
 
 def _reasons(total: Cell, allowed: Tolerances) -> Iterable[str]:
     if not total.boxes and not total.found:
-        yield "nothing was compared: neither run has a box with score >= 0.5"
+        yield "no boxes were compared: neither run has a box with score >= 0.5"
     if total.boxes and total.lost > allowed.max_lost * total.boxes:
         yield f"{total.lost} of {total.boxes} boxes are lost (limit {allowed.max_lost:.1%})"
     if total.found and total.appeared > allowed.max_appeared * total.found:
@@ -163,7 +170,7 @@ def _reasons(total: Cell, allowed: Tolerances) -> Iterable[str]:
 
 
 def metric_differences(pairs: Sequence[FramePair], allowed: Tolerances) -> list[Difference]:
-    """Frame by frame what a refused bundle changed: firm boxes gone or new, class flips, scores beyond the limit."""
+    """Return changes of confident boxes per frame: lost, new, class flips, and score shifts above the limit."""
     return [d for pair in pairs for d in _frame(pair, allowed)]
 
 
@@ -190,18 +197,18 @@ def _frame(pair: FramePair, allowed: Tolerances) -> Iterable[Difference]:
 
 
 def _precisions(pairs: Sequence[FramePair], labels: Sequence[str]) -> dict[tuple[str, str], float]:
-    """AP per class, per size and over all; {} where the metric's library is not installed or there is no truth."""
+    """Return AP per class, per size and in total; {} without faster-coco-eval or without ground truth."""
     both = [
         (pair, pair.a.above(TRUTH_SCORE), pair.b)
         for pair in pairs
         if pair.a is not None and pair.b is not None
     ]
     truth = [_boxes(a, a.class_ids) for _, a, _ in both]
-    found = [_boxes(b, b.class_ids) for _, _, b in both]
+    detected = [_boxes(b, b.class_ids) for _, _, b in both]
     classes = sorted({int(c) for boxes in truth for c in boxes.categories})
     try:
-        by_class = average_precision(truth, found, classes)
-        sized = [(_sizes(a), _sizes_of_found(pair, b)) for pair, a, b in both]
+        by_class = average_precision(truth, detected, classes)
+        sized = [(_sizes(a), _sizes_by_partner(pair, b)) for pair, a, b in both]
         by_size = average_precision(
             [_boxes(a, sizes) for (_, a, _), (sizes, _) in zip(both, sized, strict=True)],
             [_boxes(b, sizes) for (_, _, b), (_, sizes) in zip(both, sized, strict=True)],
@@ -214,18 +221,18 @@ def _precisions(pairs: Sequence[FramePair], labels: Sequence[str]) -> dict[tuple
     return {**table, (ALL, ALL): by_class.map}
 
 
-def _boxes(seen: Detections, categories: Any) -> Boxes:
-    """Boxes that are not finite find nothing and stand for nothing."""
-    real = np.isfinite(seen.scores) & np.isfinite(seen.boxes_xyxy_px).all(axis=1)
-    return as_boxes(seen.boxes_xyxy_px[real], categories[real], seen.scores[real])
+def _boxes(detections: Detections, categories: Any) -> Boxes:
+    """Convert detections; boxes that are not finite are left out."""
+    finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes_xyxy_px).all(axis=1)
+    return as_boxes(detections.boxes_xyxy_px[finite], categories[finite], detections.scores[finite])
 
 
-def _sizes(seen: Detections) -> Any:
-    return np.array([SIZES.index(size_of(seen, i)) for i in range(len(seen))], np.int64)
+def _sizes(detections: Detections) -> Any:
+    return np.array([SIZES.index(size_of(detections, i)) for i in range(len(detections))], np.int64)
 
 
-def _sizes_of_found(pair: FramePair, b: Detections) -> Any:
-    """A found box has the size of the box it stands for: the two may lie on either side of a limit."""
+def _sizes_by_partner(pair: FramePair, b: Detections) -> Any:
+    """Return the sizes of the new boxes; a matched box takes that of its partner, which may be across a limit."""
     sizes = _sizes(b)
     for match in pair.matches:
         if pair.a is not None:

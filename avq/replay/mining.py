@@ -1,4 +1,7 @@
-"""Judge every frame of every log, rank them over all, and write the chosen ones."""
+"""``avq replay --mine``: rank the frames of all logs by disagreement, and write the first ones as a set.
+
+The set is input of ``avq build --data``: pictures, index.csv, and proposed boxes as a start for labelling.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,8 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
-from avq.replay.mining_rank import SIGNALS, Judged, MineJob, Ranked, choose, judge_log, rank
+from avq.replay.mining_rank import SIGNALS, MineJob, Ranked, ScoredLog, choose, rank, score_log
 from avq.types import U8
-
-# Chosen frames as a set that ``avq build --data`` takes: pictures, index.csv, and boxes to start
-# labelling from.
 
 COLUMNS = ("file", "sha256", "scene", "source", "licence")
 INDEX, PROPOSALS = "index.csv", "proposals.json"
@@ -39,11 +39,22 @@ def write_set(
     log_digests: Mapping[str, str],
     licence: str,
 ) -> int:
-    """Add the frames to the set in ``folder``; returns how many were not there already.
+    """Add frames to the set in ``folder``.
 
-    The index is written last and by one rename: a set that was interrupted is the set from before.
+    The index is written last and atomically: an interrupted call leaves the previous set.
 
-    Raises DataError when the folder holds other things than a set, or cannot be written.
+    Args:
+        folder: a new folder, or one with an index.csv.
+        chosen: frames to add.
+        pixels: (log, frame key) -> (H, W, 3) uint8 BGR.
+        log_digests: log -> SHA-256.
+        licence: licence of the pictures.
+
+    Returns:
+        The number of frames that were not in the set already.
+
+    Raises:
+        DataError: the folder holds other files than a set, or cannot be written.
     """
     rows = _existing(folder)
     known = {row["sha256"] for row in rows}
@@ -73,12 +84,12 @@ def write_set(
 
 def _row(name: str, digest: str, row: Ranked, log_digest: str, licence: str) -> dict[str, str]:
     camera, seq = row.frame.key
-    told = ", ".join(f"{key} {value:.4g}" for key, value in sorted(row.frame.signals.items()))
+    signals = ", ".join(f"{key} {value:.4g}" for key, value in sorted(row.frame.signals.items()))
     return {
         "file": name,
         "sha256": digest,
         "scene": f"{row.frame.log.rsplit('/', 1)[-1]}, camera {camera}, frame {seq}",
-        "source": f"mined by avq from the log {log_digest[:16]}: {told}",
+        "source": f"mined by avq from the log {log_digest[:16]}: {signals}",
         "licence": licence,
     }
 
@@ -90,7 +101,7 @@ def _existing(folder: Path) -> list[dict[str, str]]:
         if INDEX not in entries:
             if entries:
                 raise DataError(
-                    f"{folder} is not empty, and no set",
+                    f"the folder {folder} is not empty and has no index.csv",
                     seen=", ".join(entries[:4]),
                     fix="name a new folder, or one with an index.csv to add to",
                 )
@@ -99,11 +110,13 @@ def _existing(folder: Path) -> list[dict[str, str]]:
             rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{folder} cannot be used for a set", seen=str(error), fix="name a new folder"
+            f"the set in {folder} cannot be read or created", seen=str(error), fix="name a new folder"
         ) from None
     if rows and not {"file", "sha256"} <= rows[0].keys():
         raise DataError(
-            f"{folder / INDEX} is no index of a set", seen=", ".join(rows[0]), fix="name a new folder"
+            f"{folder / INDEX} has no columns file and sha256",
+            seen=", ".join(rows[0]),
+            fix="name a new folder",
         )
     return rows
 
@@ -111,13 +124,13 @@ def _existing(folder: Path) -> list[dict[str, str]]:
 def _write_proposals(
     path: Path, images: Sequence[Mapping[str, Any]], boxes: Sequence[tuple[str, Ranked]]
 ) -> None:
-    """COCO json of what the better model saw, added to what is there: a start for who labels, not truth."""
+    """Add the boxes of the better model to a COCO file: proposals for labelling, not ground truth."""
     table: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     if path.is_file():
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path} is damaged", seen=str(error), fix="remove it") from None
+            raise DataError(f"{path} is damaged", seen=str(error), fix="remove the file") from None
     ids = {category["name"]: category["id"] for category in table["categories"]}
     first = len(table["images"])
     image_ids = {}
@@ -149,15 +162,16 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Mined:
-    """The answer of ``avq replay --mine``.
+    """Result of ``avq replay --mine``.
 
     Attributes:
-        judged: per log, in the order they were named.
-        chosen: frames of the set, strangest first.
-        added: how many of them were new to the folder.
+        scored: per log, in the order of the request.
+        chosen: frames of the set, strongest signal first.
+        folder: folder of the set.
+        added: number of frames that were new to the set.
     """
 
-    judged: tuple[Judged, ...]
+    scored: tuple[ScoredLog, ...]
     chosen: tuple[Ranked, ...]
     folder: Path
     added: int
@@ -166,27 +180,27 @@ class Mined:
 
     @property
     def frames(self) -> int:
-        return sum(len(one.frames) for one in self.judged)
+        return sum(len(log.frames) for log in self.scored)
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``avq replay --json``, and what was mined."""
-        digests = [one.sha256 for one in self.judged]
-        together = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        """Return the keys of ``avq replay --json``, and the mined frames."""
+        digests = [log.sha256 for log in self.scored]
+        combined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
         return {
             "frames": self.frames,
             "identical": None,
             "differences": [],
-            "sha256": digests[0] if len(digests) == 1 else together,
-            "seconds": sum(one.seconds for one in self.judged),
-            "mined": [self._told(row) for row in self.chosen],
+            "sha256": digests[0] if len(digests) == 1 else combined,
+            "seconds": sum(log.seconds for log in self.scored),
+            "mined": [self._row(row) for row in self.chosen],
             "added": self.added,
             "signals": sorted(
-                {name for one in self.judged for frame in one.frames for name in frame.signals}
+                {name for log in self.scored for frame in log.frames for name in frame.signals}
             ),
             "set": str(self.folder),
         }
 
-    def _told(self, row: Ranked) -> dict[str, Any]:
+    def _row(self, row: Ranked) -> dict[str, Any]:
         camera, seq = row.frame.key
         return {
             "log": row.frame.log,
@@ -198,16 +212,16 @@ class Mined:
         }
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
-        shown = [{**self._told(row), "log": row.frame.log.rsplit("/", 1)[-1]} for row in self.chosen[:_SHOWN]]
-        return [(f"Frames that speak most, {len(self.chosen)} of {self.frames}", shown)]
+        shown = [{**self._row(row), "log": row.frame.log.rsplit("/", 1)[-1]} for row in self.chosen[:_SHOWN]]
+        return [(f"Frames with the strongest signals, {len(self.chosen)} of {self.frames}", shown)]
 
     def footer(self) -> list[str]:
-        why = ", ".join(
+        signals = ", ".join(
             f"{name} {count}" for name, count in Counter(r.why for r in self.chosen).most_common()
         )
         return [
-            f"{self.added} new pictures: {self.folder} ({why or 'nothing speaks for any frame'})",
-            f"  next: avq build MODEL --data {self.folder} ..., beside the pictures of before",
+            f"{self.added} new pictures: {self.folder} ({signals or 'no frame has a signal'})",
+            f"  next: avq build MODEL --data {self.folder} ..., together with the previous pictures",
         ]
 
 
@@ -227,36 +241,43 @@ def mine(
     """Rank the frames of all logs together and add the first ``count`` to the set in ``folder``.
 
     Args:
-        other: the bundle to compare with; None takes the float network of ``bundle`` itself.
+        logs: paths or URIs.
+        bundle: the bundle to improve.
+        other: the bundle to compare with; None uses the float network of ``bundle`` itself.
+        folder: folder of the set.
+        count: number of frames.
+        licence: licence of the pictures.
+        frames: replay so many frames per log; None replays all.
+        pool: runs the replays.
+        host: plugins.
+        report: progress.
 
     Raises:
-        RequestError: nothing can speak for a frame. DataError: a log or the folder cannot be used.
+        RequestError: no signal to rank frames by exists.
+        DataError: a log or the folder cannot be used.
     """
     jobs = [MineJob(log, bundle.resolve(), other and other.resolve(), frames) for log in logs]
-    judged = tuple(report.track(pool.map(judge_log, jobs), "logs", len(jobs)))
-    every = [frame for one in judged for frame in one.frames]
-    if not any(frame.signals for frame in every):
+    scored = tuple(report.track(pool.map(score_log, jobs), "logs", len(jobs)))
+    all_frames = [frame for log in scored for frame in log.frames]
+    if not any(frame.signals for frame in all_frames):
         raise RequestError(
-            "nothing can tell which frames are strange",
+            "there is no signal to rank frames by",
             seen=f"{bundle} is a float bundle without a drift probe, and the logs hold no boxes of another",
-            fix="mine with a quantized bundle, or name one to compare with: --baseline BUNDLE",
+            fix="give --baseline BUNDLE, or mine with a quantized bundle or one with a drift probe",
         )
-    chosen = choose(rank(every), count, int(GAP_S * 1e9))
-    digests = {job.log: one.log_sha256 for job, one in zip(jobs, judged, strict=True)}
+    chosen = choose(rank(all_frames), count, int(GAP_S * 1e9))
+    digests = {job.log: log.log_sha256 for job, log in zip(jobs, scored, strict=True)}
     added = write_set(folder, chosen, _pixels(chosen, host), digests, licence)
-    return Mined(judged, tuple(chosen), folder, added)
+    return Mined(scored, tuple(chosen), folder, added)
 
 
 def _pixels(chosen: Sequence[Ranked], host: PluginHost) -> dict[tuple[str, FrameKey], U8]:
-    found: dict[tuple[str, FrameKey], U8] = {}
+    pixels: dict[tuple[str, FrameKey], U8] = {}
     for log in dict.fromkeys(row.frame.log for row in chosen):
-        wanted = {row.frame.key for row in chosen if row.frame.log == log}
-        pictures = read_pictures(open_log(log, host.sources()), wanted)
-        found |= {(log, key): pixels for key, pixels in pictures.items()}
-    return found
+        keys = {row.frame.key for row in chosen if row.frame.log == log}
+        pictures = read_pictures(open_log(log, host.sources()), keys)
+        pixels |= {(log, key): picture for key, picture in pictures.items()}
+    return pixels
 
-
-# ``avq replay --mine DIR``: frames that the models disagree about most, as the next calibration or
-# labelling set.
 
 __all__ = ["mine"]

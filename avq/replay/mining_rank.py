@@ -1,4 +1,4 @@
-"""What speaks for each frame of one log; runs in a worker."""
+"""Score the frames of one log by disagreement and drift, in a worker; rank and choose frames over all logs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,20 @@ from avq.replay.run import ReplayRequest, replay
 from avq.sources.uri import local_path
 from avq.types import Detections, SessionOptions
 
-# Which frames are worth looking at: a ranking by disagreement, spread over time. Pure.
-
-#: What speaks for a frame. "float": the float network against the bundle; "recorded": what served on the road against
-#: the bundle; "drift": how far its activations are from the calibration pictures.
+#: "float": difference of the float network and the bundle; "recorded": difference of the recorded boxes and the
+#: bundle; "drift": distance of the activations from those of the calibration pictures.
 SIGNALS = ("float", "recorded", "drift")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a log and what speaks for it.
+    """One frame of a log with its signals.
 
     Attributes:
         log: path or URI.
         key: camera and sequence number.
-        t_capture_ns: since the first capture of the log.
-        signals: by name; larger is stranger, 0 is nothing at all. Unknown ones are missing.
+        t_capture_ns: nanoseconds since the first capture of the log.
+        signals: by name; larger is more unusual, 0 is no signal. Unknown ones are missing.
         proposals: (label, score, box x0 y0 x1 y1 in pixels) of the better of the two models.
     """
 
@@ -53,7 +51,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A frame with its place: ``score`` is the share of frames that its strongest signal leaves behind."""
+    """A ranked frame.
+
+    Attributes:
+        frame: the frame.
+        score: share of frames whose strongest signal is weaker.
+        why: name of the strongest signal.
+    """
 
     frame: Frame
     score: float
@@ -61,7 +65,7 @@ class Ranked:
 
 
 def rank(frames: Sequence[Frame]) -> list[Ranked]:
-    """Strangest first. Signals have no common unit, so each counts by its rank among all frames.
+    """Rank frames by their strongest signal, each by its rank among all frames: signals have no common unit.
 
     A frame without any signal above 0 gets score 0; ties keep the order of the frames.
     """
@@ -75,43 +79,46 @@ def rank(frames: Sequence[Frame]) -> list[Ranked]:
 
 
 def _shares(values: Sequence[float]) -> list[float]:
-    """Share of frames with a smaller value; 0 for 0."""
+    """Return the share of frames with a smaller value; 0 for 0."""
     order = sorted(values)
     below = {value: index for index, value in reversed(list(enumerate(order)))}
     return [(below[value] + 1) / len(values) if value > 0.0 else 0.0 for value in values]
 
 
 def choose(ranked: Sequence[Ranked], count: int, gap_ns: int) -> list[Ranked]:
-    """The first ``count`` that differ from nothing less than ``gap_ns`` apart; closer ones only to fill up.
+    """Choose the first ``count`` frames at least ``gap_ns`` apart; closer ones only to reach ``count``.
 
     Frames without a signal are never chosen.
     """
-    speaking = [row for row in ranked if row.score > 0.0]
+    candidates = [row for row in ranked if row.score > 0.0]
     chosen: list[Ranked] = []
-    for row in speaking:
-        if len(chosen) < count and all(_apart(row.frame, other.frame, gap_ns) for other in chosen):
+    for row in candidates:
+        if len(chosen) < count and all(_far_apart(row.frame, other.frame, gap_ns) for other in chosen):
             chosen.append(row)
     taken = {id(row) for row in chosen}
-    fill = [row for row in speaking if id(row) not in taken][: count - len(chosen)]
+    fill = [row for row in candidates if id(row) not in taken][: count - len(chosen)]
     keep = taken | {id(row) for row in fill}
-    return [row for row in speaking if id(row) in keep]
+    return [row for row in candidates if id(row) in keep]
 
 
-def _apart(a: Frame, b: Frame, gap_ns: int) -> bool:
+def _far_apart(a: Frame, b: Frame, gap_ns: int) -> bool:
     other = (a.log, a.key[0]) != (b.log, b.key[0])
     return other or abs(a.t_capture_ns - b.t_capture_ns) >= gap_ns
 
 
-#: Boxes that are proposed to who labels.
+#: Lowest score of a box that is proposed for labelling.
 _PROPOSED = 0.3
 
 
 @dataclass(frozen=True)
 class MineJob:
-    """One log; plain data.
+    """One log to score; plain data for a worker.
 
     Attributes:
-        other: the bundle to compare with; None takes the float network of ``bundle`` itself.
+        log: path or URI.
+        bundle: the bundle folder.
+        other: the bundle to compare with; None uses the float network of ``bundle`` itself.
+        frames: stop after so many frames; None replays all.
     """
 
     log: str
@@ -121,8 +128,8 @@ class MineJob:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A log's frames, and the digests that ``avq replay`` would have told."""
+class ScoredLog:
+    """Frames of a log with their signals, and the digests that ``avq replay`` reports."""
 
     frames: tuple[Frame, ...]
     sha256: str
@@ -130,12 +137,12 @@ class Judged:
     seconds: float
 
 
-def judge_log(job: MineJob) -> Judged:
-    """Replay both models, and ask the drift probe where the bundle has one. Raises what a replay raises."""
+def score_log(job: MineJob) -> ScoredLog:
+    """Replay both models on a log, and run the drift probe if the bundle has one."""
     host = PluginHost()
     result = _replayed(job, job.bundle, host)
     with tempfile.TemporaryDirectory() as folder:
-        other = job.other or _float_twin(job.bundle, Path(folder))
+        other = job.other or _float_bundle(job.bundle, Path(folder))
         reference = _replayed(job, other, host) if other is not None else None
     signals: dict[FrameKey, dict[str, float]] = {answer.key: {} for answer in result.answers}
     for name, seen in (("float", reference and reference.detections), ("recorded", _recorded(job, result))):
@@ -154,15 +161,15 @@ def judge_log(job: MineJob) -> Judged:
         )
         for answer in result.answers
     )
-    return Judged(frames, result.sha256, result.log_digest, result.seconds)
+    return ScoredLog(frames, result.sha256, result.log_digest, result.seconds)
 
 
 def _replayed(job: MineJob, bundle: Path, host: PluginHost) -> ReplayResult:
     return replay(ReplayRequest(job.log, bundle, policy="every", frames=job.frames), host=host)
 
 
-def _float_twin(bundle: Path, folder: Path) -> Path | None:
-    """None for a float bundle: it has nothing to disagree with."""
+def _float_bundle(bundle: Path, folder: Path) -> Path | None:
+    """Write a bundle with the float network of ``bundle``; None for a bundle that is float already."""
     if not open_bundle(bundle, allow_unaccepted=True).manifest.plan_digest:
         return None
     from avq.builder.plan_mixture import write_float_bundle
@@ -192,12 +199,12 @@ class _Message(msgspec.Struct):
 
 
 def _recorded(job: MineJob, result: ReplayResult) -> list[Detections]:
-    """What another bundle published on the road, from a flight record; boxes of classes this one has not are left."""
+    """Return the recorded boxes of another bundle from a flight record, of classes that this bundle has."""
     path = local_path(job.log)
     if path.suffix.lower() != ".mcap" or not path.is_file():
         return []
     classes = {name: index for index, name in enumerate(result.labels)}
-    found: dict[FrameKey, Detections] = {}
+    by_frame: dict[FrameKey, Detections] = {}
     with LogReader(path) as log:
         for record in log:
             if record.schema_name != "avq.Detections" or record.message_encoding != "json":
@@ -208,7 +215,7 @@ def _recorded(job: MineJob, result: ReplayResult) -> list[Detections]:
                 continue
             if message.bundle != result.bundle_digest:
                 rows = [row for row in message.detections if row.label in classes]
-                found[message.camera, message.seq] = Detections(
+                by_frame[message.camera, message.seq] = Detections(
                     np.array([row.box_xyxy_px for row in rows], np.float32).reshape(-1, 4),
                     np.array([row.score for row in rows], np.float32),
                     np.array([classes[row.label] for row in rows], np.int64),
@@ -216,16 +223,16 @@ def _recorded(job: MineJob, result: ReplayResult) -> list[Detections]:
                     message.seq,
                     0,
                 )
-    return list(found.values())
+    return list(by_frame.values())
 
 
 def _drift(job: MineJob, host: PluginHost, wanted: Mapping[FrameKey, object]) -> dict[FrameKey, float]:
-    """How many spreads each frame is from the calibration pictures; nothing without probe and reference."""
+    """Return the drift score of each frame; {} without probe and reference."""
     bundle = open_bundle(job.bundle, allow_unaccepted=True)
     engine: Engine | None = host.running_engines().get("onnxruntime")
     if engine is None or not (bundle.has(PROBE) and bundle.has(DRIFT)) or bundle.manifest.preprocess is None:
         return {}
-    usual = DriftReference.from_json(bundle.read(DRIFT))
+    reference = DriftReference.from_json(bundle.read(DRIFT))
     preprocessor = Preprocessor(bundle.manifest.preprocess)
     log = open_log(job.log, host.sources())
     scores: dict[FrameKey, float] = {}
@@ -235,7 +242,7 @@ def _drift(job: MineJob, host: PluginHost, wanted: Mapping[FrameKey, object]) ->
             for frame, pixels in frames:
                 if pixels is not None and frame.key in wanted:
                     ratios = session.infer(preprocessor.prepare(pixels).tensor)
-                    scores[frame.key] = usual.score({name: float(v) for name, v in ratios.items()})
+                    scores[frame.key] = reference.score({name: float(v) for name, v in ratios.items()})
                 if len(scores) == len(wanted):
                     break
     finally:

@@ -1,4 +1,4 @@
-"""What ``avq replay`` answers: to machines, on a terminal, and as an exit code."""
+"""Outcome of one replay: JSON keys, tables for the terminal, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from avq.replay.result import ReplayResult
 from avq.replay.stage_times import PairedTimes, table_of
 from avq.replay.verdict import Verdict
 
-#: A screenful; --json and the report have all.
+#: Rows on the terminal; --json and the report have all.
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A reference that was written: where, its address, and what was learned for it."""
+    """A reference that was written: its path, its address, and the tolerances learned for it."""
 
     path: Path
     address: str
@@ -30,17 +30,18 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One replay, and what came of comparing it.
+    """One replay and its comparison.
 
     Attributes:
-        reference: the replay it was compared with; None when there was none.
-        reference_name: the path it came from.
-        verdict: of the comparison.
+        result: the replay.
+        reference: the replay it was compared with; None without a comparison.
+        reference_name: path or address of the reference.
+        verdict: result of the comparison.
         paired: stage times of both bundles on the same pictures.
-        timing: limits of time that were not held.
-        built: what the builds of the two bundles decided otherwise, where both are at hand.
+        timing: exceeded limits of stage times.
+        built: differences between the builds of the two bundles, where both are available.
         accepted: the reference that was written.
-        files: of the report, by kind.
+        files: files of the report, by kind.
     """
 
     result: ReplayResult
@@ -55,39 +56,39 @@ class Outcome:
 
     @property
     def differences(self) -> tuple[Difference, ...]:
-        found = self.verdict.differences if self.verdict is not None else ()
-        return (*found, *self.timing)
+        differences = self.verdict.differences if self.verdict is not None else ()
+        return (*differences, *self.timing)
 
     @property
     def passed(self) -> bool:
-        """No difference, or all of them were just accepted."""
+        """Whether there is no difference, or a reference was just accepted."""
         return self.accepted is not None or not self.differences
 
     @property
     def headline(self) -> str:
-        """The answer in one sentence."""
+        """The outcome in one sentence."""
         if self.verdict is None:
-            return f"{self.result.frames} frames replayed; compared with nothing"
+            return f"{self.result.frames} frames replayed; no comparison"
         if self.verdict.identical and not self.timing:
             return f"Identical: {self.result.frames} frames, every box and every decision"
         if not self.differences:
-            return f"No difference that counts in {len(self.verdict.pairs)} frames"
+            return f"No difference above the limits in {len(self.verdict.pairs)} frames"
         frames = len({(d.camera, d.frame) for d in self.differences})
         return f"{len(self.differences)} differences in {frames} of {len(self.verdict.pairs)} frames"
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is a no, and what suffers most."""
+        """Reasons of a failure, and the classes with the largest losses."""
         if self.verdict is None:
             return ()
-        told = [*self.verdict.reasons, *(d.note for d in self.timing)]
+        reasons = [*self.verdict.reasons, *(d.note for d in self.timing)]
         if self.differences and self.built:
-            told.append(f"the bundles differ in {', '.join(summarise(self.built))}")
+            reasons.append(f"the bundles differ in {', '.join(summarise(self.built))}")
         worst = self.verdict.metric.suffering(self.verdict.allowed)[:5] if self.differences else []
-        return (*told, *(suffers(row) for row in worst))
+        return (*reasons, *(loss_line(row) for row in worst))
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``avq replay --json``."""
+        """Return the keys of ``avq replay --json``."""
         result, verdict = self.result, self.verdict
         answer: dict[str, Any] = {
             "frames": result.frames,
@@ -130,11 +131,11 @@ class Outcome:
         return answer | ({"report": dict(self.files)} if self.files else {})
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
-        """What a person reads."""
+        """Return the tables for the terminal."""
         result = self.result
         dropped = ", ".join(f"{cause} {count}" for cause, count in result.account.dropped.items())
         share = result.engine_seconds / result.seconds if result.seconds else 0.0
-        books = {
+        totals = {
             "captured": result.account.captured,
             "published": result.frames,
             "dropped": dropped or "none",
@@ -143,24 +144,24 @@ class Outcome:
             "seconds": round(result.seconds, 2),
             "in the engine": f"{share:.0%}",
         }
-        found: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Replayed", [books])]
+        tables: list[tuple[str, Sequence[Mapping[str, object]]]] = [("Replayed", [totals])]
         if self.verdict is not None:
             changes = {name.replace("_", " "): value for name, value in self.verdict.changes().items()}
-            found.append((f"Compared ({self.verdict.tier})", [changes]))
+            tables.append((f"Compared ({self.verdict.tier})", [changes]))
             if self.differences:
-                found.append(("By class and size, score >= 0.5", told_cells(self.verdict.metric.rows())))
-                found.append(
+                tables.append(("By class and size, score >= 0.5", metric_rows(self.verdict.metric.rows())))
+                tables.append(
                     (
                         f"Differences, the first {_SHOWN}",
-                        [told(d, result.labels) for d in self.differences[:_SHOWN]],
+                        [difference_row(d, result.labels) for d in self.differences[:_SHOWN]],
                     )
                 )
         rows = self.paired.rows() if self.paired is not None else table_of(result).rows()
-        found.append(("Stage times on this machine, ms", rows))
-        return found
+        tables.append(("Stage times on this machine, ms", rows))
+        return tables
 
     def footer(self) -> list[str]:
-        """The verdict last, where the eye is."""
+        """Return the lines below the tables; the headline is the last one."""
         lines = [self.result.timing_remark]
         if self.result.remark:
             lines.append(f"the log: {self.result.remark}")
@@ -173,20 +174,20 @@ class Outcome:
         return [*lines, self.headline]
 
     def worst_pairs(self) -> list[FramePair]:
-        """Frames that differ most first."""
+        """Return frames with changes, the largest first."""
         pairs = self.verdict.pairs if self.verdict is not None else ()
         ranked = sorted(pairs, key=lambda pair: -pair.badness)
         return [pair for pair in ranked if pair.badness > 0.0]
 
 
-def suffers(row: Mapping[str, Any]) -> str:
-    """One line of who loses what."""
-    told = f"{row['class']}, {row['size']}: {row['lost']} of {row['boxes']} boxes lost"
-    return f"{told}, confidence {row['confidence_shift']:+.3f}"
+def loss_line(row: Mapping[str, Any]) -> str:
+    """Return the losses of one class and size in one line."""
+    lost = f"{row['class']}, {row['size']}: {row['lost']} of {row['boxes']} boxes lost"
+    return f"{lost}, confidence {row['confidence_shift']:+.3f}"
 
 
-def told(difference: Difference, labels: Sequence[str]) -> dict[str, object]:
-    """One difference as a row for people."""
+def difference_row(difference: Difference, labels: Sequence[str]) -> dict[str, object]:
+    """Return one difference as a row of a table."""
     a, b = difference.a, difference.b
     if difference.field == "class_id":
         a, b = (label_of(labels, int(value)) for value in (a, b))
@@ -200,8 +201,8 @@ def told(difference: Difference, labels: Sequence[str]) -> dict[str, object]:
     }
 
 
-def told_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Rows of the metric table for people; the whole first, classes by size last."""
+def metric_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Return rows of the metric table: totals first, classes by size last."""
     return [
         {
             "class": row["class"],
@@ -224,7 +225,7 @@ def _share(value: float | None) -> str:
 
 
 def _short(value: Any, labels: Sequence[str]) -> str:
-    """A box as "car 0.91 at 10 20 30 40"; numbers to four digits."""
+    """Format a box as "car 0.91 at 10 20 30 40", and numbers with four digits."""
     if isinstance(value, Mapping) and "box_xyxy_px" in value:
         corners = " ".join(f"{v:.0f}" for v in value["box_xyxy_px"])
         return f"{label_of(labels, value['class_id'])} {value['score']:.2f} at {corners}"

@@ -1,4 +1,4 @@
-"""``pytest --avq-cases cases/``: every folder with a case.toml is a test. Costs nothing without the flag."""
+"""pytest plugin: with ``--avq-cases DIR`` every folder with a case.toml is a test. Does nothing without the flag."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cases alone are collected when nothing else was named."""
+    """Check the folders; collect only cases when no other arguments are given."""
     folders = _case_folders(config)
     for folder in folders:
         if not folder.exists():
-            raise pytest.UsageError(f"--avq-cases: there is no folder {folder}")
+            raise pytest.UsageError(f"--avq-cases: the folder {folder} does not exist")
     if folders and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []
 
@@ -47,10 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Add the cases: before other plugins choose among the items.
+    """Add the cases before other plugins select items.
 
-    A case is data. Were its folder an argument of pytest, each conftest.py above it would be imported, those of other
-    projects too, whose imports work in their own root folder only.
+    The folders are no arguments of pytest: it would import each conftest.py above them, also those of other projects,
+    whose imports work in their own root folder only.
     """
     for path in _case_files(config):
         nodeid = Path(os.path.relpath(path, config.rootpath)).as_posix()
@@ -62,9 +62,9 @@ def _case_folders(config: pytest.Config) -> list[Path]:
 
 
 def _case_files(config: pytest.Config) -> list[Path]:
-    """Each case.toml once, sorted within the folder that was named."""
-    found = [path for folder in _case_folders(config) for path in sorted(_below(folder, config))]
-    return list(dict.fromkeys(found))
+    """Return each case.toml once, sorted within each folder given."""
+    paths = [path for folder in _case_folders(config) for path in sorted(_below(folder, config))]
+    return list(dict.fromkeys(paths))
 
 
 def _below(folder: Path, config: pytest.Config) -> Iterator[Path]:
@@ -77,7 +77,7 @@ def _below(folder: Path, config: pytest.Config) -> Iterator[Path]:
 
 
 def _ignored(path: Path, config: pytest.Config) -> bool:
-    """What ``--ignore`` and ``norecursedirs`` leave out."""
+    """Return whether ``--ignore`` or ``norecursedirs`` exclude a path."""
     return bool(config.hook.pytest_ignore_collect(collection_path=path, config=config))
 
 
@@ -89,7 +89,7 @@ class CaseCollector(pytest.File):
 
 
 class CaseFailed(Exception):  # noqa: N818  (shown to people as the name of the failure)
-    """The replay differs; ``text`` says how, for people."""
+    """The replay differs; ``text`` describes how."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -97,7 +97,7 @@ class CaseFailed(Exception):  # noqa: N818  (shown to people as the name of the 
 
 
 class CaseItem(pytest.Item):
-    """Replays the case."""
+    """Replay one case."""
 
     def runtest(self) -> None:
         from avq.progress import Silent
@@ -117,12 +117,12 @@ class CaseItem(pytest.Item):
             raise CaseFailed(_diff(outcome))
 
     def _cache(self) -> Path:
-        asked = self.config.getoption("--avq-cache")
-        kept = getattr(self.config, "cache", None)  # pytest -p no:cacheprovider has none
-        return Path(asked) if asked else Path(kept.mkdir("avq-bundles") if kept else _BUNDLES)
+        folder = self.config.getoption("--avq-cache")
+        cache = getattr(self.config, "cache", None)  # pytest -p no:cacheprovider has none
+        return Path(folder) if folder else Path(cache.mkdir("avq-bundles") if cache else _BUNDLES)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The difference, or what avq says is wrong; Python's own view of anything else."""
+        """Return the difference or the AvqError as text; the traceback of any other error."""
         from avq.errors import AvqError
 
         error = excinfo.value

@@ -1,6 +1,6 @@
-"""References: a replay that somebody accepted, in an MCAP file that names its own content.
+"""References: an accepted replay in an MCAP file that holds its own content address.
 
-The address is the SHA-256 of everything that replay repeats; times measured on the machine are kept beside it.
+The address is the SHA-256 of everything that a replay reproduces; times measured on the machine are not part of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCHEMA = {"title": "avq.ReplayFrame", "type": "object", "properties": {"camera"
 
 
 class _Frame(msgspec.Struct, forbid_unknown_fields=True):
-    """One answer; arrays as base64 of little-endian bytes, so that NaN and every bit survive."""
+    """One frame; arrays as base64 of little-endian bytes, which preserves NaN and every bit."""
 
     camera: str
     seq: int
@@ -49,7 +49,7 @@ class _Frame(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    """All of a replay but its frames."""
+    """A replay without its frames."""
 
     log: str
     log_digest: str
@@ -72,7 +72,7 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """A reference as read: the replay, the tolerances learned with it, and its address."""
+    """A reference: the replay, the tolerances learned with it, and its address."""
 
     result: ReplayResult
     tolerances: Tolerances
@@ -80,27 +80,27 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def address_of(result: ReplayResult, tolerances: Tolerances) -> str:
-    """SHA-256 over digests, timing plan, decisions, boxes and tolerances."""
-    told = [FORMAT, result.sha256, result.decisions_sha256, _head(result, tolerances)]
-    told += [answer.virtual.items() for answer in result.answers]
-    return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+    """Return the SHA-256 over digests, timing plan, decisions, boxes and tolerances."""
+    content = [FORMAT, result.sha256, result.decisions_sha256, _head(result, tolerances)]
+    content += [answer.virtual.items() for answer in result.answers]
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 def require_acceptable() -> None:
-    """Raise RequestError where nobody is there to look: a machine must not accept its own changes."""
+    """Raise RequestError in CI: a machine must not accept its own changes."""
     if os.environ.get("CI", "").strip().lower() not in ("", "0", "false", "no"):
         raise RequestError(
-            "references are not accepted under CI",
+            "references are not accepted in CI",
             seen=f"CI={os.environ['CI']}",
-            fix="look at the differences, and accept them on your own machine with --accept",
+            fix="check the differences, and accept them on your own machine with --accept",
         )
 
 
 def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) -> str:
-    """Write ``path`` whole or not at all; returns the address. Raises DataError when it cannot be written."""
+    """Write a reference atomically and return its address. Raises DataError when it cannot be written."""
     address = address_of(result, tolerances)
     head = msgspec.json.encode(_head(result, tolerances), order="sorted").decode()
-    with suppress(OSError):  # the writer below tells
+    with suppress(OSError):  # the writer below reports it
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write_path(path) as temporary:
         log = LogWriter(temporary, {"format": FORMAT, "address": address, "head": head})
@@ -120,32 +120,32 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
 
 
 def read_reference(path: Path) -> Reference:
-    """The reference at ``path``. Raises DataError: missing, something else, damaged, or edited."""
+    """Read the reference at ``path``. Raises DataError when it is missing, of another kind, damaged or edited."""
     if not path.is_file():
         raise DataError(
             f"there is no reference at {path}",
-            seen="a folder" if path.is_dir() else "nothing there",
-            fix="accept the present state as the reference: add --accept",
+            seen="a folder" if path.is_dir() else "no file",
+            fix="accept the current result as the reference: add --accept",
         )
     with LogReader(path) as log:
         records = [record for record in log if record.topic == _TOPIC]
-        told: Mapping[str, str] = log.metadata.get("avq", {})
+        metadata: Mapping[str, str] = log.metadata.get("avq", {})
         damage = log.damage
-    if told.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT:
         raise DataError(
-            f"{path} is no reference of avq replay",
-            seen=told.get("format", "an MCAP file of another kind"),
-            fix="a reference is what --accept wrote",
+            f"{path} is not a reference of avq replay",
+            seen=metadata.get("format", "an MCAP file of another kind"),
+            fix="use a file that avq replay --accept wrote",
         )
     try:
-        head = msgspec.json.decode(told.get("head", ""), type=_Head)
+        head = msgspec.json.decode(metadata.get("head", ""), type=_Head)
         answers = tuple(_answer(record) for record in records)
     except (ValueError, msgspec.MsgspecError) as error:
         raise _damaged(path, str(error)) from None
     result = _result(head, answers)
-    if damage or address_of(result, head.tolerances) != told.get("address"):
-        raise _damaged(path, damage or "its address does not check")
-    return Reference(result, head.tolerances, told["address"])
+    if damage or address_of(result, head.tolerances) != metadata.get("address"):
+        raise _damaged(path, damage or "its content does not match its address")
+    return Reference(result, head.tolerances, metadata["address"])
 
 
 def _damaged(path: Path, seen: str) -> DataError:
@@ -233,7 +233,7 @@ def _answer(record: Record) -> Answer:
     )
     out = Published(seen, row.age_ns, row.dropped_since_last, row.late, row.mode, row.bundle)
     if len(row.virtual_ns) != 4 or len(row.measured_ns) != 4:
-        raise ValueError("a frame has not four stage times")
+        raise ValueError("a frame does not have four stage times")
     return Answer(out, StageTimes(*row.virtual_ns), StageTimes(*row.measured_ns))
 
 

@@ -1,4 +1,4 @@
-"""Both runs in one MCAP: two layers of annotations on the camera's pictures, and what differs as messages."""
+"""Report of a replay: Markdown for a pull request, an HTML page, and an MCAP file with both runs for Foxglove."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avq.recording.recorder import annotations_message, picture_message
 from avq.recording.schemas import COMPRESSED_IMAGE, IMAGE_ANNOTATIONS
 from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
-from avq.replay.outcome import Outcome, told, told_cells
+from avq.replay.outcome import Outcome, difference_row, metric_rows
 from avq.replay.report_page import replay_page, shown_pairs
 from avq.replay.result import Answer, ReplayResult
 from avq.replay.stage_times import table_of
@@ -24,7 +24,7 @@ from avq.types import U8
 
 #: With pictures of the worst frames the file stays below the report's 3 MB.
 _PICTURE_BYTES = 2_000_000
-_MOST_LOG_FRAMES = 400
+_MAX_LOG_FRAMES = 400
 _DIFFERENCE: Mapping[str, Any] = {
     "title": "avq.Difference",
     "type": "object",
@@ -32,12 +32,13 @@ _DIFFERENCE: Mapping[str, Any] = {
 }
 
 
-def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) -> None:
-    """Frames that differ, worst first in number, in order of time; whole or not at all.
+def write_comparison_log(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) -> None:
+    """Write an MCAP file with the frames that differ most: pictures, boxes of both runs, and the differences.
 
-    Raises DataError when it cannot be written.
+    Raises:
+        DataError: the file cannot be written.
     """
-    chosen = {pair.key for pair in outcome.worst_pairs()[:_MOST_LOG_FRAMES]} | set(pictures)
+    chosen = {pair.key for pair in outcome.worst_pairs()[:_MAX_LOG_FRAMES]} | set(pictures)
     with atomic_write_path(path) as temporary:
         log = LogWriter(temporary, {"format": "avq replay both 1", "headline": outcome.headline})
         _write_pictures(log, outcome.result, pictures)
@@ -46,7 +47,7 @@ def write_both(path: Path, outcome: Outcome, pictures: Mapping[FrameKey, U8]) ->
                 if answer.key in chosen:
                     _write_boxes(log, name, answer, outcome.result)
         at_ns = {answer.key: _stamp(answer, outcome.result) for answer in outcome.result.answers}
-        for difference in outcome.differences[: 10 * _MOST_LOG_FRAMES]:
+        for difference in outcome.differences[: 10 * _MAX_LOG_FRAMES]:
             stamp = at_ns.get((difference.camera, difference.frame), outcome.result.start_unix_ns)
             log.write(
                 "/avq/differences",
@@ -92,15 +93,18 @@ def _write_boxes(log: LogWriter, name: str, answer: Answer, result: ReplayResult
     )
 
 
-# The difference as Markdown, made for a pull-request comment: the answer first, details folded.
-
 #: GitHub refuses comments above 65536 characters.
 _LIMIT = 60_000
 _SHOWN = 100
 
 
 def markdown(outcome: Outcome, *, folded: bool = True) -> str:
-    """One comment; long lists are cut, and say so. ``folded=False`` is for a terminal."""
+    """Return the comment of a pull request: the outcome first, details folded, long lists cut.
+
+    Args:
+        outcome: the replay and its comparison.
+        folded: False for a terminal, which has no foldable sections.
+    """
     result = outcome.result
     parts = [f"### avq replay: {outcome.headline}"]
     parts.append(
@@ -114,9 +118,9 @@ def markdown(outcome: Outcome, *, folded: bool = True) -> str:
         parts.append(_table([{name.replace("_", " "): _plain(value) for name, value in changes.items()}]))
         parts.append(f"Compared: {outcome.verdict.tier}; {outcome.verdict.why}.")
         if outcome.differences:
-            cells = told_cells(outcome.verdict.metric.rows())
+            cells = metric_rows(outcome.verdict.metric.rows())
             parts.append(_part(folded, "By class and size, boxes with score >= 0.5", _table(cells)))
-            rows = [told(d, result.labels) for d in outcome.differences[:_SHOWN]]
+            rows = [difference_row(d, result.labels) for d in outcome.differences[:_SHOWN]]
             title = f"{len(outcome.differences)} differences" + (
                 f", the first {_SHOWN}" if len(outcome.differences) > _SHOWN else ""
             )
@@ -154,26 +158,26 @@ def _plain(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else ("" if value is None else value)
 
 
-# The report of a replay: Markdown for a pull request, one HTML page, and an MCAP with both runs for
-# Foxglove.
-
 PAGE, COMMENT, BOTH = "report.html", "diff.md", "both.mcap"
-#: What people attach to an issue and open on a phone.
+#: Small enough to attach to an issue and to open on a phone.
 LIMIT_BYTES = 3_000_000
-_MOST_FRAMES = 10
+_MAX_FRAMES = 10
 
 
 def write_report(outcome: Outcome, folder: Path, host: PluginHost) -> dict[str, Path]:
-    """Write the report into ``folder``; returns what was written, by kind.
+    """Write the report into ``folder`` and return its files, by kind.
 
-    Raises DataError when the folder cannot be made.
+    Raises:
+        DataError: the folder cannot be created, or a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made", seen=str(error), fix="choose another --report") from None
+        raise DataError(
+            f"the folder {folder} cannot be created", seen=str(error), fix="choose another --report"
+        ) from None
     log = open_log(outcome.result.log, host.sources())
-    shown = shown_pairs(outcome, _MOST_FRAMES)
+    shown = shown_pairs(outcome, _MAX_FRAMES)
     pictures = read_pictures(log, {pair.key for pair in shown})
     text = replay_page(outcome, shown, pictures)
     while len(text.encode()) > LIMIT_BYTES and shown:
@@ -184,5 +188,5 @@ def write_report(outcome: Outcome, folder: Path, host: PluginHost) -> dict[str, 
     atomic_write(files["comment"], markdown(outcome))
     if outcome.verdict is not None:
         files["both"] = folder / BOTH
-        write_both(files["both"], outcome, pictures)
+        write_comparison_log(files["both"], outcome, pictures)
     return files

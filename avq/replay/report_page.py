@@ -1,4 +1,4 @@
-"""The page of a replay: the verdict, what changed for whom and when, and the frames that show it."""
+"""HTML page of a replay: verdict, changes by class, size and time, and the frames with the largest changes."""
 
 from __future__ import annotations
 
@@ -29,37 +29,41 @@ from avq.render import (
 from avq.replay.differences import FramePair
 from avq.replay.log import FrameKey
 from avq.replay.metric import ALL, Cell
-from avq.replay.outcome import Outcome, told, told_cells
+from avq.replay.outcome import Outcome, difference_row, metric_rows
 from avq.replay.result import ReplayResult
 from avq.replay.stage_times import STAGES, table_of
 from avq.replay.verdict import Verdict
 from avq.types import U8, Detections
 
-# Both sets of boxes on one frame, side by side, cut to the part that changed.
-
-#: A cut keeps at least this share of each side, so that one sees where it is.
-_LEAST_SHARE = 0.45
+#: Smallest crop / picture, per side: shows where in the picture the crop is.
+_MIN_SHARE = 0.45
 _MARGIN = 0.35
-#: Small cuts are enlarged: a box of ten pixels must be seen on a phone.
+#: Small crops are enlarged: a box of ten pixels must be visible on a phone.
 _SHOWN_PX = 620
 _MOVED_PX = 2.0
 _RESCORED = 0.05
 
 
 def side_by_side(pair: FramePair, pixels: U8, labels: Sequence[str]) -> Html:
-    """Reference left, replay right, with a caption of what changed."""
+    """Draw one frame with the boxes of reference (left) and replay (right), cropped to the changes.
+
+    Args:
+        pair: a frame in both runs.
+        pixels: (H, W, 3) uint8 BGR.
+        labels: class names by id.
+    """
     a, b = pair.a, pair.b
     assert a is not None and b is not None
     x0, y0, x1, y1 = _window(pair, a, b, pixels)
     scale = max(1.0, _SHOWN_PX / (x1 - x0))
     sides = []
     for seen in (a, b):
-        cut = np.ascontiguousarray(pixels[y0:y1, x0:x1])
+        crop = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         if scale > 1.0:
-            cut = np.asarray(
-                cv2.resize(cut, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), np.uint8
+            crop = np.asarray(
+                cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), np.uint8
             )
-        sides.append(draw_detections(cut, _moved(seen, x0, y0, scale), labels))
+        sides.append(draw_detections(crop, _moved(seen, x0, y0, scale), labels))
     camera, frame = pair.key
     return picture_pair(
         sides[0], sides[1], (f"{camera} {frame}: reference, {len(a)} boxes", _caption(pair, b))
@@ -68,20 +72,22 @@ def side_by_side(pair: FramePair, pixels: U8, labels: Sequence[str]) -> Html:
 
 def _caption(pair: FramePair, b: Detections) -> str:
     flips = sum(match.class_flip for match in pair.matches)
-    told = [
-        f"{count} {what}"
-        for count, what in (
+    changes = [
+        f"{count} {kind}"
+        for count, kind in (
             (len(pair.vanished), "vanished"),
             (len(pair.appeared), "appeared"),
             (flips, "class flips"),
         )
         if count
     ]
-    return f"this replay, {len(b)} boxes" + (f": {', '.join(told)}" if told else ": scores or places moved")
+    return f"this replay, {len(b)} boxes" + (
+        f": {', '.join(changes)}" if changes else ": scores or positions changed"
+    )
 
 
 def _window(pair: FramePair, a: Detections, b: Detections, pixels: U8) -> tuple[int, int, int, int]:
-    """The part of the picture that holds every box that changed, with a margin."""
+    """Return x0, y0, x1, y1 in pixels of the part of the picture with every changed box, with a margin."""
     height, width = pixels.shape[:2]
     boxes = [a.boxes_xyxy_px[i] for i in pair.vanished] + [b.boxes_xyxy_px[j] for j in pair.appeared]
     for match in pair.matches:
@@ -93,7 +99,7 @@ def _window(pair: FramePair, a: Detections, b: Detections, pixels: U8) -> tuple[
     corners = np.array(finite, np.float64)
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
     whole = np.array([width, height], np.float64)
-    reach = np.maximum((high - low) * (1.0 + _MARGIN), whole * _LEAST_SHARE)
+    reach = np.maximum((high - low) * (1.0 + _MARGIN), whole * _MIN_SHARE)
     reach = np.minimum(np.maximum(reach, whole * (reach / whole).max()), whole)  # keep the picture's shape
     start = np.clip((low + high - reach) / 2.0, 0.0, whole - reach)
     x0, y0 = (int(v) for v in np.floor(start))
@@ -102,20 +108,20 @@ def _window(pair: FramePair, a: Detections, b: Detections, pixels: U8) -> tuple[
 
 
 def _moved(seen: Detections, x0: int, y0: int, scale: float) -> Detections:
-    """The boxes in the cut's own pixels; those outside are left out."""
+    """Return the boxes in pixels of the crop; those outside are left out."""
     boxes = (seen.boxes_xyxy_px - np.array([x0, y0, x0, y0], np.float32)) * np.float32(scale)
     keep = (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
     return Detections(boxes[keep], seen.scores[keep], seen.class_ids[keep], seen.camera, seen.seq)
 
 
-#: Rows of a table nobody scrolls further down than.
+#: Largest number of rows of the table of differences.
 _SHOWN = 200
 _BARS = 12
 _STRETCHES = 10
 
 
 def shown_pairs(outcome: Outcome, count: int) -> list[FramePair]:
-    """The worst frames, no two next to each other while there are others: neighbours show the same."""
+    """Return the frames with the largest changes; neighbouring frames, which are alike, only when others run out."""
     ranked = [pair for pair in outcome.worst_pairs() if pair.a is not None and pair.b is not None]
     apart: list[FramePair] = []
     for pair in ranked:
@@ -126,7 +132,7 @@ def shown_pairs(outcome: Outcome, count: int) -> list[FramePair]:
 
 
 def replay_page(outcome: Outcome, shown: Sequence[FramePair], pictures: Mapping[FrameKey, U8]) -> str:
-    """One self-contained file."""
+    """Return the page as one self-contained HTML file."""
     result, verdict = outcome.result, outcome.verdict
     sections = [section("In short", key_figures(_facts(outcome)))]
     if verdict is not None:
@@ -136,7 +142,7 @@ def replay_page(outcome: Outcome, shown: Sequence[FramePair], pictures: Mapping[
     sections.append(_stages(outcome))
     sections.append(_decisions(outcome))
     if outcome.differences:
-        rows = [told(difference, result.labels) for difference in outcome.differences[:_SHOWN]]
+        rows = [difference_row(difference, result.labels) for difference in outcome.differences[:_SHOWN]]
         more = len(outcome.differences) - len(rows)
         lead = f"The first {len(rows)}; {more} more in --json." if more > 0 else ""
         sections.append(section("Every difference", folded(f"{len(rows)} rows", table(rows)), lead=lead))
@@ -189,7 +195,7 @@ def _what_changed(verdict: Verdict) -> list[Html]:
         bar_chart(_bars(by_size), unit="%", title="lost, by size"),
     ]
     lead = "Firm boxes (score >= 0.5) not found again: same class, IoU >= 0.5, at least half the score."
-    rows = told_cells(verdict.metric.rows())
+    rows = metric_rows(verdict.metric.rows())
     moved = [
         {"what": name.replace("_", " "), "all boxes": value} for name, value in verdict.changes().items()
     ]
@@ -202,7 +208,9 @@ def _what_changed(verdict: Verdict) -> list[Html]:
             columns(table(moved[:half]), table(moved[half:])),
             lead=lead,
         ),
-        section("Where on the drive", table(_stretches(verdict)), lead="By camera and stretch, in order."),
+        section(
+            "Changes over the drive", table(_stretches(verdict)), lead="By camera and stretch, in order."
+        ),
     ]
 
 
@@ -215,14 +223,14 @@ def _bars(cells: Mapping[str, Cell]) -> list[Bar]:
 
 
 def _stretches(verdict: Verdict) -> list[dict[str, object]]:
-    """Each camera's frames in up to ten equal parts: where on the drive it went wrong."""
+    """Return the changes of each camera in up to ten equal stretches of the drive."""
     rows: list[dict[str, object]] = []
     for camera in dict.fromkeys(pair.key[0] for pair in verdict.pairs):
-        mine = [pair for pair in verdict.pairs if pair.key[0] == camera]
-        size = max(1, -(-len(mine) // _STRETCHES))
+        pairs = [pair for pair in verdict.pairs if pair.key[0] == camera]
+        size = max(1, -(-len(pairs) // _STRETCHES))
         differing = {(d.camera, d.frame) for d in verdict.differences}
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
             rows.append(
                 {
                     "camera": camera,
@@ -242,7 +250,7 @@ def _timeline(result: ReplayResult, verdict: Verdict) -> Html:
     ages = [answer.published.age_ns / 1e6 for answer in result.answers]
     return section(
         "Timeline",
-        strip(change, unit="", title="change per frame: scores of boxes that came or went, flips, shifts"),
+        strip(change, unit="", title="change per frame: scores of lost and new boxes, class flips, shifts"),
         strip(ages, title="age of every published frame on the replay clock"),
     )
 
@@ -252,7 +260,7 @@ def _worst(outcome: Outcome, shown: Sequence[FramePair], pictures: Mapping[Frame
     blocks = [side_by_side(pair, pictures[pair.key], labels) for pair in shown if pair.key in pictures]
     if not blocks:
         return []
-    lead = "Reference left, this replay right, cut to what changed; worst first."
+    lead = "Reference left, this replay right, cropped to the changes; largest first."
     return [section("Worst frames", *blocks, lead=lead)]
 
 
@@ -262,7 +270,7 @@ def _stages(outcome: Outcome) -> Html:
         return section(
             "Stage times",
             table(rows),
-            lead="As they passed on this machine, the queue left out; no limits are set.",
+            lead="Measured on this machine, without the queue; no limits are set.",
         )
     before, after = outcome.paired.reference, outcome.paired.new
     bars = [
@@ -295,7 +303,7 @@ def _decisions(outcome: Outcome) -> Html:
         rows.insert(0, _decided("reference", outcome.reference))
     events = [{key: str(value) for key, value in event.items()} for event in outcome.result.events[:20]]
     blocks = [table(rows)] + ([folded(f"{len(events)} events", table(events))] if events else [])
-    return section("Drops and modes", *blocks, lead="What the loop decided on the replay clock.")
+    return section("Drops and modes", *blocks, lead="Decisions of the loop on the replay clock.")
 
 
 def _decided(name: str, result: ReplayResult) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a replay gave: every published frame, every decision, and digests of both."""
+"""Result of a replay: every published frame, every decision, and digests of both."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Answer:
     """One published frame.
 
     Attributes:
-        published: what went out, lateness and mode included.
-        virtual: stage times on the replay clock, queue included.
-        measured: stage times on this machine, the queue 0.
+        published: the published message, with lateness and mode.
+        virtual: stage times on the replay clock, including the queue.
+        measured: stage times on this machine; the queue is 0.
     """
 
     published: Published
@@ -41,21 +41,27 @@ class Answer:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """A whole replay; holds no pixels, and can be pickled.
+    """A complete replay; holds no pixels, and can be pickled.
 
     Attributes:
-        log, log_digest: what was replayed.
-        bundle_digest: of the best mode; ``benches`` says what the builds of all modes measured.
-        config_digest: of budget, modes, policy and frame limit.
-        machine: instruction set, engine and its version: the same machine gives the same bits.
+        log: path or URI.
+        log_digest: SHA-256 of the log.
+        bundle_digest: digest of the best mode's bundle.
+        config_digest: digest of budget, camera deadlines, modes, policy and frame limit.
+        machine: engine, its version and the instruction set: the same machine gives the same bits.
         labels: class names by id.
-        answers: in the order of publication.
-        events: alerts and mode changes, as sinks got them.
-        account: where every frame went.
-        timing, timing_remark: which stage times, and what they rest on.
-        seconds, engine_seconds: wall time of the replay, and of it inside the engine.
-        remark: what could not be read of the log.
-        start_unix_ns: of the first capture; 0 when unknown.
+        answers: published frames, in order of publication.
+        events: alerts and mode changes, as sinks receive them.
+        account: counts of captured, published and dropped frames.
+        modes: modes in order of activation.
+        misses: number of late frames.
+        timing: kind of the stage times.
+        timing_remark: source of the stage times, in words.
+        seconds: wall time of the replay.
+        engine_seconds: wall time inside the engine.
+        benches: bundle digest -> build metrics, of all modes.
+        remark: describes the part of the log that could not be read.
+        start_unix_ns: Unix time of the first capture; 0 when unknown.
     """
 
     log: str
@@ -87,7 +93,7 @@ class ReplayResult:
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """What the loop decided about each frame, in order, then the books."""
+        """Decisions of the loop: one row per frame in order, the events, then the frame counts."""
         rows = [
             {
                 "camera": a.detections.camera,
@@ -100,22 +106,22 @@ class ReplayResult:
             }
             for a in self.answers
         ]
-        books = {"captured": self.account.captured, "dropped": dict(sorted(self.account.dropped.items()))}
-        return [*rows, *({"event": dict(event)} for event in self.events), books]
+        counts = {"captured": self.account.captured, "dropped": dict(sorted(self.account.dropped.items()))}
+        return [*rows, *({"event": dict(event)} for event in self.events), counts]
 
     @property
     def sha256(self) -> str:
-        """Of all boxes, scores and classes, bit for bit, frame by frame."""
+        """SHA-256 of all boxes, scores and classes, bit for bit, frame by frame."""
         return detections_digest(self.detections)
 
     @property
     def decisions_sha256(self) -> str:
-        """Of ages, lateness, drops, modes and events."""
+        """SHA-256 of ages, lateness, drops, modes and events."""
         return hashlib.sha256(msgspec.json.encode(self.decisions, order="sorted")).hexdigest()
 
 
 def detections_digest(run: Iterable[Detections]) -> str:
-    """SHA-256 over camera, sequence number and the exact bytes of the arrays, little endian."""
+    """Return the SHA-256 over camera, sequence number and the little-endian bytes of the arrays of each frame."""
     digest = hashlib.sha256()
     for seen in run:
         digest.update(f"{seen.camera}\0{seen.seq}\0{len(seen)}\n".encode())

@@ -1,4 +1,4 @@
-"""How long the stages took on this machine: worst, p99 and mean, and paired with a reference bundle."""
+"""Stage times on this machine: worst, p99 and mean, and paired with a reference bundle."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ from avq.replay.result import ReplayResult
 from avq.types import Frame, StageTimes
 
 STAGES = ("preprocess", "infer", "decode", "total")
-#: The first frames of a process pay for caches and code paths.
+#: The first frames of a process are slower.
 _WARM_UP = 2
-#: Enough rounds for an interval; more would only repeat the log.
+#: Enough rounds for a confidence interval.
 PAIRED_FRAMES = 120
 
 
 @dataclass(frozen=True)
 class StageTable:
-    """Milliseconds per stage, and the frame that was slowest in each."""
+    """Stage times of a run.
+
+    Attributes:
+        ms: stage -> (frames,) float64 milliseconds.
+        keys: camera and sequence number of each frame.
+    """
 
     ms: Mapping[str, np.ndarray]
     keys: tuple[FrameKey, ...]
@@ -53,45 +58,52 @@ class StageTable:
 
 @dataclass(frozen=True)
 class PairedTimes:
-    """Two bundles timed on the same pictures in turns: (median, low, high) of new / reference per stage."""
+    """Times of two bundles, alternating on the same pictures.
+
+    Attributes:
+        reference: times of the reference bundle.
+        new: times of the new bundle.
+        ratios: stage -> (median, low, high) of new / reference, 95 % interval.
+    """
 
     reference: StageTable
     new: StageTable
     ratios: Mapping[str, tuple[float, float, float]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per stage, both bundles and the ratio with its 95 % interval."""
+        """Return one row per stage: both bundles, and the ratio with its 95 % interval."""
         rows = []
         for stage in STAGES:
             before, after = self.reference.row(stage), self.new.row(stage)
             median, low, high = self.ratios[stage]
             figures = ("mean_ms", "p99_ms", "worst_ms")
             both = {
-                f"{who}_{name}": row[name]
+                f"{bundle}_{name}": row[name]
                 for name in figures
-                for who, row in (("reference", before), ("new", after))
+                for bundle, row in (("reference", before), ("new", after))
             }
             rows.append({"stage": stage, **both, "ratio": median, "low": low, "high": high})
         return rows
 
 
 def table_of(result: ReplayResult) -> StageTable:
-    """Of a replay's own frames; also an unpaired hint where two replays are compared."""
+    """Return the stage times of a replay's frames."""
     answers = result.answers[_WARM_UP:] or result.answers
     return _table([answer.measured for answer in answers], [answer.key for answer in answers])
 
 
-def timed_alone(log: Log, bundle: Path, host: PluginHost, frames: int = PAIRED_FRAMES) -> StageTable:
-    """One bundle on the first pictures of the log, nothing else of ours running: what limits are held against."""
+def time_bundle(log: Log, bundle: Path, host: PluginHost, frames: int = PAIRED_FRAMES) -> StageTable:
+    """Time one bundle on the first pictures of the log, with nothing else running, to check limits."""
     return _measured(log, (bundle,), host, frames)[0]
 
 
 def paired_times(
     log: Log, reference: Path, new: Path, host: PluginHost, frames: int = PAIRED_FRAMES
 ) -> PairedTimes:
-    """Both bundles on the first pictures of the log, each picture by both, taking turns who is first.
+    """Time both bundles on the first pictures of the log, alternating the order per picture.
 
-    Raises DataError when the log has no readable picture.
+    Raises:
+        DataError: the log has no readable picture.
     """
     before, after = _measured(log, (reference, new), host, frames)
     ratios = {stage: ratio_interval(_samples(after, stage), _samples(before, stage)) for stage in STAGES}
@@ -100,20 +112,22 @@ def paired_times(
 
 def _measured(log: Log, bundles: Sequence[Path], host: PluginHost, frames: int) -> list[StageTable]:
     opener = Opener(host.running_engines(), families=host.decoders(), allow_unaccepted=True)
-    with ExitStack() as opened:
-        sides = []
+    with ExitStack() as stack:
+        parts = []
         for path in bundles:
-            one = opener.open(path)
-            opened.callback(one.close)
-            warm_up(one.parts)
-            sides.append(one.parts)
-        times, keys = _turns(log, sides, frames)
-    return [_table(side, keys) for side in times]
+            opened = opener.open(path)
+            stack.callback(opened.close)
+            warm_up(opened.parts)
+            parts.append(opened.parts)
+        times, keys = _interleaved(log, parts, frames)
+    return [_table(bundle_times, keys) for bundle_times in times]
 
 
-def _turns(log: Log, sides: Sequence[Parts], frames: int) -> tuple[list[list[StageTimes]], list[FrameKey]]:
+def _interleaved(
+    log: Log, bundles: Sequence[Parts], frames: int
+) -> tuple[list[list[StageTimes]], list[FrameKey]]:
     clock = SystemClock()
-    times: list[list[StageTimes]] = [[] for _ in sides]
+    times: list[list[StageTimes]] = [[] for _ in bundles]
     keys: list[FrameKey] = []
     pictures = load_ahead(log.frames(), workers=log.workers)
     with closing(pictures), suppress(EndOfLogError):
@@ -121,21 +135,21 @@ def _turns(log: Log, sides: Sequence[Parts], frames: int) -> tuple[list[list[Sta
             if pixels is None:
                 continue
             picture = Frame(frame.camera, frame.seq, clock.now_ns(), pixels)
-            order = range(len(sides)) if len(keys) % 2 else reversed(range(len(sides)))
-            for side in order:
-                times[side].append(step(picture, sides[side], clock)[1])
+            order = range(len(bundles)) if len(keys) % 2 else reversed(range(len(bundles)))
+            for index in order:
+                times[index].append(step(picture, bundles[index], clock)[1])
             keys.append(frame.key)
             if len(keys) >= frames + _WARM_UP:
                 break
     if not keys:
-        raise DataError(f"{log.uri} holds no readable picture", fix="check the log")
+        raise DataError(f"the log {log.uri} holds no readable picture", fix="run 'avq log verify' on it")
     start = min(_WARM_UP, len(keys) - 1)
-    return [side[start:] for side in times], keys[start:]
+    return [bundle_times[start:] for bundle_times in times], keys[start:]
 
 
 def _table(times: Sequence[StageTimes], keys: Sequence[FrameKey]) -> StageTable:
     ms = {
-        stage: np.array([dict(one.items())[stage] for one in times], np.float64) / 1e6
+        stage: np.array([dict(frame.items())[stage] for frame in times], np.float64) / 1e6
         for stage in STAGES[:-1]
     }
     ms["total"] = ms["preprocess"] + ms["infer"] + ms["decode"]
@@ -147,23 +161,23 @@ def _samples(table: StageTable, stage: str) -> LatencySamples:
 
 
 def over_limits(table: StageTable, limits: Mapping[str, float]) -> list[Difference]:
-    """Limits such as {"infer_p99_ms": 12.0, "total_worst_ms": 40.0} that were not held, with the slowest frame."""
-    found = []
+    """Return exceeded limits, such as {"infer_p99_ms": 12.0, "total_worst_ms": 40.0}, with the slowest frame."""
+    exceeded = []
     for name, limit in limits.items():
         stage, _, figure = name.partition("_")
         value = table.row(stage)[figure]
         if not value <= limit:
             camera, frame = table.slowest(stage)
-            found.append(
+            exceeded.append(
                 Difference(
                     frame, camera, f"timing.{name}", limit, value, f"{value:.2f} ms, limit {limit:g} ms"
                 )
             )
-    return found
+    return exceeded
 
 
 def slower(paired: PairedTimes, max_ratio: float) -> list[Difference]:
-    """The new bundle is slower than tolerated: the lower end of the interval lies above the limit."""
+    """Return a difference when the lower end of the interval of new / reference lies above the limit."""
     median, low, high = paired.ratios["total"]
     if low <= max_ratio:
         return []

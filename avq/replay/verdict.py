@@ -1,4 +1,4 @@
-"""Two replays of one log, judged: the same, or what differs and how much it matters."""
+"""Verdict on two replays of one log: identical, or which differences exceed the limits of the tier."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from avq.replay.result import ReplayResult
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a comparison.
+    """Result of a comparison.
 
     Attributes:
-        tier, why: which comparison applied.
-        identical: detections and decisions agree bit for bit.
-        differences: what counts as a difference in this tier; none means yes.
-        reasons: for a no, in words.
+        tier: the comparison that applied.
+        why: reason for the tier.
+        identical: whether detections and decisions agree bit for bit.
+        differences: differences above the limits of the tier; empty means passed.
+        reasons: reasons of a failure, in words.
         pairs: every frame with its boxes matched, for reports.
-        metric: the table per class and size; for every tier, since people ask.
+        metric: losses per class and size, in every tier.
         allowed: the limits used.
     """
 
@@ -48,7 +49,7 @@ class Verdict:
     allowed: Tolerances
 
     def changes(self) -> dict[str, Any]:
-        """What moved at all, counted over all frames, whatever is tolerated."""
+        """Return counts of all changes over all frames, also of tolerated ones."""
         matches = [match for pair in self.pairs for match in pair.matches]
         return {
             "frames": len(self.pairs),
@@ -75,42 +76,51 @@ def judge(
     *,
     by_loss: bool = False,
 ) -> Verdict:
-    """Compare a replay with its reference in the tier they allow, or the one asked for.
+    """Compare a replay with its reference.
 
-    In the metric tier every change beyond the tolerances is a difference; with ``by_loss`` only what a bundle
-    changes that loses more than the limits, and frames and alerts it costs.
+    In the metric tier every change above the tolerances is a difference; with ``by_loss`` only changes of a bundle
+    that loses more than the limits, and additional dropped frames and alerts.
+
+    Args:
+        reference: the accepted replay.
+        result: the new replay.
+        allowed: limits.
+        tier: None uses the strictest tier that applies.
+        by_loss: count losses only.
 
     Raises:
-        RequestError: they are of different logs or configurations, or name different classes.
-        DataError: there is nothing to compare.
+        RequestError: the two are of different logs, configurations or classes.
+        DataError: they have no frame in common.
     """
     require_same_request(reference, result)
     pairs = pair_frames(reference.detections, result.detections)
     if not any(pair.a is not None and pair.b is not None for pair in pairs):
         raise DataError(
-            "nothing was compared: the two replays have no frame in common",
+            "the two replays have no frame in common",
             seen=f"{reference.frames} and {result.frames} frames, first {pairs[0].key}",
             fix="replay both with --every-frame",
         )
     metric = measure(pairs, result.labels, allowed)
     settled, why = tier_for(reference, result, allowed)
     if tier is not None and tier != settled:
-        settled, why = tier, f"as asked for, instead of {settled}"
+        settled, why = tier, f"as requested, instead of {settled}"
     if settled == "metric" and by_loss:
-        why = "another bundle: judged by what it loses"
+        why = "another bundle: judged by its losses"
     timed = "measured" not in (reference.timing, result.timing)
     if settled == "metric":
-        found, reasons = _metric(reference, result, pairs, metric, allowed, timed=timed, by_loss=by_loss)
+        differences, reasons = _metric(
+            reference, result, pairs, metric, allowed, timed=timed, by_loss=by_loss
+        )
     else:
-        found = box_differences(pairs, settled, allowed)
-        found += decision_differences(reference, result) if timed else []
+        differences = box_differences(pairs, settled, allowed)
+        differences += decision_differences(reference, result) if timed else []
         reasons = []
     identical = reference.sha256 == result.sha256 and (
         not timed or reference.decisions_sha256 == result.decisions_sha256
     )
-    found.sort(key=lambda d: (d.camera, d.frame))
-    told = (*reasons, *([_counted(found)] if found else []))
-    return Verdict(settled, why, identical, tuple(found), told, pairs, metric, allowed)
+    differences.sort(key=lambda d: (d.camera, d.frame))
+    all_reasons = (*reasons, *([_counted(differences)] if differences else []))
+    return Verdict(settled, why, identical, tuple(differences), all_reasons, pairs, metric, allowed)
 
 
 def _metric(
@@ -123,44 +133,46 @@ def _metric(
     timed: bool,
     by_loss: bool,
 ) -> tuple[list[Difference], list[str]]:
-    """Another bundle takes other times: frames it was too slow for and new alerts count, ages do not."""
+    """Compare with another bundle, which has other stage times: dropped frames and new alerts count, ages do not."""
     events = new_events(reference, result) if timed else []
     if not by_loss:
-        found = box_differences(pairs, "metric", allowed) + events
-        return found or _proves_nothing(pairs, metric), list(metric.reasons)
-    found = _one_sided(pairs) + events
+        differences = box_differences(pairs, "metric", allowed) + events
+        return differences or _without_boxes(pairs, metric), list(metric.reasons)
+    differences = _one_sided(pairs) + events
     if metric.reasons:
-        found += metric_differences(pairs, allowed) or [_nothing(pairs[0], metric.reasons[0])]
-    return found, list(metric.reasons)
+        differences += metric_differences(pairs, allowed) or [_nothing(pairs[0], metric.reasons[0])]
+    return differences, list(metric.reasons)
 
 
-def _proves_nothing(pairs: Sequence[FramePair], metric: Metric) -> list[Difference]:
-    """Two bundles that see nothing at all agree, and that says nothing about either."""
-    seen = any(len(side) for pair in pairs for side in (pair.a, pair.b) if side is not None)
-    return [] if seen else [_nothing(pairs[0], metric.reasons[0])]
+def _without_boxes(pairs: Sequence[FramePair], metric: Metric) -> list[Difference]:
+    """Return a difference when neither bundle has a box: such an agreement proves nothing."""
+    any_box = any(len(side) for pair in pairs for side in (pair.a, pair.b) if side is not None)
+    return [] if any_box else [_nothing(pairs[0], metric.reasons[0])]
 
 
 def _one_sided(pairs: Sequence[FramePair]) -> list[Difference]:
-    """Frames that only one of the two bundles was fast enough for."""
-    found = []
+    """Return a difference per frame that only one of the two bundles published."""
+    differences = []
     for pair in pairs:
         if pair.a is None or pair.b is None:
             a, b = (None if side is None else f"{len(side)} boxes" for side in (pair.a, pair.b))
-            found.append(Difference(pair.key[1], pair.key[0], "frame", a, b, "the frame is in one run only"))
-    return found
+            differences.append(
+                Difference(pair.key[1], pair.key[0], "frame", a, b, "the frame is in one run only")
+            )
+    return differences
 
 
 def _nothing(pair: FramePair, reason: str) -> Difference:
     return Difference(pair.key[1], pair.key[0], "boxes", None, None, reason)
 
 
-def _counted(found: Sequence[Difference]) -> str:
+def _counted(differences: Sequence[Difference]) -> str:
     fields: dict[str, int] = {}
-    for difference in found:
+    for difference in differences:
         fields[difference.field] = fields.get(difference.field, 0) + 1
-    frames = len({(d.camera, d.frame) for d in found})
+    frames = len({(d.camera, d.frame) for d in differences})
     listed = ", ".join(f"{name} {count}" for name, count in sorted(fields.items(), key=lambda i: -i[1]))
-    return f"{len(found)} differences in {frames} frames: {listed}"
+    return f"{len(differences)} differences in {frames} frames: {listed}"
 
 
 def require_same_log(reference: ReplayResult, digest: str, name: str) -> None:
@@ -169,7 +181,7 @@ def require_same_log(reference: ReplayResult, digest: str, name: str) -> None:
         raise RequestError(
             "the reference is of another log",
             seen=f"{reference.log} {reference.log_digest[:12]}, replayed {name} {digest[:12]}",
-            fix="name the reference of this log; a new one goes to a file of its own with --accept",
+            fix="name the reference of this log, or accept a new one in another file with --accept",
         )
 
 
@@ -178,16 +190,16 @@ def require_same_request(reference: ReplayResult, result: ReplayResult) -> None:
     require_same_log(reference, result.log_digest, result.log)
     if reference.config_digest != result.config_digest:
         raise RequestError(
-            "the reference was made under another configuration",
+            "the reference was accepted with another configuration",
             seen=f"{reference.config_digest[:12]}, here {result.config_digest[:12]}",
-            fix="use the same --config, --frames and frame policy; a new reference goes to a file of its own",
+            fix="use the same --config, --frames and frame policy, or accept a new reference in another file",
         )
     if reference.labels != result.labels:
         here, there = (", ".join(names[:6]) or "none" for names in (result.labels, reference.labels))
         raise RequestError(
-            "the bundle names other classes than the reference",
+            "the classes of bundle and reference differ",
             seen=f"{len(result.labels)}: {here}; reference {len(reference.labels)}: {there}",
-            fix="compare bundles of models with the same classes in the same order",
+            fix="compare bundles with the same classes in the same order",
         )
 
 

@@ -26,7 +26,7 @@ from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.recording import RecorderSink
-from avq.replay.batch import Merged, replay_many
+from avq.replay.batch import BatchResult, replay_many
 from avq.scenes import Drive
 from avq.scenes.dataset import write_labelled_set
 from avq.types import Detections, Frame, Published
@@ -55,7 +55,7 @@ def record(path: Path, seed: int, frames: int) -> str:
     return str(path)
 
 
-def replayed(logs: list[str], bundle: Path, pool: WorkerPool) -> tuple[Merged, float]:
+def replayed(logs: list[str], bundle: Path, pool: WorkerPool) -> tuple[BatchResult, float]:
     began_s = time.monotonic()
     merged = replay_many(
         logs=logs, bundles=[bundle], pool=pool, report_folder=None, report=Silent(), **_OPTIONS
@@ -63,7 +63,7 @@ def replayed(logs: list[str], bundle: Path, pool: WorkerPool) -> tuple[Merged, f
     return merged, time.monotonic() - began_s
 
 
-def bits(merged: Merged) -> list[tuple[str, str, int]]:
+def bits(merged: BatchResult) -> list[tuple[str, str, int]]:
     assert not merged.failed, merged.failed
     return [(row["sha256"], row["decisions_sha256"], row["frames"]) for row in merged.rows]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from avq.bundle import open_bundle
 from avq.cli import cli
 from avq.replay import ReplayRequest, bisect, replay
-from avq.replay.bisect import smallest_cause
+from avq.replay.bisect import delta_debugging
 from avq.types import QuantizationPlan, QuantPoint
 from tests.conftest import ROOT
 from tests.replay.bundle_kit import int8_plan, write_real_bundle
@@ -43,7 +43,7 @@ def test_what_is_found_shows_it_and_nothing_of_it_can_be_left_out(count, causes)
         asked.append(taken)
         return any(cause <= taken for cause in sets)
 
-    found = frozenset(smallest_cause(range(count), shows))
+    found = frozenset(delta_debugging(range(count), shows))
     assert found in sets or any(cause <= found for cause in sets)
     assert all(not any(cause <= found - {one} for cause in sets) for one in found)
     assert len(asked) <= len(found) * (math.ceil(math.log2(count)) + 1)

@@ -12,8 +12,8 @@ from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.replay import ReplayRequest, ReplayResult, replay
-from avq.replay.command import Comparing, compare
-from avq.replay.differences import Tolerances, learned
+from avq.replay.command import CompareOptions, compare
+from avq.replay.differences import Tolerances, learn_tolerances
 from avq.replay.reference import read_reference, write_reference
 from avq.replay.verdict import judge
 from avq.types import Calibrator, PreprocessSpec
@@ -60,7 +60,7 @@ def test_runs_without_change_raise_no_alarm(run: ReplayResult, tmp_path):
 
 def test_what_is_within_learned_tolerances_is_no_difference(run: ReplayResult):
     moved = CHANGES[0].change(run)  # one pixel
-    spread = learned([run.detections, moved.detections])
+    spread = learn_tolerances([run.detections, moved.detections])
     assert spread.runs == 2 and not spread.repeatable and spread.spread_px == pytest.approx(1.0)
     verdict = judge(run, moved, spread)
     assert verdict.tier == "toleranced" and not verdict.differences and not verdict.identical
@@ -116,7 +116,7 @@ def rebuilt(folder: Path, *, calibrator: Calibrator = "minmax", **preprocess: An
 def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
     changes, cause = OTHER_BUILDS[name]
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq", **changes)
-    outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
+    outcome = compare(ReplayRequest(ROAD, after), CompareOptions(before), PluginHost(), Silent())
     assert not outcome.passed and outcome.verdict is not None and outcome.verdict.tier == "metric"
     assert {d.frame for d in outcome.differences} == {0, 1, 2}
     assert {d.field for d in outcome.differences} & {"box_xyxy_px", "score", "box"}
@@ -127,7 +127,7 @@ def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
 
 def test_a_bundle_built_again_the_same_way_raises_no_alarm(tmp_path):
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq")
-    outcome = compare(ReplayRequest(ROAD, after), Comparing(before), PluginHost(), Silent())
+    outcome = compare(ReplayRequest(ROAD, after), CompareOptions(before), PluginHost(), Silent())
     assert outcome.passed and outcome.verdict is not None
     assert outcome.verdict.identical and not outcome.built
 

@@ -13,7 +13,7 @@ from avq.errors import DataError, RequestError
 from avq.progress import Silent
 from avq.recording import RecorderSink
 from avq.replay import ReplayRequest, ReplayResult, replay
-from avq.replay.command import Comparing, compare
+from avq.replay.command import CompareOptions, compare
 from avq.types import Detections, Frame, Published, StageTimes
 from tests.replay.replay_kit import null_bundle, null_host
 
@@ -166,7 +166,7 @@ def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle, tmp_path):
 
 
 def test_limits_of_stage_times_name_the_slowest_frame(bundle):
-    asked = Comparing(limits=(("infer_worst_ms", 1e-6), ("total_mean_ms", 1e6)))
+    asked = CompareOptions(limits=(("infer_worst_ms", 1e-6), ("total_mean_ms", 1e6)))
     outcome = compare(ReplayRequest("scene://drive?seed=2&frames=6", bundle), asked, null_host(), Silent())
     (late,) = outcome.differences
     assert late.field == "timing.infer_worst_ms" and late.b > late.a and 0 <= late.frame < 6

@@ -11,7 +11,7 @@ from avq.builder.request import options_of
 from avq.config import load_recipe
 from avq.plugins import PluginHost, option_paths
 from avq.progress import Silent
-from avq.replay.case import built, bundle_name
+from avq.replay.case import bundle_name, cached_bundle
 from tests.conftest import ROOT
 from tests.replay.replay_kit import null_bundle
 
@@ -81,7 +81,7 @@ def test_the_strategys_code_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_kept_bundle_is_not_built_again(recipe: Path, host: PluginHost, tmp_path: Path):
     kept = null_bundle(tmp_path / "cache" / name_of(recipe, host))
-    assert built(recipe, tmp_path / "cache", host, Silent()) == kept  # its model could not be built
+    assert cached_bundle(recipe, tmp_path / "cache", host, Silent()) == kept  # its model could not be built
 
 
 def test_the_projects_own_recipes_name_files_that_are_there(host: PluginHost, monkeypatch):
