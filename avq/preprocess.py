@@ -1,6 +1,6 @@
-"""From a BGR picture to the network's uint8 tensor, and back to picture pixels.
+"""Preprocess a BGR picture to the network's uint8 tensor; map boxes back to picture pixels.
 
-Cast, scale, mean and std live in the graph (the build folds them in), so this is only resize, pad and split.
+The graph contains cast, scale, mean and std (the build folds them in); this is resize, pad and channel split only.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LARGEST_SIDE_PX = 16384
 
 
 class Preprocessor:
-    """Pictures of any size to (1, 3, height_px, width_px) uint8; not thread-safe: one per thread.
+    """Convert pictures of any size to (1, 3, height_px, width_px) uint8. Not thread-safe: use one per thread.
 
     Args:
-        spec: size, letterbox and channel order; its scale, mean and std are the graph's business.
+        spec: size, letterbox and channel order; scale, mean and std are applied in the graph.
     """
 
     def __init__(self, spec: PreprocessSpec) -> None:
@@ -50,7 +50,11 @@ class Preprocessor:
 
         Args:
             picture: a Frame or its pixels, (H, W, 3) uint8 BGR.
-            copy: the tensor is borrowed until the next ``prepare``; True gives one to keep.
+            copy: False returns a tensor that is valid until the next ``prepare``; True returns a copy.
+
+        Returns:
+            The tensor, (1, 3, height_px, width_px) uint8, and the (2, 3) float64 affine map from network-input
+            pixels to picture pixels.
 
         Raises:
             DataError: the array is not a BGR picture.
@@ -66,10 +70,12 @@ class Preprocessor:
         return ModelInput(tensor, self._model_to_image, size_px)
 
     def _lay_out(self, width_px: int, height_px: int) -> None:
-        """Choose where a picture of this size lies, and paint the padding once."""
+        """Compute the window of pictures of this size in the tensor, and fill the padding once."""
         if width_px == 0 or height_px == 0:
             raise DataError(
-                "the picture is empty", seen=f"{width_px}x{height_px} px", fix="check the picture's source"
+                "the picture is empty",
+                seen=f"{width_px}x{height_px} px",
+                fix="check the source of the picture",
             )
         x, y, width, height = letterbox_window(self.spec, width_px, height_px)
         self._tensor[...] = self.spec.pad_value
@@ -83,7 +89,7 @@ class Preprocessor:
 
 
 def letterbox_window(spec: PreprocessSpec, width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """x, y, width, height of a picture of that size inside the network input, in input pixels."""
+    """Return x, y, width, height in network-input pixels of the window of a picture of that size."""
     if spec.resize == "stretch":
         return 0, 0, spec.width_px, spec.height_px
     ratio = min(spec.width_px / width_px, spec.height_px / height_px)
@@ -97,15 +103,15 @@ def letterbox_window(spec: PreprocessSpec, width_px: int, height_px: int) -> tup
 def _checked(pixels: U8) -> U8:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise DataError(
-            "not a BGR picture",
+            "the array is not a BGR picture",
             seen=f"shape {pixels.shape}, dtype {pixels.dtype}",
-            fix="give (H, W, 3) uint8 BGR pixels, as cv2.imread(path, cv2.IMREAD_COLOR) does",
+            fix="use (H, W, 3) uint8 BGR pixels, as cv2.imread(path, cv2.IMREAD_COLOR) returns",
         )
     return pixels
 
 
 def spec_to_json(spec: PreprocessSpec) -> dict[str, Any]:
-    """The spec as JSON values; ``spec_from_json`` reads it back equal."""
+    """Return the spec as JSON values, the inverse of ``spec_from_json``."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(spec).items()}
 
 
@@ -120,11 +126,11 @@ def spec_from_json(
     Args:
         value: JSON object with the fields of PreprocessSpec; width_px and height_px may be left out
             where ``size_px`` is given.
-        where: file or metadata key, named in errors.
+        where: file or metadata key, for error messages.
         size_px: (width, height) of the network input, used for a missing size.
 
     Raises:
-        ConfigError: not JSON, unknown key, or a value out of range.
+        ConfigError: the value is not JSON, or has an unknown key or a value out of range.
     """
     table = dict(_parsed(value, where) if isinstance(value, str | bytes) else value)
     for key in table:
@@ -155,20 +161,20 @@ def _field(key: str, value: Any, where: str) -> Any:
     check = _CHECKS[key]
     checked = check(value)
     if checked is None:
-        raise ConfigError(f"{where}: '{key}' has a wrong value", seen=repr(value), fix=_WANTED[key])
+        raise ConfigError(f"{where}: '{key}' has a wrong value", seen=repr(value), fix=_EXPECTED[key])
     return checked
 
 
 def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if valid else None
 
 
 def _whole(low: int, high: int) -> Callable[[Any], int | None]:
     def check(value: Any) -> int | None:
         number = _number(value)
-        good = number is not None and number == int(number) and low <= number <= high
-        return int(value) if good else None
+        valid = number is not None and number == int(number) and low <= number <= high
+        return int(value) if valid else None
 
     return check
 
@@ -182,11 +188,11 @@ def _positive(value: Any) -> float | None:
     return number if number is not None and number > 0 else None
 
 
-def _three(one: Callable[[Any], float | None]) -> Callable[[Any], tuple[float, ...] | None]:
+def _three(element: Callable[[Any], float | None]) -> Callable[[Any], tuple[float, ...] | None]:
     def check(value: Any) -> tuple[float, ...] | None:
         if not isinstance(value, list | tuple) or len(value) != 3:
             return None
-        numbers = tuple(number for number in map(one, value) if number is not None)
+        numbers = tuple(number for number in map(element, value) if number is not None)
         return numbers if len(numbers) == 3 else None
 
     return check
@@ -203,7 +209,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "mean": _three(_number),
     "std": _three(_positive),
 }
-_WANTED: Mapping[str, str] = {
+_EXPECTED: Mapping[str, str] = {
     "width_px": f"a whole number of pixels, 1..{_LARGEST_SIDE_PX}",
     "height_px": f"a whole number of pixels, 1..{_LARGEST_SIDE_PX}",
     "pad_value": "a whole number, 0..255",
@@ -215,11 +221,11 @@ _WANTED: Mapping[str, str] = {
 
 
 def spec_named(name: str, width_px: int, height_px: int) -> PreprocessSpec:
-    """The spec of ``--preprocess NAME|FILE`` for a network input of that size.
+    """Return the spec of ``--preprocess NAME|FILE`` for a network input of that size.
 
     Raises:
-        RequestError: neither a preset nor a readable file.
-        ConfigError: the file's content is wrong.
+        RequestError: the name is neither a preset nor a readable file.
+        ConfigError: the content of the file is invalid.
     """
     if name in PRESETS:
         return PRESETS[name](width_px, height_px)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avq.compare import Tolerance, assign, compare_detections, compare_tensors
+from avq.compare import Tolerance, assign, compare_detections
 from avq.errors import DataError
 from avq.types import Detections
+from tests.tensor_differences import compare_tensors
 
 Box = tuple[float, float, float, float, float, int]
 
@@ -118,11 +119,11 @@ def test_nan_differs_even_from_itself(field: int) -> None:
 
 
 def test_comparing_nothing_fails() -> None:
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="no frames to compare"):
         compare_detections([], [])
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="no tensor elements"):
         compare_tensors({}, {})
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="no tensor elements"):
         compare_tensors({"x": np.zeros((0, 4))}, {"x": np.zeros((0, 4))})
 
 

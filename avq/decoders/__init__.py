@@ -1,4 +1,4 @@
-"""Raw outputs to detections, one file per head family, recognised by graph structure."""
+"""Decode raw network outputs to detections: one class per head family, recognised by graph structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Box arithmetic that several head families share. Boxes are float32, network-input pixels."""
+"""Box arithmetic shared by the head families, and their base class. Boxes are float32, in network-input pixels."""
 
 from __future__ import annotations
 
@@ -11,67 +11,76 @@ from avq.errors import ModelError
 from avq.types import F32, I64, AnyArray, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
 from avq.types.preprocess import PRESETS
 
+#: Boxes (N, 4) x0, y0, x1, y1, scores (N,) and class ids (N,).
 Candidates = tuple[F32, F32, I64]
 
 _LARGEST_EXPONENT = 20.0
 
 
-def nothing() -> Candidates:
+def no_candidates() -> Candidates:
+    """Return empty candidates."""
     return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
 def output(raw: RawOutputs, name: str) -> AnyArray:
-    """One raw output by name.
+    """Return one raw output by name.
 
     Raises:
-        ModelError: the engine did not give it.
+        ModelError: the engine has no such output.
     """
     try:
         return raw[name]
     except KeyError:
         seen = ", ".join(sorted(raw)) or "no outputs"
         raise ModelError(
-            f"the head needs the output '{name}'", seen=seen, fix="build the bundle again from this model"
+            f"the model has no output '{name}', which the decoder needs",
+            seen=seen,
+            fix="build the bundle again from this model",
         ) from None
 
 
 def sigmoid(x: F32) -> F32:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Return 1 / (1 + exp(-x)) of any shape, without overflow."""
     y: F32 = 0.5 * (np.tanh(0.5 * x) + 1.0)
     return y
 
 
 def logit(probability: float) -> float:
-    """The x whose sigmoid is ``probability``; thresholds are compared before the sigmoid."""
+    """Return x with sigmoid(x) = ``probability``: thresholds are compared before the sigmoid."""
     p = min(max(probability, 1e-7), 1 - 1e-7)
     return float(np.log(p / (1 - p)))
 
 
 def softmax(x: F32, axis: int = -1) -> F32:
+    """Return the softmax along ``axis``, of the shape of ``x``."""
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     y: F32 = e / e.sum(axis=axis, keepdims=True)
     return y
 
 
-def grown(x: F32) -> F32:
-    """exp(x) for sizes; beyond any picture it stays finite."""
+def clipped_exp(x: F32) -> F32:
+    """Return exp(x) for box sizes, clipped to a finite value above any picture size."""
     y: F32 = np.exp(np.minimum(x, _LARGEST_EXPONENT))
     return y
 
 
 def centre_to_xyxy(cxcywh: F32) -> F32:
-    """(N, 4) centre and size to corners."""
+    """Convert (N, 4) cx, cy, w, h to (N, 4) x0, y0, x1, y1."""
     half = cxcywh[:, 2:] * 0.5
     return np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], axis=1)
 
 
 def distances_to_xyxy(points: F32, ltrb: F32) -> F32:
-    """(N, 2) points and (N, 4) distances to left, top, right and bottom."""
+    """Convert (N, 2) points and (N, 4) distances to left, top, right, bottom to (N, 4) x0, y0, x1, y1."""
     return np.concatenate([points - ltrb[:, :2], points + ltrb[:, 2:]], axis=1)
 
 
 def best_classes(rows: F32, threshold: float) -> tuple[I64, F32, I64]:
-    """Rows of (N, C) whose best class reaches ``threshold``: their index, score and class."""
+    """Select the rows of (N, C) scores whose best class reaches ``threshold``.
+
+    Returns:
+        Indices (K,), scores (K,) and classes (K,).
+    """
     best = rows.argmax(axis=1)
     scores = rows[np.arange(len(rows)), best]
     keep = np.flatnonzero(scores >= threshold)
@@ -79,13 +88,13 @@ def best_classes(rows: F32, threshold: float) -> tuple[I64, F32, I64]:
 
 
 def best_classes_planes(planes: F32, threshold: float) -> tuple[I64, F32, I64]:
-    """The same for (C, N): the maximum runs along the contiguous axis, the class only where it matters."""
+    """Select columns of (C, N) scores as ``best_classes`` does; the maximum runs along the contiguous axis."""
     top = planes.max(axis=0)
     keep = np.flatnonzero(top >= threshold)
     return keep, top[keep], planes[:, keep].argmax(axis=0)
 
 
-def points_of(
+def grid_points(
     levels: Sequence[Sequence[int]],
     rows: I64,
     *,
@@ -93,14 +102,19 @@ def points_of(
     offset_strides_px: tuple[float, float] = (0.0, 0.0),
     anchors: int = 1,
 ) -> tuple[F32, F32]:
-    """Points (n, 2) xy in pixels and strides (n, 1) of the picked rows.
+    """Return the grid points of selected rows.
+
+    The point of cell g is (g + offset_cells) * stride + a * stride + b pixels.
 
     Args:
         levels: [height, width, stride_px] per level, in the order of the rows.
-        rows: indices; rows run level by level, cell by cell, anchor by anchor.
-        offset_cells: the point of cell g is (g + offset_cells) * stride ...
-        offset_strides_px: ... + a * stride + b pixels, for families that place it elsewhere.
+        rows: (n,) indices; rows run level by level, cell by cell, anchor by anchor.
+        offset_cells: offset in cells.
+        offset_strides_px: (a, b): offset in strides and in pixels.
         anchors: rows per cell.
+
+    Returns:
+        Points (n, 2) x, y in network-input pixels, and strides (n, 1) in pixels.
     """
     sizes = np.asarray(levels, np.int64)
     ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
@@ -114,15 +128,16 @@ def points_of(
     return (grid + np.float32(offset_cells)) * stride + np.float32(a) * stride + np.float32(b), stride
 
 
-def in_pixels(boxes: F32, params_normalised: bool, size_px: Sequence[int]) -> F32:
-    """Boxes in 0..1 scaled to (width, height); others unchanged."""
-    if not params_normalised:
+def to_pixels(boxes: F32, normalised: bool, size_px: Sequence[int]) -> F32:
+    """Scale (N, 4) boxes in 0..1 to (width, height) pixels; boxes that are not normalised stay unchanged."""
+    if not normalised:
         return boxes
     width, height = size_px
     return boxes * np.array([width, height, width, height], np.float32)
 
 
-def finished(boxes: F32, scores: F32, class_ids: AnyArray) -> Candidates:
+def as_candidates(boxes: F32, scores: F32, class_ids: AnyArray) -> Candidates:
+    """Convert boxes (N, 4), scores (N,) and class ids (N,) to contiguous arrays of the types of ``Candidates``."""
     return (
         np.ascontiguousarray(boxes, np.float32),
         np.ascontiguousarray(scores, np.float32),
@@ -130,21 +145,18 @@ def finished(boxes: F32, scores: F32, class_ids: AnyArray) -> Candidates:
     )
 
 
-# What every built-in head family has in common.
-
-
 class HeadFamily:
-    """Defaults of the ``Decoder`` protocol; a family adds ``recognise`` and ``candidates``."""
+    """Base class of the built-in head families; a family adds ``recognise`` and ``candidates``."""
 
     family: str = ""
     nms_in_graph: bool = False
     preset_names: tuple[str, ...] = ()
 
     def head_nodes(self, graph: GraphView, spec: DecoderSpec) -> Mapping[str, str]:
-        """The bare head layers and all after them, with reasons."""
+        """Return the bare head layers and all nodes after them, with reasons to keep them float."""
         return head_reasons(graph, spec.family)
 
     def presets(self, graph: GraphView, spec: DecoderSpec) -> Sequence[PreprocessSpec]:
-        """Published preprocessing at the graph's input size; empty when the input is no picture."""
+        """Return published preprocessing at the graph's input size; empty when the input is not a picture."""
         size = input_size_px(graph)
         return [] if size is None else [PRESETS[name](*size) for name in self.preset_names]

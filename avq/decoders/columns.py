@@ -1,7 +1,7 @@
-"""What happens to one column of an output on its way from the convolutions: the fingerprint of a head.
+"""Trace one column of an output back to the convolutions: the operators on the way identify a head family.
 
-Families that share an output shape differ in what their graph does to each column: a column may come raw from
-a convolution, through a sigmoid, through an exponential, from two distances, or be constant.
+Families with the same output shape differ in the operators of each column: raw from a convolution, a sigmoid, an
+exponential, two distances, or a constant.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from avq.types import AnyArray, GraphView, NodeView
 
 @dataclass(frozen=True)
 class Column:
-    """The history of one column.
+    """Computation of one column.
 
     Attributes:
-        nodes: operators that touch it, those nearest the output first.
-        sources: (layer, channel) pairs it is computed from; channel -1 where it is not known.
-        constants: arrays joined or written into it.
+        nodes: operators between the layers and the output, nearest to the output first.
+        sources: (layer, channel) pairs it is computed from; channel -1 where it is unknown.
+        constants: constant arrays concatenated with or written into it.
     """
 
     nodes: tuple[NodeView, ...]
@@ -35,7 +35,7 @@ class Column:
 
     @property
     def raw(self) -> bool:
-        """Straight from a layer: only moved."""
+        """Whether the column comes from a layer unchanged."""
         return bool(self.sources) and self.ops <= MOVES
 
     @property
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor, an axis of it and a position along that axis; axis -1 where it can no longer be told."""
+    """A tensor, an axis of it and a position along that axis; axis -1 where the axis is unknown."""
 
     tensor: str
     axis: int
@@ -77,7 +77,7 @@ def column(graph: GraphView, tensor: str, axis: int, index: int) -> Column:
 
 
 def _sizes(graph: GraphView, tensor: str) -> tuple[int, ...] | None:
-    """Like ``graph.shape``, but open sizes (-1) do not hide the rank."""
+    """Return the shape like ``graph.shape``, but also with unknown sizes (-1)."""
     known = graph.shape(tensor)
     view = graph.tensors.get(tensor)
     return view.shape if known is None and view is not None else known
@@ -98,21 +98,21 @@ def _is_channel(graph: GraphView, node: NodeView, place: _Place) -> bool:
 
 
 def _back(graph: GraphView, node: NodeView, place: _Place) -> list[_Place]:
-    """The places of the node's inputs that the given place of its output is computed from."""
+    """Return the places of the node's inputs from which a place of its output is computed."""
     step = _STEPS.get(node.op)
     if place.axis >= 0 and step is not None:
-        found = step(graph, node, place)
-        if found is not None:
-            return found
+        places = step(graph, node, place)
+        if places is not None:
+            return places
     if place.axis >= 0 and is_projection(graph, node):
         return [_Place(node.inputs[0], place.axis, place.index)]
     return list(_elementwise(graph, node, place))
 
 
 def _elementwise(graph: GraphView, node: NodeView, place: _Place) -> Iterator[_Place]:
-    """Broadcast operators and everything unknown: the same position counted from the last axis."""
+    """Yield, for broadcasting and unknown operators, the same position counted from the last axis."""
     rank = len(_sizes(graph, place.tensor) or ())
-    picks = node.op.startswith("Gather") or node.op == "TopK"  # what is picked does not change the numbers
+    picks = node.op.startswith("Gather") or node.op == "TopK"  # a selection does not change the values
     for name in node.inputs[:1] if picks else node.inputs:
         if not name or (graph.is_constant(name) and node.op not in ("Where", "ScatterND")):
             continue
@@ -140,7 +140,7 @@ def _concat(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | N
 
 
 def _reshape(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    """Row-major order is kept: one step along the old axis is as many elements as one along the new."""
+    """Find the old axis with the same number of elements per step: a reshape keeps row-major order."""
     new, old = _sizes(graph, place.tensor), _sizes(graph, node.inputs[0])
     if new is None or old is None:
         return None
@@ -236,7 +236,7 @@ def _reduce(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | N
 
 
 def _scatter(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    """In-place assignment of exporters: the column comes from the data or from the update."""
+    """Return data and update of an in-place assignment, as exporters write it."""
     update = _sizes(graph, node.inputs[2])
     data = _Place(node.inputs[0], place.axis, place.index)
     if update is None or place.axis >= len(update):

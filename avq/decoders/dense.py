@@ -1,4 +1,4 @@
-"""Finding the rows of a dense head: which axis counts cells, which columns mean what."""
+"""Find the rows of a dense head: the axis of cells, the meaning of columns, one output or one per feature map."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from avq.types import F32, AnyArray, GraphView
 
 Format = str  # "cxcywh" or "xyxy"
 
-_PIXELS = 4.0  # numbers above are strides or sizes in pixels; anchors in 0..1 scale by less
-_UNIT = 1.5  # centres in 0..1, with room for anchors outside
+_PIXELS = 4.0  # larger factors are strides or sizes in pixels; those of anchors in 0..1 are smaller
+_UNIT = 1.5  # largest centre in 0..1, with a margin for anchors outside
 _SMALLEST_PICTURE_PX = 16.0
 _FEW = 8  # constants with more values are per anchor
 
@@ -26,11 +26,13 @@ class DenseOutput:
     """An output with one row per anchor.
 
     Attributes:
-        name: of the output.
+        graph: the network.
+        name: name of the output.
         feature_axis: axis of the columns in its 3-D shape; the other one counts rows.
-        features, rows: sizes of the two.
+        features: number of columns.
+        rows: number of rows.
         anchors: rows per cell.
-        levels: feature maps that the rows come from.
+        levels: feature maps of the rows.
     """
 
     graph: GraphView
@@ -46,7 +48,7 @@ class DenseOutput:
 
     @property
     def planes(self) -> bool:
-        """Whether columns are contiguous planes: (1, F, N)."""
+        """Whether the layout is (1, F, N), where columns are contiguous planes."""
         return self.feature_axis == 1
 
     @cached_property
@@ -57,9 +59,13 @@ class DenseOutput:
 def dense_output(
     graph: GraphView, name: str, maps: tuple[Level, ...] | None = None, *, any_rows: bool = False
 ) -> DenseOutput | None:
-    """The output as rows of anchors, or None when its shape does not follow the head's feature maps.
+    """Return the output as rows of anchors; None when its shape does not match the head's feature maps.
 
-    ``any_rows`` takes the longer axis for the rows where maps have different numbers of anchors (SSD).
+    Args:
+        graph: the network.
+        name: name of the output.
+        maps: feature maps; None finds them.
+        any_rows: use the longer axis as rows where maps have different numbers of anchors (SSD).
     """
     shape = graph.shape(name)
     maps = levels(graph) if maps is None else maps
@@ -76,15 +82,15 @@ def dense_output(
 
 
 def one_dense(graph: GraphView) -> DenseOutput | None:
-    """The dense output of a graph that has exactly one output."""
+    """Return the dense output of a graph with exactly one output; None for other graphs."""
     return dense_output(graph, graph.output_names[0]) if len(graph.outputs) == 1 else None
 
 
 def box_format(box: Sequence[Column]) -> Format:
-    """Centre and size, or corners, from what x0/cx and x1/w are computed from.
+    """Return "cxcywh" or "xyxy", from the computation of the columns x0 or cx and x1 or w.
 
-    An exponential in the first column means corners around an anchor; both columns from the same two distances
-    mean centre and width; an exponential or sigmoid only in the size column means centre and size.
+    An exponential in the first column means corners around an anchor. Both columns from the same two distances mean
+    centre and size, as does an exponential or sigmoid in the size column only.
     """
     first, third = box[0], box[2]
     if "Exp" in first.ops:
@@ -95,52 +101,49 @@ def box_format(box: Sequence[Column]) -> Format:
 
 
 def in_unit_square(graph: GraphView, box: Sequence[Column]) -> bool:
-    """Whether boxes come as 0..1: the last scaling or the anchors' centres decide, else a bare sigmoid does."""
+    """Return whether boxes are in 0..1, by the last scaling or the anchor centres, else by a bare sigmoid."""
     for node in box[0].nodes:
         for name in node.inputs:
             value = graph.constants.get(name)
             if value is not None and value.size and value.dtype.kind == "f":
-                told = _unit_told(node.op, value)
-                if told is not None:
-                    return told
+                in_unit = _unit_range(node.op, value)
+                if in_unit is not None:
+                    return in_unit
     return "Sigmoid" in box[0].ops
 
 
-def _unit_told(op: str, value: AnyArray) -> bool | None:
+def _unit_range(op: str, value: AnyArray) -> bool | None:
     largest = float(np.abs(value).max())
     if op in ("Mul", "Div") and (largest > _PIXELS or largest < 1 / _PIXELS):
         return (op == "Div") == (largest > _PIXELS)
     if op in ("Add", "Sub") and value.size > _FEW:
         return True if largest <= _UNIT else False if largest > _PIXELS else None
-    if op in ("Clip", "Min"):  # to the picture; exponents are limited too, to less than its smallest size
+    if op in ("Clip", "Min"):  # clips to the picture size; limits of exponents are below the smallest one
         return True if 0 < largest <= _UNIT else False if largest >= _SMALLEST_PICTURE_PX else None
     return None
 
 
 def level_params(maps: Sequence[Level]) -> list[list[int]]:
-    """Levels as JSON: [height, width, stride_px]."""
+    """Return the levels as JSON: [height, width, stride_px]."""
     return [[level.height, level.width, level.stride_px] for level in maps]
 
 
 def ordered_levels(
     graph: GraphView, name: str, row_axis: int, maps: Sequence[Level], anchors: int = 1
 ) -> list[Level]:
-    """The levels in the order their rows come in: the first row of each is traced to its convolution."""
-    left, ordered, row = list(maps), [], 0
-    while left:
+    """Return the levels in the order of their rows, by tracing the first row of each to its convolution."""
+    remaining, ordered, row = list(maps), [], 0
+    while remaining:
         origin = column(graph, name, row_axis, row)
         shapes = {graph.shape(graph.node(layer).outputs[0]) for layer in origin.layers}
         sizes = {shape[2:] for shape in shapes if shape is not None and len(shape) == 4}
-        match = [level for level in left if (level.height, level.width) in sizes]
+        match = [level for level in remaining if (level.height, level.width) in sizes]
         if len(match) != 1:
             return list(maps)
-        left.remove(match[0])
+        remaining.remove(match[0])
         ordered.append(match[0])
         row += match[0].cells * anchors
     return ordered
-
-
-# Raw heads that give one output per feature map, or one for all: pairs of class scores and box numbers.
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,11 @@ class MapOutput:
     """One output of one feature map.
 
     Attributes:
-        name: of the output.
-        axis: its column axis; the others count cells.
-        features: columns.
-        rows: cells (times anchors, where anchors are rows already).
+        graph: the network.
+        name: name of the output.
+        axis: axis of the columns; the others count cells.
+        features: number of columns.
+        rows: number of cells (times anchors, where anchors are rows).
         level: the feature map.
     """
 
@@ -166,15 +170,15 @@ class MapOutput:
         return column(self.graph, self.name, self.axis, index)
 
     def params(self) -> dict[str, Any]:
-        """As JSON: enough to read it without the graph."""
+        """Return JSON values that describe the layout of the output."""
         return {"output": self.name, "axis": self.axis, "size": [self.level.height, self.level.width]}
 
 
 def map_outputs(graph: GraphView) -> list[MapOutput] | None:
-    """Every output as an output of one feature map; None when one is not."""
-    found = [_map_output(graph, name) for name in graph.output_names]
-    whole = [one for one in found if one is not None]
-    return whole if len(whole) == len(found) else None
+    """Return every output as that of one feature map; None when an output is not."""
+    candidates = [_map_output(graph, name) for name in graph.output_names]
+    outputs = [output for output in candidates if output is not None]
+    return outputs if len(outputs) == len(candidates) else None
 
 
 def _map_output(graph: GraphView, name: str) -> MapOutput | None:
@@ -196,15 +200,15 @@ def _map_output(graph: GraphView, name: str) -> MapOutput | None:
 
 
 def by_level(outputs: list[MapOutput]) -> list[list[MapOutput]]:
-    """Outputs grouped by feature map, finest first, file order within."""
+    """Group outputs by feature map, finest first, in file order within a group."""
     groups: dict[Level, list[MapOutput]] = {}
-    for one in outputs:
-        groups.setdefault(one.level, []).append(one)
+    for output in outputs:
+        groups.setdefault(output.level, []).append(output)
     return [groups[level] for level in sorted(groups, key=lambda level: level.stride_px)]
 
 
 def rows_of(values: F32, params: Mapping[str, Any]) -> F32:
-    """An output as (rows, features); a view where the layout allows."""
+    """Return an output as (rows, features); a view where the layout allows."""
     axis = params["axis"]
     moved = values if axis == values.ndim - 1 else np.moveaxis(values, axis, -1)
     return moved.reshape(-1, values.shape[axis])

@@ -1,9 +1,9 @@
 """Generalised focal loss heads: NanoDet, NanoDet-Plus, PicoDet, raw YOLOv8. A side is an expectation over bins.
 
-After Li et al., Generalized Focal Loss (2020): distance = sum(softmax(bins) * k) * stride. Where the graph does not
-add the cell's point, these are used: three feature maps, as NanoDet has them, gx * s + (s - 1) / 2; four or more in
-one output, as NanoDet-Plus has them, gx * s; four or more in pairs of outputs, as PicoDet has them, (gx + 1/2) * s.
-Sixteen bins are YOLOv8's (and YOLO11's) whose decoding was cut off: (gx + 1/2) * s.
+After Li et al., Generalized Focal Loss (2020): distance = sum(softmax(bins) * k) * stride. The graph does not hold
+the point of a cell, so the published ones are used: gx * s + (s - 1) / 2 for three feature maps (NanoDet); gx * s for
+four or more in one output (NanoDet-Plus); (gx + 1/2) * s for four or more in pairs of outputs (PicoDet), and for 16
+bins (YOLOv8 and YOLO11 without their decoding).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
+    as_candidates,
     distances_to_xyxy,
-    finished,
+    grid_points,
     logit,
     output,
-    points_of,
     sigmoid,
     softmax,
 )
@@ -39,7 +39,7 @@ from avq.decoders.structure import class_name_count
 from avq.types import F32, I64, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
 from avq.types.preprocess import PRESETS
 
-_FEWEST_BINS, _MOST_BINS = 5, 33
+_MIN_BINS, _MAX_BINS = 5, 33
 _USUAL_BINS = (8, 17, 16)
 _YOLOV8_BINS = 16
 _COCO_CLASSES = 80
@@ -71,7 +71,7 @@ class GflDecoder(HeadFamily):
         if count > 3:
             member = "nanodet-plus" if len(graph.outputs) == 1 else "picodet"
         member = "yolov8" if parts["bins"] == _YOLOV8_BINS else member
-        notes = [f"cells are placed as {member} places them: the graph does not say"]
+        notes = [f"grid points of {member} are assumed: the graph does not hold them"]
         params = {**parts, "member": member, "point": list(_POINTS[member]), "notes": notes + parts["notes"]}
         return DecoderSpec(self.family, params, num_classes=parts["classes"])
 
@@ -83,13 +83,13 @@ class GflDecoder(HeadFamily):
 
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
         parts = [_decode(raw, part, spec.params, score_threshold) for part in spec.params["parts"]]
-        boxes, scores, class_ids = (np.concatenate(one) for one in zip(*parts, strict=True))
-        return finished(boxes, scores, class_ids)
+        boxes, scores, class_ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return as_candidates(boxes, scores, class_ids)
 
 
 def _bins_of(features: int) -> int | None:
     bins, rest = divmod(features, 4)
-    return bins if rest == 0 and _FEWEST_BINS <= bins <= _MOST_BINS else None
+    return bins if rest == 0 and _MIN_BINS <= bins <= _MAX_BINS else None
 
 
 def _scored(one: Column) -> bool:
@@ -113,26 +113,26 @@ def _paired_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
     if any(len(group) != 2 for group in groups):
         return None
     pairs = [_ordered(group) for group in groups]
-    found = [pair for pair in pairs if pair is not None]
-    widths = {(scores.features, box.features) for scores, box in found}
-    if len(found) != len(groups) or len(widths) != 1:
+    complete = [pair for pair in pairs if pair is not None]
+    widths = {(scores.features, box.features) for scores, box in complete}
+    if len(complete) != len(groups) or len(widths) != 1:
         return None
     classes, sides = widths.pop()
     if sides == 4 * _ANCHORS_OF_RETINANET and classes % _ANCHORS_OF_RETINANET == 0:
-        return None  # nine bins are unheard of, nine anchors are not
+        return None  # nine anchors are common, nine bins are not
     parts = [
         {
             "scores": scores.params() | {"first": 0},
             "box": box.params() | {"first": 0},
             "levels": level_params([scores.level]),
         }
-        for scores, box in found
+        for scores, box in complete
     ]
-    return _described(parts, classes, _bins_of(sides) or 0, "Sigmoid" in found[0][0].column(0).ops, [])
+    return _described(parts, classes, _bins_of(sides) or 0, "Sigmoid" in complete[0][0].column(0).ops, [])
 
 
 def _ordered(group: list[MapOutput]) -> tuple[MapOutput, MapOutput] | None:
-    """(scores, box): the box is raw and 4 * bins wide; a sigmoid, else file order, tells them apart."""
+    """Return (scores, box): the box is raw and has 4 * bins columns; a sigmoid, else file order, decides."""
     first, second = group
     if "Sigmoid" in second.column(0).ops and "Sigmoid" not in first.column(0).ops:
         first, second = second, first
@@ -198,7 +198,7 @@ def _joined(
 
 
 def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | None:
-    """Where classes end and distances begin: at the last sigmoid, at a change of layer, or by the names."""
+    """Return (classes, bins, notes), split at the last sigmoid, at a change of layer, or by the class names."""
     first, last = rows.column(0), rows.column(rows.features - 1)
     if not (last.raw and _scored(first)) and not (first.raw and _scored(last)):
         return None
@@ -210,26 +210,26 @@ def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | No
             return (
                 classes,
                 bins,
-                [f"classes and distances are not told apart by the graph: {classes} classes assumed"],
+                [f"{classes} classes are assumed: the graph does not separate classes and distances"],
             )
     return None
 
 
 def _at_the_change(rows: DenseOutput | MapOutput, cut: int) -> tuple[int, int, list[str]] | None:
-    """Classes lie before the change, or after it as in YOLOv8: a sigmoid, the names or usual bins tell."""
+    """Return the split at a change of layer: classes first, or last as in YOLOv8, by sigmoid, names or usual bins."""
     named = class_name_count(rows.graph)
     readings = [(cut, _bins_of(rows.features - cut)), (rows.features - cut, _bins_of(cut))]
     if "Sigmoid" in rows.column(0).ops:
         readings = readings[:1]
     elif "Sigmoid" in rows.column(rows.features - 1).ops:
         readings = readings[1:]
-    found = [(classes, bins, bins in _USUAL_BINS) for classes, bins in readings if bins]
-    found.sort(key=lambda reading: (reading[0] != named, not reading[2]))
-    return (found[0][0], found[0][1], []) if found else None
+    splits = [(classes, bins, bins in _USUAL_BINS) for classes, bins in readings if bins]
+    splits.sort(key=lambda split: (split[0] != named, not split[2]))
+    return (splits[0][0], splits[0][1], []) if splits else None
 
 
 def _starts(rows: DenseOutput | MapOutput, classes: int, bins: int) -> tuple[int, int]:
-    """(first class column, first box column): boxes lead where the change of layer says so."""
+    """Return (first class column, first box column); boxes come first if the change of layer is after them."""
     first = rows.column(0)
     leading = rows.column(4 * bins - 1)
     trailing = rows.column(4 * bins)
@@ -240,7 +240,7 @@ def _starts(rows: DenseOutput | MapOutput, classes: int, bins: int) -> tuple[int
 
 
 def _first_unlike(rows: DenseOutput | MapOutput, first: Column) -> int:
-    """Binary search for the first column whose history differs from column 0's."""
+    """Find the first column computed differently from column 0, by binary search."""
     low, high = 0, rows.features - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -269,6 +269,6 @@ def _decode(
     sides = rows_of(output(raw, part["box"]["output"]), part["box"])
     first = part["box"]["first"]
     spread = softmax(sides[picked, first : first + 4 * bins].reshape(-1, 4, bins))
-    points, stride = points_of(part["levels"], picked, offset_strides_px=tuple(params["point"]))
+    points, stride = grid_points(part["levels"], picked, offset_strides_px=tuple(params["point"]))
     ltrb = (spread @ np.arange(bins, dtype=np.float32)) * stride
     return distances_to_xyxy(points, ltrb), scores, class_ids

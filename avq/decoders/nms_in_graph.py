@@ -1,4 +1,4 @@
-"""Heads that leave a short list of boxes: NMS or top-k in the graph (SSD, torchvision, YOLOv10), DETR queries."""
+"""Heads with a short list of boxes: NMS or top-k in the graph (SSD, torchvision, YOLOv10), DETR queries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
+    as_candidates,
     centre_to_xyxy,
-    finished,
-    in_pixels,
     logit,
-    nothing,
+    no_candidates,
     output,
     sigmoid,
+    to_pixels,
 )
 from avq.decoders.columns import column
 from avq.decoders.dense import box_format, in_unit_square
@@ -25,20 +25,20 @@ from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec
 from avq.types.preprocess import PRESETS
 
 _SELECTING = frozenset({"NonMaxSuppression", "TopK"})
-_MOST_QUERIES = 2000
+_MAX_QUERIES = 2000
 
 
 class NmsInGraphDecoder(HeadFamily):
-    """Boxes, scores and classes of a few candidates; no NMS is done after it."""
+    """Boxes, scores and classes of a few candidates, without further NMS."""
 
     family = "nms_in_graph"
     nms_in_graph = True
 
     def head_nodes(self, graph: GraphView, spec: DecoderSpec) -> Mapping[str, str]:
-        """For DETR also the decoder: what is computed of the queries once they are selected.
+        """Return the head; for DETR also the decoder, which refines the selected queries.
 
-        Which queries exist hangs on scores that differ little, and each box is refined from its query alone, so
-        noise there moves boxes whole; published INT8 decoders lose most of their accuracy. It is a small share of
+        Queries are selected by scores that differ little, and each box is refined from its query alone, so noise
+        there moves whole boxes; published INT8 decoders lose most of their accuracy. The decoder is a small share of
         the work: hundreds of queries against thousands of cells.
         """
         reasons = dict(super().head_nodes(graph, spec))
@@ -68,11 +68,11 @@ class NmsInGraphDecoder(HeadFamily):
         read = _READERS[spec.params["layout"]]
         boxes, scores, class_ids = read(raw, spec.params, score_threshold)
         if len(scores) == 0:
-            return nothing()
+            return no_candidates()
         boxes = centre_to_xyxy(boxes) if spec.params["format"] == "cxcywh" else boxes
         boxes = boxes[:, [1, 0, 3, 2]] if spec.params["format"] == "yxyx" else boxes
-        return finished(
-            in_pixels(boxes, spec.params["normalised"], spec.params["size_px"]), scores, class_ids
+        return as_candidates(
+            to_pixels(boxes, spec.params["normalised"], spec.params["size_px"]), scores, class_ids
         )
 
 
@@ -85,7 +85,7 @@ def _preset_names(graph: GraphView, spec: DecoderSpec) -> tuple[str, ...]:
 
 
 def _is_detr(graph: GraphView) -> bool:
-    """Heads of matrix products on queries, not of convolutions on maps."""
+    """Return whether the head consists of matrix products on queries, without convolutions."""
     layers, _ = head_region(graph)
     return bool(layers) and not any("Conv" in node.op for node in layers)
 
@@ -110,7 +110,7 @@ def _geometry(graph: GraphView, name: str, first: int = 0) -> dict[str, Any]:
 
 
 def _columns(graph: GraphView) -> dict[str, Any] | None:
-    """One table: x0, y0, x1, y1, score, class; or with the batch index first and the score last."""
+    """Recognise one table: x0, y0, x1, y1, score, class; or with the batch index first and the score last."""
     if len(graph.outputs) != 1 or _last_size(graph.outputs[0]) not in (6, 7):
         return None
     view = graph.outputs[0]
@@ -123,10 +123,10 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
 
 
 def _is_table(graph: GraphView, view: TensorView, first: int) -> bool:
-    """Whether the columns can be what ``_columns`` takes them for.
+    """Return whether the columns can have the order that ``_columns`` expects.
 
-    Class numbers and batch indices were integers once: rotated boxes (seven columns, an angle last) and tables with
-    the class elsewhere have theirs at other places.
+    Class ids and batch indices are cast from integers: rotated boxes (seven columns, an angle last) and tables with
+    another order have them in other columns.
     """
     integers = [index for index in range(_last_size(view)) if _from_integers(graph, view.name, index)]
     if first == 0:
@@ -136,7 +136,7 @@ def _is_table(graph: GraphView, view: TensorView, first: int) -> bool:
 
 
 def _lists(graph: GraphView) -> dict[str, Any] | None:
-    """Separate outputs for boxes, scores, classes and, sometimes, their number; or (x0, y0, x1, y1, score) rows."""
+    """Recognise separate outputs for boxes, scores, classes and optionally a count; or x0, y0, x1, y1, score rows."""
     boxes = [v for v in graph.outputs if _last_size(v) in (4, 5) and len(v.shape) >= 2 and _is_float(v)]
     boxes = [v for v in boxes if len(v.shape) == max(len(other.shape) for other in boxes)]
     rest = [v for v in graph.outputs if v not in boxes]
@@ -168,13 +168,13 @@ def _is_float(view: TensorView) -> bool:
 
 
 def _count_output(graph: GraphView, views: Sequence[TensorView]) -> str | None:
-    """The number of valid boxes: one number."""
+    """Return the output with the number of valid boxes, a single number."""
     single = [v.name for v in views if v.shape in ((), (1,), (1, 1))]
     return single[0] if len(single) == 1 and len(views) >= 3 else None
 
 
 def _from_integers(graph: GraphView, name: str, index: int = 0) -> bool:
-    """Whether a column of a float output was cast from integers: class numbers, batch indices."""
+    """Return whether a column of a float output is cast from integers, such as class ids and batch indices."""
     axis = len(graph.tensors[name].shape) - 1
     for node in column(graph, name, axis, index).nodes:
         source = graph.tensors.get(node.inputs[0])
@@ -186,7 +186,7 @@ def _from_integers(graph: GraphView, name: str, index: int = 0) -> bool:
 
 
 def _triplets(graph: GraphView) -> dict[str, Any] | None:
-    """ONNX NonMaxSuppression's (batch, class, box) indices next to the boxes (1, N, 4) and scores (1, C, N)."""
+    """Recognise (batch, class, box) indices of NonMaxSuppression with boxes (1, N, 4) and scores (1, C, N)."""
     if len(graph.outputs) != 3:
         return None
     picked = [v for v in graph.outputs if v.dtype == "int64" and _last_size(v) == 3]
@@ -206,19 +206,19 @@ def _triplets(graph: GraphView) -> dict[str, Any] | None:
 
 
 def _queries(graph: GraphView) -> dict[str, Any] | None:
-    """DETR: a set of queries, boxes through a sigmoid, one score per class, no NMS needed."""
+    """Recognise DETR: a set of queries, boxes through a sigmoid, one score per class, no NMS."""
     if not _is_detr(graph):
         return None
     views = list(graph.outputs)
-    if any(len(v.shape) != 3 or not 1 < v.shape[1] <= _MOST_QUERIES for v in views):
+    if any(len(v.shape) != 3 or not 1 < v.shape[1] <= _MAX_QUERIES for v in views):
         return None
     if len(views) == 1 and views[0].shape[2] > 5:
         return _query_params(graph, views[0], views[0], 4)
     for boxes, scores in (views, views[::-1]) if len(views) == 2 else ():
         if boxes.shape[2] == 4 and boxes.shape[1] == scores.shape[1]:
-            found = _query_params(graph, boxes, scores, 0)
-            if found is not None:
-                return found
+            params = _query_params(graph, boxes, scores, 0)
+            if params is not None:
+                return params
     return None
 
 
@@ -242,10 +242,10 @@ def _query_params(
     }
 
 
-Found = tuple[AnyArray, AnyArray, AnyArray]
+_Rows = tuple[AnyArray, AnyArray, AnyArray]
 
 
-def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
     table = output(raw, params["output"])
     rows = table.reshape(-1, table.shape[-1])
     score, label = params["places"]
@@ -254,7 +254,7 @@ def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) ->
     return rows[:, first : first + 4], rows[:, score], rows[:, label].astype(np.int64)
 
 
-def _read_lists(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+def _read_lists(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
     table = output(raw, params["boxes"])
     boxes = table.reshape(-1, table.shape[-1])
     scores = output(raw, params["scores"]).reshape(-1) if params["scores"] else boxes[:, 4]
@@ -264,7 +264,7 @@ def _read_lists(raw: RawOutputs, params: Mapping[str, Any], threshold: float) ->
     return boxes[keep, :4], scores[keep], labels[keep]
 
 
-def _read_triplets(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
+def _read_triplets(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
     picked = output(raw, params["picked"])
     picked = picked[(picked[:, 0] == 0) & (picked[:, 2] >= 0)]
     scores = output(raw, params["scores"])[0][picked[:, 1], picked[:, 2]]
@@ -272,8 +272,8 @@ def _read_triplets(raw: RawOutputs, params: Mapping[str, Any], threshold: float)
     return output(raw, params["boxes"])[0][picked[keep, 2]], scores[keep], picked[keep, 1]
 
 
-def _read_queries(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> Found:
-    """Every class of a query counts by itself, as DETR's own post-processing has it."""
+def _read_queries(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
+    """Return every class of a query above the threshold as a box, as DETR's post-processing does."""
     first, last = params["first"], -params["background_last"] or None
     values = output(raw, params["scores"])[0][:, first:last]
     low = threshold if params["sigmoid"] else logit(threshold)

@@ -1,4 +1,4 @@
-"""Which head family a graph has: asked of every family, answered by structure."""
+"""Recognise the head family of a graph by its structure; the generic family of two decoded outputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
+    as_candidates,
     best_classes,
     best_classes_planes,
     centre_to_xyxy,
-    finished,
-    in_pixels,
     output,
+    to_pixels,
 )
 from avq.decoders.dense import DenseOutput, box_format, dense_output, in_unit_square
 from avq.decoders.gfl import GflDecoder
@@ -25,12 +25,12 @@ from avq.errors import ModelError, RequestError, nearest
 from avq.hookspecs import Decoder
 from avq.types import DecoderSpec, GraphView, RawOutputs
 
-# Two outputs, decoded boxes and class scores: the built-in detector, PP-YOLOE, SSD before its NMS and
-# the like.
-
 
 class BuiltinDecoder(HeadFamily):
-    """One row per anchor in both outputs; boxes come decoded, scores after sigmoid or softmax."""
+    """Two outputs with one row per anchor: decoded boxes, and scores after sigmoid or softmax.
+
+    Such are the built-in detector, PP-YOLOE, and SSD before its NMS.
+    """
 
     family = "builtin"
     preset_names = ("builtin", "yolov8", "imagenet", "ssd")
@@ -72,7 +72,7 @@ class BuiltinDecoder(HeadFamily):
         boxes = output(raw, params["boxes"])[0]
         boxes = boxes[:, keep].T if params["box_planes"] else boxes[keep]
         boxes = boxes if params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        return finished(in_pixels(boxes, params["normalised"], params["size_px"]), scores, class_ids)
+        return as_candidates(to_pixels(boxes, params["normalised"], params["size_px"]), scores, class_ids)
 
 
 def _fits(box: DenseOutput, scores: DenseOutput) -> bool:
@@ -86,7 +86,7 @@ def _fits(box: DenseOutput, scores: DenseOutput) -> bool:
 
 NONE = "none"
 
-#: More specific families first: the first that answers is taken.
+#: More specific families first: the first that recognises a graph is used.
 _BUILTIN: tuple[Decoder, ...] = (
     NmsInGraphDecoder(),
     Yolov6Decoder(),
@@ -100,15 +100,15 @@ _BUILTIN: tuple[Decoder, ...] = (
 
 
 def builtin_decoders() -> tuple[Decoder, ...]:
-    """The families avq knows by itself, more specific ones first."""
+    """Return the built-in families, more specific ones first."""
     return _BUILTIN
 
 
 def find_decoder(family: str, decoders: Sequence[Decoder] | None = None) -> Decoder:
-    """The decoder of that family.
+    """Return the decoder of a family.
 
     Raises:
-        RequestError: no such family.
+        RequestError: the family does not exist.
     """
     known = builtin_decoders() if decoders is None else decoders
     for decoder in known:
@@ -119,7 +119,7 @@ def find_decoder(family: str, decoders: Sequence[Decoder] | None = None) -> Deco
 
 
 def recognise(graph: GraphView, decoders: Sequence[Decoder] | None = None) -> DecoderSpec:
-    """The head's spec; ``params["notes"]`` tells people what was assumed.
+    """Return the decoder spec of a graph's head; ``params["notes"]`` lists the assumptions.
 
     Raises:
         ModelError: no family has this structure.
@@ -137,23 +137,24 @@ def recognise(graph: GraphView, decoders: Sequence[Decoder] | None = None) -> De
 
 
 def unknown_head(graph: GraphView, known: Sequence[Decoder]) -> ModelError:
+    """Return the error for outputs that no family recognises."""
     seen = "; ".join(f"'{o.name}' {'x'.join(map(str, o.shape))} {o.dtype}" for o in graph.outputs)
     task = graph.metadata.get("task", "")
     seen += f"; exported for '{task}', avq decodes upright boxes" if task not in ("", "detect") else ""
     families = ", ".join(decoder.family for decoder in known)
     return ModelError(
-        "no known detection head has the structure of this model's outputs",
+        "the outputs of the model match no known detection head",
         seen=f"outputs {seen}; known families: {families}",
-        fix="name it with --decoder NAME, or build without decoding: --decoder none",
+        fix="name the head with --decoder NAME, or build without decoding: --decoder none",
     )
 
 
 def named(family: str, graph: GraphView, decoders: Sequence[Decoder] | None = None) -> DecoderSpec:
-    """The spec of a family that the user named; "none" takes any graph.
+    """Return the decoder spec of a given family; "none" accepts any graph.
 
     Raises:
-        RequestError: no such family.
-        ModelError: the graph's outputs cannot be read as that family's.
+        RequestError: the family does not exist.
+        ModelError: the outputs of the graph do not match the family.
     """
     if family == NONE:
         return DecoderSpec(NONE)
@@ -164,13 +165,13 @@ def named(family: str, graph: GraphView, decoders: Sequence[Decoder] | None = No
     error = unknown_head(graph, known)
     fitting = [d.family for d in known if d.recognise(graph) is not None]
     fix = f"--decoder {fitting[0]}, or leave it out" if fitting else "--decoder none"
-    raise ModelError(f"the outputs cannot be read as a {family} head", seen=error.seen, fix=fix)
+    raise ModelError(f"the outputs of the model do not match a {family} head", seen=error.seen, fix=fix)
 
 
 def head_nodes(
     graph: GraphView, spec: DecoderSpec, decoders: Sequence[Decoder] | None = None
 ) -> dict[str, str]:
-    """Nodes that stay float because they are the head or decode it, with reasons; empty for "none"."""
+    """Return the nodes of the head and its decoding, which stay float, with reasons; empty for "none"."""
     if spec.family == NONE:
         return {}
     return dict(find_decoder(spec.family, decoders).head_nodes(graph, spec))

@@ -14,11 +14,11 @@ import numpy as np
 from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
+    as_candidates,
     centre_to_xyxy,
-    finished,
+    grid_points,
     logit,
     output,
-    points_of,
     sigmoid,
 )
 from avq.decoders.dense import (
@@ -42,7 +42,7 @@ _LARGEST_LOG_SCALE = float(np.log(1000.0 / 16))
 
 
 class RetinanetDecoder(HeadFamily):
-    """Raw anchors: boxes need the anchors that the graph does not hold."""
+    """Raw class scores and box deltas; the anchors are not in the graph."""
 
     family = "retinanet"
     preset_names = ("retinanet", "torchvision", "imagenet")
@@ -54,14 +54,14 @@ class RetinanetDecoder(HeadFamily):
         params = {
             **found,
             "weights": list(_WEIGHTS),
-            "notes": ["anchors are not in the graph: torchvision's are used"],
+            "notes": ["torchvision's anchors are assumed: the graph does not hold them"],
         }
         return DecoderSpec(self.family, params, num_classes=found["classes"])
 
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
         parts = [_decode(raw, part, spec.params, score_threshold) for part in spec.params["parts"]]
-        boxes, scores, class_ids = (np.concatenate(one) for one in zip(*parts, strict=True))
-        return finished(boxes, scores, class_ids)
+        boxes, scores, class_ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return as_candidates(boxes, scores, class_ids)
 
 
 def _is_pair(scores: DenseOutput | MapOutput, box: DenseOutput | MapOutput, box_features: int) -> bool:
@@ -130,7 +130,7 @@ def _pair(group: list[MapOutput]) -> tuple[MapOutput, MapOutput] | None:
 
 
 def base_anchors(stride_px: int) -> F32:
-    """(9, 4) cx, cy, w, h of the anchors of a cell at the origin, pixels."""
+    """Return (9, 4) cx, cy, w, h in pixels of the anchors of a cell at the origin."""
     sizes = np.trunc(_SIZES_IN_STRIDES * stride_px * np.array(_OCTAVES))
     heights = (np.sqrt(_RATIOS)[:, None] * sizes[None, :]).reshape(-1)
     widths = ((1.0 / np.sqrt(_RATIOS))[:, None] * sizes[None, :]).reshape(-1)
@@ -156,7 +156,7 @@ def _decode(
 
 
 def _anchors(levels: Sequence[Sequence[int]], rows: np.ndarray[Any, Any]) -> F32:
-    points, strides = points_of(levels, rows, anchors=_ANCHORS)
+    points, strides = grid_points(levels, rows, anchors=_ANCHORS)
     anchors = np.empty((len(rows), 4), np.float32)
     for stride in {int(level[2]) for level in levels}:
         here = strides[:, 0] == stride
@@ -166,7 +166,16 @@ def _anchors(levels: Sequence[Sequence[int]], rows: np.ndarray[Any, Any]) -> F32
 
 
 def apply_deltas(anchors: F32, deltas: F32, weights: Sequence[float]) -> F32:
-    """Anchors (N, 4) cx, cy, w, h moved and scaled by (dx, dy, dw, dh), as corners."""
+    """Apply deltas to anchors.
+
+    Args:
+        anchors: (N, 4) cx, cy, w, h in pixels.
+        deltas: (N, 4) dx, dy, dw, dh.
+        weights: four divisors of the deltas.
+
+    Returns:
+        (N, 4) x0, y0, x1, y1 in pixels.
+    """
     shift = deltas / np.asarray(weights, np.float32)
     centres = anchors[:, :2] + shift[:, :2] * anchors[:, 2:]
     sizes = anchors[:, 2:] * np.exp(np.minimum(shift[:, 2:], _LARGEST_LOG_SCALE))

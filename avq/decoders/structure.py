@@ -1,4 +1,4 @@
-"""Where a network's head begins and at which strides it works, read from the graph's structure alone."""
+"""Find the head of a network, its feature maps and their strides, from the structure of the graph."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from avq.types import AnyArray, GraphView, NodeView
 
-#: Operators that move numbers without changing them.
+#: Operators that move values without changing them.
 MOVES = frozenset(
     {"Concat", "Reshape", "Transpose", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Flatten"}
     | {"Expand", "Identity", "Cast", "Tile"}
 )
 
-# Half a step of a symmetric 7-bit grid, and some room.
-_LEAST_LEVELS = 100
+#: Half a step of a symmetric 7-bit grid, with a margin.
+_MIN_LEVELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Level:
 
 
 def input_size_px(graph: GraphView) -> tuple[int, int] | None:
-    """(width, height) of the one picture input, None when it is not (1, 3, h, w)."""
+    """Return (width, height) of the picture input; None unless the graph has one input (1, 3, h, w)."""
     if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
         return None
     height, width = graph.inputs[0].shape[2:]
@@ -41,7 +41,7 @@ def input_size_px(graph: GraphView) -> tuple[int, int] | None:
 
 
 def is_projection(graph: GraphView, node: NodeView) -> bool:
-    """Whether a Conv or MatMul only takes an expectation over bins: its weights are 0, 1, 2 ..."""
+    """Return whether a Conv or MatMul computes an expectation over bins: its weights are 0, 1, 2 ..."""
     if node.op not in ("Conv", "MatMul") or len(node.inputs) < 2:
         return False
     weight = graph.constants.get(node.inputs[1])
@@ -49,15 +49,15 @@ def is_projection(graph: GraphView, node: NodeView) -> bool:
 
 
 def _counts_up(weight: AnyArray) -> bool:
-    """0, 1, 2 ..., or what a grid of 7 bits or more has left of them in a file that came quantized."""
+    """Return whether the weights are 0, 1, 2 ..., or those values rounded to 7 bits or more in a quantized file."""
     bins = weight.size
     if not (2 <= bins <= 64 and max(weight.shape) == bins):
         return False
-    return bool(np.abs(weight.reshape(-1) - np.arange(bins)).max() <= (bins - 1) / _LEAST_LEVELS)
+    return bool(np.abs(weight.reshape(-1) - np.arange(bins)).max() <= (bins - 1) / _MIN_LEVELS)
 
 
 def is_layer(graph: GraphView, node: NodeView) -> bool:
-    """Whether the node has learnt weights: a convolution or a matrix product, but no fixed projection."""
+    """Return whether the node has learnt weights: a convolution or matrix product other than a fixed projection."""
     if node.op in ("Conv", "ConvTranspose", "Gemm"):
         return not is_projection(graph, node)
     return (
@@ -68,14 +68,14 @@ def is_layer(graph: GraphView, node: NodeView) -> bool:
 
 
 def head_region(graph: GraphView) -> tuple[tuple[NodeView, ...], tuple[NodeView, ...]]:
-    """(bare layers, nodes after them): everything on the way back from the outputs to the last layers."""
+    """Return (last layers, nodes after them), between the last layers and the outputs."""
     return region_of(graph, graph.output_names)
 
 
 def region_of(
     graph: GraphView, tensors: tuple[str, ...]
 ) -> tuple[tuple[NodeView, ...], tuple[NodeView, ...]]:
-    """Like ``head_region``, seen from some tensors; both in topological order."""
+    """Return the region of ``head_region`` before some tensors; both parts in topological order."""
     layers: set[str] = set()
     after: set[str] = set()
     waiting = list(tensors)
@@ -93,7 +93,7 @@ def region_of(
 
 
 def head_reasons(graph: GraphView, family: str) -> Mapping[str, str]:
-    """Node -> why it stays float: the bare head layers, and everything that decodes after them."""
+    """Return node -> reason to stay float, for the last layers of the head and the nodes after them."""
     layers, after = head_region(graph)
     reasons = {
         node.name: f"bare head layer of the {family} head: its output is read as numbers" for node in layers
@@ -102,7 +102,7 @@ def head_reasons(graph: GraphView, family: str) -> Mapping[str, str]:
 
 
 def nodes_after(graph: GraphView, started: tuple[NodeView, ...]) -> tuple[NodeView, ...]:
-    """``started`` and every node that reads, however indirectly, what they give; in topological order."""
+    """Return ``started`` and every node that depends on them, in topological order."""
     reached = {node.name for node in started}
     written = {name for node in started for name in node.outputs}
     for node in graph.nodes:
@@ -113,19 +113,19 @@ def nodes_after(graph: GraphView, started: tuple[NodeView, ...]) -> tuple[NodeVi
 
 
 def levels(graph: GraphView, tensors: tuple[str, ...] | None = None) -> tuple[Level, ...]:
-    """The head's feature maps, finest first, from the spatial sizes of its bare convolutions."""
+    """Return the feature maps of the head, finest first, from the output sizes of its last convolutions."""
     size = input_size_px(graph)
     layers, _ = head_region(graph) if tensors is None else region_of(graph, tensors)
     shapes = {graph.shape(node.outputs[0]) for node in layers if node.op in ("Conv", "ConvTranspose")}
     sizes = {shape[2:] for shape in shapes if shape is not None and len(shape) == 4}
     if size is None or not sizes:
         return ()
-    found = [Level(h, w, stride_px(size, (w, h))) for h, w in sizes]
-    return tuple(sorted(found, key=lambda level: level.stride_px))
+    maps = [Level(h, w, stride_px(size, (w, h))) for h, w in sizes]
+    return tuple(sorted(maps, key=lambda level: level.stride_px))
 
 
 def stride_px(input_px: tuple[int, int], cells: tuple[int, int]) -> int:
-    """The power of two that gives such a map, rounded up at odd sizes; else the nearest one."""
+    """Return the stride as a power of two: the exact one, with odd sizes rounded up, else the nearest."""
     for exponent in range(10):
         stride: int = 2**exponent
         if all(-(-pixels // stride) == count for pixels, count in zip(input_px, cells, strict=True)):
@@ -133,11 +133,12 @@ def stride_px(input_px: tuple[int, int], cells: tuple[int, int]) -> int:
     return int(2 ** round(float(np.log2(max(input_px[1] / cells[1], 1.0)))))
 
 
-def total_cells(found: tuple[Level, ...]) -> int:
-    return sum(level.cells for level in found)
+def total_cells(maps: tuple[Level, ...]) -> int:
+    """Return the number of cells of all feature maps."""
+    return sum(level.cells for level in maps)
 
 
 def class_name_count(graph: GraphView) -> int:
-    """How many class names the model's metadata carries; 0 when it carries none."""
+    """Return the number of class names in the metadata of the model; 0 without names."""
     text = graph.metadata.get("names", "")
     return text.count(",") + 1 if text.strip() else 0

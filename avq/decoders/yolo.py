@@ -1,4 +1,4 @@
-"""YOLOv8 and 11: (1, 4 + C, N), boxes decoded in the graph, no objectness."""
+"""YOLO heads: v8 and 11, X, v6, and v5 with v3, v4 and v7."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
+    as_candidates,
     best_classes,
     best_classes_planes,
     centre_to_xyxy,
-    finished,
-    grown,
-    in_pixels,
+    clipped_exp,
+    grid_points,
     logit,
     output,
-    points_of,
     sigmoid,
+    to_pixels,
 )
 from avq.decoders.columns import column
 from avq.decoders.dense import (
@@ -36,7 +36,7 @@ from avq.types import F32, I64, DecoderSpec, GraphView, RawOutputs
 
 
 class Yolov8Decoder(HeadFamily):
-    """One output of decoded boxes and class scores, planes or rows."""
+    """YOLOv8 and 11: one output (1, 4 + C, N) or (1, N, 4 + C) of decoded boxes and class scores."""
 
     family = "yolov8"
     preset_names = ("yolov8",)
@@ -69,21 +69,22 @@ class Yolov8Decoder(HeadFamily):
             keep, scores, class_ids = best_classes(table[:, 4:], score_threshold)
             boxes = table[keep, :4]
         boxes = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        boxes = in_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
-        return finished(boxes, scores, class_ids)
-
-
-# Rows that carry an objectness next to their class scores: score = objectness * best class.
+        boxes = to_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
+        return as_candidates(boxes, scores, class_ids)
 
 
 def objectness_rows(table: F32, params: Mapping[str, Any], threshold: float) -> tuple[I64, F32, F32, I64]:
-    """Rows that can reach ``threshold``: their index, first four columns, score and class.
+    """Select the rows with objectness * best class score >= ``threshold``.
 
-    Objectness is compared before anything else is read: no class score exceeds 1.
+    Objectness is compared before other columns are read: no class score exceeds 1.
 
     Args:
-        table: (N, 5 + C), or (5 + C, N) where ``params["planes"]``.
-        params: "sigmoid" and "class_sigmoid" tell what the graph did already.
+        table: (N, 5 + C), or (5 + C, N) with ``params["planes"]``.
+        params: "sigmoid" and "class_sigmoid": whether the graph has applied them.
+        threshold: lowest score, 0..1.
+
+    Returns:
+        Indices (K,), first four columns (K, 4), scores (K,) and classes (K,).
     """
     columns = table if params["planes"] else table.T
     low = threshold if params["sigmoid"] else logit(threshold)
@@ -97,11 +98,8 @@ def objectness_rows(table: F32, params: Mapping[str, Any], threshold: float) -> 
     return picked[keep], rows[keep, :4], scores[keep], best[keep]
 
 
-# YOLOX: rows of cx, cy, w, h, objectness, classes; grid arithmetic in the graph or left to the decoder.
-
-
 class YoloxDecoder(HeadFamily):
-    """Anchor-free, one row per cell, objectness apart from the classes."""
+    """YOLOX: rows of cx, cy, w, h, objectness, classes; grid arithmetic in the graph or in the decoder."""
 
     family = "yolox"
     preset_names = ("yolox", "yolox-legacy")
@@ -128,9 +126,11 @@ class YoloxDecoder(HeadFamily):
         rows = output(raw, spec.params["output"])[0]
         picked, boxes, scores, class_ids = objectness_rows(rows, spec.params, score_threshold)
         if not spec.params["decoded"]:
-            points, strides = points_of(spec.params["levels"], picked)
-            boxes = np.concatenate([boxes[:, :2] * strides + points, grown(boxes[:, 2:]) * strides], axis=1)
-        return finished(centre_to_xyxy(boxes), scores, class_ids)
+            points, strides = grid_points(spec.params["levels"], picked)
+            boxes = np.concatenate(
+                [boxes[:, :2] * strides + points, clipped_exp(boxes[:, 2:]) * strides], axis=1
+            )
+        return as_candidates(centre_to_xyxy(boxes), scores, class_ids)
 
 
 def _raw(rows: DenseOutput) -> bool:
@@ -141,11 +141,8 @@ def _decoded(rows: DenseOutput) -> bool:
     return "Exp" in rows.box[2].ops and not rows.box[0].ops & {"Exp", "Sigmoid", "Softmax"}
 
 
-# YOLOv6: decoded centre and size, a column of ones where objectness would be, class scores.
-
-
 class Yolov6Decoder(HeadFamily):
-    """Anchor-free, decoded in the graph, objectness constant one."""
+    """YOLOv6: decoded centre and size, a column of ones in place of objectness, class scores."""
 
     family = "yolov6"
     preset_names = ("yolov6",)
@@ -172,12 +169,10 @@ class Yolov6Decoder(HeadFamily):
         table = output(raw, spec.params["output"])[0]
         _, boxes, scores, class_ids = objectness_rows(table, spec.params, score_threshold)
         corners = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        return finished(corners, scores, class_ids)
+        return as_candidates(corners, scores, class_ids)
 
 
-# YOLOv5 and its kin (YOLOv3, v4, v7): anchors, objectness, decoded in the graph or three raw heads.
-
-#: Anchors (width, height) in pixels that YOLOv5 is published with, finest level first, by number of levels.
+#: Published anchors (width, height) of YOLOv5 in pixels, finest level first, by number of levels.
 _PUBLISHED_ANCHORS_PX: Mapping[int, list[list[list[int]]]] = {
     2: [[[10, 14], [23, 27], [37, 58]], [[81, 82], [135, 169], [344, 319]]],
     3: [
@@ -195,7 +190,7 @@ _PUBLISHED_ANCHORS_PX: Mapping[int, list[list[list[int]]]] = {
 
 
 class Yolov5Decoder(HeadFamily):
-    """Anchor boxes with objectness."""
+    """YOLOv5, v3, v4 and v7: anchor boxes with objectness, decoded in the graph or as raw heads."""
 
     family = "yolov5"
     preset_names = ("yolov5",)
@@ -233,9 +228,7 @@ class Yolov5Decoder(HeadFamily):
         if len({head["stride_px"] for head in found}) != len(found) or len(features) != 1:
             return None
         anchors = _metadata_anchors(graph, len(found))
-        notes = (
-            [] if anchors else ["the heads are raw and carry no anchors: YOLOv5's published ones are used"]
-        )
+        notes = [] if anchors else ["YOLOv5's published anchors are assumed: the raw heads hold none"]
         params = {
             "decoded": False,
             "heads": found,
@@ -249,17 +242,17 @@ class Yolov5Decoder(HeadFamily):
             return _decode_heads(raw, spec, score_threshold)
         rows = output(raw, spec.params["output"])[0]
         _, boxes, scores, class_ids = objectness_rows(rows, spec.params, score_threshold)
-        boxes = in_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
-        return finished(centre_to_xyxy(boxes), scores, class_ids)
+        boxes = to_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
+        return as_candidates(centre_to_xyxy(boxes), scores, class_ids)
 
 
 def _own_channels(rows: DenseOutput) -> bool:
-    """Whether box and objectness come from one convolution, as anchor heads have it, or box from sigmoids."""
+    """Return whether box and objectness come from one convolution, as in anchor heads."""
     return bool(rows.box[0].layers & rows.column(4).layers)
 
 
 def _raw_head(graph: GraphView, name: str) -> dict[str, Any] | None:
-    """One raw output: (1, A, h, w, 5 + C) or (1, A * (5 + C), h, w)."""
+    """Recognise one raw output: (1, A, h, w, 5 + C) or (1, A * (5 + C), h, w)."""
     shape, size = graph.shape(name), input_size_px(graph)
     if shape is None or size is None or shape[0] != 1 or len(shape) not in (4, 5):
         return None
@@ -274,7 +267,7 @@ def _raw_head(graph: GraphView, name: str) -> dict[str, Any] | None:
     level = next((lv for lv in levels(graph, (name,)) if (lv.height, lv.width) == (height, width)), None)
     first, objectness = column(graph, name, axis, 0), column(graph, name, axis, 4)
     if first.layers != column(graph, name, axis, shape[axis] - 1).layers:
-        return None  # box and scores of two convolutions joined: no anchor head
+        return None  # box and scores come from two convolutions: not an anchor head
     sigmoid_done = "Sigmoid" in first.ops
     moved_only = first.raw or (
         sigmoid_done and "Sigmoid" in objectness.ops and not first.ops & {"Add", "Mul"}
@@ -295,7 +288,7 @@ def _head_params(name: str, level: Level, features: int, sigmoid_done: bool) -> 
 
 
 def _plausible(graph: GraphView, classes: int) -> bool:
-    """(1, 3 * (5 + C), h, w) says nothing of C: the names or COCO's 80 must agree, or no other reading exists."""
+    """Return whether the class count of (1, 3 * (5 + C), h, w) matches the class names, where there are any."""
     named = class_name_count(graph)
     return classes == named if named else classes >= 1
 
@@ -314,7 +307,7 @@ def _decode_heads(raw: RawOutputs, spec: DecoderSpec, threshold: float) -> Candi
         for head, anchors in zip(spec.params["heads"], spec.params["anchors_px"], strict=True)
     ]
     boxes, scores, class_ids = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return finished(boxes, scores, class_ids)
+    return as_candidates(boxes, scores, class_ids)
 
 
 def _decode_head(
@@ -328,7 +321,7 @@ def _decode_head(
     picked, boxes, scores, class_ids = objectness_rows(table, layout, threshold)
     boxes = boxes if head["sigmoid"] else sigmoid(boxes)
     anchor, cell = np.divmod(picked, height * width)
-    points, stride = points_of([[height, width, head["stride_px"]]], cell)
+    points, stride = grid_points([[height, width, head["stride_px"]]], cell)
     centres = (2.0 * boxes[:, :2] - 0.5) * stride + points
     sizes = (2.0 * boxes[:, 2:]) ** 2 * anchors_px[anchor]
     return centre_to_xyxy(np.concatenate([centres, sizes], axis=1)), scores, class_ids

@@ -302,7 +302,7 @@ def test_rows_that_start_with_the_index_of_the_picture() -> None:
 @pytest.mark.parametrize("columns", ["box score class angle", "class score box", "box class score"])
 def test_rows_with_other_columns_are_refused_instead_of_misread(columns: str) -> None:
     graph = end_to_end(27, 3, columns=columns)[0].view
-    with pytest.raises(ModelError, match="no known detection head"):
+    with pytest.raises(ModelError, match="match no known detection head"):
         recognise(graph)
 
 

@@ -148,7 +148,7 @@ def test_unknown_heads_and_names_say_what_is_known() -> None:
     with pytest.raises(RequestError, match="yolov9") as error:
         named("yolov9", graph)
     assert "did you mean" in error.value.fix
-    with pytest.raises(ModelError, match="cannot be read as a yolox head") as error:
+    with pytest.raises(ModelError, match="do not match a yolox head") as error:
         named("yolox", yolov8(6, 3)[0].view)
     assert "yolov8" in error.value.fix
 

@@ -100,7 +100,7 @@ def test_a_video_is_served_frame_by_frame_and_a_folder_in_its_order(bundle, tmp_
 
 def test_what_cannot_be_replayed_says_why(bundle, tmp_path):
     bare = flight_record(tmp_path / "bare.mcap", "x", infer_ms=[1.0, 1.0], image="none")
-    with pytest.raises(DataError, match="holds no pictures") as told:
+    with pytest.raises(DataError, match="holds no images") as told:
         replay(ReplayRequest(str(bare), bundle), host=null_host())
     assert "2 frames" in told.value.seen
     with pytest.raises(RequestError, match="no end"):
