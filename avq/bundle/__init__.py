@@ -1,4 +1,4 @@
-"""A bundle: the folder that build and daemon share, written aside, sealed by digests, opened only when whole."""
+"""Bundles: the folder that build and daemon share, written atomically and verified by digests when opened."""
 
 from avq.bundle.manifest import (
     DRIFT,

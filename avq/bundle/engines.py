@@ -1,4 +1,4 @@
-"""Engines compiled into a bundle: what each was built from, so that none is used where anything differs."""
+"""Engines compiled into a bundle, each with a key of its inputs: an engine is used only where all of them match."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from avq.errors import BundleError
 
 #: The part that lists the keys of all engines, by their parts' names.
 ENGINES = "engines.json"
-#: What an engine must fit to run at all; the rest says whether another build would give the same.
+#: Fields that must match for an engine to run; the others decide whether a new build would give the same.
 _TO_RUN = ("model", "runtime", "version", "architecture")
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything an engine depends on.
+    """Inputs on which an engine depends.
 
     Attributes:
         model: SHA-256 of the file it was built from.
@@ -37,24 +37,26 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def engine_name(architecture: str) -> str:
-    """The name of the part: "engine.sm87"."""
+    """Return the name of the part, such as "engine.sm87"."""
     return f"{ENGINE_PREFIX}{architecture}"
 
 
 def engines_part(keys: Mapping[str, EngineKey]) -> bytes:
-    """The content of the part ``ENGINES``."""
+    """Return the content of the part ``ENGINES``."""
     return msgspec.json.encode(dict(sorted(keys.items())), order="sorted")
 
 
 def engine_keys(bundle: OpenBundle) -> dict[str, EngineKey]:
-    """Key of every compiled engine, by part name; empty where nothing was compiled ahead."""
+    """Return part name -> key of every compiled engine; empty when none is compiled."""
     if not bundle.has(ENGINES):
         return {}
     try:
         listed = msgspec.json.decode(bundle.read(ENGINES), type=dict[str, EngineKey])
     except msgspec.MsgspecError as error:
         raise BundleError(
-            f"the part '{ENGINES}' of {bundle.path} cannot be read", seen=str(error), fix="compile it again"
+            f"the part '{ENGINES}' of {bundle.path} cannot be read",
+            seen=str(error),
+            fix="compile the bundle again",
         ) from None
     return {name: key for name, key in listed.items() if bundle.has(name)}
 
@@ -62,32 +64,32 @@ def engine_keys(bundle: OpenBundle) -> dict[str, EngineKey]:
 def wanted_key(
     bundle: OpenBundle, runtime: str, version: str, architecture: str, flags: str = ""
 ) -> EngineKey:
-    """The key of an engine that would be built now, here, from the bundle's model."""
+    """Return the key that an engine built now on this machine from the bundle's model would have."""
     model = bundle.manifest.parts[MODEL].sha256
     return EngineKey(model=model, runtime=runtime, version=version, architecture=architecture, flags=flags)
 
 
 def differences(kept: EngineKey, wanted: EngineKey, *, to_run: bool = False) -> tuple[str, ...]:
-    """One phrase for each field that differs; ``to_run`` looks at what an engine must fit to run at all."""
+    """Return one phrase per differing field; ``to_run`` compares only the fields an engine needs to run."""
     fields = _TO_RUN if to_run else EngineKey.__struct_fields__
     pairs = ((name, getattr(kept, name), getattr(wanted, name)) for name in fields)
     return tuple(f"{name}: {a[:20] or 'none'}, here {b[:20] or 'none'}" for name, a, b in pairs if a != b)
 
 
 def architectures(parts: Iterable[str]) -> tuple[str, ...]:
-    """Of the engines among ``parts``."""
+    """Return the architectures of the engines among ``parts``."""
     return tuple(name.removeprefix(ENGINE_PREFIX) for name in parts if name.startswith(ENGINE_PREFIX))
 
 
 def require_engine(bundle: OpenBundle, wanted: EngineKey) -> bytes:
-    """The verified engine for this machine. Raises BundleError that names every field that differs."""
+    """Return the verified engine for this machine. Raises BundleError with every differing field."""
     part, keys = engine_name(wanted.architecture), engine_keys(bundle)
     fix = f"avq compile {bundle.path} --target {wanted.runtime}"
     if part not in keys:
         listed = ", ".join(architectures(bundle.manifest.parts))
         raise BundleError(
-            f"the bundle {bundle.path} has no engine for this card",
-            seen=f"{wanted.architecture or 'no card'}; compiled for {listed or 'none'}",
+            f"the bundle {bundle.path} has no engine for this GPU",
+            seen=f"{wanted.architecture or 'no GPU'}; compiled for {listed or 'none'}",
             fix=fix,
         )
     differing = differences(keys[part], wanted, to_run=True)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: manifest.json, its canonical form and its digest."""
+"""Manifest of a bundle: manifest.json, its canonical form and its digest; names of the parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from avq.errors import BundleError
 from avq.types import DecoderSpec, EnginePrecision, PreprocessSpec, TensorView
 
-#: Raised when a manifest gains a meaning that older readers would misunderstand.
+#: Format version; increased when older readers would misread a manifest.
 FORMAT = 1
 MANIFEST = "manifest.json"
 #: Largest manifest that is read; a bundle's bulk is in its parts.
@@ -33,7 +33,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StrategyUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which plugin decided."""
+    """Plugin and version of the strategy."""
 
     name: str
     owner: str = ""
@@ -58,21 +58,21 @@ class EngineUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class CalibrationUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the ranges were learnt from: number of pictures and the digest of the set."""
+    """Calibration data: number of pictures and digest of the set."""
 
     images: int
     digest: str
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything about a bundle that is not bulk.
+    """Metadata of a bundle.
 
     Attributes:
         format: version of this layout.
         avq_version: that wrote it.
         created: UTC, ISO 8601.
         accepted: the gate's answer; "pending-target" until compiled and timed on the vehicle.
-        target: what was asked for: "cpu", "openvino", "tensorrt" ...
+        target: the requested target: "cpu", "openvino", "tensorrt" ...
         isa: instruction set of the machine that accepted it, space separated; '' makes no demand.
         input: name, shape and dtype of the picture input, (1, 3, h, w) uint8.
         preprocess, decoder: None for models that take no pictures or have no boxes.
@@ -106,7 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def sealed(manifest: Manifest, parts: Mapping[str, Part]) -> Manifest:
-    """The manifest with ``parts`` and its own digest filled in."""
+    """Return the manifest with ``parts`` and its own digest."""
     for name in parts:
         require_part_name(name)
     blank = msgspec.structs.replace(manifest, parts=dict(parts), digest="")
@@ -114,7 +114,7 @@ def sealed(manifest: Manifest, parts: Mapping[str, Part]) -> Manifest:
 
 
 def render(manifest: Manifest) -> bytes:
-    """The one way a manifest is written: sorted keys, one space of indent, newline at the end."""
+    """Encode a manifest in canonical form: sorted keys, indent of one space, newline at the end."""
     return msgspec.json.format(_canonical(manifest), indent=1) + b"\n"
 
 
@@ -132,7 +132,7 @@ def parse(raw: bytes, where: str) -> Manifest:
         require_part_name(name)
     expected = sealed(manifest, manifest.parts)
     if manifest.digest != expected.digest or render(manifest) != raw:
-        raise _damaged(where, f"its digest does not check: written {manifest.digest[:12] or '(none)'}")
+        raise _damaged(where, f"its digest does not match: stored {manifest.digest[:12] or '(none)'}")
     return manifest
 
 
@@ -165,7 +165,7 @@ def _canonical(manifest: Manifest) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """numpy numbers and paths as JSON values; measurements come as either."""
+    """Convert numpy numbers and paths to JSON values."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, PurePath):
@@ -197,17 +197,17 @@ def _damaged(where: str, seen: str) -> BundleError:
     )
 
 
-# Names of the files in a bundle.
+# Names of the parts of a bundle.
 
 MODEL = "model.onnx"
 PLAN_JSON = "plan.json"
 PLAN_ARRAYS = "plan.npz"
 GOLDEN = "golden.npz"
-#: The same network without INT8, where the build wrote one: what a vehicle times INT8 against.
+#: The same network without INT8, if the build wrote one: the latency baseline of the vehicle.
 FP16_BASELINE = "float.onnx"
 #: Engines compiled ahead, by compute capability: "engine.sm87".
 ENGINE_PREFIX = "engine."
-#: What DLA and TensorRT 10's own calibration take: no Q/DQ, ranges beside the file, precisions by layer name.
+#: Input of DLA and of TensorRT 10's implicit quantization: no Q/DQ, ranges in a cache, precisions by layer name.
 IMPLICIT = "implicit.onnx"
 IMPLICIT_CACHE = "implicit.cache"
 IMPLICIT_PRECISIONS = "implicit.json"

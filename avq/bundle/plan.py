@@ -17,7 +17,7 @@ PLAN_FORMAT = 1
 
 
 def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
-    """(plan.json, plan.npz). The same plan always gives the same bytes.
+    """Encode a plan as (plan.json, plan.npz). The same plan always gives the same bytes.
 
     Raises PlanError when an axis, size or range is not a plain Python number.
     """
@@ -46,7 +46,7 @@ def plan_to_parts(plan: QuantizationPlan) -> tuple[bytes, bytes]:
 
 
 def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
-    """The plan again, equal in digest. Never unpickles.
+    """Decode a plan, equal in digest. Never unpickles.
 
     Raises PlanError when the parts are broken, do not belong together, or the digest does not check.
     """
@@ -103,7 +103,7 @@ def _plan(body: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> Quantizati
 
 
 def _override_to_arrays(n: int, array: AnyArray) -> dict[str, AnyArray]:
-    """The array; weights that were rounded to few levels per channel as those levels and bytes that choose."""
+    """Encode an array; weights with few levels per channel as a table of levels and byte indices."""
     bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")  # so that -0.0 stays -0.0
     if array.ndim < 2 or array.size == 0 or array.dtype.kind != "f":
         return {f"override_{n}": array}

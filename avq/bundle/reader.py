@@ -1,4 +1,4 @@
-"""Open a bundle: nothing of it is used before its digest checks, and what was hashed is what is returned."""
+"""Open a bundle: every part is verified by its digest before use, and the bytes hashed are those returned."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from avq.types import AnyArray
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle whose manifest checks.
+    """A bundle with a verified manifest.
 
     Attributes:
         manifest: what it says of itself.
         path: the folder.
         digest: SHA-256 of the canonical manifest; names the bundle in messages and logs.
-        signed_by: the trusted key whose signature was checked; None where none was asked for.
+        signed_by: the trusted key whose signature was verified; None when no signature was required.
     """
 
     manifest: Manifest
@@ -37,11 +37,11 @@ class OpenBundle:
     signed_by: PublicKey | None = None
 
     def has(self, part: str) -> bool:
-        """Whether the manifest lists ``part``."""
+        """Return whether the manifest lists ``part``."""
         return part in self.manifest.parts
 
     def read(self, part: str) -> bytes:
-        """The verified bytes of one part: they are read once, hashed, and returned.
+        """Read and verify one part; it is read once, hashed and returned.
 
         Raises BundleError: not listed, missing, a link, of another length, or its digest does not check.
         """
@@ -60,7 +60,7 @@ class OpenBundle:
         return content
 
     def arrays(self, part: str) -> dict[str, AnyArray]:
-        """The arrays of an .npz part (golden.npz, plan.npz); never unpickles."""
+        """Return the arrays of an .npz part (golden.npz, plan.npz); never unpickles."""
         try:
             with np.load(io.BytesIO(self.read(part)), allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
@@ -70,7 +70,7 @@ class OpenBundle:
             ) from None
 
     def verify(self) -> None:
-        """Read every part; raises BundleError on the first that does not check."""
+        """Verify every part. Raises BundleError on the first damaged one."""
         for part in self.manifest.parts:
             self.read(part)
 
@@ -94,7 +94,7 @@ def open_bundle(
     if not folder.is_dir():
         raise BundleError(
             f"there is no bundle at {folder}",
-            seen="a file" if folder.exists() else "nothing there",
+            seen="a file" if folder.exists() else "no folder",
             fix="a bundle is a folder: avq build MODEL.onnx --data DIR -o BUNDLE",
         )
     raw = _read_plain_file(folder / MANIFEST, MAX_MANIFEST_BYTES)
@@ -121,12 +121,12 @@ def sign_bundle(path: Path, key_path: Path) -> OpenBundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether ``path`` is a folder with a manifest; says nothing about its health."""
+    """Return whether ``path`` is a folder with a manifest, without verifying it."""
     return (Path(path) / MANIFEST).is_file()
 
 
 def _signature_of(folder: Path) -> bytes | None:
-    """The bytes of the file ``signature``; None when there is none."""
+    """Return the bytes of the file ``signature``; None without one."""
     if not os.path.lexists(folder / SIGNATURE):
         return None
     return _read_plain_file(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
@@ -144,12 +144,12 @@ def _require_accepted(manifest: Manifest, folder: Path) -> None:
     raise RefusedError(
         f"the bundle {folder} was not accepted by its gate",
         seen="; ".join(manifest.reasons) or "no reasons given",
-        fix="build a better one, or serve it knowingly with --allow-unaccepted",
+        fix="build a better one, or serve this one with --allow-unaccepted",
     )
 
 
 def _read_plain_file(path: Path, limit_bytes: int) -> bytes:
-    """At most ``limit_bytes`` + 1 bytes of a regular file; links, pipes and devices are refused."""
+    """Read at most ``limit_bytes`` + 1 bytes of a regular file; links, pipes and devices are refused."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -174,7 +174,7 @@ def _unreadable(path: Path, error: OSError) -> BundleError:
             f"{path.parent} is not a bundle", seen="it has no manifest.json", fix="check the path"
         )
     return BundleError(
-        f"cannot read '{path.name}' of the bundle {path.parent}",
+        f"the part '{path.name}' of the bundle {path.parent} cannot be read",
         seen=error.strerror or str(error),
         fix="copy or build the bundle again",
     )

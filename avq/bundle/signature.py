@@ -1,4 +1,4 @@
-"""Signed bundles: who vouches for the manifest, and through its digests for every part.
+"""Signed bundles: a signature covers the manifest, and through its digests every part.
 
 The bytes of manifest.json are signed as they lie on disk, so a signature is checked before anything is parsed.
 """
@@ -17,11 +17,11 @@ import msgspec
 
 from avq.errors import BundleError, MachineError, RequestError
 
-# Ed25519 keys and signatures (RFC 8032): the only file that imports the cryptography package, and late.
+# Ed25519 keys and signatures (RFC 8032). Only this file imports the cryptography package, on use.
 
 
 def new_key_pair() -> tuple[bytes, bytes]:
-    """A new key pair: the private key as PKCS8 PEM, the public one as PEM."""
+    """Return a new key pair: the private key as PKCS8 PEM, the public key as PEM."""
     ed25519, serialization = _cryptography()
     private = ed25519.Ed25519PrivateKey.generate()
     pem = serialization.Encoding.PEM
@@ -32,7 +32,7 @@ def new_key_pair() -> tuple[bytes, bytes]:
 
 
 def sign_message(private_pem: bytes, message: bytes) -> tuple[bytes, bytes]:
-    """The raw public key (32 bytes) and its signature (64 bytes) of ``message``.
+    """Return the raw public key (32 bytes) and the signature (64 bytes) of ``message``.
 
     Raises RequestError when the PEM text holds no unencrypted Ed25519 private key.
     """
@@ -47,7 +47,7 @@ def sign_message(private_pem: bytes, message: bytes) -> tuple[bytes, bytes]:
 
 
 def raw_public_key(public_pem: bytes) -> bytes:
-    """The 32 bytes of the public key in a PEM text. Raises RequestError when it holds none."""
+    """Return the 32 bytes of the public key in a PEM text. Raises RequestError when it holds none."""
     ed25519, serialization = _cryptography()
     try:
         key = serialization.load_pem_public_key(public_pem)
@@ -60,7 +60,7 @@ def raw_public_key(public_pem: bytes) -> bytes:
 
 
 def signature_is_valid(public_raw: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether ``signature`` is the key's over ``message``."""
+    """Return whether ``signature`` is that of the key over ``message``."""
     ed25519, _ = _cryptography()
     from cryptography.exceptions import InvalidSignature
 
@@ -73,7 +73,9 @@ def signature_is_valid(public_raw: bytes, message: bytes, signature: bytes) -> b
 
 def _no_key(kind: str, seen: str) -> RequestError:
     return RequestError(
-        f"this is no Ed25519 {kind} key", seen=seen, fix="make a pair with: avq bundle keygen -o KEY"
+        f"the file is not an Ed25519 {kind} key",
+        seen=seen,
+        fix="create a pair with: avq bundle keygen -o KEY",
     )
 
 
@@ -90,7 +92,7 @@ def _cryptography() -> tuple[Any, Any]:
 
 SIGNATURE = "signature"
 MAX_SIGNATURE_BYTES = 4096
-#: Stands before what is signed, so that a signature made for something else never fits a bundle.
+#: Prefix of the signed bytes (domain separation): signatures made for other purposes never match.
 _DOMAIN = b"avq bundle manifest 1\n"
 _ALGORITHM = "ed25519"
 
@@ -116,7 +118,7 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose bundles are served.
+    """Trusted keys and the oldest accepted bundle.
 
     Attributes:
         keys: public keys; one of them must have signed the bundle.
@@ -128,27 +130,27 @@ class Trust:
     not_before: str = ""
 
     def check(self, manifest: bytes, signature: bytes | None, where: str) -> PublicKey:
-        """The key that signed ``manifest``. Raises BundleError: unsigned, unknown key, not its signature."""
+        """Return the key that signed ``manifest``. Raises BundleError if unsigned, untrusted or invalid."""
         if signature is None:
             raise BundleError(
                 f"the bundle {where} is not signed",
                 seen="no file 'signature', and a signature is required",
                 fix=f"avq bundle sign {where} --key KEY",
             )
-        said = _parse(signature, where)
-        key = next((k for k in self.keys if k.fingerprint == said.key), None)
+        parsed = _parse(signature, where)
+        key = next((k for k in self.keys if k.fingerprint == parsed.key), None)
         if key is None:
             trusted = ", ".join(k.fingerprint[:16] for k in self.keys) or "none"
             raise BundleError(
-                f"the bundle {where} is signed by a key that is not trusted here",
-                seen=f"key {said.key[:16]}; trusted: {trusted}",
-                fix="have it signed by a trusted key, or add the key to trusted_keys",
+                f"the bundle {where} is signed by a key that is not trusted",
+                seen=f"key {parsed.key[:16]}; trusted: {trusted}",
+                fix="sign it with a trusted key, or add the key to trusted_keys",
             )
-        if not signature_is_valid(key.raw, _DOMAIN + manifest, bytes.fromhex(said.signature)):
+        if not signature_is_valid(key.raw, _DOMAIN + manifest, bytes.fromhex(parsed.signature)):
             raise BundleError(
-                f"the signature of {where} does not fit its manifest",
-                seen=f"key {said.key[:16]}",
-                fix="the bundle was changed after it was signed, or the signature is another bundle's",
+                f"the signature of {where} does not match its manifest",
+                seen=f"key {parsed.key[:16]}",
+                fix="sign the bundle again: it changed, or the signature belongs to another bundle",
             )
         return key
 
@@ -156,9 +158,9 @@ class Trust:
         """Raise BundleError for a bundle older than ``not_before``."""
         if created < self.not_before:
             raise BundleError(
-                f"the bundle {where} is older than what is accepted here",
+                f"the bundle {where} is older than not_before",
                 seen=f"created {created}, not_before {self.not_before}",
-                fix="install the current bundle, or lower not_before knowingly",
+                fix="install the current bundle, or lower not_before",
             )
 
 
@@ -180,12 +182,12 @@ def generate_key(path: Path) -> PublicKey:
 
 
 def read_trust(keys: Sequence[Path], *, not_before: str = "") -> Trust:
-    """Trust in the public keys of these PEM files. Raises RequestError for one that holds none."""
+    """Read trusted public keys from PEM files. Raises RequestError for a file without one."""
     return Trust(tuple(PublicKey(raw_public_key(_key_bytes(path))) for path in keys), not_before)
 
 
 def sign_manifest(manifest: bytes, key_path: Path) -> bytes:
-    """The content of the file ``signature`` for these bytes of manifest.json.
+    """Return the content of the file ``signature`` for these bytes of manifest.json.
 
     Raises RequestError when ``key_path`` holds no Ed25519 private key, or others may read it.
     """
@@ -201,29 +203,29 @@ def sign_manifest(manifest: bytes, key_path: Path) -> bytes:
     return _render(Signature(algorithm=_ALGORITHM, key=PublicKey(raw).fingerprint, signature=signature.hex()))
 
 
-def _render(said: Signature) -> bytes:
-    return msgspec.json.encode(said, order="sorted") + b"\n"
+def _render(signature: Signature) -> bytes:
+    return msgspec.json.encode(signature, order="sorted") + b"\n"
 
 
 def _parse(raw: bytes, where: str) -> Signature:
     try:
-        said = msgspec.json.decode(raw, type=Signature)
-        bytes.fromhex(said.signature)
+        parsed = msgspec.json.decode(raw, type=Signature)
+        bytes.fromhex(parsed.signature)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise BundleError(
             f"the signature of {where} cannot be read", seen=str(error), fix="sign the bundle again"
         ) from None
-    if said.algorithm != _ALGORITHM:
+    if parsed.algorithm != _ALGORITHM:
         raise BundleError(
-            f"the signature of {where} is of an unknown kind",
-            seen=said.algorithm,
+            f"the signature of {where} has an unknown algorithm",
+            seen=parsed.algorithm,
             fix=f"only {_ALGORITHM} is accepted: sign the bundle again",
         )
-    if _render(said) != raw:
+    if _render(parsed) != raw:
         raise BundleError(
             f"the signature of {where} was edited", seen=f"{len(raw)} bytes", fix="sign the bundle again"
         )
-    return said
+    return parsed
 
 
 def _key_bytes(path: Path) -> bytes:
@@ -231,7 +233,9 @@ def _key_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RequestError(
-            f"cannot read the key {path}", seen=error.strerror or str(error), fix="avq bundle keygen -o KEY"
+            f"the key {path} cannot be read",
+            seen=error.strerror or str(error),
+            fix="avq bundle keygen -o KEY",
         ) from None
 
 
@@ -242,7 +246,7 @@ def _write_new(path: Path, content: bytes, *, mode: int) -> None:
             file.write(content)
     except OSError as error:
         raise RequestError(
-            f"cannot write the key {path}", seen=error.strerror or str(error), fix="check the folder"
+            f"the key {path} cannot be written", seen=error.strerror or str(error), fix="check the folder"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Bundles appear whole or not at all: staged beside their place, synced, one rename."""
+"""Write bundles atomically: staged in a folder next to the destination, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 def staging_folder(final_dir: Path) -> Path:
-    """Make and return the empty folder in which a bundle for ``final_dir`` is put together.
+    """Create and return the empty staging folder of a bundle for ``final_dir``.
 
-    It lies beside its destination, so that the last step is a rename on one file system.
+    It is next to its destination, so that the last step is a rename on one file system.
     Raises BundleError when ``final_dir`` holds something that is not a bundle, before any work is done.
     """
     require_replaceable(final_dir)
@@ -57,7 +57,7 @@ def write_staged(staging_dir: Path, manifest: Manifest, parts: Mapping[str, byte
 
 
 def publish(staging_dir: Path, final_dir: Path) -> None:
-    """Move a staged bundle into its place; a bundle that was there is replaced in the same step."""
+    """Move a staged bundle to its destination; an existing bundle is replaced in the same step."""
     require_replaceable(final_dir)
     try:
         if final_dir.exists():
@@ -72,14 +72,14 @@ def publish(staging_dir: Path, final_dir: Path) -> None:
 def write_bundle(
     staging_dir: Path, final_dir: Path, manifest: Manifest, parts: Mapping[str, bytes | Path]
 ) -> Manifest:
-    """``write_staged`` and ``publish`` in one go; returns the sealed manifest."""
+    """Run ``write_staged`` and ``publish``; returns the sealed manifest."""
     complete = write_staged(staging_dir, manifest, parts)
     publish(staging_dir, final_dir)
     return complete
 
 
 def put_signature(bundle_dir: Path, content: bytes) -> None:
-    """Write the file ``signature`` of a bundle in its place, whole or not at all."""
+    """Write the file ``signature`` of an existing bundle atomically."""
     try:
         _put(bundle_dir / SIGNATURE, content)
         sync(bundle_dir)
@@ -137,7 +137,7 @@ def _digest_of(path: Path) -> Part:
 
 
 def _replace_folder(staging_dir: Path, final_dir: Path) -> None:
-    """Exchange the two in one step where the system can, else in two renames; then drop the old one."""
+    """Exchange the folders in one step where the system supports it, else in two renames; delete the old one."""
     if _exchange(staging_dir, final_dir):
         shutil.rmtree(staging_dir, ignore_errors=True)
         return
@@ -168,7 +168,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _cannot_write(path: Path, error: OSError) -> BundleError:
     return BundleError(
-        f"cannot write the bundle {path}",
+        f"the bundle {path} cannot be written",
         seen=error.strerror or str(error),
         fix="check the path, its permissions and the free space",
     )

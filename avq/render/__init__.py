@@ -1,6 +1,6 @@
 """Reports for people: one HTML page kit, charts, boxes on pictures, short clips.
 
-Build, replay and demo share it: ``page(title, headline, [section(...), ...])`` is one file that asks nothing
+Build, replay and demo share it: ``page(title, headline, [section(...), ...])`` is one file that requests nothing
 of the network, light or dark as the reader's system is, and readable on a phone.
 """
 

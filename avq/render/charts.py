@@ -1,4 +1,4 @@
-"""Charts as inline SVG: the shapes scale with the page, the words stay text of the page."""
+"""Charts as inline SVG: shapes scale with the page, labels stay HTML text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from html import escape
 from avq.render.page import Html, Tone, number
 
 _WIDTH, _HEIGHT = 1000, 100
-#: More columns than this cannot be told apart; frames are then joined, keeping the worst.
+#: Largest number of columns; more frames are merged, keeping the largest value of each group.
 _MAX_COLUMNS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar; ``low`` and ``high`` draw its interval, ``note`` stands beside the value."""
+    """One bar; ``low`` and ``high`` draw its interval, ``note`` is shown next to the value."""
 
     label: str
     value: float
@@ -195,10 +195,10 @@ def _figure(body: str, title: str, legend: str) -> Html:
     return Html(f"<figure>{head}{body}{legend}</figure>")
 
 
-# A network from its input to its outputs at a glance: one column per group, and pairs of bars.
+# Profile of a network: one column per group from input to output; pairs of bars.
 
 _COLUMNS = 180
-#: A quarter of a decade above an empty bin: single counts still show.
+#: A quarter of a decade above an empty bin: single counts stay visible.
 _FLOOR = 0.25
 
 
@@ -249,7 +249,7 @@ def profile(
 ) -> Html:
     """One column per group in graph order, coloured by its tone; the height is the square root of its share.
 
-    The root keeps small ones visible beside one large one.
+    The square root keeps small values visible next to a large one.
     """
     top = max([*values, 0.0]) or 1.0
     columns = [

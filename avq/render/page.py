@@ -11,7 +11,7 @@ from typing import Literal, NewType
 
 from avq.types import Verdict
 
-# The look of every report: one sheet, two colour schemes, no fonts from elsewhere.
+# Style sheet of every report: two colour schemes, no external fonts.
 
 STYLE = """
 :root {
@@ -162,7 +162,7 @@ _LONG_VALUE = 9
 #: Key figures in one row; more make rows of equal length.
 _WIDEST = 5
 
-#: Nothing is fetched: pictures are inline, a clip lies beside the page, scripts do not exist.
+#: The page loads nothing: pictures are inline, a clip is in the same folder, and there are no scripts.
 _POLICY = "default-src 'none'; img-src data:; media-src 'self' file: data:; style-src 'unsafe-inline'"
 
 

@@ -1,4 +1,4 @@
-"""Boxes on pictures, and pictures in a page."""
+"""Draw boxes on pictures, embed pictures and clips in a page."""
 
 from __future__ import annotations
 
@@ -117,14 +117,16 @@ def picture_pair(left: U8, right: U8, captions: tuple[str, str]) -> Html:
 
 
 def video(file_name: str, caption: str = "") -> Html:
-    """A clip that lies beside the page; ``file_name`` is relative to it.
+    """Return a clip in the folder of the page; ``file_name`` is relative to it.
 
     Raises RequestError for anything but a relative path without '..': a page must not reach elsewhere.
     """
     path = PurePosixPath(file_name)
     if path.is_absolute() or ".." in path.parts or ":" in file_name or not file_name:
         raise RequestError(
-            "a clip must lie beside its page", seen=file_name, fix="give a file name such as drive.webm"
+            "the clip is not in the folder of its page",
+            seen=file_name,
+            fix="give a file name such as drive.webm",
         )
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return Html(
@@ -151,7 +153,7 @@ def _fitted(pixels: U8, width_px: int) -> U8:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-# Short clips every browser plays: VP8 in WebM, by the codec inside OpenCV's own wheel.
+# Clips that every browser plays: VP8 in WebM, encoded by the codec in OpenCV's wheel.
 
 # libvpx encodes as thoroughly as a second per frame allows, unless a frame is shown for a second: then it works
 # in real time, five times faster at the same size. So the clip is encoded at one frame per second and its two

@@ -16,9 +16,9 @@ from avq.types import Figure, FigurePoint, Series
 
 _SIZE = 1000.0
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-#: Beyond this many times the limit, the far end of an axis is drawn together.
+#: Values above this multiple of the limit are compressed at the end of an axis.
 _FAR = 8.0
-#: Points at zero stand a little above the axis.
+#: Points at zero are drawn slightly above the axis.
 _ROOM_BELOW = 0.06
 #: Names nearer to each other than this, in percent of the chart, would overlap.
 _CLEAR_X, _CLEAR_Y = 17.0, 7.0
@@ -125,10 +125,10 @@ def _interval(point: FigurePoint, py: float, x: Axis) -> str:
 
 def _dot(point: FigurePoint, place: tuple[float, float]) -> str:
     at = f'd="M{place[0]:.1f} {place[1]:.1f}h.001" vector-effect="non-scaling-stroke"'
-    said = f"{point.label}: {number(point.x)}, {number(point.y)}".lstrip(": ")
+    label = f"{point.label}: {number(point.x)}, {number(point.y)}".lstrip(": ")
     ring = f'<path class="ring" {at}/>' if point.chosen else ""
     kind = "dot chosen" if point.chosen else "dot"
-    return f'{ring}<path class="{kind}" {at}><title>{escape(said)}</title></path>'
+    return f'{ring}<path class="{kind}" {at}><title>{escape(label)}</title></path>'
 
 
 def _grid(share: float) -> str:
@@ -147,7 +147,7 @@ def _tick(side: str, share: float, value: float) -> str:
 
 
 def _names(series: Sequence[Series], x: Axis, y: Axis) -> str:
-    """Names beside their points: the chosen one first, others where there is room."""
+    """Draw names next to their points: the chosen one first, others where there is space."""
     named = [p for s in series for p in s.points if p.label and math.isfinite(p.x + p.y)]
     taken: list[tuple[float, float]] = []
     shown = []

@@ -1,4 +1,4 @@
-"""Procedural road scenes with exact boxes, and a small detector that knows them.
+"""Procedural road scenes with exact boxes, and a small detector trained on them.
 
 For demonstrations, tests and the regression harness. Neither the pictures nor the detector say anything about real
 roads: do not use the detector in a vehicle.
@@ -10,8 +10,6 @@ import pathlib
 
 from avq.scenes.drive import Drive, random_scene
 from avq.scenes.labels import CLASS_NAMES, WEATHERS, LabelledScene
-
-# Where the packaged detector is.
 
 
 def builtin_detector_path() -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""What stands beside the road: buildings, trees, lamp posts. Not labelled, but it hides things."""
+"""Draw the background: buildings, trees and lamp posts, which are not labelled but occlude objects; the sky."""
 
 from __future__ import annotations
 

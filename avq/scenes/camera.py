@@ -1,4 +1,4 @@
-"""A pinhole camera on the ego vehicle, looking along a gently curving road."""
+"""Pinhole camera on the ego vehicle, pointed along a gently curving road."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing labelled scenes to a folder: pictures, an index with digests, and COCO labels."""
+"""Write labelled scenes to a folder: pictures, an index with digests, and COCO labels."""
 
 from __future__ import annotations
 
@@ -141,16 +141,16 @@ def main() -> None:
     parser.add_argument("--weather", choices=WEATHERS, default="mixed")
     parser.add_argument("--format", choices=FORMATS, default="jpg")
     parser.add_argument("--ignore-below-px", type=float, default=IGNORE_BELOW_PX, help="in picture pixels")
-    asked = parser.parse_args()
-    seeds = range(asked.start_seed, asked.start_seed + asked.scenes)
+    arguments = parser.parse_args()
+    seeds = range(arguments.start_seed, arguments.start_seed + arguments.scenes)
     written = write_labelled_set(
-        asked.output,
+        arguments.output,
         seeds=seeds,
-        weather=asked.weather,
-        ignore_below_px=asked.ignore_below_px,
-        picture_format=asked.format,
+        weather=arguments.weather,
+        ignore_below_px=arguments.ignore_below_px,
+        picture_format=arguments.format,
     )
-    print(f"{written} scenes in {asked.output}")
+    print(f"{written} scenes in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a scene is made of for the rest of avq: pixels, boxes and class numbers."""
+"""Labelled scene: pixels, boxes and class ids."""
 
 from __future__ import annotations
 

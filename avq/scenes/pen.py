@@ -1,4 +1,4 @@
-"""Drawing with light: every colour is lit and hazed by distance before it reaches the canvas."""
+"""Draw on a canvas: lighting and haze by distance are applied to every colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ground: grass, pavements, kerbs, asphalt and its markings, from far to near."""
+"""Draw the ground: grass, pavements, kerbs, asphalt and markings, from far to near."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands still: buildings, trees, lamps and junctions, planted cell by cell along the route."""
+"""Place static objects cell by cell along the route: buildings, trees, lamps and junctions with traffic lights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cell:
 
 @lru_cache(maxsize=512)
 def cell_at(layout: RoadLayout, seed: int, index: int) -> Cell:
-    """The same cell for the same arguments, whatever was asked before."""
+    """Return the same cell for the same arguments, independent of earlier calls."""
     rng = np.random.default_rng((seed, 21, index))
     urban = 0.35 + 0.5 * np.random.default_rng((seed, 22)).random()
     buildings, trees = [], []

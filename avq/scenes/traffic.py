@@ -1,4 +1,4 @@
-"""Everything that moves: each is a stream of objects on a loop along the road, in closed form of time.
+"""Moving objects: streams of vehicles and people on loops along the road, in closed form of time.
 
 A stream's object passes behind the camera (or out of sight ahead), and its place on the loop is taken by the next
 generation, which looks different. So a drive never ends and any frame can be computed alone.
@@ -17,7 +17,7 @@ from avq.scenes.people import CLOTHES, HAIR, SKINS, TROUSERS, PersonLook
 from avq.scenes.road import LANE_M, RoadLayout
 from avq.scenes.vehicles import PAINTS, VehicleLook
 
-# How the ego vehicle moves: closed forms of time, so that any frame can be asked for first.
+# Motion of the ego vehicle in closed form, so that any frame can be drawn first.
 
 
 @dataclass(frozen=True)

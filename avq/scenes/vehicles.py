@@ -1,4 +1,4 @@
-"""Cars and trucks as small solids: a template of quads, projected once per vehicle and filled back to front."""
+"""Draw cars and trucks as solids: a template of quads, projected once per vehicle and filled back to front."""
 
 from __future__ import annotations
 

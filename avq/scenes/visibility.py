@@ -1,4 +1,4 @@
-"""Which objects deserve a label: a map of who is in front, half the picture's size."""
+"""Decide which objects are labelled, by an occlusion map of half the picture's size."""
 
 from __future__ import annotations
 

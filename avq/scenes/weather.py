@@ -1,4 +1,4 @@
-"""What lies between the scene and the file: rain, glare, motion blur, lens and sensor."""
+"""Apply weather and camera effects: rain, glare, motion blur, lens and sensor noise."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def blur_sideways(pixels: Image, length_px: int) -> Image:
     return np.asarray(cv2.blur(pixels, (length_px, 1)), np.uint8) if length_px > 1 else pixels
 
 
-# The light of one drive: sky, haze and how strongly things are lit.
+# Light of one drive: sky, haze and intensity.
 
 
 @dataclass(frozen=True)

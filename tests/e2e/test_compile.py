@@ -237,7 +237,7 @@ def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(b
     assert both.has("engine.sm87") and both.has("engine.sm110") and both.manifest.isa == ""
     opened_on(both, card)
     assert card.opened == ["engine", "engine"]
-    with pytest.raises(BundleError, match="no engine for this card") as refused:
+    with pytest.raises(BundleError, match="no engine for this GPU") as refused:
         opened_on(both, Card("sm86"))
     assert "sm87" in refused.value.seen and "avq compile" in refused.value.fix
     assert compiled(bundle, Card("sm87", "10.16.0"))["accepted"]

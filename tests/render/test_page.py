@@ -162,7 +162,7 @@ def test_a_histogram_counts_every_value() -> None:
 
 @pytest.mark.parametrize("name", ["/etc/x.webm", "../x.webm", "https://x.org/x.webm", "javascript:x", ""])
 def test_a_clip_must_lie_beside_its_page(name: str) -> None:
-    with pytest.raises(RequestError, match="beside its page"):
+    with pytest.raises(RequestError, match="folder of its page"):
         video(name)
 
 

@@ -1,4 +1,4 @@
-"""``python -m avq.scenes.train -o detector.onnx``: train the built-in detector from nothing."""
+"""``python -m avq.scenes.train -o detector.onnx``: train the built-in detector from scratch."""
 
 from __future__ import annotations
 
@@ -140,18 +140,18 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=TrainOptions.rate, help="highest learning rate")
     parser.add_argument("--start", type=pathlib.Path, help="go on from this ONNX file of an earlier run")
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         options = TrainOptions(
-            asked.output,
-            asked.cache or pathlib.Path(scratch),
-            scenes=asked.scenes,
-            minutes=asked.minutes,
-            batch=asked.batch,
-            rate=asked.rate,
-            threads=asked.threads,
-            seed=asked.seed,
-            start=asked.start,
+            arguments.output,
+            arguments.cache or pathlib.Path(scratch),
+            scenes=arguments.scenes,
+            minutes=arguments.minutes,
+            batch=arguments.batch,
+            rate=arguments.rate,
+            threads=arguments.threads,
+            seed=arguments.seed,
+            start=arguments.start,
         )
         accuracy = run(options)
     print(f"mAP50-95 {accuracy.map:.4f}  AP50 {accuracy.ap50:.4f}")

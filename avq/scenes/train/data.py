@@ -1,4 +1,4 @@
-"""Training pictures: rendered once into a cache of uint8 arrays at network size, then cheaply varied."""
+"""Training pictures: rendered once into a cache of uint8 arrays at network size, then augmented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean average precision on held-out scenes, COCO style. Free of torch: it judges the ONNX file."""
+"""Mean average precision on held-out scenes, COCO style. Needs no torch: it evaluates the ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the trained network as ONNX, node by node: no tracing, so nothing is in the file that is not here."""
+"""Write the trained network as ONNX node by node, without tracing; restore weights from an exported file."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def write_onnx(model: RoadDetector, path: pathlib.Path) -> None:
     atomic_write(path, to_onnx(model).SerializeToString())
 
 
-# Going on from an exported file: its folded weights are spread out over convolutions and normalisations
+# Restore from an exported file: its folded weights are spread out over convolutions and normalisations
 # again.
 
 # Graph names differ from module names only where the graph merges.

@@ -122,12 +122,12 @@ def grid_points() -> tuple[Tensor, Tensor]:
     return torch.cat(points), torch.cat(strides)
 
 
-# Which grid points learn which object (task-aligned assignment), and how wrong they are.
+# Task-aligned assignment of objects to grid points, and the loss.
 
 TOP_POINTS = 10
 SCORE_POWER, IOU_POWER = 0.5, 4.0
 CLASS_WEIGHT, BOX_WEIGHT = 1.0, 4.0
-# Labels less tall than this teach nothing; points inside them are left out of the class loss.
+# Labels less tall than this are not learnt; points inside them are left out of the class loss.
 LEAST_HEIGHT_PX = 8.0
 
 
