@@ -41,6 +41,7 @@ class Request:
         engines: engines the bundle may be served by, by name; installed ones only.
         float_engines: every installed CPU engine and the target's: what the gate compares times with.
         reference: runs lowered models unoptimised; defines what they mean.
+        decoder_packages: family -> package and version of the plugin that brings it.
         families: head families of plugins, tried after the built-in ones.
         compiler: builds engines of the target where ``avq compile`` compiles and times them; an EmulatedEngine
             then replaces it among the engines, and no time is measured.
@@ -55,6 +56,7 @@ class Request:
     families: Sequence[Decoder] = ()
     compiler: CompilingEngine | None = None
     pool: WorkerPool = field(default_factory=WorkerPool)
+    decoder_packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def imports(self) -> bool:
@@ -114,7 +116,17 @@ def check(recipe: Recipe, host: PluginHost) -> Request:
         installed[recipe.target] = EmulatedEngine(compiler, reference)
     known = tuple(dict.fromkeys((*TARGETS, *(engine.name for engine in host.engines()))))
     engines = _serving(recipe, installed, known)
-    return Request(recipe, quantizer, options, engines, installed, reference, host.decoders(), compiler)
+    return Request(
+        recipe,
+        quantizer,
+        options,
+        engines,
+        installed,
+        reference,
+        host.decoders(),
+        compiler,
+        decoder_packages=host.decoder_packages(),
+    )
 
 
 def _require_dla_target(recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from msgspec import UNSET
 
 from avq import __version__
 from avq.builder.context import BuildContext
@@ -119,6 +120,7 @@ def _manifest(context: BuildContext, plan: QuantizationPlan, chosen: Trial) -> M
         outputs=view.outputs,
         preprocess=analysis.spec,
         decoder=analysis.decoder,
+        decoder_package=request.decoder_packages.get(analysis.decoder.family, UNSET),
         class_names=analysis.class_names,
         graph_digest=view.digest,
         plan_digest=plan.digest if plan.points else "",

@@ -76,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         isa: instruction set of the machine that accepted it, space separated; '' makes no demand.
         input: name, shape and dtype of the picture input, (1, 3, h, w) uint8.
         preprocess, decoder: None for models that take no pictures or have no boxes.
+        decoder_package: package and version of the plugin that brings the decoder; left out for a built-in one.
         graph_digest: of the float graph; plan_digest: of the plan, '' for a float bundle.
         metrics: what was measured, JSON values; for people and reports.
         reasons: why it was accepted or not, in the order checked.
@@ -95,6 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     outputs: tuple[TensorView, ...]
     preprocess: PreprocessSpec | None = None
     decoder: DecoderSpec | None = None
+    decoder_package: str | msgspec.UnsetType = msgspec.UNSET
     class_names: tuple[str, ...] = ()
     graph_digest: str
     plan_digest: str = ""

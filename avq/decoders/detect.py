@@ -24,11 +24,14 @@ class DetectionDecoder:
     Args:
         spec: decoder spec of the bundle.
         decoders: known families; None uses the built-in ones.
+        package: of the plugin that brings the family, for the error without it.
     """
 
-    def __init__(self, spec: DecoderSpec, decoders: Sequence[Decoder] | None = None) -> None:
+    def __init__(
+        self, spec: DecoderSpec, decoders: Sequence[Decoder] | None = None, package: str = ""
+    ) -> None:
         self.spec = spec
-        self._family = None if spec.family == NONE else find_decoder(spec.family, decoders)
+        self._family = None if spec.family == NONE else find_decoder(spec.family, decoders, package)
 
     def decode(
         self,

@@ -104,16 +104,30 @@ def builtin_decoders() -> tuple[Decoder, ...]:
     return _BUILTIN
 
 
-def find_decoder(family: str, decoders: Sequence[Decoder] | None = None) -> Decoder:
-    """Return the decoder of a family.
+def find_decoder(family: str, decoders: Sequence[Decoder] | None = None, package: str = "") -> Decoder:
+    """Give the decoder of that family.
+
+    Args:
+        family: its name.
+        decoders: families to look in; the built-in ones when None.
+        package: package and version of the plugin that brought it, where a bundle names one.
+
+    Returns:
+        The decoder.
 
     Raises:
-        RequestError: the family does not exist.
+        RequestError: no such family; names the package.
     """
     known = builtin_decoders() if decoders is None else decoders
     for decoder in known:
         if decoder.family == family:
             return decoder
+    if package:
+        raise RequestError(
+            f"no plugin here brings the decoder '{family}'",
+            seen=f"the bundle was built with {package}",
+            fix=f"pip install {package.split(maxsplit=1)[0]}, and allow its plugin where plugins are listed",
+        )
     names = [*(decoder.family for decoder in known), NONE]
     raise RequestError(f"there is no decoder named '{family}'", seen=family, fix=nearest(family, names))
 

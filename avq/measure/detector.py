@@ -50,9 +50,10 @@ def open_detector(
     class_names: tuple[str, ...],
     *,
     families: Sequence[Decoder] = (),
+    package: str = "",
 ) -> Detector:
     """Put the parts of a bundle (or of a model under test) together; ``families`` are those of plugins."""
-    decode = DetectionDecoder(decoder, (*builtin_decoders(), *families))
+    decode = DetectionDecoder(decoder, (*builtin_decoders(), *families), package)
     return Detector(Preprocessor(preprocess), session, decode, class_names)
 
 
@@ -84,7 +85,12 @@ def detector_of(
         )
     session = open_session(bundle, engines, threads=threads)
     return open_detector(
-        session, manifest.preprocess, manifest.decoder, manifest.class_names, families=families
+        session,
+        manifest.preprocess,
+        manifest.decoder,
+        manifest.class_names,
+        families=families,
+        package=manifest.decoder_package or "",
     )
 
 

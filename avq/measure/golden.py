@@ -228,7 +228,9 @@ def run_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder]
     frames, spec = _frames(bundle), bundle.manifest.decoder
     known = (*builtin_decoders(), *families)
     try:
-        if spec is not None and spec.family != "none" and find_decoder(spec.family, known).nms_in_graph:
+        package = bundle.manifest.decoder_package or ""
+        named = spec is not None and spec.family != "none"
+        if spec is not None and named and find_decoder(spec.family, known, package).nms_in_graph:
             return _by_boxes(frames, session, spec, known)
         return _by_noise(frames, session, _limit_db(bundle, session), bundle.arrays(GOLDEN))
     except AvqError as error:

@@ -122,6 +122,11 @@ class PluginHost:
             raise PluginError(f"{table[family][1]} brings the decoder '{family}', which avq has itself")
         return self._things("avq_register_decoders")
 
+    def decoder_packages(self) -> dict[str, str]:
+        """Give family -> package and version of the plugin that brings it."""
+        table = self._table("avq_register_decoders")
+        return {family: f"{owner.package} {owner.version}".rstrip() for family, (_, owner) in table.items()}
+
     def sources(self) -> tuple[hookspecs.SourceType, ...]:
         """Give the source types of plugins, by scheme."""
         return self._things("avq_register_sources")

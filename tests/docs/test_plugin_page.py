@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.architecture.test_plugin_contract import optional_protocols
@@ -22,12 +23,14 @@ from tests.architecture.test_plugin_contract import optional_protocols
 from avq import hookspecs
 from avq.builder import build
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, open_bundle
+from avq.bundle.manifest import render
 from avq.bundle.plan import plan_from_parts
 from avq.commands.doctor import examine
 from avq.config import load_run
 from avq.contract.__main__ import main as contract_command
 from avq.contract.engine_suite import sample_answer, sample_model, sample_picture
 from avq.errors import PluginError, RequestError
+from avq.measure.detector import detector_of
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.scenes import builtin_detector_path
@@ -229,6 +232,20 @@ def test_a_build_and_a_run_decode_with_the_registered_family(built: Any, run: An
     assert decoder is not None and decoder.family == "roadworks-corners"
     assert answer["chosen"]["lost"] <= 0.05
     assert run[0].as_json()["published"] == 35
+
+
+def test_a_bundle_names_the_missing_plugin_of_its_decoder(built: Any, examples: dict[str, Recorded]) -> None:
+    bundle = open_bundle(built[0], allow_unaccepted=True)
+    package = examples["avq_register_decoders"].__name__
+    assert bundle.manifest.decoder_package == package
+    engines = PluginHost(allow=[]).running_engines()
+    with pytest.raises(RequestError) as caught:
+        detector_of(bundle, engines)
+    assert package in caught.value.seen and f"pip install {package}" in caught.value.fix
+    assert b"decoder_package" in render(bundle.manifest)
+    assert b"decoder_package" not in render(
+        msgspec.structs.replace(bundle.manifest, decoder_package=msgspec.UNSET)
+    )
 
 
 @shows("avq_register_sources")
