@@ -21,6 +21,7 @@ from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
 from avq.daemon.systemd import WatchdogHeartbeat
+from avq.decoders import DetectionDecoder
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
@@ -142,8 +143,8 @@ def serve_bundle(
 
 
 def _check(modes: Sequence[Mode], sources: Mapping[str, str]) -> None:
-    specs = (getattr(mode.parts.decoder, "spec", None) for mode in modes)
-    if any(getattr(spec, "family", "") == "none" for spec in specs):
+    decoders = (mode.parts.decoder for mode in modes)
+    if any(isinstance(one, DetectionDecoder) and one.spec.family == "none" for one in decoders):
         raise RequestError(
             "this bundle does not say how its outputs become boxes",
             seen="decoder 'none'",

@@ -178,7 +178,8 @@ class PluginHost:
             for taken, (thing, who) in self._table(hook).items()
             if who == owner
         }
-        options = [row for thing in brought.values() for row in option_rows(thing)]
+        quantizers = self._table("avq_register_quantizers").values()
+        options = [row for quantizer, who in quantizers if who == owner for row in option_rows(quantizer)]
         return {
             "name": name,
             "owner": owner.package,

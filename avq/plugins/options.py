@@ -91,12 +91,12 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def option_rows(thing: Any) -> list[dict[str, Any]]:
-    """One row per option of a strategy; none for anything else that plugins bring."""
-    fields = getattr(getattr(thing, "options", None), "model_fields", {})
+def option_rows(quantizer: hookspecs.Quantizer) -> list[dict[str, Any]]:
+    """Give one row per option of a strategy."""
+    fields = quantizer.options.model_fields
     return [
         {
-            "strategy": thing.name,
+            "strategy": quantizer.name,
             "option": name,
             "type": _type_text(info.annotation),
             "default": None

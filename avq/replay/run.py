@@ -20,6 +20,7 @@ from avq.daemon.pipeline import Pipeline
 from avq.engines.cpu import instruction_set
 from avq.errors import DataError
 from avq.plugins import PluginHost
+from avq.preprocess import Preprocessor
 from avq.progress import Reporter, Silent
 from avq.replay.log import EndOfLogError, LoadedFrame, Log, prepare_ahead
 from avq.replay.log_sources import open_log
@@ -32,7 +33,7 @@ from avq.replay.timing import (
     plan_timing,
     with_virtual_time,
 )
-from avq.types import Frame, LatencyBudget, PreprocessSpec, Published, StageTimes
+from avq.types import Frame, LatencyBudget, Published, StageTimes
 
 #: Cause of frames that the recording daemon dropped: they are missing in the log.
 UNRECORDED = "unrecorded"
@@ -289,8 +290,8 @@ def _replay(
 
 def _preparer(modes: Sequence[Mode], stages: VirtualStages) -> InputPreparer | None:
     """Return a preparer of network inputs for the best mode; modes with another preprocessing prepare their own."""
-    spec = getattr(modes[0].parts.preprocessor, "spec", None)
-    return InputPreparer(spec) if stages.precomputed and isinstance(spec, PreprocessSpec) else None
+    best = modes[0].parts.preprocessor
+    return InputPreparer(best.spec) if stages.precomputed and isinstance(best, Preprocessor) else None
 
 
 def build_metrics(bundle: Path) -> BuildMetrics:

@@ -306,7 +306,8 @@ class VirtualTimeStages:
 
     def prepare(self, picture: Frame | U8) -> ModelInput:
         prepared = self.stages.start_frame(picture) if isinstance(picture, Frame) else None
-        if prepared is not None and prepared.spec == getattr(self.prepares, "spec", None):
+        spec = self.prepares.spec if isinstance(self.prepares, Preprocessor) else None
+        if prepared is not None and prepared.spec == spec:
             model_input, spent_ns = prepared.model_input, prepared.spent_ns
         else:
             before_ns = _MACHINE.now_ns()
