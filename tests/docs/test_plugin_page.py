@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.architecture.test_plugin_contract import optional_protocols
 
 from avq import hookspecs
 from avq.builder import build
@@ -37,6 +36,7 @@ from avq.scenes import builtin_detector_path
 from avq.scenes.dataset import write_labelled_set
 from avq.serve import serve
 from avq.types import Recipe, SessionOptions
+from tests.architecture.test_plugin_contract import optional_protocols
 from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION
 
