@@ -16,7 +16,13 @@ from avq.builder.graph.edit import all_nodes, name_nodes
 from avq.builder.graph.inputs import dims
 from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.opset import MIN_OPSET, opset_of
-from avq.builder.index_selection import Choice, choices_of, given_name, with_given, with_told
+from avq.builder.index_selection import (
+    SelectingNode,
+    expose_indices,
+    inject_indices,
+    injected_name,
+    selecting_nodes,
+)
 from avq.errors import AvqError, ModelError
 from avq.hookspecs import Engine
 from avq.types import AnyArray, SessionOptions
@@ -155,12 +161,12 @@ class _Comparison:
         self._source, self._changed, self._engine = source, changed, engine
         self._inputs = _inputs_of(source), _inputs_of(changed)
         self._pairs = list(zip(*outputs, strict=True))
-        ours, theirs = choices_of(changed), choices_of(source)
+        ours, theirs = selecting_nodes(changed), selecting_nodes(source)
         by_name = {choice.name: choice for choice in ours}
         self.follows = [c.name for c in theirs if c.name in by_name] == [c.name for c in ours] and len(
             theirs
         ) == len(ours)
-        self._choices: list[Choice] = theirs if self.follows else []
+        self._choices: list[SelectingNode] = theirs if self.follows else []
         for choice in self._choices:
             self._pairs += zip(choice.sources, by_name[choice.name].sources, strict=True)
 
@@ -168,7 +174,7 @@ class _Comparison:
         """The largest relative difference over all inputs and pairs, and the source's tensor that shows it."""
         options = SessionOptions(threads=1, optimise=False)
         worst, place = 0.0, ""
-        source = with_told(self._source, self._choices) if self._choices else self._source
+        source = expose_indices(self._source, self._choices) if self._choices else self._source
         with closing(self._engine.open(source.SerializeToString(), options)) as theirs:
             answers = [
                 {name: np.array(value) for name, value in theirs.run(_feeds(self._inputs[0], tensor)).items()}
@@ -176,7 +182,7 @@ class _Comparison:
             ]
         with closing(self._engine.open(self._follower(answers[0]).SerializeToString(), options)) as ours:
             for tensor, expected in zip(inputs, answers, strict=True):
-                given = {given_name(choice.name): expected[choice.indices] for choice in self._choices}
+                given = {injected_name(choice.name): expected[choice.indices] for choice in self._choices}
                 actual = ours.run({**_feeds(self._inputs[1], tensor), **given})
                 for wanted, got in self._pairs:
                     share = _share(expected[wanted], np.asarray(actual[got]))
@@ -187,8 +193,8 @@ class _Comparison:
     def _follower(self, answers: dict[str, AnyArray]) -> onnx.ModelProto:
         if not self._choices:
             return self._changed
-        ranks = {given_name(choice.name): answers[choice.indices].ndim for choice in self._choices}
-        return with_given(self._changed, choices_of(self._changed), ranks)
+        ranks = {injected_name(choice.name): answers[choice.indices].ndim for choice in self._choices}
+        return inject_indices(self._changed, selecting_nodes(self._changed), ranks)
 
 
 def _place(proto: onnx.ModelProto, engine: Engine, input_size_px: tuple[int, int] | None) -> tuple[str, str]:

@@ -1,4 +1,8 @@
-"""The nodes of a file that choose among values (TopK, ArgMax, NonMaxSuppression): told, and given from outside."""
+"""Nodes that select indices (TopK, ArgMax, ArgMin, NonMaxSuppression): expose, inject and compare them.
+
+Two files of one network may select differently by rounding. With the indices of one injected into the other, their
+outputs are compared value by value.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,17 @@ from avq.measure.golden import RowPairing
 from avq.types import U8, AnyArray
 
 #: Operator -> (inputs that it chooses from, its output of indices).
-_CHOOSING = {"TopK": (1, 1), "ArgMax": (1, 0), "ArgMin": (1, 0), "NonMaxSuppression": (2, 0)}
+_SELECTING = {"TopK": (1, 1), "ArgMax": (1, 0), "ArgMin": (1, 0), "NonMaxSuppression": (2, 0)}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One choosing node of a file.
+class SelectingNode:
+    """One node that selects indices.
 
     Attributes:
-        sources: tensors it chooses from.
-        indices: tensor of what it chose.
-        ordered_axis: of ``indices``, along which choices lie in order; None where there is no order.
+        sources: tensors that it selects from.
+        indices: tensor of the selected indices.
+        ordered_axis: axis of ``indices`` along which they are sorted; None without an order.
     """
 
     name: str
@@ -36,44 +40,48 @@ class Choice:
     ordered_axis: int | None
 
 
-def choices_of(proto: onnx.ModelProto) -> list[Choice]:
-    """In the order of the nodes."""
+def selecting_nodes(proto: onnx.ModelProto) -> list[SelectingNode]:
+    """Selecting nodes of a model, in file order."""
     found = []
     for node in proto.graph.node:
-        inputs, output = _CHOOSING.get(node.op_type, (0, 0))
+        inputs, output = _SELECTING.get(node.op_type, (0, 0))
         if inputs:
             ordered = {"TopK": int_attribute(node, "axis", -1), "NonMaxSuppression": 0}.get(node.op_type)
-            found.append(Choice(node.name, tuple(node.input[:inputs]), node.output[output], ordered))
+            found.append(SelectingNode(node.name, tuple(node.input[:inputs]), node.output[output], ordered))
     return found
 
 
-def with_told(proto: onnx.ModelProto, choices: Sequence[Choice]) -> onnx.ModelProto:
-    """With what was chosen, and from what, as outputs."""
-    _add_outputs(proto, [name for choice in choices for name in (*choice.sources, choice.indices)])
+def expose_indices(proto: onnx.ModelProto, selections: Sequence[SelectingNode]) -> onnx.ModelProto:
+    """Make the indices, and the tensors they are selected from, outputs of ``proto``, in place."""
+    _add_outputs(
+        proto, [name for selecting in selections for name in (*selecting.sources, selecting.indices)]
+    )
     return proto
 
 
-def with_given(
-    proto: onnx.ModelProto, choices: Sequence[Choice], ranks: Mapping[str, int]
+def inject_indices(
+    proto: onnx.ModelProto, selections: Sequence[SelectingNode], ranks: Mapping[str, int]
 ) -> onnx.ModelProto:
-    """With the choices as inputs `given_name`, of ``ranks`` axes, in place of the nodes that made them."""
-    by_name = {choice.name: choice for choice in choices}
+    """Replace the selecting nodes by inputs `injected_name` with ``ranks`` axes, in place."""
+    by_name = {selecting.name: selecting for selecting in selections}
     names = FreshNames(proto.graph)
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
-        choice = by_name.get(node.name)
-        nodes.extend([node] if choice is None else _given_choice(node, choice, names))
+        selecting = by_name.get(node.name)
+        nodes.extend([node] if selecting is None else _injected_nodes(node, selecting, names))
     replace_nodes(proto.graph, nodes)
     for name, rank in ranks.items():
         sizes = [f"{name}/{axis}" for axis in range(rank)]
         proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, sizes))
-    _add_outputs(proto, [name for choice in choices for name in choice.sources])
+    _add_outputs(proto, [name for selecting in selections for name in selecting.sources])
     return proto
 
 
-def _given_choice(node: onnx.NodeProto, choice: Choice, names: FreshNames) -> list[onnx.NodeProto]:
-    given = given_name(choice.name)
-    made = [helper.make_node("Identity", [given], [choice.indices], name=names.fresh(f"{given}/taken"))]
+def _injected_nodes(
+    node: onnx.NodeProto, selecting: SelectingNode, names: FreshNames
+) -> list[onnx.NodeProto]:
+    given = injected_name(selecting.name)
+    made = [helper.make_node("Identity", [given], [selecting.indices], name=names.fresh(f"{given}/taken"))]
     if node.op_type == "TopK" and node.output[0]:
         axis = int_attribute(node, "axis", -1)
         name, inputs = names.fresh(f"{given}/values"), [node.input[0], given]
@@ -81,51 +89,56 @@ def _given_choice(node: onnx.NodeProto, choice: Choice, names: FreshNames) -> li
     return made
 
 
-def given_name(node: str) -> str:
-    """The input that stands for the choice of ``node``."""
+def injected_name(node: str) -> str:
+    """Name of the input with the indices of ``node``."""
     return f"{node}/chosen"
 
 
 def _add_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> None:
-    """The runtime knows their types; each once, and none that is an output already."""
+    """Add outputs without types, each once."""
     known = {value.name for value in proto.graph.output}
     for name in dict.fromkeys(tensors):
         if name not in known:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
 
 
-# Finds the outputs whose rows a graph chose: other choices are put in, and it is seen which outputs
-# turn round.
+# Outputs whose rows a graph selects: those that change when the indices are reversed.
 
-#: What is summed over rows in another order differs by rounding.
+#: Sums over rows in another order differ by rounding.
 _SAME_DB = 60.0
 
 
-def chosen_rows(model: bytes, opened: Callable[[bytes], Session], pictures: Iterable[U8]) -> RowPairing:
+def selected_rows(model: bytes, open_model: Callable[[bytes], Session], pictures: Iterable[U8]) -> RowPairing:
     """The outputs of ``model`` whose rows TopK or NonMaxSuppression put in order.
 
-    Where one choice follows another, the last one orders the rows.
+    Where one selecting node follows another, the last one orders the rows.
 
     Args:
         model: ONNX, float.
-        opened: opens a model; its session must ``run`` named inputs.
+        open_model: opens a model; its session must ``run`` named inputs.
         pictures: (1, 3, h, w) uint8 each, for the first input.
     """
     first, second = onnx.load_model_from_string(model), onnx.load_model_from_string(model)
     picture, outputs = first.graph.input[0].name, [value.name for value in first.graph.output]
-    choices = [choice for choice in choices_of(first) if choice.ordered_axis is not None]
+    selections = [selecting for selecting in selecting_nodes(first) if selecting.ordered_axis is not None]
     places: dict[str, tuple[int, int]] = {}
-    if not choices:
+    if not selections:
         return RowPairing()
-    with closing(opened(with_told(first, choices).SerializeToString())) as teller:
-        answers = [(tensor, _copied(teller.run({picture: tensor}))) for tensor in pictures]
-    ranks = {given_name(choice.name): answers[0][1][choice.indices].ndim for choice in choices}
-    with closing(opened(with_given(second, choices, ranks).SerializeToString())) as follower:
-        for tensor, told in answers:
-            feeds = {picture: tensor, **{given_name(one.name): told[one.indices] for one in choices}}
-            plain = _copied(follower.run(feeds))
-            for number, choice in enumerate(choices):
-                turned = follower.run({**feeds, **_turned(choice, told)})
+    with closing(open_model(expose_indices(first, selections).SerializeToString())) as exposing:
+        outputs_by_name = [(tensor, _copied(exposing.run({picture: tensor}))) for tensor in pictures]
+    ranks = {
+        injected_name(selecting.name): outputs_by_name[0][1][selecting.indices].ndim
+        for selecting in selections
+    }
+    with closing(open_model(inject_indices(second, selections, ranks).SerializeToString())) as injected:
+        for tensor, reference_outputs in outputs_by_name:
+            feeds = {
+                picture: tensor,
+                **{injected_name(s.name): reference_outputs[s.indices] for s in selections},
+            }
+            plain = _copied(injected.run(feeds))
+            for number, selecting in enumerate(selections):
+                turned = injected.run({**feeds, **_turned(selecting, reference_outputs)})
                 for name in outputs:
                     if (axis := _turned_axis(plain[name], turned[name])) is not None:
                         places[name] = (axis, number)
@@ -136,10 +149,14 @@ def _copied(outputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     return {name: np.array(value) for name, value in outputs.items()}
 
 
-def _turned(choice: Choice, told: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-    """The last one first."""
-    axis = choice.ordered_axis or 0
-    return {given_name(choice.name): np.ascontiguousarray(np.flip(told[choice.indices], axis))}
+def _turned(selecting: SelectingNode, reference_outputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Input with the indices in reverse order."""
+    axis = selecting.ordered_axis or 0
+    return {
+        injected_name(selecting.name): np.ascontiguousarray(
+            np.flip(reference_outputs[selecting.indices], axis)
+        )
+    }
 
 
 def _turned_axis(plain: AnyArray, turned: AnyArray) -> int | None:
@@ -167,17 +184,17 @@ def _same_slices(plain: AnyArray, turned: AnyArray, axis: int) -> bool:
     return ours == theirs
 
 
-# Two files of one network compared value by value, as if both had chosen alike.
+# Comparison of two files with the same indices.
 
 
-def sqnr_with_same_choices(
-    reference: bytes, other: bytes, opened: Callable[[bytes], Session], pictures: Iterable[U8]
+def sqnr_with_same_indices(
+    reference: bytes, other: bytes, open_model: Callable[[bytes], Session], pictures: Iterable[U8]
 ) -> dict[str, float]:
     """Graph output, or "input I of NODE" for what is chosen from -> SQNR of ``other`` to ``reference`` in dB.
 
     Args:
         reference, other: files of one network: same outputs, choosing nodes of the same names.
-        opened: opens one of them; its session must ``run`` named inputs.
+        open_model: opens one of them; its session must ``run`` named inputs.
         pictures: (1, 3, h, w) uint8 each, for the first input.
 
     Raises:
@@ -186,28 +203,32 @@ def sqnr_with_same_choices(
     """
     first, second = (onnx.load_model_from_string(content) for content in (reference, other))
     picture, outputs = first.graph.input[0].name, [value.name for value in first.graph.output]
-    ours, theirs = choices_of(first), choices_of(second)
+    ours, theirs = selecting_nodes(first), selecting_nodes(second)
     meter = SqnrMeter()
     with ExitStack() as open_sessions:
-        teller = open_sessions.enter_context(closing(opened(with_told(first, ours).SerializeToString())))
-        follower: Session | None = None
+        exposing = open_sessions.enter_context(
+            closing(open_model(expose_indices(first, ours).SerializeToString()))
+        )
+        injected: Session | None = None
         for tensor in pictures:
-            told = teller.run({picture: tensor})
-            chosen = {given_name(choice.name): told[choice.indices] for choice in ours}
-            if follower is None:
-                model = with_given(second, theirs, {name: array.ndim for name, array in chosen.items()})
-                follower = open_sessions.enter_context(closing(opened(model.SerializeToString())))
-            said = follower.run({picture: tensor, **chosen})
-            meter.add(_compared(told, outputs, ours), _compared(said, outputs, theirs))
+            reference_outputs = exposing.run({picture: tensor})
+            indices = {
+                injected_name(selecting.name): reference_outputs[selecting.indices] for selecting in ours
+            }
+            if injected is None:
+                model = inject_indices(second, theirs, {name: array.ndim for name, array in indices.items()})
+                injected = open_sessions.enter_context(closing(open_model(model.SerializeToString())))
+            other_outputs = injected.run({picture: tensor, **indices})
+            meter.add(_compared(reference_outputs, outputs, ours), _compared(other_outputs, outputs, theirs))
     return meter.result_db()
 
 
 def _compared(
-    answers: Mapping[str, AnyArray], outputs: Sequence[str], choices: Sequence[Choice]
+    outputs_by_name: Mapping[str, AnyArray], outputs: Sequence[str], selections: Sequence[SelectingNode]
 ) -> dict[str, AnyArray]:
-    """What one file said, under names that the other has too."""
-    compared = {name: answers[name] for name in outputs}
-    for choice in choices:
-        for place, source in enumerate(choice.sources):
-            compared[f"input {place} of {choice.name}"] = answers[source]
+    """Outputs and selected-from tensors under names that both files have."""
+    compared = {name: outputs_by_name[name] for name in outputs}
+    for selecting in selections:
+        for place, source in enumerate(selecting.sources):
+            compared[f"input {place} of {selecting.name}"] = outputs_by_name[source]
     return compared

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from avq import __version__
 from avq.builder.context import BuildContext
-from avq.builder.index_selection import chosen_rows
+from avq.builder.index_selection import selected_rows
 from avq.builder.lint import lint_errors
 from avq.builder.lower import saturation_probe
 from avq.builder.pictures.dataset import Item, read_picture
@@ -132,7 +132,7 @@ def _golden(model: bytes, chosen: Trial, context: BuildContext) -> bytes:
     """Return inputs with the engine's outputs: start-up checks and other machines compare with them."""
     request, float_model = context.request, context.analysis.model.proto.SerializeToString()
     tensors = [model_input.tensor for model_input in context.holdout.inputs[:GOLDEN_FRAMES]]
-    rows = chosen_rows(float_model, lambda content: _reference(request, content), tensors)
+    rows = selected_rows(float_model, lambda content: _reference(request, content), tensors)
     arrays: dict[str, AnyArray] = rows.as_arrays()
     session = open_candidate(request, chosen.candidate, model)
     try:

@@ -10,14 +10,14 @@ import onnx
 import pytest
 
 from avq.builder import build
-from avq.builder.index_selection import chosen_rows
+from avq.builder.index_selection import selected_rows
 from avq.bundle import OpenBundle, open_bundle
 from avq.engines import engine_by_name
 from avq.measure.golden import golden_inputs, run_golden
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.types import Recipe, SessionOptions
-from tests.builder.cross_compile.test_same_choices import PICTURES, detector, opened, suppressing
+from tests.builder.cross_compile.test_same_indices import PICTURES, detector, opened, suppressing
 from tests.e2e.conftest import CALIBRATION
 from tests.engines.null import NullSession
 
@@ -30,18 +30,18 @@ def blurred(side: tuple[int, int]) -> np.ndarray:
 
 
 def test_boxes_and_scores_behind_one_topk_are_ordered_alike_and_labels_of_all_rows_are_not():
-    assert chosen_rows(detector(), opened, PICTURES).places == {"boxes": (1, 0), "best": (1, 0)}
+    assert selected_rows(detector(), opened, PICTURES).places == {"boxes": (1, 0), "best": (1, 0)}
 
 
 def test_what_suppression_keeps():
-    assert chosen_rows(suppressing(0.0), opened, PICTURES[:1]).places == {"out": (0, 0)}
+    assert selected_rows(suppressing(0.0), opened, PICTURES[:1]).places == {"out": (0, 0)}
 
 
 def test_queries_chosen_before_a_transformer():
     """Their attention adds them up in another order: the rows differ by rounding."""
     model = onnx.load(RTDETR)
     names = [value.name for value in model.graph.output]
-    places = chosen_rows(model.SerializeToString(), opened, [blurred((192, 320))]).places
+    places = selected_rows(model.SerializeToString(), opened, [blurred((192, 320))]).places
     assert places == dict.fromkeys(names, (1, 0))
 
 
@@ -51,7 +51,7 @@ def test_a_graph_that_chooses_nothing():
     del plain.graph.node[:], plain.graph.output[:]
     plain.graph.node.extend(kept)
     plain.graph.output.append(onnx.helper.make_tensor_value_info("all_boxes", 1, None))
-    assert chosen_rows(plain.SerializeToString(), opened, PICTURES).places == {}
+    assert selected_rows(plain.SerializeToString(), opened, PICTURES).places == {}
 
 
 @pytest.fixture(scope="module")

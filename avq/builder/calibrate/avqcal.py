@@ -175,11 +175,11 @@ def merge(files: Sequence[CalibrationFile], names: Sequence[str] = ()) -> Calibr
             that do not belong together.
     """
     if not files:
-        raise CalibrationError("there is nothing to merge", fix="name at least one .avqcal file")
+        raise CalibrationError("no files to merge", fix="name at least one .avqcal file")
     labels = list(names) or [f"file {number}" for number in range(1, len(files) + 1)]
     first = files[0]
     for other, label in zip(files[1:], labels[1:], strict=True):
-        _check_alike(first, labels[0], other, label)
+        _check_same_settings(first, labels[0], other, label)
     _check_disjoint(files, labels)
     histograms: dict[str, Histogram] = {}
     for name in sorted(first.histograms):
@@ -195,7 +195,7 @@ def merge_paths(paths: Sequence[Path]) -> CalibrationFile:
     return merge([read(path) for path in paths], [str(path) for path in paths])
 
 
-def _check_alike(a: CalibrationFile, a_name: str, b: CalibrationFile, b_name: str) -> None:
+def _check_same_settings(a: CalibrationFile, a_name: str, b: CalibrationFile, b_name: str) -> None:
     mine, theirs = a.origin.to_json(), b.origin.to_json()
     unlike = [f"{key}: {mine[key]} / {theirs[key]}" for key in mine if mine[key] != theirs[key]]
     odd = sorted(set(a.histograms) ^ set(b.histograms))
@@ -203,7 +203,7 @@ def _check_alike(a: CalibrationFile, a_name: str, b: CalibrationFile, b_name: st
         unlike.append(f"tensors: {len(odd)} in one file only, such as {odd[0]}")
     if unlike:
         raise CalibrationError(
-            f"{a_name} and {b_name} were not counted alike",
+            f"{a_name} and {b_name} were calibrated with different settings",
             seen="; ".join(unlike),
             fix="calibrate all parts with one model, preprocessing, runtime and machine type",
         )
@@ -216,7 +216,7 @@ def _check_disjoint(files: Sequence[CalibrationFile], labels: Sequence[str]) -> 
         if twice:
             more = f" and {len(twice) - _LISTED} more" if len(twice) > _LISTED else ""
             raise CalibrationError(
-                f"{owner[twice[0]]} and {label} both count {len(twice)} of the pictures",
+                f"{owner[twice[0]]} and {label} contain {len(twice)} of the same pictures",
                 seen=", ".join(image[:16] for image in twice[:_LISTED]) + more,
                 fix="merge each picture once: use --shard i/n to cut one set into parts",
             )
@@ -244,7 +244,7 @@ def _merged_shard(
         return Shard(of, tuple(sorted(have)), first.set_digest)
     if set_digest(images) != first.set_digest:
         raise CalibrationError(
-            "the shards together are not the set they were cut from",
+            "the shards do not make up their set",
             seen=f"{len(images)} pictures",
             fix="calibrate the shards again",
         )

@@ -261,7 +261,7 @@ def _check_request(
 ) -> None:
     index, of = part
     if not tensors:
-        raise CalibrationError("no tensors are asked for", fix="name at least one activation tensor")
+        raise CalibrationError("no tensors to calibrate", fix="name at least one activation tensor")
     if not items:
         raise CalibrationError(
             "there are no pictures to calibrate on", fix="give --data a folder of pictures"

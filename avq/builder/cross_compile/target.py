@@ -16,7 +16,7 @@ from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.emulated_target import EmulatedEngine
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.holdout import LOW_SCORE_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
-from avq.builder.index_selection import sqnr_with_same_choices
+from avq.builder.index_selection import sqnr_with_same_indices
 from avq.builder.labelled import map_drop
 from avq.builder.lint import lint_errors
 from avq.builder.lower import lower
@@ -209,7 +209,7 @@ class CrossCompileTarget:
         """Compare the model with its FP16 nodes in FP32: a trained quantization has one right answer."""
         fp32, fp16 = self.model(replace(plan, precisions={})), self.model(plan)
         pictures = [prepared.tensor for prepared in self.holdout.inputs]
-        sqnr_db = sqnr_with_same_choices(fp32, fp16, self._emulate, pictures)
+        sqnr_db = sqnr_with_same_indices(fp32, fp16, self._emulate, pictures)
         worst = min(sqnr_db, key=sqnr_db.__getitem__)
         why = f"SQNR {sqnr_db[worst]:.1f} dB to the same model with FP32"
         if sqnr_db[worst] < _WRONG_DB:

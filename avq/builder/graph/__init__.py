@@ -1,1 +1,1 @@
-"""A user's ONNX file as one normal float graph. Read: read, opset, inputs, norms, fold, view, model."""
+"""Normalise a user's ONNX file into one float graph. Read: edit, opset, inputs, fold, view, model."""

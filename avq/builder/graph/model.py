@@ -18,7 +18,7 @@ from avq.errors import ModelError
 from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import GraphView
 
-# Reading ONNX files that people really have, with errors that say what the file is instead.
+# Reading: errors name what the file is instead of ONNX.
 
 _LFS_POINTER = b"version https://git-lfs"
 _OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (

@@ -1,4 +1,4 @@
-"""From a planned point to integers in a file: storage type, offset, and the rounding of constants."""
+"""Checks of a plan, and the integers of its points in a file: storage type, offset, rounded constants."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_encoding(plan: QuantizationPlan, encoding: str) -> Encoding:
 
 
 def activation_grid(point: QuantPoint, encoding: Encoding) -> Grid:
-    """Storage of an activation: signed grids go into unsigned bytes, offset 128, unless asked for s8.
+    """Storage of an activation: signed grids become unsigned with offset 128, except with encoding s8.
 
     Grids below 8 bits keep 8-bit storage; the writer clips in float before Q, so only their levels occur.
     """
@@ -131,7 +131,7 @@ def _check_shape(values: AnyArray, wanted: tuple[int, ...], point: QuantPoint) -
         )
 
 
-# What a plan must satisfy before it is written; every refusal names the edge.
+# Checks of a plan; every error names the edge.
 
 
 def check_plan(model: Model, plan: QuantizationPlan) -> None:
@@ -213,7 +213,7 @@ def clipped(point: QuantPoint) -> bool:
 
 
 def needed_opset(points: Iterable[QuantPoint], model_has_halves: bool) -> int:
-    """The oldest operator set that can say all ``points``."""
+    """Oldest operator set that can express all ``points``."""
     opset = 19 if model_has_halves else 13
     for point in points:
         if point.block_size or point.bits > 8 or point.native_int4:

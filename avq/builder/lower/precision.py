@@ -45,7 +45,7 @@ def lower_precisions(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.Mod
 
 
 def has_half_form(op: str, domain: str, opset: int) -> bool:
-    """Whether the operator's main output may be FP16; False for operators nobody knows."""
+    """Whether the operator's main output may be FP16; False for unknown operators."""
     try:
         schema = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
@@ -64,7 +64,7 @@ class _Island:
     def __init__(self, model: Model, chosen: set[str], *, pairs_too: bool) -> None:
         self.model = model
         self.opset = opset_of(model.proto)
-        self.back_casts: set[str] = set()  # names of casts to float32, dropped when nobody reads them
+        self.back_casts: set[str] = set()  # names of casts to float32, dropped when unread
         self._chosen, self._pairs_too = chosen, pairs_too
         self._halves: dict[str, str] = {}
 

@@ -243,7 +243,7 @@ class _Writer:
         )
 
     def assemble(self) -> None:
-        """Put the new nodes into topological order and drop what nobody reads."""
+        """Put the new nodes into topological order and drop unread initialisers."""
         nodes = list(self._first)
         for position, node in enumerate(self._model.graph.node):
             nodes.append(node)

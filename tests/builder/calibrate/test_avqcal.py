@@ -61,7 +61,9 @@ def test_unlike_files_are_refused_and_the_field_is_named(name: str) -> None:
         counted([1]),
         origin=replace(ORIGIN, **{name: "something else"}),  # type: ignore[arg-type]
     )
-    with pytest.raises(CalibrationError, match=r"a\.avqcal and b\.avqcal were not counted alike") as error:
+    with pytest.raises(
+        CalibrationError, match=r"a\.avqcal and b\.avqcal were calibrated with different settings"
+    ) as error:
         avqcal.merge([counted([0]), other], ["a.avqcal", "b.avqcal"])
     assert error.value.seen.startswith(f"{name}: ")
     assert "something else" in error.value.seen
@@ -69,13 +71,13 @@ def test_unlike_files_are_refused_and_the_field_is_named(name: str) -> None:
 
 def test_other_tensors_are_refused() -> None:
     other = counted([1])
-    with pytest.raises(CalibrationError, match="not counted alike") as error:
+    with pytest.raises(CalibrationError, match="different settings") as error:
         avqcal.merge([counted([0]), replace(other, histograms={"a": other.histograms["a"]})])
     assert "such as b" in error.value.seen
 
 
 def test_overlapping_files_are_refused_and_the_pictures_listed() -> None:
-    with pytest.raises(CalibrationError, match="both count 2 of the pictures") as error:
+    with pytest.raises(CalibrationError, match="2 of the same pictures") as error:
         avqcal.merge([counted([0]), counted([1, 2, 3]), counted([3, 4, 2])])
     assert DIGESTS[2][:16] in error.value.seen
 
@@ -95,7 +97,7 @@ def test_shards_of_other_sets_or_cuts_are_refused() -> None:
 
 def test_shards_that_lost_pictures_are_refused() -> None:
     whole = avqcal.set_digest(DIGESTS)
-    with pytest.raises(CalibrationError, match="not the set"):
+    with pytest.raises(CalibrationError, match="do not make up their set"):
         avqcal.merge([counted([0], Shard(2, (0,), whole)), counted([1], Shard(2, (1,), whole))])
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.builder.index_selection import sqnr_with_same_choices
+from avq.builder.index_selection import sqnr_with_same_indices
 from avq.engines import engine_by_name
 from avq.hookspecs import Session
 from avq.measure.fidelity import SqnrMeter
@@ -71,7 +71,7 @@ def opened(model: bytes) -> Session:
 
 
 def compared(other: bytes) -> dict[str, float]:
-    return sqnr_with_same_choices(detector(), other, opened, PICTURES)
+    return sqnr_with_same_indices(detector(), other, opened, PICTURES)
 
 
 def row_by_row(other: bytes) -> dict[str, float]:
@@ -106,7 +106,7 @@ def test_without_choices_it_is_the_plain_ratio():
         proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = ROWS
         return proto.SerializeToString()
 
-    ratios = sqnr_with_same_choices(plain(1.0), plain(1.1), opened, PICTURES)
+    ratios = sqnr_with_same_indices(plain(1.0), plain(1.1), opened, PICTURES)
     assert ratios == {"boxes": pytest.approx(20.0, abs=0.01)}
 
 
@@ -143,5 +143,5 @@ def suppressing(lift: float) -> bytes:
 
 
 def test_suppression_that_keeps_others_of_equal_boxes_is_no_difference():
-    ratios = sqnr_with_same_choices(suppressing(0.0), suppressing(2e-4), opened, PICTURES[:1])
+    ratios = sqnr_with_same_indices(suppressing(0.0), suppressing(2e-4), opened, PICTURES[:1])
     assert ratios["out"] == np.inf and ratios["input 1 of suppress"] > 60.0
