@@ -12,14 +12,14 @@ from avq.cli.app import PATH, Call, DefaultCommandGroup, cli, command, model_opt
 
 @command(cli)
 @click.argument("model", type=PATH, required=False)
-@click.option("--data", type=PATH, help="calibration images: a folder, or a set with index.csv")
+@click.option("--data", type=PATH, help="calibration pictures: a folder, or a set with index.csv")
 @click.option("--strategy", help="name of a quantizer plugin, or float  [default: static]")
 @click.option("--target", help="cpu, onnxruntime, openvino, tensorrt, tensorrt-rtx  [default: cpu]")
 @click.option("--option", "options", multiple=True, metavar="K=V", help="option of the strategy")
 @click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="limit for the engine's p50")
 @click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated accuracy loss in percent")
 @click.option("--no-gate", is_flag=True, help="write a refused bundle too, with accepted:false")
-@click.option("--labels", type=PATH, help="COCO JSON labels of the images")
+@click.option("--labels", type=PATH, help="COCO JSON labels of the pictures")
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--calibration", type=PATH, help=".avqcal file to use instead of a calibration pass")
 @model_options
@@ -45,13 +45,13 @@ def calibrate() -> None:
 
 @command(calibrate, name="run", hidden=True)
 @click.argument("model", type=PATH)
-@click.option("--data", type=PATH, required=True, help="calibration images")
+@click.option("--data", type=PATH, required=True, help="calibration pictures")
 @click.option("--shard", metavar="I/N", help="calibrate on shard I of N only, counted from 0")
 @ray_option
 @model_options
 @click.option("-o", "--output", type=PATH, required=True, help=".avqcal file to write")
 def calibrate_run(call: Call, **arguments: Any) -> int:
-    """Count the activations of one model over the images."""
+    """Count the activations of one model over the pictures."""
     from avq.commands.calibrate import calibrate_model
 
     return call.emit(calibrate_model(**arguments, host=call.host(), report=call.report))
@@ -99,7 +99,7 @@ def thresholds(call: Call, file: Path, options: tuple[str, ...]) -> int:
 @click.option(
     "--dla-core", type=click.IntRange(min=0), help="build for this DLA core (TensorRT 10), GPU for the rest"
 )
-@click.option("--data", type=PATH, help="images for --calibrate")
+@click.option("--data", type=PATH, help="pictures for --calibrate")
 @click.option("-o", "--output", type=PATH, help="bundle folder to write  [default: replace BUNDLE]")
 def compile_(call: Call, **arguments: Any) -> int:
     """Build, verify and time the engine of this machine, and put it into the bundle."""

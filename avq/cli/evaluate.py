@@ -13,17 +13,17 @@ from avq.cli.app import PATH, Call, cli, command, model_options
 
 @command(cli, name="eval")
 @click.argument("subject", metavar="BUNDLE|MODEL", type=PATH)
-@click.option("--data", type=PATH, required=True, help="images to evaluate on")
-@click.option("--labels", type=PATH, help="COCO JSON labels of the images")
+@click.option("--data", type=PATH, required=True, help="pictures to evaluate on")
+@click.option("--labels", type=PATH, help="COCO JSON labels of the pictures")
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--reference", type=PATH, help="bundle or model whose boxes count as ground truth")
-@click.option("--drift", "drifted", is_flag=True, help="compare the images with the calibration images")
+@click.option("--drift", "drifted", is_flag=True, help="compare the pictures with the calibration pictures")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="number of engine threads"
 )
 @model_options
 def evaluate(call: Call, drifted: bool, **arguments: Any) -> int:
-    """Measure accuracy against labels, fidelity to a float model, or (--drift) drift of the images."""
+    """Measure accuracy against labels, fidelity to a float model, or (--drift) drift of the pictures."""
     if drifted:
         from avq.commands.evaluate import drift, footer, tables
 

@@ -125,5 +125,5 @@ def _emit(call: Call, answer: Mapping[str, Any]) -> int:
     written = {key: value for key, value in answer.items() if key in ("output", "messages", "of", "damage")}
     blurred = [{"blurred": label, "boxes": count} for label, count in blur["boxes"].items()]
     omitted = [{"left out": topic, "why": ", ".join(why)} for topic, why in blur["left_out"].items()]
-    tables = [("Log", [written]), (f"Blurred in {blur['pictures']} images", blurred), ("Left out", omitted)]
+    tables = [("Log", [written]), (f"Blurred in {blur['pictures']} pictures", blurred), ("Left out", omitted)]
     return call.emit(answer, tables, blur["limits"])

@@ -74,7 +74,11 @@ def run(
     help="folder for report.html, diff.md and both.mcap",
 )
 @click.option(
-    "--mine", "mine_folder", type=PATH, metavar="DIR", help="write the most unusual frames as a set of images"
+    "--mine",
+    "mine_folder",
+    type=PATH,
+    metavar="DIR",
+    help="write the most unusual frames as a set of pictures",
 )
 @click.option(
     "--mine-count",

@@ -1,4 +1,5 @@
-"""Questions about finished things: how accurate, how fast, what is inside, what differs.
+"""Library functions of the commands, one file per command; ``avq.cli`` parses the flags and prints the results.
 
-Bundles are answered without the onnx package, so every question is imported from its own file.
+A function returns the object of its command's ``--json``, typed as ``...Json``. Import a function from its own file:
+commands on bundles must not load the onnx package.
 """

@@ -1,4 +1,4 @@
-"""``avq compile``: prepare a bundle on the machine that serves it, without images and without the onnx package.
+"""``avq compile``: prepare a bundle on the machine that serves it, without pictures and without the onnx package.
 
 The serving bundle stays in place until the new engine has passed the golden frames and the timing. Then one rename
 replaces it.
@@ -7,10 +7,10 @@ replaces it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import msgspec
 
@@ -47,6 +47,34 @@ _ON_TARGET = "on target: "
 _NOT_TIMED = "time was not measured"
 
 
+class GoldenJson(TypedDict):
+    """Comparison with the golden outputs; decibels are null where boxes were compared."""
+
+    frames: int
+    worst_sqnr_db: float | None
+    limit_db: float | None
+
+
+class CompileJson(TypedDict):
+    """Object of ``avq compile --json``."""
+
+    bundle: str
+    target: str
+    engine: str
+    version: str
+    architecture: str
+    road: str
+    precision: str
+    accepted: bool
+    golden: GoldenJson
+    p50_ms: float
+    p99_ms: float
+    ratio: list[float] | None
+    build_s: float
+    reasons: list[str]
+    signature: str
+
+
 def compile_bundle(
     path: Path,
     *,
@@ -59,7 +87,7 @@ def compile_bundle(
     data: Path | None = None,
     host: PluginHost,
     report: Reporter,
-) -> dict[str, Any]:
+) -> CompileJson:
     """Build, verify and time an engine, and put it into the bundle if it is accepted.
 
     Args:
@@ -68,9 +96,9 @@ def compile_bundle(
         output: bundle folder to write; None replaces ``path``.
         budget_ms: limit for the engine's p50.
         trusted: public keys; if given, one of them must have signed the bundle.
-        calibrate: let TensorRT 10 calibrate on the images in ``data``.
+        calibrate: let TensorRT 10 calibrate on the pictures in ``data``.
         dla_core: build for this DLA core, with the GPU for unsupported layers.
-        data: folder of images for ``calibrate``.
+        data: folder of pictures for ``calibrate``.
         host: loaded plugins.
         report: progress.
 
@@ -119,7 +147,7 @@ def compile_bundle(
     }
 
 
-def footer(answer: Mapping[str, Any]) -> list[str]:
+def footer(answer: CompileJson) -> list[str]:
     """Return the lines to print below the result."""
     head = "accepted" if answer["accepted"] else "NOT accepted; nothing was changed"
     lines = [f"{head}: {answer['engine']} {answer['version']} {answer['architecture']}".rstrip()]

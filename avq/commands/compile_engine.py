@@ -70,9 +70,9 @@ def engine_source(
     Args:
         bundle: the bundle to compile.
         engine: the engine that compiles it.
-        calibrate: let TensorRT 10 calibrate on the images in ``data``.
+        calibrate: let TensorRT 10 calibrate on the pictures in ``data``.
         dla_core: build for this DLA core, with the ranges of the plan unless ``calibrate`` is given.
-        data: folder of images for ``calibrate``.
+        data: folder of pictures for ``calibrate``.
         report: progress.
 
     Raises:
@@ -102,11 +102,11 @@ def engine_source(
 def _tensorrt_calibration(
     bundle: OpenBundle, engine: Engine, method: Method, data: Path | None, report: Reporter
 ) -> Calibration:
-    """Return a calibration on preprocessed images, or on the cache of an identical earlier calibration."""
+    """Return a calibration on preprocessed pictures, or on the cache of an identical earlier calibration."""
     spec = bundle.manifest.preprocess
     if data is None or spec is None:
         raise RequestError(
-            f"--calibrate {method} has no images",
+            f"--calibrate {method} has no pictures",
             seen="no --data" if data is None else "the bundle has no preprocessing",
             fix=f"avq compile {bundle.path} --calibrate {method} --data FOLDER",
         )

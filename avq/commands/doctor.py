@@ -1,14 +1,13 @@
-"""What can be built and run on this machine, and why not. Looks, never raises, changes nothing."""
+"""``avq doctor``: engines, GPUs, codecs and plugins of this machine. Never raises, changes nothing."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -24,35 +23,64 @@ from avq.types import EngineStatus
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
-def examine(engines: Sequence[Engine] | None = None, host: PluginHost | None = None) -> dict[str, Any]:
-    """The object ``avq doctor --json`` prints.
+_T = TypeVar("_T")
+
+
+class EngineJson(TypedDict):
+    """Status of one engine; ``why`` states what is missing."""
+
+    name: str
+    available: bool
+    version: str
+    can_build: bool
+    can_run: bool
+    why: str
+
+
+class CodecJson(TypedDict):
+    """Status of one video codec."""
+
+    name: str
+    works: bool
+    why: str
+
+
+class DoctorJson(TypedDict):
+    """Object of ``avq doctor --json``; ``cuda`` is the library for GPU memory, ``isa`` the instruction set."""
+
+    engines: list[EngineJson]
+    gpus: list[dict[str, str]]
+    cuda: dict[str, str]
+    plugins: list[dict[str, Any]]
+    codecs: list[CodecJson]
+    isa: str
+    messages: list[str]
+
+
+def examine(engines: Sequence[Engine] | None = None, host: PluginHost | None = None) -> DoctorJson:
+    """Examine this machine.
 
     Args:
-        engines: runtimes to look at; the built-in ones and those of plugins when None.
-        host: loaded plugins; loaded here when None, and a failure becomes a message.
-
-    Returns:
-        engines [{name, available, version, can_build, can_run, why}], gpus [{name, ...}],
-        cuda {name, version, why} (the library for GPU memory), plugins [...],
-        codecs [{name, works, why}], isa (str), messages [str].
+        engines: engines to examine; None takes the built-in ones and those of plugins.
+        host: loaded plugins; None loads them, and a failure becomes a message.
     """
     messages: list[str] = []
     if host is None:
-        host = _safely(PluginHost, messages, None)
+        host = _or_message(PluginHost, messages, None)
     chosen = _engines(host, messages) if engines is None else tuple(engines)
     return {
-        "engines": [asdict(status) for status in _statuses(chosen)],
+        "engines": [_engine(engine) for engine in chosen],
         "gpus": _gpus(),
         "cuda": describe_library(),
-        "plugins": [] if host is None else _safely(host.listing, messages, []),
+        "plugins": [] if host is None else _or_message(host.listing, messages, []),
         "codecs": _codecs(),
         "isa": instruction_set(),
         "messages": messages,
     }
 
 
-def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
-    """The same as one table: kind, name, state, version, why."""
+def rows(findings: DoctorJson) -> list[dict[str, object]]:
+    """Return one table of everything: kind, name, state, version, why."""
     table: list[dict[str, object]] = [_row("processor", findings["isa"], "ok")]
     for engine in findings["engines"]:
         state = "runs" if engine["can_run"] else "builds" if engine["can_build"] else ""
@@ -67,7 +95,7 @@ def rows(findings: Mapping[str, Any]) -> list[dict[str, object]]:
                 "-",
                 "none",
                 "",
-                "nvidia-smi finds no GPU; bundles for one are built here and compiled beside it: avq compile",
+                "nvidia-smi finds no GPU; build bundles here, run avq compile on the machine with the GPU",
             )
         )
     cuda = findings["cuda"]
@@ -86,40 +114,49 @@ def _row(kind: str, name: str, state: str, version: str = "", why: str = "") -> 
 
 
 def _engines(host: PluginHost | None, messages: list[str]) -> tuple[Engine, ...]:
-    ours = builtin_engines()
-    known = {engine.name for engine in ours}
-    brought: tuple[Engine, ...] = () if host is None else _safely(host.engines, messages, ())
-    return (*ours, *(engine for engine in brought if engine.name not in known))
+    builtin = builtin_engines()
+    names = {engine.name for engine in builtin}
+    plugins: tuple[Engine, ...] = () if host is None else _or_message(host.engines, messages, ())
+    return (*builtin, *(engine for engine in plugins if engine.name not in names))
 
 
-def _safely(ask: Any, messages: list[str], otherwise: Any) -> Any:
+def _or_message(load: Callable[[], _T], messages: list[str], default: _T) -> _T:
+    """Call ``load``; on an AvqError append it to ``messages`` and return ``default``."""
     try:
-        return ask()
+        return load()
     except AvqError as error:
         messages.append(" ".join(str(error).splitlines()))
-        return otherwise
+        return default
 
 
-def _statuses(engines: Sequence[Engine]) -> list[EngineStatus]:
-    return [_status(engine) for engine in engines]
+def _engine(engine: Engine) -> EngineJson:
+    status = _status(engine)
+    return {
+        "name": status.name,
+        "available": status.available,
+        "version": status.version,
+        "can_build": status.can_build,
+        "can_run": status.can_run,
+        "why": status.why,
+    }
 
 
 def _status(engine: Engine) -> EngineStatus:
     try:
         return engine.status()
-    except Exception as error:  # an engine of a plugin that breaks its promise
-        why = f"its status failed: {type(error).__name__}: {error}"
+    except Exception as error:  # a plugin's engine may raise anything
+        why = f"status() failed: {type(error).__name__}: {error}"
         return EngineStatus(engine.name, False, "", False, False, why)
 
 
 def _gpus() -> list[dict[str, str]]:
-    """NVIDIA GPUs as the driver lists them; none without a driver."""
+    """List NVIDIA GPUs as the driver reports them; [] without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    ask = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
+    query = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     keys = [key.replace(".", "_") for key in _GPU_FIELDS]
@@ -127,8 +164,8 @@ def _gpus() -> list[dict[str, str]]:
     return [dict(zip(keys, line, strict=False)) for line in values]
 
 
-def _codecs() -> list[dict[str, object]]:
-    """Whether video files can be written and read back, tried on a few frames."""
+def _codecs() -> list[CodecJson]:
+    """Write and read back a few frames with each codec."""
     with tempfile.TemporaryDirectory(prefix="avq-doctor-") as folder:
         return [
             _codec("VP8 in WebM (reports)", Path(folder) / "probe.webm", "VP80"),
@@ -136,9 +173,9 @@ def _codecs() -> list[dict[str, object]]:
         ]
 
 
-def _codec(name: str, path: Path, fourcc: str) -> dict[str, object]:
+def _codec(name: str, path: Path, fourcc: str) -> CodecJson:
     try:
-        with suppress_output(STANDARD_ERROR):  # the video library talks past every Python setting
+        with suppress_output(STANDARD_ERROR):  # the video library writes to standard error itself
             why = _write_and_read(path, fourcc)
     except Exception as error:  # OpenCV builds differ in what they raise
         why = f"{type(error).__name__}: {error}"
@@ -146,7 +183,7 @@ def _codec(name: str, path: Path, fourcc: str) -> dict[str, object]:
 
 
 def _write_and_read(path: Path, fourcc: str) -> str:
-    """'' when frames survive the round trip, else what is missing."""
+    """Return '' if frames survive the round trip, else what is missing."""
     import cv2
 
     code = cv2.VideoWriter.fourcc(fourcc[0], fourcc[1], fourcc[2], fourcc[3])
@@ -157,6 +194,6 @@ def _write_and_read(path: Path, fourcc: str) -> str:
         writer.write(np.full((48, 64, 3), 40 * step, np.uint8))
     writer.release()
     reader = cv2.VideoCapture(str(path))
-    found, frame = reader.read()
+    ok, frame = reader.read()
     reader.release()
-    return "" if found and frame.shape == (48, 64, 3) else f"OpenCV cannot read {path.suffix} back"
+    return "" if ok and frame.shape == (48, 64, 3) else f"OpenCV cannot read {path.suffix} back"

@@ -1,4 +1,4 @@
-"""``avq eval``: accuracy against labels, fidelity to a float model, or both."""
+"""``avq eval``: accuracy against labels, fidelity to a float model, or drift of the pictures (``--drift``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -29,12 +29,10 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.types import Accuracy, Detections, SessionOptions
 
-# Open whatever the user named, a bundle or a float model, as a detector.
-
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """How a float model is to be read; ignored for bundles, which know."""
+    """Flags of a float model; a bundle contains these settings and ignores them."""
 
     decoder: str | None = None
     preprocess: str | None = None
@@ -45,9 +43,17 @@ class ModelFlags:
 def open_subject(
     path: Path, pictures: CalibrationSet, flags: ModelFlags, host: PluginHost, report: Reporter
 ) -> Detector:
-    """A detector for a bundle folder or an ONNX file.
+    """Open a bundle folder or an ONNX file as a detector.
 
-    Raises BundleError or ModelError when it is neither or damaged.
+    Args:
+        path: the bundle or model.
+        pictures: where to search the preprocessing of a model.
+        flags: settings of a model.
+        host: loaded plugins.
+        report: progress.
+
+    Raises:
+        BundleError, ModelError: ``path`` is neither, or is damaged.
     """
     if path.is_dir():
         bundle = open_bundle(path, allow_unaccepted=True, isa=instruction_set())
@@ -73,23 +79,62 @@ def open_subject(
     )
 
 
-def _engines(wanted: str, host: PluginHost, report: Reporter) -> dict[str, Engine]:
-    """The engines that run here; for a bundle of a GPU that does not, the reference on its very bytes."""
+def _engines(name: str, host: PluginHost, report: Reporter) -> dict[str, Engine]:
+    """Return the engines that run here, and an emulation of ``name`` if that does not run here."""
     engines = host.running_engines()
-    if wanted not in engines:
+    if name not in engines:
         from avq.builder.emulated_target import EmulatedEngine, target_compiler
         from avq.builder.request import reference_engine
 
-        compiler = target_compiler(wanted, host.engines())
+        compiler = target_compiler(name, host.engines())
         if compiler is not None:
-            engines[wanted] = EmulatedEngine(compiler, reference_engine(host))
-            report.message(f"{wanted} cannot run here: its model is judged in the unoptimised reference")
+            engines[name] = EmulatedEngine(compiler, reference_engine(host))
+            report.message(f"{name} cannot run here; its model is evaluated in unoptimised onnxruntime")
     return engines
 
 
-# COCO metrics integrate over the score, so nearly everything the model says has to be kept.
+# COCO metrics integrate over the score, so boxes of low score count too.
 SCORE_FLOOR = 0.01
 _RESAMPLES = 1000
+
+
+class MapChange(TypedDict):
+    """mAP minus the reference's mAP, with the 95 % interval over pictures."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class _Reference(TypedDict):
+    map: float
+    ap50: float
+    lost: float
+    boxes: int
+    confidence_shift: float
+    fidelity_map: float
+    fidelity_ap50: float
+
+
+class ReferenceJson(_Reference, total=False):
+    """Accuracy of the reference, and fidelity to it; ``map_change`` needs labels."""
+
+    map_change: MapChange
+
+
+class _Eval(TypedDict):
+    images: int
+    mean_confidence: float
+
+
+class EvalJson(_Eval, total=False):
+    """Object of ``avq eval --json``; ``skipped`` lists label categories that the model does not have."""
+
+    map: float
+    ap50: float
+    per_class: dict[str, float]
+    skipped: list[str]
+    reference: ReferenceJson
 
 
 def evaluate(
@@ -102,17 +147,29 @@ def evaluate(
     host: PluginHost,
     report: Reporter,
     **flags: Any,
-) -> dict[str, Any]:
-    """The keys of ``avq eval --json``.
+) -> EvalJson:
+    """Measure accuracy on pictures.
 
-    With labels, ``map`` is against them and ``reference`` (if named) is measured the same way, with the paired
-    interval of the difference. Without labels, ``map`` is against the reference's boxes with score >= 0.3.
+    With labels, ``map`` is measured against them, for the reference too, with the paired interval of the difference.
+    Without labels, ``map`` is measured against the reference's boxes with score >= 0.3.
 
-    Raises RequestError when there is neither a label file nor a reference to compare with.
+    Args:
+        subject: bundle or model to evaluate.
+        data: folder of pictures.
+        labels: COCO JSON labels.
+        maps: entries "category=class,class" of label categories and model classes.
+        reference: bundle or model to compare with.
+        host: loaded plugins.
+        report: progress.
+        **flags: fields of ModelFlags.
+
+    Raises:
+        RequestError: neither ``labels`` nor ``reference`` is given.
+        DataError, BundleError, ModelError: an input is damaged.
     """
     if labels is None and reference is None:
         raise RequestError(
-            "nothing to compare with",
+            "no ground truth to compare with",
             seen="neither --labels nor --reference",
             fix="add --labels coco.json, or --reference FLOAT_MODEL.onnx for fidelity",
         )
@@ -120,19 +177,29 @@ def evaluate(
     pictures = open_set(data, report, copies=True)
     detector = open_subject(subject, pictures, model_flags, host, report)
     class_names = detector.class_names
-    found = detections_of(detector, pictures, report, subject.name)
-    answer: dict[str, Any] = {"images": len(found), "mean_confidence": mean_confidence(found)}
-    truth = _truth(labels, maps, class_names, pictures, report)
+    detections = detections_of(detector, pictures, report, subject.name)
+    result: EvalJson = {"images": len(detections), "mean_confidence": mean_confidence(detections)}
+    truth = _load_truth(labels, maps, class_names, pictures, report)
     if truth is not None:
-        answer.update(_as_json(accuracy_on(truth, pictures, found)))
+        accuracy = accuracy_on(truth, pictures, detections)
+        result["images"] = accuracy.images
+        result["map"] = accuracy.map
+        result["ap50"] = accuracy.ap50
+        result["per_class"] = dict(accuracy.per_class)
+        result["skipped"] = list(accuracy.skipped)
     if reference is not None:
         other = open_subject(reference, pictures, model_flags, host, report)
         expected = detections_of(other, pictures, report, reference.name)
-        answer.update(_against(expected, found, truth, pictures))
-    return answer
+        comparison = _compare(expected, detections, truth, pictures)
+        if truth is None:
+            result["map"] = comparison["map"]
+            result["ap50"] = comparison["ap50"]
+            result["per_class"] = {}
+        result["reference"] = comparison
+    return result
 
 
-def _truth(
+def _load_truth(
     labels: Path | None,
     maps: Sequence[str],
     class_names: tuple[str, ...],
@@ -147,35 +214,36 @@ def _truth(
     return truth
 
 
-def _against(
+def _compare(
     expected: Sequence[Detections],
-    found: Sequence[Detections],
+    detections: Sequence[Detections],
     truth: Labels | None,
     pictures: CalibrationSet,
-) -> dict[str, Any]:
-    """What the reference adds: its own accuracy where labels exist, and fidelity to it in any case."""
-    faithful = fidelity(expected, found)
-    own = accuracy_on(truth, pictures, expected) if truth is not None else None
-    block: dict[str, Any] = {
-        "map": own.map if own is not None else faithful.map,
-        "ap50": own.ap50 if own is not None else faithful.ap50,
-        "lost": faithful.lost,
-        "boxes": faithful.boxes,
-        "confidence_shift": faithful.confidence_shift,
-        "fidelity_map": faithful.map,
-        "fidelity_ap50": faithful.ap50,
+) -> ReferenceJson:
+    """Measure fidelity to the reference, and with labels the reference's accuracy."""
+    agreement = fidelity(expected, detections)
+    accuracy = accuracy_on(truth, pictures, expected) if truth is not None else None
+    comparison: ReferenceJson = {
+        "map": accuracy.map if accuracy is not None else agreement.map,
+        "ap50": accuracy.ap50 if accuracy is not None else agreement.ap50,
+        "lost": agreement.lost,
+        "boxes": agreement.boxes,
+        "confidence_shift": agreement.confidence_shift,
+        "fidelity_map": agreement.map,
+        "fidelity_ap50": agreement.ap50,
     }
     if truth is not None:
-        block["map_change"] = _change(truth, pictures, expected, found)
-        return {"reference": block}
-    return {"map": faithful.map, "ap50": faithful.ap50, "per_class": {}, "reference": block}
+        comparison["map_change"] = _map_change(truth, pictures, expected, detections)
+    return comparison
 
 
-def _change(
-    truth: Labels, pictures: CalibrationSet, expected: Sequence[Detections], found: Sequence[Detections]
-) -> dict[str, float]:
-    """mAP minus the reference's, and where it lies by chance of the pictures (95 %)."""
-    both = (by_image(truth, pictures, expected), by_image(truth, pictures, found))
+def _map_change(
+    truth: Labels,
+    pictures: CalibrationSet,
+    expected: Sequence[Detections],
+    detections: Sequence[Detections],
+) -> MapChange:
+    both = (by_image(truth, pictures, expected), by_image(truth, pictures, detections))
     change = bootstrap_interval(truth, *both, resamples=_RESAMPLES)
     return {"difference": change.difference, "low": change.low, "high": change.high}
 
@@ -183,7 +251,7 @@ def _change(
 def detections_of(
     detector: Detector, pictures: CalibrationSet, report: Reporter, label: str
 ) -> list[Detections]:
-    """Boxes of every picture, in the set's order; closes the detector."""
+    """Detect on every picture, in the order of the set, and close the detector."""
     try:
         return [
             detector.detect(read_picture(item), score_threshold=SCORE_FLOOR)
@@ -193,36 +261,60 @@ def detections_of(
         detector.close()
 
 
-def accuracy_on(truth: Labels, pictures: CalibrationSet, found: Sequence[Detections]) -> Accuracy:
-    """COCO metrics over the labelled pictures among ``pictures``."""
-    return accuracy_of(truth, by_image(truth, pictures, found))
+def accuracy_on(truth: Labels, pictures: CalibrationSet, detections: Sequence[Detections]) -> Accuracy:
+    """Return COCO metrics over the labelled pictures among ``pictures``."""
+    return accuracy_of(truth, by_image(truth, pictures, detections))
 
 
-def by_image(truth: Labels, pictures: CalibrationSet, found: Sequence[Detections]) -> dict[int, Detections]:
-    """Label file's image id -> boxes, for the labelled pictures among ``pictures``."""
+def by_image(
+    truth: Labels, pictures: CalibrationSet, detections: Sequence[Detections]
+) -> dict[int, Detections]:
+    """Map image ids of the label file to detections, for the labelled pictures among ``pictures``."""
     paths = [item.path for item in pictures.items]
     image_ids = truth.match(paths)
-    pairs = zip(paths, found, strict=True)
+    pairs = zip(paths, detections, strict=True)
     return {image_ids[path]: boxes for path, boxes in pairs if path in image_ids}
 
 
-def mean_confidence(found: Sequence[Detections]) -> float:
-    """Mean score of boxes with score >= 0.3; nan when there is none."""
-    scores = np.concatenate([boxes.above(TRUTH_SCORE).scores for boxes in found]) if found else np.zeros(0)
-    return float(scores.mean()) if len(scores) else math.nan
+def mean_confidence(detections: Sequence[Detections]) -> float:
+    """Return the mean score of boxes with score >= 0.3; NaN if there is none."""
+    scores = [boxes.above(TRUTH_SCORE).scores for boxes in detections]
+    merged = np.concatenate(scores) if scores else np.zeros(0)
+    return float(merged.mean()) if len(merged) else math.nan
 
 
-def _as_json(accuracy: Accuracy) -> dict[str, Any]:
-    return {
-        "images": accuracy.images,
-        "map": accuracy.map,
-        "ap50": accuracy.ap50,
-        "per_class": dict(accuracy.per_class),
-        "skipped": list(accuracy.skipped),
-    }
+class DriftRatio(TypedDict):
+    """One probe ratio: usual value with its interval, value on these pictures, deviation in spreads."""
+
+    ratio: str
+    usual: float
+    usual_low: float
+    usual_high: float
+    here: float
+    deviation: float
 
 
-# ``avq eval --drift``: do these pictures look like those a bundle was calibrated on?
+class UnusualPicture(TypedDict):
+    """A picture and its drift score."""
+
+    picture: str
+    score: float
+
+
+class DriftJson(TypedDict):
+    """Object of ``avq eval --drift --json``; ``limit`` is null for too few pictures."""
+
+    drift: bool
+    images: int
+    beyond: int
+    limit: int | None
+    chance: float
+    score: float
+    threshold: float
+    false_alarm_rate: float
+    reference_images: int
+    moved: list[DriftRatio]
+    most_unusual: list[UnusualPicture]
 
 
 def drift(
@@ -235,22 +327,31 @@ def drift(
     labels: Path | None = None,
     reference: Path | None = None,
     **_: Any,
-) -> dict[str, Any]:
-    """The keys of ``avq eval --drift --json``; ``drift`` is the answer, ``limit`` null for too few pictures.
+) -> DriftJson:
+    """Compare pictures with the calibration pictures of a bundle.
 
-    Raises RequestError for anything but a bundle with probe.onnx and drift.json, and with labels or a reference:
-    drift needs neither, and is another question.
+    Args:
+        subject: bundle with a drift probe.
+        data: folder of pictures.
+        host: loaded plugins.
+        report: progress.
+        threads: number of engine threads.
+        labels, reference: must be None.
+
+    Raises:
+        RequestError: ``subject`` has no drift probe, or ``labels`` or ``reference`` is given.
+        DataError: the pictures cannot be read.
     """
     if labels is not None or reference is not None:
         raise RequestError(
-            "--drift compares with the calibration pictures only",
+            "--drift cannot be combined with --labels or --reference",
             seen="--labels" if labels is not None else "--reference",
-            fix="ask for accuracy in a second call, without --drift",
+            fix="measure accuracy in a second call, without --drift",
         )
     bundle = open_bundle(subject, allow_unaccepted=True) if subject.is_dir() else None
     if bundle is None or not bundle.has(DRIFT) or bundle.manifest.preprocess is None:
-        raise _no_reference(subject, bundle)
-    usual = DriftReference.from_json(bundle.read(DRIFT))
+        raise _no_probe(subject, bundle)
+    baseline = DriftReference.from_json(bundle.read(DRIFT))
     pictures = open_set(data, report, copies=True)
     rows = probe_ratios(
         bundle.read(PROBE),
@@ -260,30 +361,29 @@ def drift(
         report,
         threads=threads,
     )
-    verdict = judge_set(usual, rows)
+    verdict = judge_set(baseline, rows)
     if verdict.limit is None:
-        report.warning(f"{len(rows)} pictures are too few to tell drift from chance, whatever they show")
-    names = [item.path.name for item in pictures.items]
-    return _answer(verdict, names)
+        report.warning(f"{len(rows)} pictures are too few to distinguish drift from chance")
+    return _drift_json(verdict, [item.path.name for item in pictures.items])
 
 
-def footer(answer: dict[str, Any]) -> list[str]:
-    """What a person reads last."""
+def footer(answer: DriftJson) -> list[str]:
+    """Return the lines to print below the result."""
     count = f"{answer['beyond']} of {answer['images']} pictures are unusual"
     if answer["limit"] is None:
-        return [f"no answer: {count}, and more pictures are needed to tell drift from chance"]
+        return [f"cannot tell: {count}; more pictures are needed to distinguish drift from chance"]
     limit = f"limit {answer['limit']}, at most {FALSE_ALARM_RATE:g} false alarms per set"
     if not answer["drift"]:
         return [f"no drift: {count} ({limit})"]
     return [
         f"DRIFT: {count} ({limit})",
-        "  next: look at the pictures, add such ones to the calibration set, and avq build again",
+        "  next: add pictures of this kind to the calibration set, and run avq build again",
     ]
 
 
-def tables(answer: dict[str, Any]) -> list[tuple[str, list[dict[str, object]]]]:
-    """The ratios that moved most, and the most unusual pictures."""
-    moved = [
+def tables(answer: DriftJson) -> list[tuple[str, list[dict[str, object]]]]:
+    """Return the table of the ratios with the largest deviation."""
+    moved: list[dict[str, object]] = [
         {
             "ratio": row["ratio"],
             "usual": f"{row['usual']:.4f} [{row['usual_low']:.4f}, {row['usual_high']:.4f}]",
@@ -292,10 +392,10 @@ def tables(answer: dict[str, Any]) -> list[tuple[str, list[dict[str, object]]]]:
         }
         for row in answer["moved"]
     ]
-    return [("What moved most, in spreads of the calibration pictures", moved)]
+    return [("Largest deviations, in spreads of the calibration pictures", moved)]
 
 
-def _answer(verdict: DriftVerdict, names: list[str]) -> dict[str, Any]:
+def _drift_json(verdict: DriftVerdict, names: list[str]) -> DriftJson:
     order = np.argsort(-verdict.scores, kind="stable")[:5]
     return {
         "drift": verdict.drifting,
@@ -307,21 +407,21 @@ def _answer(verdict: DriftVerdict, names: list[str]) -> dict[str, Any]:
         "threshold": verdict.reference.threshold,
         "false_alarm_rate": FALSE_ALARM_RATE,
         "reference_images": verdict.reference.pictures,
-        "moved": verdict.unusual(),
+        "moved": cast("list[DriftRatio]", verdict.unusual()),
         "most_unusual": [{"picture": names[i], "score": float(verdict.scores[i])} for i in order],
     }
 
 
-def _no_reference(subject: Path, bundle: OpenBundle | None) -> RequestError:
+def _no_probe(subject: Path, bundle: OpenBundle | None) -> RequestError:
     if bundle is None:
         return RequestError(
-            f"--drift asks a bundle, and {subject} is none",
+            f"--drift needs a bundle: {subject} is not one",
             seen="not a folder",
-            fix="avq build MODEL.onnx --data DIR -o BUNDLE, then name the bundle",
+            fix="avq build MODEL.onnx --data DIR -o BUNDLE, then give BUNDLE",
         )
     strategy = bundle.manifest.strategy.name
     return RequestError(
-        f"the bundle {subject} has no drift reference",
+        f"bundle {subject} has no drift probe",
         seen=f"strategy {strategy}, {'' if bundle.has(PROBE) else 'no '}probe.onnx, no drift.json",
-        fix="a float bundle has no ranges to leave; build one with --strategy static on at least 10 pictures",
+        fix="build with --strategy static on 10 pictures or more",
     )

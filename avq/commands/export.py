@@ -1,9 +1,9 @@
-"""``avq export``: a bundle's scales as a file that other tools read."""
+"""``avq export``: the scales of a bundle as a calibration cache or AIMET encodings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from avq.atomic_file import atomic_write
 from avq.bundle import MODEL, PLAN_ARRAYS, PLAN_JSON, open_bundle
@@ -14,32 +14,44 @@ FORMATS = ("trt-cache", "aimet")
 NEWEST_AIMET = "2.0.0"
 
 
-def export(bundle: Path, kind: str, output: Path, version: str | None = None) -> dict[str, Any]:
-    """Write the plan of ``bundle`` to ``output``; the keys of ``avq export --json``.
+class ExportJson(TypedDict):
+    """Object of ``avq export --json``; ``unsaid`` maps a reason to the tensors that are not in the file."""
+
+    bundle: str
+    format: str
+    version: str
+    output: str
+    entries: int
+    unsaid: dict[str, list[str]]
+
+
+def export(bundle: Path, kind: str, output: Path, version: str | None = None) -> ExportJson:
+    """Write the scales of a bundle's plan to a file of another tool.
 
     Args:
-        bundle: any bundle with a plan, accepted or not.
+        bundle: bundle with a plan, accepted or not.
         kind: "trt-cache" or "aimet".
-        output: the file, which appears whole.
-        version: of the AIMET encodings; for a cache, the number in its header, such as "8501".
+        output: file to write; it is replaced by one rename.
+        version: version of the AIMET encodings, or the TensorRT version in a cache's header, such as "8501".
 
     Raises:
-        RequestError: a float bundle, an unknown kind or version. DataError: the output cannot be written.
-        PlanError: the plan has grids that the format cannot express; they are named.
+        RequestError: the bundle has no plan; unknown ``kind`` or ``version``.
+        DataError: the output cannot be written.
+        PlanError: the format cannot express grids of the plan; the error names them.
     """
     from avq.builder.encodings.write import cache_header, inspect_lowered, plan_as_aimet, plan_as_cache
 
     if kind not in FORMATS:
-        raise RequestError(f"there is no format '{kind}'", fix=nearest(kind, FORMATS))
-    opened = open_bundle(bundle, allow_unaccepted=True)
-    if not opened.has(PLAN_JSON):
+        raise RequestError(f"unknown format '{kind}'", seen="--format", fix=nearest(kind, FORMATS))
+    source = open_bundle(bundle, allow_unaccepted=True)
+    if not source.has(PLAN_JSON):
         raise RequestError(
-            f"{bundle} has no plan to export",
-            seen=f"strategy {opened.manifest.strategy.name}",
-            fix="export a bundle of a quantizing strategy",
+            f"bundle {bundle} has no plan to export",
+            seen=f"strategy {source.manifest.strategy.name}",
+            fix="build it with a strategy other than float",
         )
-    plan = plan_from_parts(opened.read(PLAN_JSON), opened.read(PLAN_ARRAYS))
-    lowered = inspect_lowered(opened.read(MODEL), plan)
+    plan = plan_from_parts(source.read(PLAN_JSON), source.read(PLAN_ARRAYS))
+    lowered = inspect_lowered(source.read(MODEL), plan)
     if kind == "aimet":
         written = plan_as_aimet(plan, lowered, version or NEWEST_AIMET)
     else:

@@ -1,11 +1,11 @@
-"""``avq inspect``: what a bundle, model, calibration file or side file holds."""
+"""``avq inspect``: contents of a bundle, model, calibration file, calibration cache or AIMET encodings file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import msgspec
 
@@ -14,11 +14,41 @@ from avq.bundle.plan import plan_from_parts
 from avq.errors import RequestError
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """The keys of ``avq inspect --json``.
+class _Common(TypedDict):
+    kind: str
+    digest: str
+    accepted: bool | str | None
+    inputs: list[Any]
+    outputs: list[Any]
+    preprocess: dict[str, Any] | None
+    plan: dict[str, Any]
+    parts: dict[str, Any]
 
-    Raises RequestError for something that is none of them; the errors of bundles, models, calibration files and
-    side files.
+
+class InspectJson(_Common, total=False):
+    """Object of ``avq inspect --json``; a bundle has every other key of its manifest too."""
+
+    # models
+    opset: int
+    operators: dict[str, int]
+    parameters: int
+    messages: list[str]
+    # calibration files
+    images: int
+    origin: dict[str, Any]
+    complete: bool
+    # calibration caches and AIMET encodings
+    producer: str
+    grids: dict[str, int]
+    entries: list[dict[str, object]]
+
+
+def inspect(path: Path) -> InspectJson:
+    """Read a file or a bundle folder, and return its contents.
+
+    Raises:
+        RequestError: ``path`` is of no known kind.
+        BundleError, ModelError, CalibrationError, DataError: the file is damaged.
     """
     if is_bundle(path):
         return _bundle(path)
@@ -27,38 +57,43 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.suffix == ".avqcal":
         return _calibration(path)
     if path.is_file():
-        return _side_file(path)
+        return _encodings(path)
     raise _unknown(path, "a folder without manifest.json" if path.is_dir() else "no such file")
 
 
 def _unknown(path: Path, seen: str) -> RequestError:
     return RequestError(
-        f"{path} is nothing avq knows",
+        f"{path} is of no known kind",
         seen=seen,
-        fix="name a bundle folder, an .onnx model, an .avqcal file, a calibration cache or AIMET encodings",
+        fix="give a bundle folder, an .onnx model, an .avqcal file, a calibration cache or AIMET encodings",
     )
 
 
-def tables(facts: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """For people: the entries of a side file; everything else is shown as it is."""
-    if "entries" not in facts:
+def tables(contents: InspectJson) -> list[tuple[str, list[dict[str, object]]]]:
+    """Return the tables of an encodings file; [] for the other kinds, which have one row per key."""
+    if "entries" not in contents:
         return []
-    summary = {key: facts[key] for key in ("kind", "producer", "grids", "digest")}
-    grids = ", ".join(f"{count} {grid}" for grid, count in summary.pop("grids").items())
-    return [("", [{**summary, "grids": grids}]), ("Entries", facts["entries"])]
+    summary: dict[str, object] = {
+        "kind": contents["kind"],
+        "producer": contents["producer"],
+        "digest": contents["digest"],
+        "grids": ", ".join(f"{count} {grid}" for grid, count in contents["grids"].items()),
+    }
+    return [("", [summary]), ("Entries", contents["entries"])]
 
 
-def _bundle(path: Path) -> dict[str, Any]:
+def _bundle(path: Path) -> InspectJson:
     bundle = open_bundle(path, allow_unaccepted=True)
     bundle.verify()
-    facts: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
-    plan = facts.pop("plan_digest")
-    return {
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    plan = manifest.pop("plan_digest")
+    contents = {
         "kind": "bundle",
-        **facts,
-        "inputs": [facts.pop("input")],
+        **manifest,
+        "inputs": [manifest.pop("input")],
         "plan": _plan(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS)) if plan else {},
     }
+    return cast(InspectJson, contents)
 
 
 def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
@@ -73,7 +108,7 @@ def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
     }
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _model(path: Path) -> InspectJson:
     from avq.builder.graph.model import load_graph
 
     model = load_graph(path)
@@ -94,7 +129,7 @@ def _model(path: Path) -> dict[str, Any]:
     }
 
 
-def _calibration(path: Path) -> dict[str, Any]:
+def _calibration(path: Path) -> InspectJson:
     from avq.builder.calibrate import avqcal
 
     data = avqcal.read(path)
@@ -113,8 +148,8 @@ def _calibration(path: Path) -> dict[str, Any]:
     }
 
 
-def _side_file(path: Path) -> dict[str, Any]:
-    """A TensorRT calibration cache or AIMET encodings: what it names, without a graph to match."""
+def _encodings(path: Path) -> InspectJson:
+    """Read a TensorRT calibration cache or AIMET encodings, without the model they belong to."""
     from avq.builder.encodings.read import dialect, is_side_file, listing, parse_side_file, producer
 
     if not is_side_file(path):

@@ -1,7 +1,7 @@
-"""Configuration files: TOML checked against models; an error names file:line, the key and the nearest valid one.
+"""Configuration files: TOML validated by models. An error names file:line, the key and the nearest valid key.
 
-Two documents: a recipe (``avq build --recipe``) and a run (``avq run CONFIG.toml``). Relative paths in a
-file are relative to the file's folder; paths given as flags are relative to where the command runs.
+There are two documents: a recipe (``avq build --recipe``) and a run (``avq run CONFIG.toml``). Paths in a file are
+relative to the file's folder; paths given as flags are relative to the working directory.
 """
 
 from avq.config.checks import implausible

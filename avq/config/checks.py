@@ -1,4 +1,4 @@
-"""What a run configuration says that cannot be: its tables against each other, nothing but the file itself."""
+"""Checks across the tables of a run configuration, from the file alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from avq.config.errors import Problem
 from avq.config.run import Camera, RunConfig
 from avq.errors import nearest
 
-#: A deadline of so many frame periods is a wrong unit, not a budget: newer frames have come long before.
-_PERIODS = 10
+#: A deadline above this many frame periods is probably a wrong unit.
+_MAX_PERIODS = 10
 
 
 def run_problems(config: RunConfig) -> list[Problem]:
-    """All of them, in the order of the checks."""
+    """Return every contradiction, in the order of the checks."""
     checks = (_names, _modes, _cameras, _alerts, _sinks, _shadow)
     return [problem for check in checks for problem in check(config)]
 
 
 def implausible(config: RunConfig) -> list[Problem]:
-    """What can be run, as a test may want to, but cannot be meant: told by ``avq config check`` only."""
+    """Return valid but implausible values, which ``avq config check`` refuses and ``avq run`` accepts."""
     return list(_budget(config))
 
 
@@ -32,26 +32,29 @@ def _names(config: RunConfig) -> Iterator[Problem]:
         ("alerts", "name", [alert.name for alert in config.alerts]),
     ):
         for index in _repeated(rows):
-            reason = f"{table} share the {key} {rows[index]}; every {key} must be unique"
-            yield Problem((table, index, key), reason, f"give it another {key}")
+            reason = f"two {table} share the {key} {rows[index]}; each {key} must be unique"
+            yield Problem((table, index, key), reason, f"choose another {key}")
 
 
 def _repeated(values: Sequence[object]) -> list[int]:
-    """Indices of values that stood there before."""
+    """Return the indices of values that occur earlier in the sequence."""
     return [index for index, value in enumerate(values) if value in values[:index]]
 
 
 def _modes(config: RunConfig) -> Iterator[Problem]:
-    fix = "best work first: another bundle, or a larger stride, for each mode"
-    least: dict[Path, tuple[int, str]] = {}
+    fix = "order modes from best to cheapest: each with another bundle, or a larger stride"
+    largest: dict[Path, tuple[int, str]] = {}
     for index, mode in enumerate(config.modes):
         bundle = mode.bundle or config.bundle
-        stride, name = least.get(bundle, (0, ""))
+        stride, name = largest.get(bundle, (0, ""))
         if mode.stride <= stride:
-            same = "the same bundle at the same" if mode.stride == stride else "the same bundle at a smaller"
-            reason = f"the modes {name} and {mode.name} are {same} stride; a mode must be cheaper than the one before"
+            relation = "the same" if mode.stride == stride else "a smaller"
+            reason = (
+                f"modes {name} and {mode.name} are the same bundle at {relation} stride; "
+                "each mode must be cheaper than the mode before it"
+            )
             yield Problem(("modes", index), reason, fix)
-        least[bundle] = (max(stride, mode.stride), mode.name)
+        largest[bundle] = (max(stride, mode.stride), mode.name)
 
 
 def _cameras(config: RunConfig) -> Iterator[Problem]:
@@ -59,23 +62,23 @@ def _cameras(config: RunConfig) -> Iterator[Problem]:
     for index in _repeated(devices):
         yield Problem(
             ("cameras", index, "source"),
-            f"{devices[index]} is taken by another camera; a device can be opened once",
-            "name another device",
+            f"{devices[index]} is the source of another camera; a device can be opened once",
+            "give another device",
         )
     for index, camera in enumerate(config.cameras):
         period_ms = frame_period_ms(camera)
-        told = "read_timeout_ms" in camera.model_fields_set
-        if told and period_ms is not None and camera.read_timeout_ms <= period_ms:
+        is_set = "read_timeout_ms" in camera.model_fields_set
+        if is_set and period_ms is not None and camera.read_timeout_ms <= period_ms:
             yield Problem(
                 ("cameras", index, "read_timeout_ms"),
-                f"{camera.read_timeout_ms} ms is within one frame period ({period_ms:.0f} ms): "
-                "every frame would count as a stall",
+                f"{camera.read_timeout_ms} ms is shorter than one frame period ({period_ms:.0f} ms), "
+                "so every frame would count as a stall",
                 "three frame periods or more",
             )
 
 
 def _budget(config: RunConfig) -> Iterator[Problem]:
-    """Deadlines that were written down, against frame rates that were written down."""
+    """Check deadlines that the file sets against frame rates that the file sets."""
     if "deadline_ms" in config.budget.model_fields_set:
         periods = [period for camera in config.cameras if (period := frame_period_ms(camera)) is not None]
         yield from _deadline(("budget", "deadline_ms"), config.budget.deadline_ms, max(periods, default=None))
@@ -89,20 +92,20 @@ def _deadline(at: tuple[str | int, ...], deadline_ms: float, period_ms: float | 
     if deadline_ms < 1:
         yield Problem(
             at,
-            f"{deadline_ms:g} ms: no picture becomes a message within a millisecond; are seconds meant?",
-            f"milliseconds: {deadline_ms * 1000:g}",
+            f"deadline_ms = {deadline_ms:g} is below 1 ms; did you mean seconds?",
+            f"deadline_ms = {deadline_ms * 1000:g}",
         )
-    if period_ms is not None and deadline_ms > _PERIODS * period_ms:
+    if period_ms is not None and deadline_ms > _MAX_PERIODS * period_ms:
         yield Problem(
             at,
-            f"{deadline_ms:g} ms is {deadline_ms / period_ms:.0f} frame periods: answers that old are of no use, "
-            "and so late a service is never called late",
-            f"at most {_PERIODS * period_ms:.0f}; below {period_ms:.0f} no frame has to be dropped",
+            f"deadline_ms = {deadline_ms:g} is {deadline_ms / period_ms:.0f} frame periods, so no frame would "
+            "ever count as late",
+            f"at most {_MAX_PERIODS * period_ms:.0f}; with {period_ms:.0f} or less, no frame has to be dropped",
         )
 
 
 def frame_period_ms(camera: Camera) -> float | None:
-    """As the source's own ``fps=`` says; None where it says nothing."""
+    """Return the frame period from ``fps=`` in the source URI; None without it."""
     scheme, _, rest = camera.source.partition("://")
     rates = parse_qs(rest.partition("?")[2]).get("fps", [])
     try:
@@ -116,12 +119,12 @@ def _alerts(config: RunConfig) -> Iterator[Problem]:
     for index, alert in enumerate(config.alerts):
         for camera in alert.cameras or ():
             if camera not in ids:
-                reason = f"there is no camera '{camera}'"
+                reason = f"no camera '{camera}'"
                 yield Problem(("alerts", index, "cameras"), reason, nearest(camera, ids))
         if alert.kind == "drift" and config.drift is None:
             yield Problem(
                 ("alerts", index, "kind"),
-                "nobody watches for drift",
+                'an alert of kind "drift" needs a [drift] table',
                 "add a [drift] table, or drop this alert",
             )
 
@@ -131,15 +134,15 @@ def _sinks(config: RunConfig) -> Iterator[Problem]:
         sink.uri.partition("?")[0].removeprefix("mcap:").removeprefix("jsonl:") for sink in config.sinks
     ]
     for index in _repeated(targets):
-        yield Problem(("sinks", index, "uri"), f"two sinks write {targets[index]}", "name another file")
+        yield Problem(("sinks", index, "uri"), f"two sinks write {targets[index]}", "give another file")
     if config.recorder is not None and str(config.recorder.path) in targets:
-        yield Problem(("recorder", "path"), "a sink writes the same file", "name another file")
+        yield Problem(("recorder", "path"), "a sink writes the same file", "give another file")
 
 
 def _shadow(config: RunConfig) -> Iterator[Problem]:
     if config.shadow is not None and config.shadow.bundle == config.bundle:
         yield Problem(
             ("shadow", "bundle"),
-            "the shadow is the bundle that serves",
-            "name the candidate to compare with it",
+            "the shadow bundle is the serving bundle",
+            "give the bundle to compare with it",
         )

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in words: file:line, the key, the reason and the nearest valid key."""
+"""Errors of configuration files: file:line, key, reason and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from avq.config.line_numbers import TomlFile
 from avq.config.recipe import RecipeFile
 from avq.errors import AvqError, ConfigError, RequestError, nearest
 
-_SHOWN = 8
+_MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that cannot be. ``location`` is the key as pydantic names it; ``fix`` what to do."""
+    """One invalid value.
+
+    Attributes:
+        location: path of the key, as pydantic reports it.
+        reason: why the value is invalid.
+        fix: what to write instead.
+    """
 
     location: tuple[str | int, ...]
     reason: str
@@ -28,33 +34,33 @@ class Problem:
 def refusal(
     problems: Sequence[Problem], file: TomlFile | None, flags: Mapping[str, Any], kind: str
 ) -> AvqError:
-    """The error to raise: ConfigError with file:line, or RequestError where a flag is at fault."""
+    """Return the error to raise: a ConfigError with file:line, or a RequestError if a flag is invalid."""
     first = problems[0]
-    seen = "\n      ".join(_line(problem, file, flags) for problem in problems[:_SHOWN])
+    seen = "\n      ".join(_line(problem, file, flags) for problem in problems[:_MAX_SHOWN])
     if file is None or (first.location and first.location[0] in flags):
         return RequestError(f"the {kind} is not valid", seen=seen, fix=first.fix)
     return ConfigError(f"{file.path} is not a valid {kind}", seen=seen, fix=first.fix)
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """What pydantic found, in our words, causes first."""
-    found = _causes_first(error.errors(include_url=False, include_context=False))
-    return [Problem(one["loc"], _reason(one), _fix(one, model)) for one in found]
+    """Translate the errors of pydantic, causes before consequences."""
+    errors = _causes_first(error.errors(include_url=False, include_context=False))
+    return [Problem(item["loc"], _reason(item), _fix(item, model)) for item in errors]
 
 
 def _causes_first(problems: Sequence[Any]) -> list[Any]:
-    """A misspelled key explains the missing one; a list is only empty because its rows were refused."""
-    own = [
+    """Put unknown keys before missing ones; drop "too short" of a list whose rows were refused."""
+    causes = [
         p
         for p in problems
         if p["type"] != "too_short"
         or not any(q["loc"][: len(p["loc"])] == p["loc"] and q is not p for q in problems)
     ]
-    return sorted(own, key=lambda problem: problem["type"] != "extra_forbidden")
+    return sorted(causes, key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def _line(problem: Problem, file: TomlFile | None, flags: Mapping[str, Any]) -> str:
-    """``file:line: key: reason``; keys that came as flags have no line."""
+    """Return ``file:line: key: reason``; a flag has no line."""
     location = problem.location
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if file is None or (location and location[0] in flags):
@@ -67,11 +73,11 @@ def _reason(problem: Any) -> str:
     if kind == "extra_forbidden":
         return "unknown key"
     if kind == "missing":
-        return "is needed and was not given"
+        return "is required"
     if kind == "tuple_type" and isinstance(value, dict):
-        return f"is a list of tables: write [[{problem['loc'][-1]}]], once for each"
+        return f"is a list of tables: write [[{problem['loc'][-1]}]] once for each"
     if kind in ("model_type", "model_attributes_type") and isinstance(value, list):
-        return f"is one table: write [{problem['loc'][-1]}], once"
+        return f"is a single table: write [{problem['loc'][-1]}] once"
     text = str(problem["msg"]).removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     return f"{text}, got {value!r}" if isinstance(value, str | int | float) else text
@@ -80,7 +86,7 @@ def _reason(problem: Any) -> str:
 def _fix(problem: Any, model: type[BaseModel]) -> str:
     location, kind = problem["loc"], problem["type"]
     if kind == "extra_forbidden":
-        return _where_it_belongs(location, model)
+        return _right_table(location, model)
     if kind == "missing" and model is RecipeFile:
         return "avq build MODEL.onnx --data DIR -o BUNDLE"
     field = _field_at(model, location)
@@ -88,21 +94,21 @@ def _fix(problem: Any, model: type[BaseModel]) -> str:
         return nearest(str(problem["input"]), map(str, get_args(field.annotation)))
     if field is not None and field.description:
         return f"{field.title}: {field.description}"
-    return "avq config schema shows every key"
+    return "avq config schema lists every key"
 
 
-def _where_it_belongs(location: Sequence[str | int], model: type[BaseModel]) -> str:
-    """The nearest key here, unless another table has a key of this very name."""
+def _right_table(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    """Suggest the table that has this key, and the nearest key of this table."""
     owner, key = _model_at(model, location[:-1]), str(location[-1])
     known = owner.model_fields if owner else {}
-    homes = [] if owner is None else [table for table, fields in _tables(model) if key in fields]
-    where = f"'{key}' belongs in {' or '.join(homes)}; " if homes else ""
-    return where + nearest(key, known)
+    tables = [] if owner is None else [table for table, fields in _tables(model) if key in fields]
+    hint = f"'{key}' belongs in {' or '.join(tables)}; " if tables else ""
+    return hint + nearest(key, known)
 
 
 def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
-    """Every table of a document as it is written in a file, with its keys."""
-    yield (path or "the top of the file, above every [table]"), model.model_fields
+    """List every table of a document with its keys, named as in a file."""
+    yield (path or "the top of the file, above all tables"), model.model_fields
     for name, field in model.model_fields.items():
         inner = _inner_model(field)
         if inner is not None:
@@ -111,7 +117,7 @@ def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Mappi
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
-    """The (sub)model whose keys stand at ``location``; list indices are passed over."""
+    """Return the model whose keys are at ``location``; list indices are skipped."""
     current: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int):

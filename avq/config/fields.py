@@ -1,4 +1,4 @@
-"""The kinds of value a configuration file may hold, and the document they stand in."""
+"""Value types of configuration files, and the base model of their tables."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 def _as_option(value: Any) -> Any:
-    """Option values become text; the strategy's own model gives them their type."""
+    """Turn an option value into text; the strategy's options model parses it."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
 
 
-def beside(folder: Path, flags: Collection[str] = ()) -> dict[str, Any]:
-    """The validation context of a file in ``folder``: what came as a flag keeps its path."""
+def path_context(folder: Path, flags: Collection[str] = ()) -> dict[str, Any]:
+    """Return the validation context that resolves paths against ``folder``, except for keys in ``flags``."""
     return {"folder": folder, "flags": flags}
 
 
-def _path_beside(path: Path, info: ValidationInfo) -> Path:
+def _resolve_path(path: Path, info: ValidationInfo) -> Path:
     context = info.context or {}
     if not context or info.field_name in context["flags"] or path == Path():
         return path
     return Path(context["folder"]) / path
 
 
-def _file_beside(name: str, info: ValidationInfo) -> str:
-    """A file beside the document where there is one; else the name is one that avq knows."""
+def _resolve_name_or_file(name: str, info: ValidationInfo) -> str:
+    """Resolve a file in the document's folder if it exists; otherwise keep the name."""
     context = info.context or {}
     if not context or info.field_name in context["flags"]:
         return name
-    beside = Path(context["folder"]) / name
-    return str(beside) if beside.is_file() else name
+    path = Path(context["folder"]) / name
+    return str(path) if path.is_file() else name
 
 
-def _uri_beside(uri: str, info: ValidationInfo) -> str:
-    """Plain paths are relative to the file; anything with a scheme, and "-", is left as it is."""
+def _resolve_uri(uri: str, info: ValidationInfo) -> str:
+    """Resolve a plain path against the document's folder; keep "-" and URIs with a scheme."""
     if not info.context or uri == "-" or ":" in uri.partition("?")[0]:
         return uri
     return str(Path(info.context["folder"]) / uri)
@@ -52,13 +52,13 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)
 Ratio = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
-NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_file_beside)]
-FilePath = Annotated[Path, AfterValidator(_path_beside)]
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri_beside)]
+NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_resolve_name_or_file)]
+FilePath = Annotated[Path, AfterValidator(_resolve_path)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_resolve_uri)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 class Document(BaseModel):
-    """Unknown keys are refused; what was read does not change."""
+    """Base of all tables: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Read TOML and know on which line a key stands, so that an error can say file:line."""
+"""Read TOML with the line of every key, so that errors can name file:line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ _TOKEN = re.compile(r'"""|' + r"'''|" + r'"(?:[^"\\]|\\.)*"|' + r"'[^']*'|[\[\]{
 
 @dataclass(frozen=True)
 class TomlFile:
-    """A parsed file.
+    """A parsed TOML file.
 
     Attributes:
-        path: as given; data: the document; lines: location of a key -> line, counted from 1.
+        path: path as given.
+        data: the document.
+        lines: location of each key -> line, counted from 1.
     """
 
     path: Path
@@ -41,7 +43,7 @@ class TomlFile:
     lines: dict[Location, int]
 
     def line_of(self, location: Sequence[str | int]) -> int:
-        """The line of a key, of the table or value it is in where it has none of its own, else 1."""
+        """Return the line of a key, else of the table or value around it, else 1."""
         for length in range(len(location), 0, -1):
             line = self.lines.get(tuple(location[:length]))
             if line is not None:
@@ -52,7 +54,8 @@ class TomlFile:
 def read_toml(path: Path) -> TomlFile:
     """Parse the file at ``path``.
 
-    Raises ConfigError naming file:line when it cannot be read or is not TOML.
+    Raises:
+        ConfigError: the file cannot be read or is not TOML; the error names file:line.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -73,10 +76,12 @@ def read_toml(path: Path) -> TomlFile:
 
 
 def key_lines(text: str) -> dict[Location, int]:
-    """Location -> line for every table head and every ``key =`` at the start of a line.
+    """Return location -> line of every table head and every ``key =`` at the start of a line.
 
-    Keys inside an inline table or a list have no line of their own; their value's line stands for them.
-    The text must be valid TOML.
+    Keys inside an inline table or a list are not listed; ``TomlFile.line_of`` returns the line of their value.
+
+    Args:
+        text: valid TOML.
     """
     lines: dict[Location, int] = {}
     counts: dict[Location, int] = {}
@@ -99,7 +104,7 @@ def key_lines(text: str) -> dict[Location, int]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that begin a statement: not those inside a long string, a list or an inline table."""
+    """Yield the lines that begin a statement, with their numbers: not lines inside a string, list or table."""
     depth, quote = 0, ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not depth and not quote:
@@ -111,7 +116,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _scan(line: str, depth: int, quote: str) -> tuple[int, str]:
-    """Bracket depth and the open long quote at the end of ``line``."""
+    """Return the bracket depth and the open multi-line quote at the end of ``line``."""
     place = 0
     while place < len(line):
         if quote:
@@ -139,10 +144,10 @@ def _parts(dotted: str) -> Location:
 
 
 def _resolve(name: Location, counts: dict[Location, int]) -> Location:
-    """``cameras.lens`` below the second ``[[cameras]]`` is ("cameras", 1, "lens")."""
-    done: Location = ()
+    """Insert list indices: ``cameras.lens`` below the second ``[[cameras]]`` is ("cameras", 1, "lens")."""
+    resolved: Location = ()
     for n, part in enumerate(name):
-        done = (*done, part)
-        if n < len(name) - 1 and done in counts:
-            done = (*done, counts[done])
-    return done
+        resolved = (*resolved, part)
+        if n < len(name) - 1 and resolved in counts:
+            resolved = (*resolved, counts[resolved])
+    return resolved

@@ -1,4 +1,4 @@
-"""The document of ``avq run``."""
+"""The run configuration of ``avq run``."""
 
 from __future__ import annotations
 
@@ -11,40 +11,38 @@ from avq.config.fields import Count, Document, FilePath, PositiveNumber, Ratio, 
 from avq.config.sinks import AlertConfig, RecorderConfig, SinkConfig
 from avq.types import LatencyBudget
 
-# The table ``[web]``: where the page of a run listens, and what visitors must show.
-
 Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
 Token = Annotated[str, Field(min_length=16, pattern=r"^[A-Za-z0-9._~-]+$")]
 
 
 class WebConfig(Document):
-    """The page of a run, its health and its metrics."""
+    """Table ``[web]``: the page of a run, health and metrics."""
 
-    enabled: Switch = Field(default=True, title="Web", description="false: no page, no metrics, no port")
+    enabled: Switch = Field(default=True, title="Web", description="false: open no port, no page, no metrics")
     host: Text = Field(
         default="127.0.0.1",
         title="Web address",
-        description="where to listen; one that other machines can reach needs a token",
+        description="address to listen on; an address that other machines can reach needs a token",
     )
-    port: Port = Field(default=8787, title="Web port", description="0 to 65535; 0 takes a free one")
+    port: Port = Field(default=8787, title="Web port", description="0 to 65535; 0 takes a free port")
     token: Token | None = Field(
         default=None,
         title="Web token",
-        description="what visitors must show: 16 or more letters, digits, '.', '_', '~', '-'",
+        description="secret that requests must carry: 16 or more letters, digits, '.', '_', '~', '-'",
     )
 
     @model_validator(mode="after")
-    def _others_need_a_token(self) -> WebConfig:
+    def _reachable_host_needs_token(self) -> WebConfig:
         if self.enabled and self.token is None and not is_loopback(self.host):
             raise ValueError(
-                f"other machines can reach {self.host}, so visitors must show a token: "
-                'give token = "..." with 16 characters or more'
+                f"host {self.host} can be reached by other machines, so it needs a token: "
+                'set token = "..." with 16 characters or more'
             )
         return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost may mean anything."""
+    """Return whether only this machine can reach ``host``; False for any name but localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -55,33 +53,37 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Camera(Document):
-    """One source of frames."""
+    """Table ``[[cameras]]``: one source of frames."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = Field(
-        title="Camera id", description="letters, digits, '_' and '-'; names the camera in every message"
+        title="Camera id", description="letters, digits, '_' and '-'; part of every message"
     )
     source: Uri = Field(
-        title="Source", description="scene://, a file, a folder, rtsp://, v4l2:///dev/video0 or log.mcap"
+        title="Source", description="scene://, rtsp://, v4l2:///dev/video0, a file, a folder, or log.mcap"
     )
     policy: Literal["auto", "every", "newest"] = Field(
         default="auto",
         title="Frame policy",
-        description="auto: newest wins for live sources, every frame of files",
+        description="auto: newest frame of live sources, every frame of files",
     )
     deadline_ms: PositiveNumber | None = Field(
-        default=None, title="Own deadline", description="capture to publish, milliseconds; else the budget's"
+        default=None,
+        title="Own deadline",
+        description="limit from capture to publish, milliseconds; default: deadline_ms of [budget]",
     )
     open_timeout_ms: Count = Field(
         default=5000, title="Open timeout", description="milliseconds to open the source"
     )
     read_timeout_ms: Count = Field(
-        default=2000, title="Read timeout", description="milliseconds to wait for a frame"
+        default=2000,
+        title="Read timeout",
+        description="milliseconds without a frame before the capture process is replaced",
     )
     reconnect: Switch = Field(
-        default=True, title="Reconnect", description="false: a camera's first failure is its end"
+        default=True, title="Reconnect", description="false: stop the camera at its first failure"
     )
     max_restarts: Count = Field(
-        default=8, title="Restarts", description="of a camera's capture process within window_s, at most"
+        default=8, title="Restarts", description="maximum restarts of the capture process within window_s"
     )
     window_s: PositiveNumber = Field(
         default=60.0, title="Restart window", description="seconds over which restarts are counted"
@@ -89,139 +91,141 @@ class Camera(Document):
 
 
 class Budget(Document):
-    """How late is late."""
+    """Table ``[budget]``: deadline, and how many frames may miss it."""
 
     deadline_ms: PositiveNumber = Field(
-        default=100.0, title="Deadline", description="allowed time from capture to publish, milliseconds"
+        default=100.0, title="Deadline", description="limit from capture to publish, milliseconds"
     )
     window_frames: Count = Field(
-        default=30, title="Window", description="frames over which misses are judged"
+        default=30, title="Window", description="frames over which late frames are counted"
     )
     max_miss_ratio: Ratio = Field(
-        default=0.1, title="Tolerated misses", description="share of late frames in the window, 0 to 1"
+        default=0.1,
+        title="Tolerated misses",
+        description="allowed share of late frames in the window, 0 to 1",
     )
 
     def latency_budget(self) -> LatencyBudget:
-        """The same in nanoseconds, as the daemon takes it."""
+        """Return the budget in nanoseconds, as the daemon takes it."""
         return LatencyBudget(round(self.deadline_ms * 1e6), self.window_frames, self.max_miss_ratio)
 
 
 class ModeConfig(Document):
-    """One rung of the ladder: what is done when the modes before it are too slow."""
+    """Table ``[[modes]]``: one rung of the ladder, used when the modes before it are too slow."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
-        title="Mode name", description="letters, digits, '_', '.' and '-'; stands in every message"
+        title="Mode name", description="letters, digits, '_', '.' and '-'; part of every message"
     )
     bundle: FilePath | None = Field(
-        default=None, title="Bundle", description="the bundle this mode serves; the run's own when not given"
+        default=None, title="Bundle", description="bundle of this mode; default: the bundle of the run"
     )
-    stride: Count = Field(
-        default=1, title="Stride", description="every so many-th frame of each camera is processed"
-    )
+    stride: Count = Field(default=1, title="Stride", description="process every n-th frame of each camera")
 
 
 class ShadowConfig(Document):
-    """A candidate that looks at frames in spare time and publishes nothing."""
+    """Table ``[shadow]``: a bundle that processes frames in spare time and publishes nothing."""
 
-    bundle: FilePath = Field(
-        title="Shadow bundle", description="the bundle to compare with the one that serves"
-    )
+    bundle: FilePath = Field(title="Shadow bundle", description="bundle to compare with the serving bundle")
     every_n: Count = Field(
-        default=10, title="Shadow interval", description="every so many-th published frame is compared"
+        default=10, title="Shadow interval", description="compare every n-th published frame"
     )
 
 
 class DriftConfig(Document):
-    """Whether the scene is still what the bundle was calibrated on."""
+    """Table ``[drift]``: compare frames with the calibration pictures."""
 
     every_n: Count = Field(
         default=60,
         title="Drift interval",
-        description="every so many-th published frame is looked at; they should be seconds apart",
+        description="check every n-th published frame; choose n so that checks are seconds apart",
     )
 
 
 class Fallback(Document):
-    """What serves when the bundle does not start: damaged, of another machine, or with other answers than it had."""
+    """Table ``[fallback]``: what serves if the bundle is damaged, of another machine, or fails its golden frames."""
 
     bundle: FilePath | None = Field(
-        default=None, title="Previous bundle", description="the bundle that served before"
+        default=None, title="Previous bundle", description="bundle that served before"
     )
     onnxruntime: Switch = Field(
         default=False,
         title="On onnxruntime",
-        description="run the bundle's own model on onnxruntime: slower than its engine, and right",
+        description="run the bundle's model on onnxruntime, slower than its engine",
     )
 
 
 class Security(Document):
-    """Whose bundles are served."""
+    """Table ``[security]``: which bundles may serve."""
 
     require_signature: Switch = Field(
         default=False,
         title="Require a signature",
-        description="refuse every bundle that no trusted key signed",
+        description="refuse bundles without a signature of a trusted key",
     )
     trusted_keys: tuple[FilePath, ...] = Field(
-        default=(), title="Trusted keys", description="public keys (.pub files of avq bundle keygen)"
+        default=(), title="Trusted keys", description="public keys, .pub files of avq bundle keygen"
     )
     not_before: Annotated[str, Field(pattern=r"^(\d{4}-\d{2}-\d{2}(T.*)?)?$")] = Field(
-        default="", title="Not before", description="refuse bundles created earlier, ISO 8601 UTC"
+        default="", title="Not before", description="refuse bundles created before this time, ISO 8601 UTC"
     )
 
     @model_validator(mode="after")
-    def _keys_and_demand_go_together(self) -> Security:
+    def _keys_need_require_signature(self) -> Security:
         if self.require_signature and not self.trusted_keys:
-            raise ValueError("require_signature needs trusted_keys; make a pair with avq bundle keygen")
+            raise ValueError("require_signature needs trusted_keys; create a key pair with avq bundle keygen")
         if not self.require_signature and (self.trusted_keys or self.not_before):
-            raise ValueError("trusted_keys and not_before do nothing without require_signature = true")
+            raise ValueError("trusted_keys and not_before have no effect without require_signature = true")
         return self
 
 
 class RunConfig(Document):
-    """What ``avq run`` serves."""
+    """Run configuration: cameras, bundle, budget and outputs."""
 
-    bundle: FilePath = Field(title="Bundle", description="the bundle folder to serve")
-    cameras: tuple[Camera, ...] = Field(min_length=1, title="Cameras", description="where frames come from")
-    budget: Budget = Field(default=Budget(), title="Latency budget", description="how late is late")
+    bundle: FilePath = Field(title="Bundle", description="bundle folder to serve")
+    cameras: tuple[Camera, ...] = Field(min_length=1, title="Cameras", description="sources of frames")
+    budget: Budget = Field(
+        default=Budget(), title="Latency budget", description="deadline, and allowed share of late frames"
+    )
     modes: tuple[ModeConfig, ...] = Field(
-        default=(), title="Modes", description="the ladder, best work first; without it the bundle alone"
+        default=(),
+        title="Modes",
+        description="the ladder, best mode first; default: the bundle at every frame",
     )
     shadow: ShadowConfig | None = Field(
-        default=None, title="Shadow", description="a candidate to compare before anyone promotes it"
+        default=None, title="Shadow", description="bundle to compare with the serving one"
     )
     drift: DriftConfig | None = Field(
-        default=None, title="Drift", description="watch for scenes unlike the calibration pictures"
+        default=None, title="Drift", description="detect scenes unlike the calibration pictures"
     )
-    sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="where messages go")
+    sinks: tuple[SinkConfig, ...] = Field(default=(), title="Sinks", description="outputs of messages")
     recorder: RecorderConfig | None = Field(
-        default=None, title="Recorder", description="the flight recorder, an MCAP log that survives a crash"
+        default=None, title="Recorder", description="flight recorder, an MCAP log that survives a crash"
     )
     alerts: tuple[AlertConfig, ...] = Field(
-        default=(), title="Alerts", description="what is worth a message from the car"
+        default=(), title="Alerts", description="conditions that raise an alert"
     )
     vehicle: str = Field(
         default="",
         title="Vehicle",
-        description="stands in every alert and its id, so that fleets can tell cars apart",
+        description="name of the vehicle, part of every alert and its id",
     )
     frames: Count | None = Field(
-        default=None, title="Frame limit", description="stop after so many published frames"
+        default=None, title="Frame limit", description="stop after this many published frames"
     )
     allow_unaccepted: Switch = Field(
-        default=False, title="Allow unaccepted", description="serve a bundle that its gate refused"
+        default=False, title="Allow unaccepted", description="serve a bundle that the gate refused"
     )
     fallback: Fallback = Field(
-        default=Fallback(), title="Fallback", description="what serves when the bundle does not start"
+        default=Fallback(), title="Fallback", description="what serves if the bundle does not start"
     )
-    security: Security = Field(default=Security(), title="Security", description="whose bundles are served")
-    web: WebConfig = Field(default=WebConfig(), title="Web", description="the page, health and metrics")
+    security: Security = Field(default=Security(), title="Security", description="which bundles may serve")
+    web: WebConfig = Field(default=WebConfig(), title="Web", description="page, health and metrics")
     log_level: LogLevel = Field(
         default="info",
         title="Log level",
-        description="how much is said on standard error; debug: every event as a line of JSON",
+        description="lowest level written to standard error; debug: every event as a line of JSON",
     )
 
     def deadlines_ns(self) -> dict[str, int]:
-        """Return camera id -> deadline, of the cameras that set their own."""
+        """Return camera id -> deadline, for cameras that set ``deadline_ms``."""
         return {c.id: round(c.deadline_ms * 1e6) for c in self.cameras if c.deadline_ms is not None}

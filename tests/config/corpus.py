@@ -1,5 +1,5 @@
-"""Wrong configurations: typos, units, impossible budgets, options a source cannot have, and what users of other
-services stumbled over. ``python -m tests.config.corpus`` checks them all and prints the processor time they took.
+"""Invalid configurations: typos, units, impossible budgets, options a source cannot have, and frequent mistakes of
+users of other services. ``python -m tests.config.corpus`` checks them all and prints the processor time they took.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ vehicle = ["car", "bus"]
 
 @dataclass(frozen=True)
 class Wrong:
-    """One edit of a valid file: a line becomes another; the error must name its line and say ``words``."""
+    """One edit of a valid file: a line becomes another; the error must name its line and hold ``words``."""
 
     line: str
     becomes: str
@@ -180,7 +180,7 @@ def units_and_types() -> Iterator[Wrong]:
 
 RUNS = (
     # budgets that cannot be
-    ("deadline_ms = 66.0", "deadline_ms = 0.066", "seconds meant", "66"),
+    ("deadline_ms = 66.0", "deadline_ms = 0.066", "did you mean seconds?", "66"),
     ("deadline_ms = 66.0", "deadline_ms = 66000", "frame periods", "at most 1000"),
     ("deadline_ms = 66.0", "deadline_ms = 0", "greater than 0"),
     ("deadline_ms = 66.0", "deadline_ms = inf", "finite"),
@@ -189,23 +189,23 @@ RUNS = (
     ("window_frames = 30", "window_frames = 0", "window_frames", "greater than"),
     ("read_timeout_ms = 500", "read_timeout_ms = 30", "every frame would count as a stall", "three frame periods"),
     # sources and what they cannot have
-    ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drive?sed=1"', "unknown parameter 'sed'", "'seed'"),
+    ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drive?sed=1"', "parameter 'sed'", "'seed'"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drve"', "no scene 'drve'", "drive"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drive?weather=sunny"', "unknown weather", "valid"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drive?size=64"', "'size'", "WIDTHxHEIGHT"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "scene://drive?fps=0"', "'fps'", "a number"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "rstp://camera/stream"', "'rstp'", "did you mean 'rtsp'?"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "drive.mpp4"', "'.mpp4'", "did you mean '.mp4'?"),
-    ('source = "scene://drive?seed=1&fps=10"', 'source = "log.mcap?topik=/a"', "unknown parameter 'topik'", "topic"),
+    ('source = "scene://drive?seed=1&fps=10"', 'source = "log.mcap?topik=/a"', "parameter 'topik'", "topic"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = ""', "source", "at least 1 character"),
     ('source = "scene://drive?seed=1&fps=10"', "source = 0", "source", "valid string"),
     (
         'source = "scene://drive?seed=1&fps=10"',
-        'source = "v4l2:///dev/video0?size=1280x720&fps=30"', "taken by another camera", "another device",
+        'source = "v4l2:///dev/video0?size=1280x720&fps=30"', "source of another camera", "another device",
     ),
     (
         'source = "v4l2:///dev/video0?size=1280x720&fps=30"',
-        'source = "v4l2:///dev/video0?drop=3"', "unknown parameter 'drop'", "fps, size",
+        'source = "v4l2:///dev/video0?drop=3"', "parameter 'drop'", "fps, size",
     ),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "drive.mp4"\nreconnect = true', "does not go away"),
     ('source = "scene://drive?seed=1&fps=10"', 'source = "pictures"\nmax_restarts = 3', "does not go away"),
@@ -224,8 +224,8 @@ RUNS = (
     ("window_frames = 30", "stride = 2", "unknown key", "belongs in [[modes]]"),
     ("max_miss_ratio = 0.1", 'uri = "-"', "unknown key", "belongs in [[sinks]]"),
     ("port = 8787", "read_timeout_ms = 100", "unknown key", "belongs in [[cameras]]"),
-    ("[budget]", "[[budget]]", "is one table: write [budget], once"),
-    ("[recorder]", "[[recorder]]", "is one table: write [recorder], once"),
+    ("[budget]", "[[budget]]", "is a single table: write [budget] once"),
+    ("[recorder]", "[[recorder]]", "is a single table: write [recorder] once"),
     ("[drift]", "[dirft]", "unknown key", "did you mean 'drift'?"),
     ("[web]", "[wbe]", "unknown key", "did you mean 'web'?"),
     ("[recorder]", "[recoder]", "unknown key", "did you mean 'recorder'?"),
@@ -238,7 +238,7 @@ RUNS = (
     ('uri = "out.jsonl"', 'uri = "out.jsn"', "no sink writes '.jsn'", "did you mean '.jsonl'?"),
     ('uri = "out.jsonl"', 'uri = "mqqt://h/t"', "no sink writes 'mqqt'", "did you mean 'mqtt'?"),
     ('uri = "out.jsonl"', 'uri = "out"', "names without a suffix", "valid:"),
-    ('uri = "out.jsonl"', 'uri = "out.mcap?imag=png"', "unknown parameter 'imag'", "image"),
+    ('uri = "out.jsonl"', 'uri = "out.mcap?imag=png"', "parameter 'imag'", "image"),
     ('uri = "out.jsonl"', 'uri = "out.mcap?image=jpg"', "'image' is not valid", "did you mean 'jpeg'?"),
     ('uri = "out.jsonl"', 'uri = "out.mcap?quality=101"', "'quality'", "1..100"),
     ('path = "front.mcap"', 'path = "out.jsonl"', "a sink writes the same file", "another file"),
@@ -251,23 +251,23 @@ RUNS = (
     ('uri = "out.jsonl"', 'uri = "-"\npassword_env = "P"', "only mqtt:// and mqtts:// sinks", "Password"),
     (
         'password_env = "AVQ_MQTT_PASSWORD"',
-        'password_file = "p"\npassword_env = "P"', "password is in password_file already",
+        'password_file = "p"\npassword_env = "P"', "password_file is set too",
     ),
     ("spool_messages = 1000", "spool_messages = 1", "spool_messages", "greater than or equal to 2"),
     # recorder
     ('image = "jpeg"', 'image = "jpg"', "image", "did you mean 'jpeg'?"),
     ("quality = 80", "quality = 0", "quality", "greater than"),
     ('log_on = "miss"', 'log_on = "misses"', "log_on", "did you mean 'miss'?"),
-    ("keep_mb = 1000", "keep_mb = 150", "it must hold two files"),
+    ("keep_mb = 1000", "keep_mb = 150", "rotate_mb = 100"),
     # alerts
     ('classes = ["person"]', "classes = []", "classes", "at least 1 item"),
     ('cameras = ["front"]', 'cameras = ["frnt"]', "no camera 'frnt'", "did you mean 'front'?"),
     ("min_score = 0.5", "min_score = 50", "min_score", "less than or equal to 1"),
-    ("hits = 3", "hits = 7", "7 hits of 6 frames can never be"),
+    ("hits = 3", "hits = 7", "hits = 7 is more than frames = 6"),
     ('name = "late"', 'name = "person-ahead"', "share the name person-ahead", "another name"),
     ('kind = "budget_miss"', 'kind = "late"', "kind", "budget_miss"),
-    ('kind = "budget_miss"', 'kind = "budget_miss"\nzone = [0.0, 0.0, 1.0, 1.0]', "looks at no detections"),
-    ('kind = "budget_miss"', 'kind = "budget_miss"\nclasses = ["car"]', "looks at no detections"),
+    ('kind = "budget_miss"', 'kind = "budget_miss"\nzone = [0.0, 0.0, 1.0, 1.0]', "uses no detections"),
+    ('kind = "budget_miss"', 'kind = "budget_miss"\nclasses = ["car"]', "uses no detections"),
     ('kind = "budget_miss"', 'kind = "camera_dead"\nhits = 2', "counts no frames"),
     ('kind = "budget_miss"', 'kind = "drift"\nframes = 2', "counts no frames"),
     ('anchor = "bottom"', 'anchor = "middle"', "anchor", "bottom, center"),
@@ -300,7 +300,7 @@ RECIPES = (
 
 
 def corpus() -> list[Wrong]:
-    """All of them."""
+    """Return every invalid file."""
     return [
         *typos(),
         *units_and_types(),
@@ -311,7 +311,7 @@ def corpus() -> list[Wrong]:
 
 
 def refusal(wrong: Wrong, path: Path, host: PluginHost) -> ConfigError | None:
-    """What ``avq config check`` says to it; None when it lets it pass."""
+    """Return the error of ``avq config check``; None if it accepts the file."""
     path.write_text(wrong.written()[0])
     try:
         check_config(path, host)
@@ -321,12 +321,12 @@ def refusal(wrong: Wrong, path: Path, host: PluginHost) -> ConfigError | None:
 
 
 def faults(wrong: Wrong, error: ConfigError | None, path: Path) -> list[str]:
-    """What the refusal does not say although it should."""
+    """Return what is missing from the error."""
     if error is None:
         return ["it was not refused"]
-    said = str(error)
-    wanted = (f"{path}:{wrong.written()[1]}: ", *wrong.words)
-    return [f"'{word}' is not in: {said}" for word in wanted if word not in said] + (
+    message = str(error)
+    expected = (f"{path}:{wrong.written()[1]}: ", *wrong.words)
+    return [f"'{word}' is not in: {message}" for word in expected if word not in message] + (
         [] if error.fix else ["no fix"]
     )
 

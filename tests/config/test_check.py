@@ -132,7 +132,7 @@ def test_no_valid_file_is_refused(tmp_path: Path, host: PluginHost, text: str) -
     assert check_config(path, host)["valid"]
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path, host: PluginHost) -> None:
+def test_several_mistakes_are_reported_at_once(tmp_path: Path, host: PluginHost) -> None:
     path = tmp_path / "conf.toml"
     text = (
         VALID.replace("stride = 2", 'stride = "2"')

@@ -105,8 +105,8 @@ def test_a_ladder_a_shadow_and_drift_are_read_with_paths_beside_the_file(tmp_pat
         ("stride = 2", "strid = 2", ": modes[2].strid: unknown key"),
         ("stride = 2", 'stride = "2"', "modes[2].stride"),
         ('name = "best"', 'name = "a b"', ": modes[0].name: "),
-        ('name = "best"', "", ": modes[0].name: is needed and was not given"),
-        ('"next.avq"', '"b"', "the shadow is the bundle that serves"),
+        ('name = "best"', "", ": modes[0].name: is required"),
+        ('"next.avq"', '"b"', "shadow.bundle: the shadow bundle is the serving bundle"),
         ("[drift]", "[drift]\nevery_n = 0", ": drift.every_n: input should be greater than or equal to 1"),
         ("[drift]", "[drift]\nevery = 3", ": drift.every: unknown key"),
     ],
@@ -135,10 +135,10 @@ def test_there_are_examples_of_both_kinds() -> None:
         ("deadline_ms = 50", 'deadline_ms = "50"', ["conf.toml:4", "valid number", "'50'"]),
         ("deadline_ms = 50", "deadline_ms = nan", ["conf.toml:4", "finite"]),
         ('"rear"', '"front"', ["share the id front"]),
-        ('id = "rear"', "", ["conf.toml:9: cameras[1].id: is needed"]),
+        ('id = "rear"', "", ["conf.toml:9: cameras[1].id: is required"]),
         ('"every"', '"evry"', ["conf.toml:12", "did you mean 'every'?"]),
         ('"scene://drive"', '""', ["conf.toml:8: cameras[0].source"]),
-        ('bundle = "b"', "", ["bundle: is needed", "the bundle folder to serve"]),
+        ('bundle = "b"', "", ["bundle: is required", "bundle folder to serve"]),
         ('bundle = "b"', 'bundle = "b"\nframes = 0', ["conf.toml:3: frames"]),
         ('bundle = "b"', 'bundle = "b"\nallow_unaccepted = "no"', ["conf.toml:3: allow_unaccepted"]),
         ("[budget]", "[buget]", ["conf.toml:3: buget: unknown key", "did you mean 'budget'?"]),
@@ -154,7 +154,7 @@ def test_mistakes_are_explained(tmp_path: Path, wrong: str, right: str, expected
 
 
 def test_a_run_without_cameras_is_refused(tmp_path: Path) -> None:
-    assert "cameras: is needed" in refused(tmp_path, 'bundle = "b"')
+    assert "cameras: is required" in refused(tmp_path, 'bundle = "b"')
     assert "at least 1 item" in refused(tmp_path, 'bundle = "b"\ncameras = []')
 
 
@@ -222,7 +222,7 @@ def test_a_preprocessing_or_class_file_is_beside_the_recipe_and_a_known_name_sta
     )
 
 
-def test_wrong_flags_and_wrong_files_are_told_apart(tmp_path: Path) -> None:
+def test_wrong_flags_and_wrong_files_have_different_errors(tmp_path: Path) -> None:
     base = {"model": Path("m.onnx"), "output": Path("b")}
     with pytest.raises(RequestError, match="threads") as caught:
         recipe_from(None, flags(**base, threads=0))
@@ -231,7 +231,7 @@ def test_wrong_flags_and_wrong_files_are_told_apart(tmp_path: Path) -> None:
         recipe_from(write(tmp_path, "threads = 0"), flags(**base))
     with pytest.raises(ConfigError, match=r"conf.toml:2: max_drops: unknown key(.|\n)*'max_drop'"):
         recipe_from(write(tmp_path, "\nmax_drops = 1"), flags(**base))
-    with pytest.raises(RequestError, match=r"model: is needed(.|\n)*avq build MODEL"):
+    with pytest.raises(RequestError, match=r"model: is required(.|\n)*avq build MODEL"):
         recipe_from(None, flags(output=Path("b")))
     with pytest.raises(RequestError, match="key=value"):
         recipe_from(None, flags(**base, options=("bits",)))

@@ -42,17 +42,19 @@ def test_the_probe_is_smaller_than_the_model_it_watches(day_bundle):
     assert parts[PROBE].bytes <= parts["model.onnx"].bytes and parts[DRIFT].bytes < 20_000
 
 
-def test_people_read_one_sentence_and_what_moved(day_bundle, tmp_path):
+def test_the_text_output_has_the_result_and_the_deviations(day_bundle, tmp_path):
     write_labelled_set(tmp_path / "night", seeds=range(7100, 7112), weather="night")
     result = run_avq("eval", day_bundle, "--data", tmp_path / "night", "--drift")
     assert (
-        result.returncode == 1 and "DRIFT: 12 of 12" in result.stdout and "What moved most" in result.stdout
+        result.returncode == 1
+        and "DRIFT: 12 of 12" in result.stdout
+        and "Largest deviations" in result.stdout
     )
 
 
-def test_what_cannot_tell_is_refused_with_a_way_on(day_bundle, tmp_path):
+def test_drift_without_a_probe_or_with_labels_is_refused(day_bundle, tmp_path):
     model = run_avq("eval", builtin_detector_path(), "--data", day_bundle.parent / "days", "--drift")
-    assert model.returncode == 2 and "asks a bundle" in model.stderr
+    assert model.returncode == 2 and "--drift needs a bundle" in model.stderr
     labels = day_bundle.parent / "days" / "labels.json"
     both = run_avq("eval", day_bundle, "--data", day_bundle.parent / "days", "--drift", "--labels", labels)
     assert both.returncode == 2 and "second call" in both.stderr

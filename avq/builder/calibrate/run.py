@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import onnx
 
@@ -224,6 +224,26 @@ def check_belongs(
         )
 
 
+class TensorRange(TypedDict):
+    """Range of one tensor: clipping range, threshold, scale, observed extremes, number of values."""
+
+    low: float
+    high: float
+    threshold: float
+    scale: float
+    min: float
+    max: float
+    count: int
+
+
+class ThresholdsJson(TypedDict):
+    """Object of ``avq calibrate thresholds --json``."""
+
+    tensors: dict[str, TensorRange]
+    seconds: float
+    inferences: int
+
+
 def thresholds_table(
     data: CalibrationFile,
     *,
@@ -231,11 +251,11 @@ def thresholds_table(
     bits: int = 8,
     symmetric: bool = True,
     percentile: float = 99.99,
-) -> dict[str, Any]:
-    """``avq calibrate thresholds``: every range from counts alone; the keys of its --json."""
+) -> ThresholdsJson:
+    """Compute the range of every tensor from its counts, without inference."""
     started = time.monotonic()
     stats = HistogramStats(data.histograms)
-    table = {}
+    table: dict[str, TensorRange] = {}
     for name in stats.tensors:
         histogram = data.histograms[name]
         found = stats.range(name, calibrator, bits=bits, symmetric=symmetric, percentile=percentile)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from avq.builder.calibrate import avqcal
 from avq.builder.calibrate.avqcal import CalibrationFile, Shard
@@ -84,13 +84,24 @@ def _report(run: CalibrationRun, done: int, wanted: int) -> None:
         run.progress(done, wanted)
 
 
-# Run a calibration and write its file.
+class CalibrateJson(TypedDict):
+    """Object of ``avq calibrate --json``."""
+
+    images: int
+    tensors: int
+    seconds: float
+    peak_rss_mb: float
+    digest: str
+    inferences: int
+    resumed: int
+    not_finite: list[str]
+    file: str
 
 
-def run_calibrate(run: CalibrationRun, output: Path, pool: WorkerPool | None = None) -> dict[str, Any]:
-    """``avq calibrate``: run here or in a worker pool, write ``output``, drop the checkpoint; the keys of its --json.
+def run_calibrate(run: CalibrationRun, output: Path, pool: WorkerPool | None = None) -> CalibrateJson:
+    """Run a calibration, in this process or a worker pool, and write ``output``.
 
-    The checkpoint, unless one is given, lies beside the output, so that starting again resumes.
+    A checkpoint next to ``output`` lets the next call resume; it is deleted at the end.
     """
     started = time.monotonic()
     avqcal.check_writable(output)
