@@ -74,7 +74,7 @@ def test_eval_judges_its_very_bytes(built):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(("--gpu-arch", "sm87"), "Orin"), (("--budget-ms", "3"), "cannot be judged without the GPU")],
+    [(("--gpu-arch", "sm87"), "Orin"), (("--budget-ms", "3"), "--budget-ms needs the GPU")],
 )
 def test_what_cannot_be_is_refused_before_the_first_picture(flags, said, tmp_path):
     result = run_avq("build", MODEL_FILE, *FLAGS, *flags, "-o", tmp_path / "no")
