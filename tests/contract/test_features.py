@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pydantic import BaseModel
-from tests.architecture.test_plugin_contract import optional_protocols
 
 from avq.contract.features import (
     check_engine_features,
@@ -23,6 +22,7 @@ from avq.daemon import sink_types, source_types
 from avq.engines import engine_by_name
 from avq.errors import PluginError, RequestError
 from avq.types import CompiledEngine, LayerTime
+from tests.architecture.test_plugin_contract import optional_protocols
 from tests.conftest import ROOT
 
 REFUSED: set[str] = set()
