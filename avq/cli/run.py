@@ -52,7 +52,7 @@ def run(
     recorder = {"path": log, "log_on": log_on, "rotate_mb": log_rotate_mb, "keep_mb": log_keep_mb}
     read = partial(run_config, **flags, log=recorder)
     reread = read if flags["config"] is not None else None
-    summary = serve(read(), call.host(), call.report, json_lines=call.json, reread=reread)
+    summary = serve(read(), call.host(), json_lines=call.json, reread=reread)
     code = call.emit(summary.as_json(), summary_tables(summary), one_line=True)
     return summary.exit_code or code
 

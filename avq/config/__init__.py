@@ -28,6 +28,7 @@ from avq.config.run import (
     Camera,
     DriftConfig,
     LogLevel,
+    LogLevels,
     ModeConfig,
     RunConfig,
     Security,
@@ -38,8 +39,9 @@ from avq.config.run import (
 from avq.config.sinks import AlertConfig, RecorderConfig, SinkConfig
 
 __all__ = [
-    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "ModeConfig", "Problem", "RecipeFile",
-    "RecorderConfig", "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file", "file_kind",
+    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "LogLevels", "ModeConfig", "Problem",
+    "RecipeFile", "RecorderConfig", "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file",
+    "file_kind",
     "implausible", "is_loopback", "json_schema", "key_values", "load_document", "load_recipe", "load_run",
     "parse_class_map", "read_recipe", "read_run", "recipe_from", "recorder_from", "refuse",
 ]  # fmt: skip

@@ -52,6 +52,26 @@ def is_loopback(host: str) -> bool:
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+class LogLevels(Document):
+    """The table ``[log_levels]``: levels of single modules, instead of ``log_level``."""
+
+    daemon: LogLevel | None = Field(
+        default=None, title="Daemon log level", description="cameras, bundles, memory (logger avq.daemon)"
+    )
+    engines: LogLevel | None = Field(
+        default=None, title="Engine log level", description="inference runtimes (logger avq.engines)"
+    )
+    serve: LogLevel | None = Field(
+        default=None, title="Run log level", description="start, reload, alerts (logger avq.serve)"
+    )
+    sinks: LogLevel | None = Field(
+        default=None, title="Sink log level", description="sinks and their connections (logger avq.sinks)"
+    )
+    web: LogLevel | None = Field(
+        default=None, title="Web log level", description="page and web server (loggers avq.web, uvicorn)"
+    )
+
+
 class Camera(Document):
     """Table ``[[cameras]]``: one source of frames."""
 
@@ -224,6 +244,9 @@ class RunConfig(Document):
         default="info",
         title="Log level",
         description="lowest level written to standard error; debug: every event as a line of JSON",
+    )
+    log_levels: LogLevels = Field(
+        default=LogLevels(), title="Log levels", description="levels of single modules, instead of log_level"
     )
 
     def deadlines_ns(self) -> dict[str, int]:

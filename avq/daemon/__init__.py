@@ -1,4 +1,4 @@
-"""The daemon: capture processes, an inbox, one loop, sinks on their own threads, and exact books."""
+"""The daemon: capture processes, an inbox, one loop, sinks on their own threads, and exact frame accounting."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Other bundles into a running service: prepared on a thread of their own, installed between two frames.
+"""Bundle swaps in a running service: prepared on a thread of their own, installed between two frames.
 
-What is new serves on probation: where its engine breaks on one of its first frames, the modes before it come back
-and serve that very frame. Only then are they closed.
+A new bundle is on probation for its first frames. If its engine raises on one of them, the modes before it are
+installed again and serve that frame; they are closed when the probation ends.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from avq.daemon.pipeline import Pipeline
 from avq.daemon.systemd import SystemdNotifier
 from avq.errors import AvqError, MachineError, RefusedError
 from avq.process import lower_thread_priority
+from avq.types.frame import SwapEvent, SwappedBundles
 
 #: Frames a new bundle serves before the one it replaced is closed.
 PROBATION_FRAMES = 30
-#: A caller is answered after so long even when too few frames came to end the probation.
+#: A caller gets its answer after this time even when too few frames came to end the probation.
 _ANSWER_S = 10.0
-_END_S = 10.0
-_LOOK_S = 0.05
+_JOIN_S = 10.0
+_POLL_S = 0.05
 
 
 @dataclass
 class _Request:
-    """``path``: the bundle that replaces the best one; None: read the configuration again."""
+    """``path``: the bundle that replaces the best one; None: reload the configuration."""
 
     path: Path | None
     answer: SimpleQueue[Mapping[str, Any] | AvqError] = field(default_factory=SimpleQueue)
@@ -45,16 +46,17 @@ class _Ready:
 
 
 class BundleSwapper:
-    """Holds what serves, and replaces it on request.
+    """Holds the serving modes and replaces them on request.
 
-    ``install`` and ``roll_back`` are called on the loop's thread, ``swap`` on any, ``signalled`` in a signal handler.
+    ``install`` and ``roll_back`` run on the loop's thread, ``swap`` on any thread, ``request_reload`` in a signal
+    handler.
 
     Args:
-        serving: what the run begins with; closed by ``close()`` with all that came after.
-        prepare: opens, verifies and compares another ladder: for a bundle, or (None) as the configuration now says.
-            Raises AvqError; then nothing is left open.
-        notifier: told when the configuration is read again.
-        reloads: SIGHUP means reload; else it ends the run, as where a terminal is closed.
+        serving: modes at the start; closed by ``close()`` with all later ones.
+        prepare: opens, verifies and compares a ladder for a bundle, or for None the ladder of the configuration as
+            it is now. Raises AvqError and then leaves nothing open.
+        notifier: of the service manager; notified of reloads.
+        reloads: SIGHUP reloads the configuration; else it ends the run, as when a terminal is closed.
     """
 
     def __init__(
@@ -72,56 +74,62 @@ class BundleSwapper:
         self._notifier = notifier or SystemdNotifier()
         self._requests: SimpleQueue[_Request | ActiveModes | None] = SimpleQueue()
         self._ready: SimpleQueue[_Ready] = SimpleQueue()
-        self._probation: tuple[_Ready, ActiveModes, int] | None = (
-            None  # what is new, what was before, frames left
-        )
-        self._settled = threading.Event()
-        self._settled.set()
+        self._probation: tuple[_Ready, ActiveModes, int] | None = None  # new modes, modes before, frames left
+        self._finished = threading.Event()
+        self._finished.set()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="swapper", daemon=True)
         self._thread.start()
 
     def started(self, modes: Sequence[Mode]) -> None:
-        """What serves at first, now that it is warm and its costs are known."""
+        """Replace the modes of the start by the same modes with their measured costs."""
         self.serving = replace(self.serving, modes=tuple(modes))
 
     def swap(self, path: Path) -> Mapping[str, Any]:
-        """Put the bundle at ``path`` in the place of the best one; what came of it.
+        """Serve the bundle at ``path`` instead of the best one.
 
-        Raises AvqError when it was refused or taken back; what served before serves on.
+        Returns:
+            Keys swapped, settled, bundle (digest) and modes.
+
+        Raises:
+            AvqError: it was refused or rolled back; the bundle before continues to serve.
         """
         request = _Request(path)
         self._requests.put(request)
-        if self._closing:  # nobody may be left to take it up
-            request.answer.put(_ending())
+        if self._closing:  # the worker may have ended
+            request.answer.put(_run_ending())
         answer = request.answer.get()
         if isinstance(answer, AvqError):
             raise answer
         return answer
 
     def request_reload(self) -> None:
-        """SIGHUP: read the configuration again."""
+        """Reload the configuration, on SIGHUP."""
         self._requests.put(_Request(None))
 
     def install(self, pipeline: Pipeline) -> ActiveModes | None:
-        """Between two frames: put what is ready in service. Returns it, for those that look at bundles."""
+        """Install prepared modes between two frames.
+
+        Returns:
+            The new modes; None when none are ready.
+        """
         if self._probation is not None or self._ready.empty():
             return None
         ready = self._ready.get()
         before, self.serving = self.serving, ready.served
         self._probation = ready, before, PROBATION_FRAMES
         pipeline.install(ready.served.modes)
-        pipeline.tell(
+        pipeline.record_event(
             _event(
                 "bundle_swapped",
-                f"{_named(before)} gave way to {_named(ready.served)}",
+                f"{_named(ready.served)} replaced {_named(before)}",
                 {"from": before.bundle_digest, "bundle": ready.served.bundle_digest},
             )
         )
         return ready.served
 
     def on_published(self) -> None:
-        """One frame was published."""
+        """Count one published frame of the probation."""
         if self._probation is None:
             return
         ready, before, left = self._probation
@@ -131,15 +139,19 @@ class BundleSwapper:
         self._end_probation(ready, before, settled=True)
 
     def roll_back(self, pipeline: Pipeline, error: Exception) -> ActiveModes | None:
-        """After a frame broke: the modes before a new bundle, back in service; None when no bundle is new."""
+        """Install the modes before a new bundle again, after it failed on a frame.
+
+        Returns:
+            The modes that serve now; None when no bundle is on probation.
+        """
         if self._probation is None:
             return None
         ready, before, _ = self._probation
         self._probation = None
         failed, self.serving = self.serving, before
         pipeline.install(before.modes)
-        reason = f"{_named(failed)} broke on one of its first frames: {type(error).__name__}: {error}"
-        pipeline.tell(
+        reason = f"{_named(failed)} failed on one of its first frames: {type(error).__name__}: {error}"
+        pipeline.record_event(
             _event(
                 "swap_rolled_back",
                 " ".join(reason.split()),
@@ -149,19 +161,19 @@ class BundleSwapper:
         self._requests.put(failed)
         ready.request.answer.put(
             MachineError(
-                "the new bundle was taken out of service again",
+                "the new bundle was rolled back",
                 seen=reason,
-                fix=f"{_named(before)} serves on; avq eval and avq bench show what the new one does",
+                fix=f"{_named(before)} continues to serve; check the new bundle with avq eval and avq bench",
             )
         )
-        self._settled.set()
+        self._finished.set()
         return before
 
     def _end_probation(self, ready: _Ready, before: ActiveModes, *, settled: bool) -> None:
         self._probation = None
         self._requests.put(before)
         self._answer(ready, settled=settled)
-        self._settled.set()
+        self._finished.set()
 
     def _answer(self, ready: _Ready, *, settled: bool) -> None:
         answer = {
@@ -176,10 +188,10 @@ class BundleSwapper:
         lower_thread_priority()
         while (item := self._requests.get()) is not None:
             if isinstance(item, ActiveModes):
-                with suppress(Exception):  # it may have been taken out because it is broken
+                with suppress(Exception):  # it may have been rolled back because it is broken
                     item.close()
             elif self._closing:
-                item.answer.put(_ending())
+                item.answer.put(_run_ending())
             else:
                 self._work(item)
 
@@ -189,7 +201,7 @@ class BundleSwapper:
         try:
             served = self._open(request.path)
         except Exception as error:
-            refused = error if isinstance(error, AvqError) else _broken(error)
+            refused = error if isinstance(error, AvqError) else _preparation_failed(error)
             self.events.put(_refused(refused, request.path))
             request.answer.put(refused)
         else:
@@ -200,36 +212,36 @@ class BundleSwapper:
     def _open(self, path: Path | None) -> ActiveModes:
         served = self._prepare(path)
         try:
-            if _same_work(served, self.serving):
+            if _same_modes(served, self.serving):
                 raise RefusedError(
-                    "there is nothing to swap",
-                    seen=f"{_named(served)} serves already",
+                    "the bundle already serves",
+                    seen=_named(served),
                     fix="name another bundle",
                 )
-            what = "the new bundle" if path is None else f"the bundle {path}"
-            require_classes(served.modes[0].parts, self.serving.modes[0].parts.labels, what)
+            name = "the new bundle" if path is None else f"the bundle {path}"
+            require_classes(served.modes[0].parts, self.serving.modes[0].parts.labels, name)
             return replace(served, modes=warmed(served.modes))
         except BaseException:
             served.close()
             raise
 
     def _hand_over(self, ready: _Ready) -> None:
-        """One at a time: the next is prepared when this one's probation is over, or no frame comes to end it."""
-        self._settled.clear()
+        """Offer prepared modes to the loop and wait for the end of their probation: one swap at a time."""
+        self._finished.clear()
         self._ready.put(ready)
         deadline_s = time.monotonic() + _ANSWER_S
         answered = False
-        while not self._settled.wait(_LOOK_S) and not self._closing:
+        while not self._finished.wait(_POLL_S) and not self._closing:
             if time.monotonic() > deadline_s and not answered:
                 self._answer(ready, settled=False)
                 answered = True
-        ready.request.answer.put(_ending())  # nobody reads it unless the run ended in between
+        ready.request.answer.put(_run_ending())  # read only if the run ended in between
 
     def close(self) -> None:
-        """The loop is over: close every bundle that is open."""
+        """Close every open bundle, after the loop has ended."""
         self._closing = True
         self._requests.put(None)
-        self._thread.join(_END_S)
+        self._thread.join(_JOIN_S)
         while not self._ready.empty():
             self._ready.get().served.close()
         if self._probation is not None:
@@ -237,11 +249,11 @@ class BundleSwapper:
         self.serving.close()
 
 
-def _same_work(a: ActiveModes, b: ActiveModes) -> bool:
-    def work(served: ActiveModes) -> list[tuple[str, str, int]]:
+def _same_modes(a: ActiveModes, b: ActiveModes) -> bool:
+    def modes(served: ActiveModes) -> list[tuple[str, str, int]]:
         return [(mode.name, mode.parts.bundle_digest, mode.stride) for mode in served.modes]
 
-    return work(a) == work(b)
+    return modes(a) == modes(b)
 
 
 def _named(served: ActiveModes) -> str:
@@ -249,22 +261,24 @@ def _named(served: ActiveModes) -> str:
     return f"bundle {names}"
 
 
-def _event(kind: str, reason: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "t_ns": time.monotonic_ns(), **more, "reason": reason}
+def _event(kind: str, reason: str, bundles: SwappedBundles) -> SwapEvent:
+    return {"kind": kind, "t_ns": time.monotonic_ns(), **bundles, "reason": reason}
 
 
-def _refused(error: AvqError, path: Path | None) -> dict[str, Any]:
+def _refused(error: AvqError, path: Path | None) -> SwapEvent:
     reason = f"{error.what} ({error.seen})" if error.seen else error.what
     return _event("swap_refused", " ".join(reason.split()), {"path": str(path) if path else ""})
 
 
-def _ending() -> AvqError:
-    return MachineError("nothing was swapped", seen="the run is ending", fix="start it with the new bundle")
+def _run_ending() -> AvqError:
+    return MachineError(
+        "the bundle was not swapped", seen="the run is ending", fix="start the next run with the new bundle"
+    )
 
 
-def _broken(error: Exception) -> AvqError:
+def _preparation_failed(error: Exception) -> AvqError:
     return MachineError(
         "the new bundle could not be prepared",
         seen=f"{type(error).__name__}: {error}",
-        fix="avq inspect and avq eval show what is wrong with it",
+        fix="check it with avq inspect and avq eval",
     )

@@ -1,4 +1,4 @@
-"""Has the scene left what the bundle was calibrated on? The bundle's probe on a frame every few seconds."""
+"""Drift of the scene from the calibration pictures: the bundle's probe on a frame every few seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avq.bundle import DRIFT, PROBE, OpenBundle
+from avq.daemon.side_task import Finding
 from avq.errors import AvqError, MachineError, RequestError
 from avq.hookspecs import Engine, Session
 from avq.measure.drift import DriftMonitor, DriftReference, DriftState
@@ -18,7 +19,7 @@ RUNTIME = "onnxruntime"
 
 @dataclass
 class _Probe:
-    """One bundle's probe, open, with a monitor per camera: another camera is another scene."""
+    """The open probe of one bundle, with one monitor per camera: another camera is another scene."""
 
     bundle: str
     session: Session
@@ -28,36 +29,39 @@ class _Probe:
 
 
 class Drift:
-    """Shares of activations outside the calibrated ranges, against what they were on the calibration pictures.
+    """Compares the share of activations outside the calibrated ranges with that of the calibration pictures.
 
-    A bundle without a probe, or a machine without its runtime, is told once and not looked at.
+    A bundle without a probe, or a machine without onnxruntime, is reported once and then ignored.
 
     Args:
-        engines: that run here; the probe needs onnxruntime.
-        bundle: that serves.
+        engines: available on this machine; the probe needs onnxruntime.
+        bundle: the serving one.
+
+    Attributes:
+        unavailable: why drift cannot be watched; "" when it can.
     """
 
     def __init__(self, engines: Mapping[str, Engine], bundle: OpenBundle) -> None:
-        self.why_not = ""
+        self.unavailable = ""
         self._engines = engines
         self._probe: _Probe | None = None
-        self.serves(bundle)
+        self.on_bundle(bundle)
 
-    def serves(self, bundle: OpenBundle) -> None:
-        """Look with the probe of another bundle."""
+    def on_bundle(self, bundle: OpenBundle) -> None:
+        """Continue with the probe of another bundle."""
         self.close()
         self._cameras: dict[str, dict[str, Any]] = {}
-        self.why_not, self._told = "", False
+        self.unavailable, self._reported = "", False
         try:
             self._probe = _open(self._engines, bundle)
         except AvqError as error:
-            self.why_not = f"{error.what} ({error.seen}); {error.fix}"
+            self.unavailable = f"{error.what} ({error.seen}); {error.fix}"
 
-    def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
+    def examine(self, frame: Frame, detections: Detections, bundle: str) -> list[Finding]:
         probe = self._probe
         if probe is None:
-            told, self._told = self._told, True
-            return [] if told else [{"kind": "drift_unavailable", "reason": self.why_not}]
+            reported, self._reported = self._reported, True
+            return [] if reported else [{"kind": "drift_unavailable", "reason": self.unavailable}]
         raw = probe.session.infer(probe.preprocessor.prepare(frame).tensor)
         ratios = {name: float(value) for name, value in raw.items()}
         if frame.camera not in probe.monitors:
@@ -71,9 +75,9 @@ class Drift:
         return [_event(after, share)]
 
     def state(self) -> Mapping[str, Any]:
-        """``share``: of activations outside the calibrated ranges, worst camera, last picture; null before one."""
+        """Results so far; ``share`` is that of the worst camera on its last picture, None before the first."""
         if self._probe is None:
-            return {"available": False, "why": self.why_not}
+            return {"available": False, "why": self.unavailable}
         cameras = dict(self._cameras)
         return {
             "available": True,
@@ -101,7 +105,7 @@ def _row(state: DriftState, share: float) -> dict[str, Any]:
     }
 
 
-def _event(state: DriftState, share: float) -> dict[str, Any]:
+def _event(state: DriftState, share: float) -> Finding:
     if not state.drifting:
         reason = f"{state.beyond_count} of {state.seen} pictures are unusual again; {state.limit} are drift"
         return {"kind": "drift_cleared", "share": share, "reason": reason}
@@ -116,13 +120,13 @@ def _open(engines: Mapping[str, Engine], bundle: OpenBundle) -> _Probe:
     manifest = bundle.manifest
     if not bundle.has(DRIFT) or not bundle.has(PROBE) or manifest.preprocess is None:
         raise RequestError(
-            f"the bundle {bundle.path} cannot tell drift",
+            f"bundle {bundle.path} has no drift probe",
             seen=f"strategy {manifest.strategy.name}, {'' if bundle.has(PROBE) else 'no '}probe.onnx, no drift.json",
-            fix="build one with static ranges on at least 10 pictures: a float bundle has none to leave",
+            fix="build a bundle with static ranges on at least 10 pictures; a float bundle has no ranges",
         )
     if RUNTIME not in engines:
         raise MachineError(
-            "drift cannot be watched here: its probe needs onnxruntime",
+            "the drift probe needs onnxruntime",
             seen=f"installed: {', '.join(sorted(engines)) or 'no engine'}",
             fix='pip install "avq[onnxruntime]", or remove [drift] from the configuration',
         )

@@ -1,29 +1,30 @@
-"""Events that other threads leave for the loop, which tells them in its own time."""
+"""Events of worker threads on their way to the loop, which hands them to the sinks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+
+from avq.types.frame import Event
 
 
 class EventQueue:
-    """Put by any thread, taken by one; nothing here waits."""
+    """Filled by any thread, emptied by one; no call blocks."""
 
     def __init__(self) -> None:
-        self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._events: SimpleQueue[Event] = SimpleQueue()
 
-    def put(self, event: Mapping[str, Any]) -> None:
-        self._events.put(dict(event))
+    def put(self, event: Event) -> None:
+        self._events.put(event)
 
-    def next(self) -> dict[str, Any] | None:
-        """The next thing to tell; None when there is no more."""
+    def next(self) -> Event | None:
+        """Take the oldest event; None when there is none."""
         try:
             return self._events.get_nowait()
         except Empty:
             return None
 
-    def drain(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        """Hand on what is there."""
+    def drain(self, handle: Callable[[Event], None]) -> None:
+        """Call ``handle`` with every queued event, oldest first."""
         while (event := self.next()) is not None:
-            tell(event)
+            handle(event)

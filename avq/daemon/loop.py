@@ -1,4 +1,4 @@
-"""The daemon: cameras in, messages out, until they end or somebody says stop."""
+"""The loop of the daemon: frames from the cameras in, messages out, until the cameras or the run end."""
 
 from __future__ import annotations
 
@@ -21,19 +21,16 @@ from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
 from avq.daemon.systemd import WatchdogHeartbeat
-from avq.decoders import DetectionDecoder
 from avq.errors import RequestError
 from avq.hookspecs import Sink
 from avq.types import LatencyBudget
 
-# Signals of a run: end cleanly, or read the configuration again.
-
 
 @contextmanager
 def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``stop`` once; a second one acts as if we were not here. SIGHUP calls ``reload``.
+    """Call ``stop`` on the first SIGINT or SIGTERM and ``reload`` on SIGHUP; a second SIGTERM acts as before.
 
-    Both functions must be safe in a signal handler. Nothing happens outside the main thread.
+    Both functions must be safe in a signal handler. Outside the main thread no handler is installed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,7 +43,7 @@ def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) 
         for number in ends:
             signal.signal(number, before[number])
 
-    def ask(number: int, _stack: object) -> None:
+    def handle(number: int, _stack: object) -> None:
         if number == signal.SIGHUP:
             if reload is not None:
                 reload()
@@ -55,7 +52,7 @@ def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) 
         stop()
 
     for number in numbers:
-        signal.signal(number, ask)
+        signal.signal(number, handle)
     try:
         yield
     finally:
@@ -79,54 +76,56 @@ def serve_bundle(
     """Serve until every source has ended, ``options.frames`` are published, or SIGINT/SIGTERM comes.
 
     Args:
-        work: the opened bundle, or the modes of a ladder, best first; stays the caller's to close.
+        work: the opened bundle, or the modes of a ladder, best first; closed by the caller.
         sources: camera id -> URI.
-        sinks: opened; closed here, whatever happens.
-        budget: what counts as late.
+        sinks: opened; closed here in every case.
+        budget: deadline and tolerated misses.
+        options: everything that has a default.
+        clock: of frames and stages; the system clock by default.
 
     Raises:
         RequestError, DataError: a file could not be opened or gave no frame at all.
-        MachineError: no camera could be opened within its bound of restarts.
-        Whatever the engine or decoder raises on a frame.
+        MachineError: no camera could be opened within its limit of restarts.
+        Exception: the engine or decoder raised it on a frame.
     """
-    settled = options or RunOptions()
-    publisher = Publisher(sinks, settled.on_event, settled.addresses)
+    settings = options or RunOptions()
+    publisher = Publisher(sinks, settings.on_event, settings.addresses)
     modes = as_modes(work)
     inbox = SharedInbox()
-    swapper = settled.swapper
+    swapper = settings.swapper
     reload = swapper.request_reload if swapper is not None and swapper.reloads else None
 
     def stop() -> None:
         publisher.stop_blocking()  # the loop may be waiting for a sink
         inbox.stop()
 
-    with handle_signals(stop, reload) if settled.signals else nullcontext():
+    with handle_signals(stop, reload) if settings.signals else nullcontext():
         try:
             _check(modes, sources)
-            settled.notifier.extend_timeout("warming the engine up")
+            settings.notifier.extend_timeout("engine warm-up")
             modes = warmed(modes)
             if swapper is not None:
                 swapper.started(modes)
             pipeline = Pipeline(
-                modes, clock or SystemClock(), budget, publisher, deadlines_ns=settled.deadlines_ns
+                modes, clock or SystemClock(), budget, publisher, deadlines_ns=settings.deadlines_ns
             )
-            restarts = {camera: settled.of(camera).restarts for camera in sources}
-            receiver = Receiver(_settings(sources, settled, modes), inbox, restarts)
-            loop = _Loop(inbox, pipeline, publisher, receiver, settled)
+            restarts = {camera: settings.of(camera).restarts for camera in sources}
+            receiver = Receiver(_settings(sources, settings, modes), inbox, restarts)
+            loop = _Loop(inbox, pipeline, publisher, receiver, settings)
             try:
                 loop.run()
                 all_sinks_failed = not publisher.alive
             finally:
-                settled.observer.on_end()
-                settled.notifier.stopping()
+                settings.observer.on_end()
+                settings.notifier.stopping()
                 publisher.stop_blocking()
                 receiver.stop()
                 inbox.drop_waiting()
                 loop.drain_events()
         finally:
-            for aside in settled.side_tasks:
-                aside.close()
-            reports = publisher.close(settled.drain_s)
+            for side_task in settings.side_tasks:
+                side_task.close()
+            reports = publisher.close(settings.drain_s)
     if receiver.refused is not None:
         raise receiver.refused
     return RunSummary(
@@ -137,27 +136,26 @@ def serve_bundle(
         tuple(pipeline.events),
         tuple(receiver.failures),
         tuple(reports),
-        {aside.name: aside.state() for aside in settled.side_tasks},
+        {side_task.name: side_task.state() for side_task in settings.side_tasks},
         all_sinks_failed,
     )
 
 
 def _check(modes: Sequence[Mode], sources: Mapping[str, str]) -> None:
-    decoders = (mode.parts.decoder for mode in modes)
-    if any(isinstance(one, DetectionDecoder) and one.spec.family == "none" for one in decoders):
+    if any(mode.parts.decoder is None for mode in modes):
         raise RequestError(
-            "this bundle does not say how its outputs become boxes",
+            "the bundle names no decoder for its outputs",
             seen="decoder 'none'",
             fix="build it again with --decoder NAME; 'avq plugins' lists the families",
         )
     if not sources:
-        raise RequestError("there is nothing to look at", seen="no source", fix="add --source URI")
+        raise RequestError("no source given", seen="no camera", fix="add --source URI")
 
 
 def _settings(
     sources: Mapping[str, str], options: RunOptions, modes: Sequence[Mode]
 ) -> list[CaptureSettings]:
-    """A single source whose every frame counts is read no further than ``frames``."""
+    """Settings per camera; a single source whose every frame counts is read no further than ``frames``."""
     every_one_counts = len(sources) == 1 and all(mode.stride == 1 for mode in modes)
     return [
         CaptureSettings(
@@ -175,7 +173,7 @@ def _settings(
 
 @dataclass
 class _Loop:
-    """Round and round: install what is ready, take a frame, serve it, tell the news."""
+    """Each round: install a prepared bundle, take a frame, serve it, hand on events."""
 
     inbox: SharedInbox
     pipeline: Pipeline
@@ -199,7 +197,7 @@ class _Loop:
             arrival = self.inbox.next(_WAIT_S)
             self.drain_events()
             if arrival is None:
-                self._heartbeat.on_idle(self._nothing_is_due)
+                self._heartbeat.on_idle(self._idle_explained)
             elif not self.pipeline.wants(arrival.frame):
                 self.inbox.finished(arrival.frame.camera, STRIDE)
                 arrival.release()
@@ -208,7 +206,7 @@ class _Loop:
                 published += 1
 
     def _view(self) -> RunView:
-        states = {aside.name: aside.state for aside in self.options.side_tasks}
+        states = {side_task.name: side_task.state for side_task in self.options.side_tasks}
         return RunView(
             self.pipeline.judge.budget,
             self.inbox.counts_by_camera,
@@ -221,12 +219,12 @@ class _Loop:
 
     def _install(self) -> None:
         if self.options.swapper is not None:
-            self._now_serves(self.options.swapper.install(self.pipeline))
+            self._announce(self.options.swapper.install(self.pipeline))
 
-    def _now_serves(self, served: ActiveModes | None) -> None:
+    def _announce(self, served: ActiveModes | None) -> None:
         if served is not None and served.bundle is not None:
-            for aside in self.options.side_tasks:
-                aside.serves(served.bundle)
+            for side_task in self.options.side_tasks:
+                side_task.on_bundle(served.bundle)
 
     def _serve(self, arrival: Arrival) -> None:
         frame = arrival.frame
@@ -235,8 +233,8 @@ class _Loop:
             result = self._process(arrival)
             outcome = None
             self.options.observer.on_frame(frame, result)
-            for aside in self.options.side_tasks:
-                aside.on_frame(frame, result.published, relaxed=self.pipeline.relaxed)
+            for side_task in self.options.side_tasks:
+                side_task.on_frame(frame, result.published, relaxed=self.pipeline.relaxed)
         finally:
             self.inbox.finished(frame.camera, outcome)
             arrival.release()
@@ -247,7 +245,7 @@ class _Loop:
             self.options.on_result(result)
 
     def _process(self, arrival: Arrival) -> FrameResult:
-        """A new bundle that breaks on one of its first frames gives way to the one before, on this very frame."""
+        """Process a frame; a new bundle that fails on it is rolled back, and the one before serves the frame."""
         try:
             return self.pipeline.process(arrival)
         except Exception as error:
@@ -255,20 +253,20 @@ class _Loop:
             before = swapper.roll_back(self.pipeline, error) if swapper is not None else None
             if before is None:
                 raise
-            self._now_serves(before)
+            self._announce(before)
             return self.pipeline.process(arrival)
 
-    def _nothing_is_due(self) -> bool:
-        """No frame waits, and of every camera it is known why it delivers none, or it is not due yet."""
-        return self.inbox.counts().in_flight == 0 and self.receiver.accounted
+    def _idle_explained(self) -> bool:
+        """Whether no frame is queued, and every camera has a known reason to deliver none or is not due yet."""
+        return self.inbox.counts().in_flight == 0 and self.receiver.silence_explained
 
     def drain_events(self) -> None:
-        """FrameResult what became of cameras, bundles and memory into events."""
-        tell = self.pipeline.tell
-        self.receiver.events.drain(tell)
+        """Hand the events of cameras, bundles, side tasks and memory to the sinks."""
+        record = self.pipeline.record_event
+        self.receiver.events.drain(record)
         if self.options.swapper is not None:
-            self.options.swapper.events.drain(tell)
-        for aside in self.options.side_tasks:
-            aside.events.drain(tell)
-        for event in self._memory.look():
-            tell(event)
+            self.options.swapper.events.drain(record)
+        for side_task in self.options.side_tasks:
+            side_task.events.drain(record)
+        for event in self._memory.sample():
+            record(event)

@@ -1,4 +1,4 @@
-"""Memory that only ever grows: told before the machine has none left. Ours, and that of every capture process."""
+"""Steady memory growth of the daemon and its capture processes, reported before memory runs out."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from avq.process import resident_bytes
+from avq.types.frame import MemoryEvent
 
 SAMPLE_S = 10.0
 _BLOCKS = 6
 _BLOCK_SAMPLES = 60  # ten minutes: an hour decides
-#: Less growth over the hour is nobody's trouble: caches fill, fragments settle.
+#: Less growth over the hour is normal: caches fill, fragments settle.
 _LEAST_BYTES = 16 << 20
 _MB = 1 << 20
 
 
 class MemoryTrend:
-    """One process. Steady growth is one where each block of samples lies above the block before."""
+    """Samples of one process. Growth is steady when each block of samples lies above the block before."""
 
     def __init__(self) -> None:
         self._samples: list[int] = []
 
     def add(self, resident_bytes: int) -> int | None:
-        """Bytes it grew by over an hour of steady growth, told once per hour; else None."""
+        """Add a sample.
+
+        Returns:
+            Bytes of growth over an hour of steady growth, once per hour; else None.
+        """
         self._samples.append(resident_bytes)
         if len(self._samples) < _BLOCKS * _BLOCK_SAMPLES:
             return None
@@ -49,7 +53,7 @@ class MemoryWatch:
     Args:
         pids: capture process per camera.
         now_s: monotonic seconds.
-        resident: process id -> resident bytes, None when it is gone.
+        resident: process id -> resident bytes, None when the process has ended.
     """
 
     def __init__(
@@ -64,28 +68,29 @@ class MemoryWatch:
         self._due_s = now_s()
         self._trends: dict[tuple[str, int], MemoryTrend] = {}
 
-    def look(self) -> list[dict[str, Any]]:
-        """Events, at most once per process and hour. Cheap between two samples."""
+    def sample(self) -> list[MemoryEvent]:
+        """Take a sample when one is due; events come at most once per process and hour."""
         if self._now_s() < self._due_s:
             return []
         self._due_s += max(SAMPLE_S, self._now_s() - self._due_s)
-        alive = {
+        processes = {
             ("daemon", os.getpid()),
             *((f"capture of {name}", pid) for name, pid in self._pids().items()),
         }
-        self._trends = {who: self._trends.get(who, MemoryTrend()) for who in alive}
-        return [event for who, trend in self._trends.items() if (event := self._sampled(who, trend))]
+        self._trends = {process: self._trends.get(process, MemoryTrend()) for process in processes}
+        events = (self._sample_process(*process, trend) for process, trend in self._trends.items())
+        return [event for event in events if event is not None]
 
-    def _sampled(self, who: tuple[str, int], trend: MemoryTrend) -> dict[str, Any] | None:
-        now = self._resident(who[1])
+    def _sample_process(self, name: str, pid: int, trend: MemoryTrend) -> MemoryEvent | None:
+        now = self._resident(pid)
         grown = None if now is None else trend.add(now)
         if now is None or grown is None:
             return None
         return {
             "kind": "memory_grows",
             "t_ns": time.monotonic_ns(),
-            "process": who[0],
+            "process": name,
             "resident_mb": round(now / _MB, 1),
             "mb_per_hour": round(grown / _MB, 1),
-            "reason": f"{who[0]} grew steadily by {grown / _MB:.0f} MB within an hour, to {now / _MB:.0f} MB",
+            "reason": f"{name} grew steadily by {grown / _MB:.0f} MB within an hour, to {now / _MB:.0f} MB",
         }

@@ -1,19 +1,20 @@
-"""What a run has measured so far, and what it says of itself at the end."""
+"""Measurements of a run: histograms, late frames, and the summary at its end."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from avq.daemon.inbox import FrameCounts
 from avq.daemon.publisher import SinkReport
 from avq.errors import AvqError, MachineError
 from avq.types import LatencyBudget, StageTimes
+from avq.types.frame import Event
 
-# Latency as counts in logarithmic buckets: mergeable, exact in count and maximum, 0.8 % in the
-# percentiles.
+if TYPE_CHECKING:
+    from typing_extensions import Required
 
 _SUB_BITS = 6  # 64 buckets per octave
 _SUB = 1 << _SUB_BITS
@@ -21,7 +22,7 @@ _SMALL = 2 * _SUB  # values below have a bucket of their own
 
 
 def bucket(value_ns: int) -> int:
-    """Index of the bucket of a value >= 0."""
+    """Return the index of the bucket of a value >= 0."""
     if value_ns < _SMALL:
         return value_ns
     shift = value_ns.bit_length() - _SUB_BITS - 1
@@ -29,7 +30,7 @@ def bucket(value_ns: int) -> int:
 
 
 def bucket_middle(index: int) -> int:
-    """The middle of a bucket: within 1/128 of every value in it."""
+    """Return the middle of a bucket: within 1/128 of every value in it."""
     if index < _SMALL:
         return index
     shift = (index >> _SUB_BITS) - 1
@@ -39,7 +40,10 @@ def bucket_middle(index: int) -> int:
 
 @dataclass
 class Histogram:
-    """Counts of nanoseconds; negative values (clocks of two machines) count as 0."""
+    """Counts of nanoseconds in logarithmic buckets: mergeable, exact count and maximum, percentiles within 0.8 %.
+
+    Negative values (clocks of two machines) count as 0.
+    """
 
     counts: dict[int, int] = field(default_factory=dict)
     total: int = 0
@@ -47,7 +51,7 @@ class Histogram:
     sum_ns: int = 0
 
     def record(self, value_ns: int) -> None:
-        """``bucket`` is written out: ten of these stand in the way of every frame."""
+        """Add a value. ``bucket`` is inlined: this is called ten times per frame."""
         if value_ns < _SMALL:
             index = value_ns = max(value_ns, 0)
         else:
@@ -59,12 +63,12 @@ class Histogram:
         self.max_ns = max(self.max_ns, value_ns)
 
     def percentile_ns(self, percent: float) -> int:
-        """The smallest value that at least ``percent`` of all values do not exceed, to 1/128; 0 when empty."""
-        wanted = max(1, -(-self.total * percent // 100))
-        seen = 0
+        """Return the smallest value that ``percent`` of all values do not exceed, within 1/128; 0 when empty."""
+        rank = max(1, -(-self.total * percent // 100))
+        count = 0
         for index in sorted(self.counts):
-            seen += self.counts[index]
-            if seen >= wanted:
+            count += self.counts[index]
+            if count >= rank:
                 return min(bucket_middle(index), self.max_ns)
         return 0
 
@@ -77,7 +81,7 @@ class Histogram:
         self.sum_ns += other.sum_ns
 
     def summary_ms(self) -> dict[str, float]:
-        """p50, p95, p99 and the exact maximum, in milliseconds."""
+        """Return p50, p95, p99 and the exact maximum, in milliseconds."""
         quantiles = {f"p{p}_ms": round(self.percentile_ns(p) / 1e6, 3) for p in (50, 95, 99)}
         return {**quantiles, "max_ms": round(self.max_ns / 1e6, 3)}
 
@@ -89,7 +93,7 @@ class Judgement:
     Attributes:
         late: this frame missed its deadline.
         misses, frames: within the window that ends with this frame.
-        full: the window holds as many frames as the budget asks.
+        full: the window holds as many frames as the budget sets.
     """
 
     late: bool
@@ -103,7 +107,7 @@ class LatencyJudge:
 
     Args:
         budget: of all cameras.
-        deadlines_ns: of cameras that have one of their own.
+        deadlines_ns: camera id -> deadline, of cameras that have their own.
     """
 
     def __init__(self, budget: LatencyBudget, deadlines_ns: Mapping[str, int] | None = None) -> None:
@@ -113,22 +117,22 @@ class LatencyJudge:
         self._window: deque[bool] = deque(maxlen=budget.window_frames)
 
     def deadline_ns(self, camera: str) -> int:
-        """Allowed age of its frames at publication."""
+        """Return the allowed age of frames of a camera at publication."""
         return self._deadlines_ns.get(camera, self.budget.deadline_ns)
 
     def is_late(self, age_ns: int, camera: str = "") -> bool:
         return age_ns > self.deadline_ns(camera)
 
     def count(self, age_ns: int, camera: str = "") -> None:
-        """Count a frame that says nothing about the work done now: it waited for the work before."""
+        """Count a frame that the mode before delayed: it does not enter the window."""
         self.misses += self.is_late(age_ns, camera)
 
     def restart(self) -> None:
-        """Judge other work from here on: an empty window."""
+        """Empty the window, when another mode starts."""
         self._window.clear()
 
     def judge(self, age_ns: int, camera: str = "") -> Judgement:
-        """Record a published frame's age."""
+        """Record the age of a published frame."""
         late = self.is_late(age_ns, camera)
         self.misses += late
         self._window.append(late)
@@ -144,7 +148,7 @@ class Metrics:
     stages: dict[str, Histogram] = field(default_factory=dict)
 
     def record(self, times: StageTimes, age_ns: int) -> None:
-        """One published frame."""
+        """Add one published frame."""
         self.age.record(age_ns)
         for stage, spent_ns in times.items():
             if (histogram := self.stages.get(stage)) is None:
@@ -152,7 +156,7 @@ class Metrics:
             histogram.record(spent_ns)
 
     def snapshot(self) -> dict[str, dict[str, float]]:
-        """Milliseconds per stage, and of "age" (capture to publication)."""
+        """Return milliseconds per stage, and of "age" (capture to publication)."""
         rows = {stage: histogram.summary_ms() for stage, histogram in self.stages.items()}
         return {**rows, "age": self.age.summary_ms()}
 
@@ -166,19 +170,60 @@ class Failure:
     frames: int
 
 
+class FailureRow(TypedDict):
+    """A camera that ended with an error, in the summary."""
+
+    camera: str
+    frames: int
+    what: str
+    seen: str
+    fix: str
+
+
+class RunAnswer(TypedDict, total=False):
+    """The summary of ``avq run --json``; "drift" and "shadow" where they are configured.
+
+    Milliseconds are ages at publication.
+    """
+
+    captured: Required[int]
+    published: Required[int]
+    dropped: Required[dict[str, int]]
+    in_flight: Required[int]
+    misses: Required[int]
+    p50_ms: Required[float]
+    p99_ms: Required[float]
+    max_ms: Required[float]
+    modes: Required[list[str]]
+    stages: Required[dict[str, dict[str, float]]]
+    events: Required[list[Event]]
+    failures: Required[list[FailureRow]]
+    sinks: Required[list[dict[str, Any]]]
+    drift: Mapping[str, Any]
+    shadow: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class RunSummary:
-    """The last thing a run says; ``as_json`` has the keys of the command contract.
+    """Result of a run.
 
-    ``side_tasks``: results of "drift" and "shadow", where configured. ``all_sinks_failed``: this
-    ends a run.
+    Attributes:
+        counts: frames over all cameras.
+        misses: late frames.
+        metrics: milliseconds per stage, and of the "age" at publication.
+        modes: in the order they served.
+        events: the last ones.
+        failures: cameras that ended with an error.
+        sinks: counts of each sink.
+        side_tasks: results of "drift" and "shadow", where configured.
+        all_sinks_failed: every sink failed, which ended the run.
     """
 
     counts: FrameCounts
     misses: int
     metrics: dict[str, dict[str, float]]
     modes: tuple[str, ...]
-    events: tuple[dict[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     sinks: tuple[SinkReport, ...] = ()
     side_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -186,15 +231,15 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0, or what the first failed camera's error asks for, or the machine's where no sink was left."""
+        """0, the exit code of the first camera failure, or MachineError's when every sink failed."""
         if self.failures:
             return self.failures[0].error.exit_code
         return MachineError.exit_code if self.all_sinks_failed else 0
 
-    def as_json(self) -> dict[str, Any]:
-        """Latencies are of the age at publication, in milliseconds."""
+    def as_json(self) -> RunAnswer:
+        """Return the summary with the keys of the command contract."""
         age = self.metrics["age"]
-        return {
+        answer: RunAnswer = {
             "captured": self.counts.captured,
             "published": self.counts.published,
             "dropped": self.counts.dropped,
@@ -208,11 +253,12 @@ class RunSummary:
             "events": list(self.events),
             "failures": [_failure_row(failure) for failure in self.failures],
             "sinks": [sink.as_json() for sink in self.sinks],
-            **self.side_tasks,
         }
+        answer.update(cast("RunAnswer", self.side_tasks))
+        return answer
 
 
-def _failure_row(failure: Failure) -> dict[str, Any]:
+def _failure_row(failure: Failure) -> FailureRow:
     error = failure.error
     return {
         "camera": failure.camera,

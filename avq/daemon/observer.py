@@ -1,4 +1,4 @@
-"""Whoever looks over the loop's shoulder while a run goes on: a page, metrics. Never in its way."""
+"""Observers of a running daemon, such as the page: called by the loop, never waited for."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from avq.types import Frame, LatencyBudget
 
 @dataclass(frozen=True)
 class RunView:
-    """What may be asked from any thread while a run goes on; no answer holds up the loop.
+    """State of a run, readable from any thread; no call delays the loop.
 
     Attributes:
-        budget: what counts as late.
-        counts_by_camera: the books per camera, all of one instant.
-        sinks: what each sink has written and missed so far.
-        pids: capture process per camera that is still captured.
-        swap: puts another bundle folder into service and says what came of it; None where it cannot.
-        drift: what the drift probe found so far; None where nobody looks.
-        shadow: how far a candidate agrees with what serves; None where there is none.
+        budget: deadline and tolerated misses.
+        counts_by_camera: frame counts per camera, all of one instant.
+        sinks: counts of each sink so far.
+        pids: capture process per camera that is captured now.
+        swap: serves another bundle folder and returns the result; None where the run cannot swap.
+        drift: state of the drift watch; None where none is configured.
+        shadow: agreement of the candidate with the serving bundle; None where none is configured.
     """
 
     budget: LatencyBudget
@@ -37,23 +37,23 @@ class RunView:
 
 
 class RunObserver(Protocol):
-    """Called on the loop's thread: every method must return within microseconds and never raise."""
+    """Called on the loop's thread: every method must return within microseconds and must not raise."""
 
     def on_open(self, run: RunView) -> None:
         """The engine is warm and the cameras are being opened."""
 
     def on_tick(self) -> None:
-        """The loop goes round, with or without a frame."""
+        """The loop starts another round, with or without a frame."""
 
     def on_frame(self, frame: Frame, result: FrameResult) -> None:
         """One frame was published; its pixels are valid during the call only."""
 
     def on_end(self) -> None:
-        """The loop is over."""
+        """The loop has ended."""
 
 
 class NullObserver:
-    """Nobody looks."""
+    """Ignores every call."""
 
     def on_open(self, run: RunView) -> None:
         pass

@@ -1,10 +1,9 @@
-"""How a run goes beyond its sources and sinks."""
+"""Options of a run, and of its cameras."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.capture_protocol import Policy
@@ -14,6 +13,7 @@ from avq.daemon.publisher import DRAIN_S
 from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.supervisor import RestartPolicy
 from avq.daemon.systemd import SystemdNotifier
+from avq.types.frame import Event
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class CameraOptions:
     Attributes:
         policy: "auto" (live: newest, files: every frame), "newest" or "every".
         open_timeout_ms, read_timeout_ms: of cameras and streams.
-        restarts: how a live camera is brought back.
-        deadline_ns: its own; None for the run's.
+        restarts: how a live camera is restarted.
+        deadline_ns: allowed age at publication; None for the deadline of the run.
     """
 
     policy: Policy = "auto"
@@ -36,22 +36,22 @@ class CameraOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Everything that has a default.
+    """Everything of a run that has a default.
 
     Attributes:
-        frames: stop after so many published frames, over all cameras.
-        policy, open_timeout_ms, read_timeout_ms, restarts: as in CameraOptions, for cameras not named in ``cameras``.
-        cameras: camera id -> its own options.
+        frames: stop after this number of published frames, over all cameras.
+        policy, open_timeout_ms, read_timeout_ms, restarts: as in CameraOptions, for cameras not in ``cameras``.
+        cameras: camera id -> options of that camera.
         providers: "module:function" names that give the capture processes their source types.
         on_event: called with every event, on a thread of its own.
         on_result: called after every frame, on the loop's thread: for tests and progress lines.
-        observer: a page, metrics; asked on the loop's thread.
-        signals: SIGINT and SIGTERM end the run cleanly, SIGHUP reads the configuration again; main thread only.
-        notifier: the service manager.
-        swapper: puts other bundles in service; stays the caller's to close.
-        side_tasks: work beside the frame path; closed with the run.
-        addresses: where the sinks write, in their order, for reports.
-        drain_s: what the sinks have, together, to write what waits when the run ends.
+        observer: a page or metrics; called on the loop's thread.
+        signals: SIGINT and SIGTERM end the run, SIGHUP reloads the configuration; main thread only.
+        notifier: of the service manager.
+        swapper: puts other bundles in service; closed by the caller.
+        side_tasks: work outside the frame path; closed with the run.
+        addresses: of the sinks, in their order, for reports.
+        drain_s: seconds that all sinks together have to write queued messages when the run ends.
     """
 
     frames: int | None = None
@@ -59,7 +59,7 @@ class RunOptions:
     providers: tuple[str, ...] = ("avq.daemon.registry:source_types",)
     open_timeout_ms: int = 5000
     read_timeout_ms: int = 2000
-    on_event: Callable[[Mapping[str, Any]], None] | None = None
+    on_event: Callable[[Event], None] | None = None
     on_result: Callable[[FrameResult], None] | None = None
     signals: bool = True
     cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
@@ -72,13 +72,11 @@ class RunOptions:
     drain_s: float = DRAIN_S
 
     def of(self, camera: str) -> CameraOptions:
-        """What holds for one camera."""
+        """Options of one camera: its own, or those of the run."""
         shared = CameraOptions(self.policy, self.open_timeout_ms, self.read_timeout_ms, self.restarts)
         return self.cameras.get(camera, shared)
 
     @property
     def deadlines_ns(self) -> dict[str, int]:
-        """Of the cameras that have one of their own."""
-        return {
-            camera: own.deadline_ns for camera, own in self.cameras.items() if own.deadline_ns is not None
-        }
+        """Deadlines of the cameras that have their own."""
+        return {name: own.deadline_ns for name, own in self.cameras.items() if own.deadline_ns is not None}

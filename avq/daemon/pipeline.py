@@ -1,6 +1,6 @@
-"""From the inbox to the governor: one frame, forward only, on whatever clock it is given.
+"""One frame from the inbox to the governor, forward only, on any clock.
 
-The daemon feeds it from cameras and the machine's clock, replay from a log and a clock of its own.
+The daemon runs it on cameras and the system clock, replay on a log and a virtual clock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 from avq.clock import Clock
 from avq.daemon.governor import Deadline, GovernorState, Observation, Transition, govern, move
@@ -18,18 +18,18 @@ from avq.daemon.metrics import LatencyJudge, Metrics
 from avq.daemon.modes import Mode, as_modes, rungs
 from avq.daemon.step import Parts, step
 from avq.types import Frame, LatencyBudget, Published, StageTimes
-
-# How often frames come, told from the frames themselves: pure, so replay measures the same.
+from avq.types.frame import Before, Event, TransitionEvent
 
 _INTERVALS = 15
-#: A camera that is not among so many last served frames is not there any more.
+#: A camera without a frame among this number of last published frames is not served any more.
 _RECENT = 16
 
 
 class FrameRateEstimator:
-    """Frame periods of the live cameras, from capture times and sequence numbers.
+    """Estimates the frame periods of live cameras from capture times and sequence numbers.
 
-    Sequence numbers count dropped frames too, so dropping does not make a camera look slower.
+    Sequence numbers count dropped frames too, so drops do not make a camera seem slower. Pure: replay estimates the
+    same.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FrameRateEstimator:
         self._recent: deque[str] = deque(maxlen=_RECENT)
 
     def on_frame(self, camera: str, seq: int, t_capture_ns: int) -> None:
-        """One more frame of a live camera."""
+        """Add one frame of a live camera."""
         last = self._last.get(camera)
         self._last[camera] = seq, t_capture_ns
         self._recent.append(camera)
@@ -48,36 +48,36 @@ class FrameRateEstimator:
 
     @property
     def recent(self) -> set[str]:
-        """Live cameras that are being served."""
+        """Live cameras that are served now."""
         return set(self._recent)
 
     @property
     def cameras(self) -> int:
-        """How many, at least 1."""
+        """Number of live cameras, at least 1."""
         return max(1, len(self.recent))
 
     @property
     def period_ns(self) -> float:
-        """Of the fastest camera being served; 0 while unknown, and for files."""
+        """Frame period of the fastest live camera; 0 while unknown, and for files."""
         known = [median(self._intervals_ns[c]) for c in self.recent if c in self._intervals_ns]
         return min(known, default=0.0)
 
 
-#: Events and mode changes kept for the summary; sinks get every one.
-KEPT = 1024
+#: Events and mode changes kept for the summary; sinks get all of them.
+_SUMMARY_LENGTH = 1024
 
 
-class Publishes(Protocol):
-    """Takes messages and events without holding up the frame path."""
+class MessageSink(Protocol):
+    """Takes messages and events without delaying the frame path."""
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None: ...
 
-    def event(self, event: dict[str, Any]) -> None: ...
+    def event(self, event: Event) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """All that one frame caused."""
+    """Message, stage times and mode change of one frame."""
 
     published: Published
     times: StageTimes
@@ -85,14 +85,14 @@ class FrameResult:
 
 
 class Pipeline:
-    """step, publish, judge, govern, measure.
+    """Processes, publishes, judges and measures one frame after the other, and decides the mode of the next.
 
     Args:
         work: the opened bundle, or the modes of the ladder, best first, with their costs.
         clock: the only source of time.
-        budget: what counts as late.
-        publisher: where messages go.
-        deadlines_ns: of cameras that have one of their own.
+        budget: deadline and tolerated misses.
+        publisher: receives messages and events.
+        deadlines_ns: camera id -> deadline, of cameras that have their own.
     """
 
     def __init__(
@@ -100,40 +100,40 @@ class Pipeline:
         work: Parts | Sequence[Mode],
         clock: Clock,
         budget: LatencyBudget,
-        publisher: Publishes,
+        publisher: MessageSink,
         *,
         deadlines_ns: Mapping[str, int] | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.judge = LatencyJudge(budget, deadlines_ns)
-        self.events: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.events: deque[Event] = deque(maxlen=_SUMMARY_LENGTH)
         self.clock = clock
         self.frame_rate = FrameRateEstimator()
-        self._served = as_modes(work)
-        self.state = GovernorState(self._served[0].name)
-        self.modes = deque([self.state.mode], maxlen=KEPT)
+        self._modes = as_modes(work)
+        self.state = GovernorState(self._modes[0].name)
+        self.modes = deque([self.state.mode], maxlen=_SUMMARY_LENGTH)
         self._publisher = publisher
         self._last_seq: dict[str, int] = {}
 
     @property
     def mode(self) -> Mode:
-        """What the next frame is done with."""
-        return self._served[self.state.ladder.rung]
+        """The mode that the next frame is processed with."""
+        return self._modes[self.state.ladder.rung]
 
     @property
     def relaxed(self) -> bool:
-        """The best work is done in time: there is room for work that can wait."""
+        """Whether the best mode holds its deadline, so that side tasks may run."""
         return self.state.ladder.rung == 0 and not self.state.alert
 
     def wants(self, frame: Frame) -> bool:
-        """Whether the mode's stride takes this frame; else it is to be dropped for that cause."""
+        """Whether the stride of the mode takes this frame; else it is dropped."""
         last = self._last_seq.get(frame.camera)
         return last is None or frame.seq < last or frame.seq - last >= self.mode.stride
 
     def install(self, modes: Sequence[Mode]) -> None:
-        """Serve other bundles from the next frame on; loads are learned anew, as costs are of another hour."""
-        self._served = tuple(modes)
-        rung = min(self.state.ladder.rung, len(self._served) - 1)
+        """Serve other modes from the next frame on; loads are measured anew, as costs are those of another time."""
+        self._modes = tuple(modes)
+        rung = min(self.state.ladder.rung, len(self._modes) - 1)
         ladder = replace(
             self.state.ladder,
             rung=rung,
@@ -143,12 +143,12 @@ class Pipeline:
             switched_ns=self.clock.now_ns(),
             rose=False,
         )
-        self.state = replace(self.state, mode=self._served[rung].name, ladder=ladder)
+        self.state = replace(self.state, mode=self._modes[rung].name, ladder=ladder)
         self.judge.restart()
         self._note_mode()
 
     def process(self, arrival: Arrival) -> FrameResult:
-        """Serve one frame; its pixels may be given back afterwards."""
+        """Process and publish one frame; its slot may be released afterwards."""
         frame, mode = arrival.frame, self.mode
         if not arrival.live:
             frame = replace(frame, t_capture_ns=self.clock.now_ns())
@@ -173,27 +173,27 @@ class Pipeline:
         return FrameResult(published, times, transition)
 
     def _decide(self, published: Published, times: StageTimes) -> Transition | None:
-        """Another mode; or an alert, judged only on frames that had nothing to do with the mode before."""
-        settled = self.state.is_settled(published.detections.t_capture_ns)
-        transition = self._climb(published, times) if len(self._served) > 1 else None
-        if transition is not None or not settled:
+        """Change the mode, or the alert; an alert is judged only on frames that the mode before did not delay."""
+        undelayed = self.state.is_settled(published.detections.t_capture_ns)
+        transition = self._climb(published, times) if len(self._modes) > 1 else None
+        if transition is not None or not undelayed:
             self.judge.count(published.age_ns, published.detections.camera)
         else:
             judgement = self.judge.judge(published.age_ns, published.detections.camera)
             self.state, transition = govern(self.state, judgement, self.judge.budget)
         if transition is not None:
-            self._tell_transition(transition, published)
+            self._record_transition(transition, published)
         return transition
 
     def _climb(self, published: Published, times: StageTimes) -> Transition | None:
-        """Cameras take turns, so a frame's service is a round: it may wait for one frame of each other camera."""
+        """Choose a rung. Cameras alternate, so a frame may wait for one frame of each other camera."""
         cameras, judge = self.frame_rate.cameras, self.judge
         strictest_ns = min(map(judge.deadline_ns, self.frame_rate.recent | {published.detections.camera}))
         service_ns = published.age_ns - times.queue_ns
         queue_ns = max(0, times.queue_ns - (cameras - 1) * service_ns)
-        seen = Observation(published.detections.t_capture_ns, cameras * service_ns, queue_ns)
+        observation = Observation(published.detections.t_capture_ns, cameras * service_ns, queue_ns)
         deadline = Deadline(strictest_ns, self.frame_rate.period_ns, judge.budget.max_miss_ratio)
-        self.state, transition = move(self.state, seen, rungs(self._served, cameras), deadline)
+        self.state, transition = move(self.state, observation, rungs(self._modes, cameras), deadline)
         if transition is not None:
             self.judge.restart()
             self._note_mode()
@@ -203,22 +203,25 @@ class Pipeline:
         if self.modes[-1] != self.state.mode:
             self.modes.append(self.state.mode)
 
-    def _tell_transition(self, transition: Transition, published: Published) -> None:
-        seen, after = published.detections, transition.after
-        self.tell(
-            {
-                "kind": transition.kind,
-                "t_ns": seen.t_capture_ns + published.age_ns,
-                "camera": seen.camera,
-                "seq": seen.seq,
-                **({"from": transition.before.mode} if transition.kind == "mode_changed" else {}),
-                "mode": after.mode,
-                "alert": after.alert,
-                "reason": transition.reason,
-            }
-        )
+    def _record_transition(self, transition: Transition, published: Published) -> None:
+        detections, after = published.detections, transition.after
+        event: TransitionEvent = {
+            "kind": transition.kind,
+            "t_ns": detections.t_capture_ns + published.age_ns,
+            "camera": detections.camera,
+            "seq": detections.seq,
+            **_mode_before(transition),
+            "mode": after.mode,
+            "alert": after.alert,
+            "reason": transition.reason,
+        }
+        self.record_event(event)
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def record_event(self, event: Event) -> None:
         """Keep an event for the summary and hand it to the sinks."""
         self.events.append(event)
         self._publisher.event(event)
+
+
+def _mode_before(transition: Transition) -> Before:
+    return {"from": transition.before.mode} if transition.kind == "mode_changed" else {}

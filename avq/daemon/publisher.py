@@ -1,37 +1,40 @@
-"""Messages out: each sink on a thread of its own, behind a bounded queue, and what it missed is counted."""
+"""Delivery to sinks: each on a thread of its own behind a bounded queue; missed messages are counted."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
 from avq.types import Frame, Published, StageTimes
+from avq.types.frame import Event
 
 MESSAGES_QUEUED = 256
 PICTURES_QUEUED = 8
-#: What sinks have, together, to write what waits when a run ends.
+#: Seconds that all sinks together have to write queued messages when a run ends.
 DRAIN_S = 10.0
-_LOOK_AGAIN_S = 0.001
+_POLL_S = 0.001
+_log = logging.getLogger("avq.sinks")
 
 
 @dataclass(frozen=True, slots=True)
 class SinkReport:
-    """What became of one sink.
+    """Counts of one sink.
 
     Attributes:
         name: its type.
         written: messages, or events for a sink of events.
-        missed: that found its queue full, or the sink broken.
-        error: what ended it, or "".
-        numbers: what it tells of itself.
-        address: where it writes.
-        queued: that wait for it.
-        gauges: which of ``numbers`` may also fall.
+        missed: messages and events that met a full queue or a failed sink.
+        error: that ended the sink, or "".
+        numbers: counters that the sink itself reports.
+        address: where it writes, without credentials.
+        queued: messages and events that wait for it.
+        gauges: keys of ``numbers`` that may also fall.
     """
 
     name: str
@@ -44,7 +47,7 @@ class SinkReport:
     gauges: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
-        """One row, for the summary and the status; a number of the sink's called as one of ours is "own_NAME"."""
+        """Return one row of summary and status; a sink number named as a key here becomes "own_NAME"."""
         row = {
             "name": self.name,
             "address": self.address,
@@ -65,12 +68,12 @@ class _Item:
 
 
 class SinkWorker:
-    """One sink, its queue and its thread.
+    """Runs one sink on a thread of its own, behind a bounded queue.
 
     Args:
-        sink: written and closed on the worker's thread only.
+        sink: written and closed on that thread only.
         name: for reports.
-        capacity: messages that may wait.
+        capacity: messages that may wait in the queue.
         address: where the sink writes, for reports.
     """
 
@@ -80,33 +83,40 @@ class SinkWorker:
         self._sink = sink
         self._name = name
         self._capacity = capacity
-        self._queue: SimpleQueue[_Item | Mapping[str, Any] | None] = SimpleQueue()  # bounded by offer()
+        self._queue: SimpleQueue[_Item | Event | None] = SimpleQueue()  # bounded by offer()
         self._written = 0
         self._unwritten = 0  # counted by the worker's thread
         self._refused = 0  # counted by the loop
         self._missed_events = 0  # events, from any thread
-        self._lock = threading.Lock()  # of events: more than one thread tells them
-        self._in_flight = False  # the sink has been given one and has not come back
+        self._lock = threading.Lock()  # of events: they come from more than one thread
+        self._in_flight = False  # the sink is writing one
         self._timing_sink = sink if isinstance(sink, TimingSink) else None
         self._event_sink = sink if isinstance(sink, EventSink) else None
         self._reporting_sink = sink if isinstance(sink, ReportingSink) else None
         self._events_only = self._event_sink is not None and self._event_sink.events_only
-        self._patient = True
+        self._may_block = True
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
     def offer(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
-        """Queue one message. A full queue is waited for (files) or the message is missed (live)."""
+        """Queue one message.
+
+        Args:
+            message: to write.
+            frame: its pixels are copied when the sink wants them.
+            times: of the stages.
+            wait: wait for room in a full queue (files); else the message is missed (live cameras).
+        """
         if self._events_only:
             return
         if not self._has_room(wait):
             self._refused += 1
             return
-        kept = replace(frame, pixels=frame.pixels.copy()) if self._sink.wants_pixels else None
-        self._queue.put(_Item(message, kept, times))
+        copied = replace(frame, pixels=frame.pixels.copy()) if self._sink.wants_pixels else None
+        self._queue.put(_Item(message, copied, times))
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Queue one event; missed when the queue is full."""
+    def event(self, event: Event) -> None:
+        """Queue one event; it is missed when the queue is full."""
         if self._event_sink is None:
             return
         with self._lock:
@@ -117,9 +127,9 @@ class SinkWorker:
 
     def _has_room(self, wait: bool) -> bool:
         while self._queue.qsize() >= self._capacity:
-            if not (wait and self._patient):
+            if not (wait and self._may_block):
                 return False
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_POLL_S)
         return True
 
     def _run(self) -> None:
@@ -130,13 +140,13 @@ class SinkWorker:
             self._in_flight = True
             try:
                 self._write(item)
-            except Exception as error:  # a sink's fault must not reach the frame path
-                self.error = f"{type(error).__name__}: {error}"
+            except Exception as error:  # a failing sink must not end the run
+                self._fail(f"{type(error).__name__}: {error}")
                 self._unwritten += 1
             self._in_flight = False
         self._close_sink()
 
-    def _write(self, item: _Item | Mapping[str, Any]) -> None:
+    def _write(self, item: _Item | Event) -> None:
         if not isinstance(item, _Item):
             if self._event_sink is not None:
                 self._event_sink.write_event(item)
@@ -147,35 +157,41 @@ class SinkWorker:
         self._sink.write(item.message, item.frame)
         self._written += 1
 
+    def _fail(self, error: str) -> None:
+        """Keep the first error, and log it."""
+        if not self.error:
+            self.error = error
+            _log.warning("sink %s: %s", self._address or self._name, self.error)
+
     def _close_sink(self) -> None:
         try:
             self._sink.close()
         except Exception as error:
-            self.error = self.error or f"{type(error).__name__}: {error}"
+            self._fail(f"{type(error).__name__}: {error}")
 
     def stop_blocking(self) -> None:
-        """Wait no longer for a sink that does not keep up."""
-        self._patient = False
+        """Stop waiting for room in the queue, from now on."""
+        self._may_block = False
 
     def finish(self) -> None:
-        """No more will be offered: write what waits, then close the sink."""
+        """Accept no more messages; write the queued ones, then close the sink."""
         self._queue.put(None)
 
     def finished(self, timeout_s: float) -> SinkReport:
-        """After ``finish``: what became of it. A sink that does not finish within ``timeout_s`` is given up."""
+        """Wait for the end after ``finish``; a sink that needs more than ``timeout_s`` is abandoned."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._refused += self._abandon()
-            self.error = self.error or "did not finish in time"
+            self._fail("did not finish in time")
         return self.report()
 
     def close(self, timeout_s: float) -> SinkReport:
-        """Both of these."""
+        """Finish and wait for the end."""
         self.finish()
         return self.finished(timeout_s)
 
     def report(self) -> SinkReport:
-        """What became of it so far."""
+        """Return the counts so far."""
         missed = self._refused + self._missed_events + self._unwritten
         queued = self._queue.qsize() if self._thread.is_alive() else 0
         gauges = frozenset() if self._reporting_sink is None else frozenset(self._reporting_sink.gauges)
@@ -185,14 +201,14 @@ class SinkWorker:
         )
 
     def _numbers(self) -> Mapping[str, int]:
-        """What the sink tells of itself; a sink that cannot is no reason to tell nothing of the run."""
+        """Counters reported by the sink; empty if it raises."""
         try:
             return {} if self._reporting_sink is None else dict(self._reporting_sink.report())
         except Exception:
             return {}
 
     def _abandon(self) -> int:
-        """Messages and events the hung sink never got, the one in its hands included."""
+        """Empty the queue of a hung sink; return the number lost, the one it is writing included."""
         left = int(self._in_flight)
         while True:
             try:
@@ -202,60 +218,64 @@ class SinkWorker:
 
 
 class Publisher:
-    """All workers of a run.
+    """Delivers messages and events to all sinks of a run.
 
     Args:
         sinks: closed by ``close()``.
-        on_event: told every event on a thread of its own.
-        addresses: where they write, for reports; "" or left out where nobody knows.
+        on_event: called with every event, on a thread of its own.
+        addresses: where the sinks write, in their order, for reports; may be shorter or "".
     """
 
     def __init__(
         self,
         sinks: Sequence[Sink],
-        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         addresses: Sequence[str] = (),
     ) -> None:
-        named = list(zip(sinks, [*addresses, *[""] * len(sinks)], strict=False))
-        self._workers = [_worker_of(*one) for one in named if not isinstance(one[0], AlertSource)]
-        self._alert_workers = [_worker_of(*one) for one in named if isinstance(one[0], AlertSource)]
+        rows = list(zip(sinks, [*addresses, *[""] * len(sinks)], strict=False))
+        self._workers = [_worker_of(*row) for row in rows if not isinstance(row[0], AlertSource)]
+        self._alert_workers = [_worker_of(*row) for row in rows if isinstance(row[0], AlertSource)]
         self._listener = SinkWorker(_Listener(on_event), "events", MESSAGES_QUEUED) if on_event else None
         for sink in sinks:
             if isinstance(sink, AlertSource):
-                sink.connect(self.event)
+                sink.connect(self._relay)
+
+    def _relay(self, event: Mapping[str, Any]) -> None:
+        """Hand on an event of a sink."""
+        self.event(cast("Event", event))
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
-        """Hand one message to every sink; pixels are copied for those that want them."""
+        """Queue one message for every sink; pixels are copied for those that want them."""
         for worker in (*self._alert_workers, *self._workers):
             worker.offer(message, frame, times, wait=wait)
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Hand one event to every sink that keeps events, and to the listener."""
+    def event(self, event: Event) -> None:
+        """Queue one event for every sink of events, and for the listener."""
         for worker in (*self._alert_workers, *self._workers, *([self._listener] if self._listener else [])):
             worker.event(event)
 
     @property
     def alive(self) -> bool:
-        """False when there were sinks and every one of them has broken."""
+        """False when there were sinks and all of them have failed."""
         return not self._workers or any(not worker.error for worker in self._workers)
 
     def reports(self) -> list[SinkReport]:
-        """What became of every sink so far; from any thread."""
+        """Return the counts of every sink so far; from any thread."""
         return [worker.report() for worker in (*self._alert_workers, *self._workers)]
 
     def stop_blocking(self) -> None:
-        """The run is to stop: wait for no sink any more."""
+        """Stop waiting for sinks, because the run ends."""
         for worker in (*self._alert_workers, *self._workers):
             worker.stop_blocking()
 
     def close(self, timeout_s: float = DRAIN_S) -> list[SinkReport]:
-        """Drain and close every sink: within ``timeout_s`` together, however many of them hang."""
+        """Drain and close every sink, within ``timeout_s`` for all of them together."""
         began_s = time.monotonic()
-        found = _ended(
+        reports = _ended(
             self._alert_workers, began_s + timeout_s / 2
-        )  # what they find still goes to the others
+        )  # their last alerts still reach the others
         listener = [self._listener] if self._listener is not None else []
-        return [*found, *_ended([*self._workers, *listener], began_s + timeout_s)[: len(self._workers)]]
+        return [*reports, *_ended([*self._workers, *listener], began_s + timeout_s)[: len(self._workers)]]
 
 
 def _ended(workers: Sequence[SinkWorker], until_s: float) -> list[SinkReport]:
@@ -273,14 +293,14 @@ class _Listener:
     wants_pixels = False
     events_only = False
 
-    def __init__(self, function: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, function: Callable[[Event], None]) -> None:
         self._function = function
 
     def write(self, message: Published, frame: Frame | None) -> None:
-        """Messages are for sinks."""
+        """Messages are ignored."""
 
     def write_event(self, event: Mapping[str, Any]) -> None:
-        self._function(event)
+        self._function(cast("Event", event))
 
     def close(self) -> None:
         """Nothing to free."""

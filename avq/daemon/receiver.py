@@ -1,7 +1,7 @@
-"""One thread that hears every capture process: frames into the inbox, ends and deaths into the books.
+"""One thread that reads the messages of all capture processes: frames into the inbox, ends and failures into events.
 
-It never waits for one camera: a process that has to end is killed and looked at again, and one that the kernel does
-not let go is left behind.
+It never waits for one camera: a process that has to end is killed and polled, and one that the kernel does not end is
+abandoned.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from avq.daemon.metrics import Failure
 from avq.daemon.supervisor import Action, RestartPolicy, Supervisor
 from avq.errors import AvqError, MachineError
 from avq.types import Frame
+from avq.types.frame import CameraEvent
 
-_LOOK_AGAIN_S = 0.2
-_LOOK_CLOSELY_S = 0.005  # while a process ends
+_POLL_S = 0.2
+_POLL_FAST_S = 0.005  # while a process ends
 _GRACE_S = 1.0
 _END_GRACE_NS = 300_000_000
 
@@ -38,11 +39,11 @@ class _Camera:
         self.settings = settings
         self.frames = 0
         self.end: Ended | Failed | None = None
-        self.asked = False
+        self.stop_sent = False
         self._first_seq = settings.first_seq
         self._announced = 0  # frames of this process
         self._lost: Mapping[str, int] = {}
-        self.ends_by_ns: int | None = None  # its pipe is closed; it must be gone by then
+        self.ends_by_ns: int | None = None  # its pipe is closed; it must have ended by then
         self.process: CaptureProcess | None = CaptureProcess(settings)
         self.supervisor = Supervisor(
             policy,
@@ -52,7 +53,7 @@ class _Camera:
         )
 
     def start(self) -> CaptureProcess:
-        """A fresh process that counts on."""
+        """Start another process, which continues the numbering."""
         self.end, self.ends_by_ns = None, None
         self._first_seq += self._announced + sum(self._lost.values())
         self._announced, self._lost = 0, {}
@@ -60,27 +61,27 @@ class _Camera:
         return self.process
 
     def count(self, lost: Mapping[str, int], *, announced: int = 0) -> None:
-        """Keep what this process told, so that the next one's frames are numbered on from there."""
+        """Keep the counts of this process, so that the next one continues its numbering."""
         self.frames += announced
         self._announced += announced
         self._lost = lost
 
     @property
     def may_come_back(self) -> bool:
-        """A camera or stream, as far as can be known: a file that broke stays broken."""
+        """Whether a restart may help: for cameras and streams, not for files."""
         uri = self.settings.uri
         return self.supervisor.live or ("://" in uri and not uri.startswith("file://"))
 
 
 class Receiver:
-    """Starts a capture process per camera, replaces it when it stalls or dies, and listens until each has ended.
+    """Starts a capture process per camera and replaces it when it stalls or dies, until every camera has ended.
 
     ``failures`` grows as cameras end and may be read at any time.
 
     Args:
         settings: of the cameras.
         inbox: where frames go; each camera is open in it until it has ended for good.
-        policies: camera -> how it is restarted, RestartPolicy() where absent.
+        policies: camera -> restart policy, RestartPolicy() where absent.
     """
 
     def __init__(
@@ -90,8 +91,8 @@ class Receiver:
         policies: Mapping[str, RestartPolicy] | None = None,
     ) -> None:
         self.failures: list[Failure] = []
-        self._hopeless: AvqError | None = None
-        self.events = EventQueue()  # of cameras: kind, t_ns, camera, cause, reason
+        self._all_dead: AvqError | None = None
+        self.events = EventQueue()  # CameraEvent
         self._inbox = inbox
         self._selector = selectors.DefaultSelector()
         self._kill_at_ns: int | None = None
@@ -100,9 +101,10 @@ class Receiver:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, partial(os.eventfd_read, self._wake_fd))
         try:
-            for one in settings:
-                inbox.open_camera(one.camera, every=False)
-                camera = _Camera(one, (policies or {}).get(one.camera, RestartPolicy()))
+            for camera_settings in settings:
+                name = camera_settings.camera
+                inbox.open_camera(name, every=False)
+                camera = _Camera(camera_settings, (policies or {}).get(name, RestartPolicy()))
                 self._cameras.append(camera)
                 self._listen_to(camera)
         except BaseException:
@@ -114,8 +116,8 @@ class Receiver:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id per camera that is being captured now."""
-        return {one.name: process.pid for one in list(self._cameras) if (process := one.process) is not None}
+        """Process id per camera that is captured now."""
+        return {c.name: process.pid for c in list(self._cameras) if (process := c.process) is not None}
 
     @property
     def restarts(self) -> dict[str, int]:
@@ -123,16 +125,16 @@ class Receiver:
         return {camera.name: camera.supervisor.restarts for camera in list(self._cameras)}
 
     @property
-    def accounted(self) -> bool:
-        """Of every camera it is known why it delivers nothing, or it is not due yet."""
+    def silence_explained(self) -> bool:
+        """Whether every camera without frames has a known reason, or is not due yet."""
         now_ns = time.monotonic_ns()
-        return all(camera.supervisor.accounted(now_ns) for camera in list(self._cameras))
+        return all(camera.supervisor.silence_explained(now_ns) for camera in list(self._cameras))
 
     def _listen_to(self, camera: _Camera) -> None:
         process = camera.process
         assert process is not None
         self._selector.register(process.announce_fd, selectors.EVENT_READ, partial(self._on_message, camera))
-        self._selector.register(process.noise_fd, selectors.EVENT_READ, partial(self._drain_stderr, process))
+        self._selector.register(process.stderr_fd, selectors.EVENT_READ, partial(self._drain_stderr, process))
 
     def _run(self) -> None:
         while self._cameras:
@@ -146,37 +148,37 @@ class Receiver:
 
     def _wait_s(self) -> float:
         if any(camera.ends_by_ns is not None for camera in self._cameras):
-            return _LOOK_CLOSELY_S
+            return _POLL_FAST_S
         due_ns = min(camera.supervisor.due_ns for camera in self._cameras)
-        return min(max(0.0, (due_ns - time.monotonic_ns()) / 1e9), _LOOK_AGAIN_S)
+        return min(max(0.0, (due_ns - time.monotonic_ns()) / 1e9), _POLL_S)
 
     def _advance(self, camera: _Camera) -> None:
-        """What one camera needs by now; waits for nothing."""
+        """Do what one camera needs now, without waiting."""
         now_ns = time.monotonic_ns()
         if self._kill_at_ns is not None:
-            self._hasten(camera, now_ns)
+            self._stop_camera(camera, now_ns)
         else:
             process = camera.process
             held = process is not None and process.held
-            for order in camera.supervisor.actions(
+            for action in camera.supervisor.actions(
                 now_ns, held=held, busy=lambda: process is not None and process.busy
             ):
-                self._apply(camera, order, now_ns)
+                self._apply(camera, action, now_ns)
         if camera.ends_by_ns is not None and camera.process is not None:
-            self._bury(camera, camera.process, now_ns)
+            self._release_ended(camera, camera.process, now_ns)
 
-    def _apply(self, camera: _Camera, order: Action, now_ns: int) -> None:
-        if order.kind == "start":
+    def _apply(self, camera: _Camera, action: Action, now_ns: int) -> None:
+        if action.kind == "start":
             self._replace(camera, now_ns)
-        elif order.kind == "kill":
+        elif action.kind == "kill":
             self._kill(camera, now_ns)
         else:
-            self._tell(camera, order)
+            self._report(camera.name, action.kind, action.reason, action.cause)
 
     def _replace(self, camera: _Camera, now_ns: int) -> None:
         try:
             camera.start()
-        except OSError as error:  # no process or descriptor to be had: that may pass, too
+        except OSError as error:  # out of processes or descriptors: this may pass
             camera.supervisor.on_exit("no process", str(error), now_ns, again=True)
         else:
             self._listen_to(camera)
@@ -190,20 +192,20 @@ class Receiver:
         process = camera.process
         assert process is not None
         try:
-            messages = process.hear()
+            messages = process.read_messages()
             for message in messages or ():
                 self._take(camera, process, message)
-        except Exception as error:  # one camera's nonsense must not deafen the others
+        except Exception as error:  # one camera must not stop the others
             process.kill()
-            camera.end = _nonsense(camera.name, error)
+            camera.end = _unreadable(camera.name, error)
             messages = iter(())
         if messages is None:
             self._selector.unregister(process.announce_fd)
             camera.ends_by_ns = time.monotonic_ns() + _END_GRACE_NS
             if camera.end is None:
-                self._broke(camera, "died", "the capture process ended")
+                self._on_failure(camera, "died", "the capture process ended")
 
-    def _broke(self, camera: _Camera, cause: str, reason: str) -> None:
+    def _on_failure(self, camera: _Camera, cause: str, reason: str) -> None:
         state = camera.supervisor.state
         if camera.may_come_back and self._kill_at_ns is None and state != "ending":
             camera.supervisor.on_failure(cause, reason, time.monotonic_ns())
@@ -223,7 +225,7 @@ class Receiver:
         else:
             camera.end = message
             if isinstance(message, Failed) and message.again:
-                self._broke(camera, "failed", _one_line(error_of(message)))
+                self._on_failure(camera, "failed", _one_line(error_of(message)))
 
     def _arrive(self, camera: _Camera, process: CaptureProcess, message: Captured) -> None:
         camera.count(message.lost, announced=1)
@@ -233,19 +235,19 @@ class Receiver:
         self._inbox.offer(Arrival(frame, camera.supervisor.live, release), message.lost)
 
     def _drain_stderr(self, process: CaptureProcess) -> None:
-        if not process.swallow_noise():
-            self._selector.unregister(process.noise_fd)
+        if not process.drain_stderr():
+            self._selector.unregister(process.stderr_fd)
 
-    def _bury(self, camera: _Camera, process: CaptureProcess, now_ns: int) -> None:
-        """Once the process is gone, or will not go: free what it had, and see what becomes of the camera."""
-        heard_out = process.announce_fd not in self._selector.get_map()
+    def _release_ended(self, camera: _Camera, process: CaptureProcess, now_ns: int) -> None:
+        """Free the descriptors of a process that has ended or does not end, and decide about its camera."""
+        pipe_empty = process.announce_fd not in self._selector.get_map()
         assert camera.ends_by_ns is not None
-        if not (process.exited and heard_out) and now_ns < camera.ends_by_ns:
+        if not (process.exited and pipe_empty) and now_ns < camera.ends_by_ns:
             return
         if not process.exited:
             process.kill()
             self._terminating.append(process)
-        for fd in (process.announce_fd, process.noise_fd):
+        for fd in (process.announce_fd, process.stderr_fd):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
         process.release()
@@ -254,49 +256,46 @@ class Receiver:
         self._settle(camera, process, now_ns)
 
     def _count_lost(self, camera: _Camera) -> None:
-        """Drops the process told of last; what it had not told when it was killed was never captured."""
+        """Count the last reported drops; frames that a killed process had not reported were never captured."""
         if camera.end is not None and camera.end.lost:
             camera.count(camera.end.lost)
             self._inbox.lost_so_far(camera.name, camera.end.lost)
 
     def _settle(self, camera: _Camera, process: CaptureProcess, now_ns: int) -> None:
-        """The camera waits for its next process, or has ended."""
+        """Wait for the next process of the camera, or end the camera."""
         supervisor, end = camera.supervisor, camera.end
-        error = self._error(camera, process)
+        error = self._end_error(camera, process)
         if error is not None and self._kill_at_ns is None:
             cause = "died" if end is None else "failed"
-            passing = end is None or (isinstance(end, Failed) and end.again)
-            again = passing and camera.may_come_back
+            may_pass = end is None or (isinstance(end, Failed) and end.again)
+            again = may_pass and camera.may_come_back
             supervisor.on_exit(cause, _one_line(error), now_ns, again=again)
             if supervisor.state == "waiting":
-                self._give_up_where_hopeless(error)
+                self._fail_if_all_dead(error)
                 return
             self.failures.append(Failure(camera.name, error, camera.frames))
-            self._put(camera.name, "camera_failed", str(error), supervisor.cause or cause)
+            self._report(camera.name, "camera_failed", str(error), supervisor.cause or cause)
         if isinstance(end, Ended) and end.remark:
-            self._put(camera.name, "camera_remark", end.remark, "")
+            self._report(camera.name, "camera_remark", end.remark, "")
         self._cameras.remove(camera)
         self._inbox.close_camera(camera.name)
 
-    def _give_up_where_hopeless(self, error: AvqError) -> None:
-        """No camera ever opened within its bound: there is nothing to serve."""
-        if all(one.supervisor.exhausted and not one.supervisor.ever_opened for one in self._cameras):
+    def _fail_if_all_dead(self, error: AvqError) -> None:
+        """Fail the run when no camera ever opened within its limit of restarts."""
+        if all(c.supervisor.exhausted and not c.supervisor.ever_opened for c in self._cameras):
             names = ", ".join(camera.name for camera in self._cameras)
-            self._hopeless = MachineError(
+            self._all_dead = MachineError(
                 f"no camera could be opened: {names}", seen=_one_line(error), fix=error.fix
             )
             self._inbox.wake()
 
-    def _error(self, camera: _Camera, process: CaptureProcess) -> AvqError | None:
+    def _end_error(self, camera: _Camera, process: CaptureProcess) -> AvqError | None:
         if isinstance(camera.end, Failed):
             return error_of(camera.end)
         return None if camera.end is not None else process.death()
 
-    def _tell(self, camera: _Camera, order: Action) -> None:
-        self._put(camera.name, order.kind, order.reason, order.cause)
-
-    def _put(self, camera: str, kind: str, reason: str, cause: str) -> None:
-        event = {
+    def _report(self, camera: str, kind: str, reason: str, cause: str) -> None:
+        event: CameraEvent = {
             "kind": kind,
             "t_ns": time.monotonic_ns(),
             "camera": camera,
@@ -308,24 +307,24 @@ class Receiver:
 
     @property
     def refused(self) -> AvqError | None:
-        """Why there is nothing to serve: a request was wrong from the start, or no camera ever opened."""
-        wrong = next((failure.error for failure in list(self.failures) if failure.frames == 0), None)
-        return wrong or self._hopeless
+        """The error that ends the run: a camera without any frame failed for good, or no camera ever opened."""
+        failed = next((failure.error for failure in list(self.failures) if failure.frames == 0), None)
+        return failed or self._all_dead
 
-    def _hasten(self, camera: _Camera, now_ns: int) -> None:
-        """On the way out: ask at once, kill after the grace."""
+    def _stop_camera(self, camera: _Camera, now_ns: int) -> None:
+        """Stop a camera at the end of the run: request it at once, kill it after the grace period."""
         assert self._kill_at_ns is not None
         if camera.process is None:
             self._cameras.remove(camera)
             self._inbox.close_camera(camera.name)
         elif now_ns >= self._kill_at_ns:
             self._kill(camera, now_ns)
-        elif not camera.asked:
-            camera.asked = True
-            camera.process.ask_to_stop()
+        elif not camera.stop_sent:
+            camera.stop_sent = True
+            camera.process.request_stop()
 
     def stop(self) -> None:
-        """Ask every capture process to end, kill those that do not within a second, leave none behind."""
+        """Stop every capture process; kill those that do not end within a second."""
         self._kill_at_ns = time.monotonic_ns() + int(_GRACE_S * 1e9)
         os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
@@ -337,7 +336,7 @@ class Receiver:
                 camera.process.close()
         deadline_ns = time.monotonic_ns() + int(_GRACE_S * 1e9)
         while not all(process.exited for process in self._terminating) and time.monotonic_ns() < deadline_ns:
-            time.sleep(_LOOK_CLOSELY_S)
+            time.sleep(_POLL_FAST_S)
         self._selector.close()
 
 
@@ -345,12 +344,12 @@ def _one_line(error: AvqError) -> str:
     return f"{error.what} ({error.seen})" if error.seen else error.what
 
 
-def _nonsense(camera: str, error: Exception) -> Failed:
+def _unreadable(camera: str, error: Exception) -> Failed:
     return Failed(
         "MachineError",
-        f"the capture process of camera '{camera}' sent what cannot be understood",
+        f"the capture process of camera '{camera}' sent an unreadable message",
         repr(error),
-        "its memory is damaged: suspect the decoder or the source's plugin",
+        "its memory is damaged: check the decoder and the plugin of the source",
         {},
         again=True,
     )

@@ -1,4 +1,4 @@
-"""Every built-in kind of source and sink, from the rooms that have them."""
+"""The built-in source and sink types; libraries are loaded when a type is used."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from avq.hookspecs import FrameSource, Sink, SinkType, SourceType
 
 
 def source_types() -> tuple[SourceType, ...]:
-    """Built-in sources; loads OpenCV, and mcap only when a log is opened."""
+    """Return the built-in source types; loads OpenCV, and mcap only when a log is opened."""
     from avq.sources import builtin_sources
 
-    return (*builtin_sources(), _LazyLogSource())
+    return (*builtin_sources(), LazyLogSource())
 
 
 def sink_types() -> tuple[SinkType, ...]:
-    """Built-in sinks; loads mcap only when a log is written."""
+    """Return the built-in sink types; loads mcap only when a log is written."""
     from avq.sinks import builtin_sinks
 
-    return (*builtin_sinks(), _LazyRecorder())
+    return (*builtin_sinks(), LazyRecorder())
 
 
 def source_providers(outside: Sequence[SourceType] = ()) -> tuple[str, ...]:
-    """How a capture process finds its source types again: the built-in ones, and classes of plugins by name.
+    """Return the names by which a capture process finds its source types: "module:function" or "module:class".
 
     Args:
-        outside: types plugins registered; the capture process makes them anew, without arguments.
+        outside: source types of plugins; the capture process constructs them again, without arguments.
     """
-    names = (f"{type(one).__module__}:{type(one).__qualname__}" for one in outside)
+    names = (f"{type(kind).__module__}:{type(kind).__qualname__}" for kind in outside)
     return ("avq.daemon.registry:source_types", *names)
 
 
-class _LazyLogSource:
+class LazyLogSource:
+    """Recorded MCAP logs as a source."""
+
     schemes = (".mcap",)
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
@@ -45,7 +47,9 @@ class _LazyLogSource:
         parse_log_uri(uri)
 
 
-class _LazyRecorder:
+class LazyRecorder:
+    """The MCAP recorder."""
+
     schemes = ("mcap", ".mcap")
 
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:

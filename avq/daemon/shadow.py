@@ -1,34 +1,35 @@
-"""A candidate that sees what the serving engine sees: how far they agree, before anyone promotes it."""
+"""A candidate bundle on the frames of the serving one: how far they agree, before it is promoted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 from avq.bundle import OpenBundle
 from avq.clock import SystemClock
 from avq.compare import assign
 from avq.daemon.metrics import Histogram
+from avq.daemon.side_task import Finding, ShadowState
 from avq.daemon.step import Parts, step
 from avq.types import Detections, Frame
 
 #: Frames between two reports.
 REPORT_EVERY = 50
 _MIN_IOU = 0.5
-#: Boxes below come and go with any rounding.
-_FIRM_SCORE = 0.3
+#: Boxes below this score appear and vanish with any rounding.
+_MIN_SCORE = 0.3
 
 
 class Shadow:
-    """Runs the candidate and matches its boxes with those that were published, one to one.
+    """Runs the candidate and matches its boxes with the published ones, one to one.
 
-    Agreement is the share of firm boxes of either side that found a partner of the same class on the other, of any
-    score. A new serving bundle begins a new count.
+    Agreement is the share of boxes with a score of at least 0.3, on either side, that match a box of the same class
+    on the other side, of any score. Another serving bundle starts new counts.
 
     Args:
         parts: the candidate, open and warm.
-        close: frees it.
+        close: frees the candidate.
         report_every: frames between two "shadow_report" events.
     """
 
@@ -47,49 +48,50 @@ class Shadow:
         self._shift = 0.0
         self._service = Histogram()
 
-    def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
+    def examine(self, frame: Frame, detections: Detections, bundle: str) -> list[Finding]:
         if bundle != self._serving:
             self._begin(bundle)
-        found, times = step(frame, self._parts, self._clock)
+        candidate, times = step(frame, self._parts, self._clock)
         self._service.record(times.preprocess_ns + times.infer_ns + times.decode_ns)
         self._counts["frames"] += 1
-        self._match(served, found)
+        self._match(detections, candidate)
         if self._counts["frames"] % self._report_every:
             return []
-        return [{"kind": "shadow_report", **self.state(), "reason": self._sentence()}]
+        report = {"kind": "shadow_report", **self.state(), "reason": self._summary()}
+        return [cast("Finding", report)]
 
-    def _match(self, served: Detections, found: Detections) -> None:
-        partners = assign(served, found, _MIN_IOU)
-        same = [(i, j) for i, j in partners if served.class_ids[i] == found.class_ids[j]]
-        ours, theirs = {i for i, _ in same}, {j for _, j in same}
-        firm_served = {i for i in range(len(served)) if served.scores[i] >= _FIRM_SCORE}
-        firm_found = {j for j in range(len(found)) if found.scores[j] >= _FIRM_SCORE}
-        self._counts["boxes"] += len(firm_served) + len(firm_found)
-        self._counts["lost"] += len(firm_served - ours)
-        self._counts["added"] += len(firm_found - theirs)
-        self._counts["matched"] += len(same)
-        self._shift += sum(float(found.scores[j]) - float(served.scores[i]) for i, j in same)
+    def _match(self, serving: Detections, candidate: Detections) -> None:
+        pairs = assign(serving, candidate, _MIN_IOU)
+        matched = [(i, j) for i, j in pairs if serving.class_ids[i] == candidate.class_ids[j]]
+        in_serving, in_candidate = {i for i, _ in matched}, {j for _, j in matched}
+        counted_serving = {i for i in range(len(serving)) if serving.scores[i] >= _MIN_SCORE}
+        counted_candidate = {j for j in range(len(candidate)) if candidate.scores[j] >= _MIN_SCORE}
+        self._counts["boxes"] += len(counted_serving) + len(counted_candidate)
+        self._counts["lost"] += len(counted_serving - in_serving)
+        self._counts["added"] += len(counted_candidate - in_candidate)
+        self._counts["matched"] += len(matched)
+        self._shift += sum(float(candidate.scores[j]) - float(serving.scores[i]) for i, j in matched)
 
-    def serves(self, bundle: OpenBundle) -> None:
-        """Told by every message, too."""
+    def on_bundle(self, bundle: OpenBundle) -> None:
+        """Every published message names its bundle, so nothing is needed here."""
 
-    def state(self) -> Mapping[str, Any]:
-        """``agreement`` and ``confidence_shift`` are null before a box was seen."""
+    def state(self) -> ShadowState:
+        """Counts since this bundle serves; ``agreement`` and ``confidence_shift`` are None before the first box."""
         boxes, matched = self._counts["boxes"], self._counts["matched"]
-        alone = self._counts["lost"] + self._counts["added"]
+        unmatched = self._counts["lost"] + self._counts["added"]
         return {
             "candidate": self._parts.bundle_digest,
             "serving": self._serving,
             "frames": self._counts["frames"],
             "boxes": boxes,
-            "agreement": round(1.0 - alone / boxes, 4) if boxes else None,
+            "agreement": round(1.0 - unmatched / boxes, 4) if boxes else None,
             "lost": self._counts["lost"],
             "added": self._counts["added"],
             "confidence_shift": round(self._shift / matched, 4) if matched else None,
             "service_p50_ms": self._service.summary_ms()["p50_ms"],
         }
 
-    def _sentence(self) -> str:
+    def _summary(self) -> str:
         state = self.state()
         if state["agreement"] is None:
             return f"no box on {state['frames']} frames: nothing to compare"

@@ -1,4 +1,4 @@
-"""Work beside the frame path: on every n-th frame, on a thread of its own, and never waited for."""
+"""Work outside the frame path: on every n-th frame, on a thread of its own, never waited for."""
 
 from __future__ import annotations
 
@@ -9,108 +9,152 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from avq.bundle import OpenBundle
 from avq.daemon.events import EventQueue
 from avq.process import lower_thread_priority
 from avq.types import Detections, Frame, Published
+from avq.types.frame import Event
 
-_END_S = 10.0
+_JOIN_S = 10.0
+
+
+class ShadowState(TypedDict, total=False):
+    """Agreement of a candidate with the serving bundle; the keys of kind "shadow_report"."""
+
+    candidate: str
+    serving: str
+    frames: int
+    boxes: int
+    agreement: float | None
+    lost: int
+    added: int
+    confidence_shift: float | None
+    service_p50_ms: float
+
+
+class _Finding(TypedDict):
+    kind: str
+    reason: str
+
+
+class Finding(_Finding, ShadowState, total=False):
+    """An event of a side task without its time and camera; ``share`` is a key of drift events."""
+
+    share: float
+
+
+class SideTaskEvent(Event, Finding):
+    """A finding with its time and, where it concerns one, its camera."""
+
+    camera: str
 
 
 class SideTask(Protocol):
-    """What an aside does; all of it on the aside's thread."""
+    """Work on single frames; all methods are called on the worker's thread."""
 
-    def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
-        """One frame, and what ``bundle`` found in it; returns events (kind, reason, ...)."""
+    def examine(self, frame: Frame, detections: Detections, bundle: str) -> list[Finding]:
+        """Examine one frame.
+
+        Args:
+            frame: with a copy of its pixels.
+            detections: as published for this frame.
+            bundle: digest of the bundle that produced them.
+        """
         ...
 
-    def serves(self, bundle: OpenBundle) -> None:
-        """Another bundle is in service from here on."""
+    def on_bundle(self, bundle: OpenBundle) -> None:
+        """Another bundle serves from now on."""
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """What was found so far, as JSON values."""
+        """Results so far, as JSON values."""
         ...
 
     def close(self) -> None: ...
 
 
 class SideTaskWorker:
-    """Gives a worker every n-th published frame of each camera while it is idle; what it was busy for is counted.
+    """Gives a task every n-th published frame of each camera while it is idle, and counts the frames it skips.
 
     Args:
         name: "shadow" or "drift", for events.
         every_n: counted per camera.
-        worker: used and closed on the aside's thread only; ``state`` from any.
-        in_spare_time: look only while the best work is done in time.
+        task: used and closed on the worker's thread only.
+        in_spare_time: examine frames only while the best mode holds its deadline.
     """
 
-    def __init__(self, name: str, every_n: int, worker: SideTask, *, in_spare_time: bool = False) -> None:
+    def __init__(self, name: str, every_n: int, task: SideTask, *, in_spare_time: bool = False) -> None:
         self.name = name
         self.error = ""
         self.events = EventQueue()
-        self.skipped = 0  # frames whose turn it was while the worker was busy, or there was no time to spare
+        self.skipped = 0  # due frames while the task was busy, or no spare time was left
         self._every_n = every_n
-        self._worker = worker
+        self._task = task
         self._in_spare_time = in_spare_time
         self._counts: Counter[str] = Counter()
-        self._state: Mapping[str, Any] = worker.state()
+        self._state: Mapping[str, Any] = task.state()
         self._work: SimpleQueue[tuple[Frame, Published] | OpenBundle | None] = SimpleQueue()
         self._idle = True
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def on_frame(self, frame: Frame, published: Published, *, relaxed: bool) -> None:
-        """One frame was published: its pixels are copied when they are looked at."""
+        """Queue a published frame when it is due; only then are its pixels copied.
+
+        Args:
+            frame: valid during the call.
+            published: the message of this frame.
+            relaxed: the best mode holds its deadline.
+        """
         due = self._counts[frame.camera] % self._every_n == 0
         self._counts[frame.camera] += 1
         if not due or self.error:
             return
         if not self._idle or (self._in_spare_time and not relaxed):
             self.skipped += 1
-            self._counts[frame.camera] -= 1  # the next frame's turn
+            self._counts[frame.camera] -= 1  # the next frame is due instead
             return
         self._idle = False
         self._work.put((replace(frame, pixels=frame.pixels.copy()), published))
 
-    def serves(self, bundle: OpenBundle) -> None:
-        """Another bundle is in service."""
+    def on_bundle(self, bundle: OpenBundle) -> None:
+        """Another bundle serves from now on."""
         self._work.put(bundle)
 
     def state(self) -> Mapping[str, Any]:
-        """From any thread."""
+        """Results so far, the skipped frames and the error that ended the task; from any thread."""
         return {**self._state, "skipped": self.skipped, **({"error": self.error} if self.error else {})}
 
     def _run(self) -> None:
         lower_thread_priority()
         while (item := self._work.get()) is not None:
             try:
-                self._do(item)
-            except Exception as error:  # what is wrong beside the frame path stays there
+                self._process(item)
+            except Exception as error:  # a side task must not end the run
                 self.error = " ".join(f"{type(error).__name__}: {error}".split())
-                self._put({"kind": f"{self.name}_failed", "reason": self.error})
+                self.events.put(
+                    {"t_ns": time.monotonic_ns(), "kind": f"{self.name}_failed", "reason": self.error}
+                )
             self._idle = True
         with suppress(Exception):
-            self._worker.close()
+            self._task.close()
 
-    def _do(self, item: tuple[Frame, Published] | OpenBundle) -> None:
+    def _process(self, item: tuple[Frame, Published] | OpenBundle) -> None:
         if isinstance(item, OpenBundle):
             self.error = ""
-            self._worker.serves(item)
-            self._state = self._worker.state()
+            self._task.on_bundle(item)
+            self._state = self._task.state()
             return
         frame, published = item
-        events = self._worker.look(frame, published.detections, published.bundle_digest)
-        self._state = self._worker.state()
-        for event in events:
-            self._put({"camera": frame.camera, **event})
-
-    def _put(self, event: Mapping[str, Any]) -> None:
-        self.events.put({"t_ns": time.monotonic_ns(), **event})
+        findings = self._task.examine(frame, published.detections, published.bundle_digest)
+        self._state = self._task.state()
+        for finding in findings:
+            event: SideTaskEvent = {"t_ns": time.monotonic_ns(), "camera": frame.camera, **finding}
+            self.events.put(event)
 
     def close(self) -> None:
-        """End after the frame that is being looked at."""
+        """End after the frame that is being examined."""
         self._work.put(None)
-        self._thread.join(_END_S)
+        self._thread.join(_JOIN_S)

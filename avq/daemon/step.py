@@ -11,13 +11,13 @@ from avq.types import U8, Detections, Frame, ModelInput, RawOutputs, StageTimes
 
 
 class Prepares(Protocol):
-    """What ``avq.preprocess.Preprocessor`` does."""
+    """The part of ``avq.preprocess.Preprocessor`` that the daemon uses."""
 
     def prepare(self, picture: Frame | U8) -> ModelInput: ...
 
 
 class Decodes(Protocol):
-    """What ``avq.decoders.DetectionDecoder`` does."""
+    """The part of ``avq.decoders.DetectionDecoder`` that the daemon uses."""
 
     def decode(
         self, raw: RawOutputs, model_input: ModelInput, *, camera: str, seq: int, t_capture_ns: int
@@ -29,16 +29,17 @@ class Parts:
     """One opened bundle, ready to serve.
 
     Attributes:
-        preprocessor, session, decoder: of one loop; none of them is thread-safe.
+        preprocessor, session, decoder: of one loop; none of them is thread-safe. The decoder is None where the
+            outputs are no detections; such a bundle is not served.
         labels: class names by id.
         bundle_digest: names the bundle in every message.
-        mode: name of the work these parts do.
+        mode: name of the mode, as in the configuration.
         input_size_px: (width, height) of the network, for the warm-up.
     """
 
     preprocessor: Prepares
     session: Session
-    decoder: Decodes
+    decoder: Decodes | None
     labels: tuple[str, ...]
     bundle_digest: str
     input_size_px: tuple[int, int]
@@ -46,7 +47,17 @@ class Parts:
 
 
 def step(frame: Frame, parts: Parts, clock: Clock) -> tuple[Detections, StageTimes]:
-    """Preprocess, infer, decode; the queue time is what passed since the capture."""
+    """Preprocess, infer and decode one frame.
+
+    Args:
+        frame: pixels (H, W, 3) uint8, BGR.
+        parts: an open bundle with a decoder.
+        clock: measures the stages.
+
+    Returns:
+        Detections in pixels of the frame, and nanoseconds per stage; the queue time starts at the capture.
+    """
+    assert parts.decoder is not None
     taken_ns = clock.now_ns()
     model_input = parts.preprocessor.prepare(frame)
     prepared_ns = clock.now_ns()

@@ -198,7 +198,7 @@ class Supervisor:
         """It delivers nothing, and that was told."""
         return self._outage_ns is not None
 
-    def accounted(self, now_ns: int) -> bool:
+    def silence_explained(self, now_ns: int) -> bool:
         """Whether its silence is known, or is none yet. False too when nobody has looked at it for a while."""
         if now_ns - self._looked_ns > _UNSEEN_NS:
             return False

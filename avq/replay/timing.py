@@ -346,5 +346,6 @@ class VirtualTimeStages:
 
 def with_virtual_time(parts: Parts, stages: VirtualStages) -> Parts:
     """Return ``parts`` whose stages take the planned time on the replay clock."""
+    assert parts.decoder is not None
     virtual = VirtualTimeStages(parts.preprocessor, parts.session, parts.decoder, parts.bundle_digest, stages)
     return replace(parts, preprocessor=virtual, session=virtual, decoder=virtual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +19,10 @@ from avq.daemon.systemd import SystemdNotifier
 from avq.measure.detector import Detector
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost
-from avq.progress import Reporter
 
 #: What a reload takes over; every other key needs a restart.
 _RELOADED = {"bundle", "modes"}
+_log = logging.getLogger("avq.serve")
 
 
 def opener_of(config: RunConfig, host: PluginHost, notifier: SystemdNotifier) -> Opener:
@@ -45,7 +46,6 @@ def make_bundle_swapper(
     config: RunConfig,
     opener: Opener,
     served: ActiveModes,
-    report: Reporter,
     reread: Callable[[], RunConfig] | None,
     notifier: SystemdNotifier,
 ) -> BundleSwapper:
@@ -63,9 +63,7 @@ def make_bundle_swapper(
     def prepare(path: Path | None) -> ActiveModes:
         now = reread() if path is None and reread is not None else config
         if left := _changed(config, now):
-            report.warning(
-                f"only {' and '.join(sorted(_RELOADED))} are taken over; restart for: {', '.join(left)}"
-            )
+            _log.warning("reload applies bundle and modes only; restart to apply: %s", ", ".join(left))
         sources = mode_sources(now.bundle, now.modes)
         if path is not None:
             sources = [replace(s, bundle=path) if s.bundle == config.bundle else s for s in sources]
@@ -88,7 +86,7 @@ def _changed(before: RunConfig, after: RunConfig) -> list[str]:
 
 
 def make_side_tasks(
-    config: RunConfig, host: PluginHost, opener: Opener, served: ActiveModes, report: Reporter
+    config: RunConfig, host: PluginHost, opener: Opener, served: ActiveModes
 ) -> tuple[SideTaskWorker, ...]:
     """The shadow and the drift watch that are configured, open and warm. Raises what opening the shadow raises."""
     side_tasks: list[SideTaskWorker] = []
@@ -104,7 +102,7 @@ def make_side_tasks(
         side_tasks.append(SideTaskWorker("shadow", config.shadow.every_n, shadow, in_spare_time=True))
     if config.drift is not None and served.bundle is not None:
         drift = Drift(host.running_engines(), served.bundle)
-        if drift.why_not:
-            report.warning(f"drift: {drift.why_not}")
+        if drift.unavailable:
+            _log.warning("drift: %s", drift.unavailable)
         side_tasks.append(SideTaskWorker("drift", config.drift.every_n, drift))
     return tuple(side_tasks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from avq.alerts import AlertWatch
-from avq.config import Budget, Camera, LogLevel, RunConfig, load_run, recorder_from
+from avq.config import Budget, Camera, RunConfig, load_run, recorder_from
 from avq.daemon import (
     CameraOptions,
     RestartPolicy,
@@ -23,6 +24,7 @@ from avq.daemon import (
     source_types,
 )
 from avq.daemon.bundle_swap import BundleSwapper
+from avq.daemon.metrics import RunAnswer
 from avq.daemon.modes import Mode, mode_sources
 from avq.daemon.observer import NullObserver
 from avq.daemon.startup import FallbackPolicy, start
@@ -32,87 +34,52 @@ from avq.hookspecs import Sink, SinkType, SourceType
 from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.serve.components import make_bundle_swapper, make_side_tasks, opener_of
+from avq.serve.log_records import ReporterHandler, levels_of, log_records, standard_error_handler
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, run_info, web_from_flag
-
-# The books, the stages, and what went wrong: what a person reads after a run.
 
 Tables = list[tuple[str, list[Mapping[str, object]]]]
 
 
 def summary_tables(summary: RunSummary) -> Tables:
-    """The books, the stages, and what went wrong: what a person reads after a run."""
+    """Tables of a run for people: frame counts, stage times, side tasks and events."""
     answer = summary.as_json()
     dropped = ", ".join(f"{cause} {count}" for cause, count in answer["dropped"].items())
-    books = {key: answer[key] for key in ("captured", "published", "in_flight", "misses")}
+    counts: Mapping[str, object] = {
+        "captured": answer["captured"],
+        "published": answer["published"],
+        "in_flight": answer["in_flight"],
+        "misses": answer["misses"],
+        "dropped": dropped or "none",
+    }
     stages: list[Mapping[str, object]] = [
         {"stage": name, **values} for name, values in answer["stages"].items()
     ]
-    tables: Tables = [
-        ("Frames", [{**books, "dropped": dropped or "none"}]),
-        ("Milliseconds per stage", stages),
-    ]
-    tables += _beside(answer)
+    tables: Tables = [("Frames", [counts]), ("Milliseconds per stage", stages)]
+    tables += _side_task_tables(answer)
     if answer["events"]:
-        tables.append(("Events", answer["events"]))
+        tables.append(("Events", list(answer["events"])))
     return tables
 
 
-def _beside(answer: Mapping[str, Any]) -> Tables:
-    """What the candidate in the shadow and the drift watch found, where they looked."""
+def _side_task_tables(answer: RunAnswer) -> Tables:
+    """Tables of the shadow and the drift watch, where they are configured."""
     tables: Tables = []
     if shadow := answer.get("shadow"):
-        shown = {**shadow, "candidate": shadow["candidate"][:12], "serving": shadow["serving"][:12]}
-        tables.append(("Candidate in the shadow", [shown]))
+        row = {**shadow, "candidate": shadow["candidate"][:12], "serving": shadow["serving"][:12]}
+        tables.append(("Candidate in the shadow", [row]))
     if drift := answer.get("drift"):
-        rows = [{"camera": camera, **row} for camera, row in drift.get("cameras", {}).items()]
-        shown_rows: list[Mapping[str, object]] = [
-            {**row, "unusual": ", ".join(row["unusual"][:2])} for row in rows
+        rows: list[Mapping[str, object]] = [
+            {"camera": camera, **row, "unusual": ", ".join(row["unusual"][:2])}
+            for camera, row in drift.get("cameras", {}).items()
         ]
-        tables.append(("Drift", shown_rows or [{"why": drift.get("why", "no picture was looked at")}]))
+        tables.append(("Drift", rows or [{"why": drift.get("why", "no picture was examined")}]))
     return tables
-
-
-# How much a run says on standard error.
-
-T = TypeVar("T")
-_ORDER: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
-
-
-class LevelFilteredReporter:
-    """A Reporter that keeps to the ``log_level`` of the configuration: what ends the run is always told."""
-
-    def __init__(self, report: Reporter, level: LogLevel) -> None:
-        self._report = report
-        self._level = _ORDER.index(level)
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        """One line of JSON, for debugging."""
-        if self._says("debug"):
-            self._report.message(msgspec.json.encode(event).decode())
-
-    def message(self, text: str) -> None:
-        if self._says("info"):
-            self._report.message(text)
-
-    def warning(self, text: str) -> None:
-        if self._says("warning"):
-            self._report.warning(text)
-
-    def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
-        if self._says("info"):
-            self._report.table(title, rows)
-
-    def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
-        return self._report.track(items, label, total)
-
-    def _says(self, level: LogLevel) -> bool:
-        return self._level <= _ORDER.index(level)
 
 
 STANDARD_OUTPUT = "-"
-#: Events an operator should see without asking for them.
+#: Events logged as warnings; all others are logged as JSON at level debug only.
 _WARNED = {
     "swap_refused",
     "swap_rolled_back",
@@ -122,6 +89,9 @@ _WARNED = {
     "drift_failed",
 }
 _CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead"}
+_log = logging.getLogger("avq.serve")
+_daemon_log = logging.getLogger("avq.daemon")
+_event_log = logging.getLogger("avq.daemon.events")
 KindT = TypeVar("KindT", SourceType, SinkType)
 
 
@@ -177,26 +147,34 @@ def _from_flags(bundle: Path | None, source: str | None) -> RunConfig:
 def serve(
     config: RunConfig,
     host: PluginHost,
-    report: Reporter,
+    report: Reporter | None = None,
     *,
     json_lines: bool = False,
     reread: Callable[[], RunConfig] | None = None,
 ) -> RunSummary:
-    """Open the bundle as it was accepted, serve, and close everything again.
+    """Open the configured bundle, serve until the run ends, and close everything again.
 
     Args:
-        reread: the configuration as it stands now, for SIGHUP.
-        json_lines: one line per published frame on standard output.
+        config: of the run.
+        host: the plugins.
+        report: receives the log records of the run; None for lines on standard error.
+        json_lines: one line per published frame on standard output; the default log level is then "warning".
+        reread: the configuration as it is now, for SIGHUP.
+
+    Raises:
+        AvqError: the bundle, a camera or a sink cannot be opened, or the engine failed on a frame.
     """
-    reporter = LevelFilteredReporter(report, config.log_level)
-    with open_page(config.web, "web" in config.model_fields_set, reporter) as live_state:
-        return _serve(config, host, reporter, live_state, json_lines=json_lines, reread=reread)
+    handler = standard_error_handler() if report is None else ReporterHandler(report)
+    with (
+        log_records(handler, levels_of(config, quiet=json_lines)),
+        open_page(config.web, "web" in config.model_fields_set) as live_state,
+    ):
+        return _serve(config, host, live_state, json_lines=json_lines, reread=reread)
 
 
 def _serve(
     config: RunConfig,
     host: PluginHost,
-    report: LevelFilteredReporter,
     live_state: LiveState | None,
     *,
     json_lines: bool,
@@ -205,15 +183,15 @@ def _serve(
     notifier = SystemdNotifier.from_environment()
     opener = opener_of(config, host, notifier)
     fallback = FallbackPolicy(config.fallback.bundle, config.fallback.onnxruntime)
-    served = start(opener, mode_sources(config.bundle, config.modes), fallback, report.warning)
-    swapper = make_bundle_swapper(config, opener, served, report, reread, notifier)
+    served = start(opener, mode_sources(config.bundle, config.modes), fallback, _daemon_log.warning)
+    swapper = make_bundle_swapper(config, opener, served, reread, notifier)
     try:
-        side_tasks = make_side_tasks(config, host, opener, served, report)
+        side_tasks = make_side_tasks(config, host, opener, served)
         if live_state is not None:
             live_state.describe(run_info(config, served))
         sinks, addresses = _sinks(config, host, served.modes[0].parts.labels, json_lines=json_lines)
         for mode in served.modes:
-            report.message(_serving(mode))
+            _log.info(_mode_line(mode))
         summary = serve_bundle(
             served.modes,
             sources={camera.id: camera.source for camera in config.cameras},
@@ -221,7 +199,7 @@ def _serve(
             budget=config.budget.latency_budget(),
             options=replace(
                 _options(config, host),
-                on_event=_listener(config, host, report, live_state, swapper),
+                on_event=_event_listener(config, host, live_state, swapper),
                 observer=live_state or NullObserver(),
                 notifier=notifier,
                 swapper=swapper,
@@ -233,14 +211,11 @@ def _serve(
         swapper.close()
         notifier.close()
     for failure in summary.failures:
-        report.warning(f"camera {failure.camera}: {failure.error}")
-    for sink in summary.sinks:
-        if sink.error:
-            report.warning(f"sink {sink.address or sink.name}: {sink.error}")
+        _daemon_log.warning("camera %s: %s", failure.camera, failure.error)
     return summary
 
 
-def _serving(mode: Mode) -> str:
+def _mode_line(mode: Mode) -> str:
     parts = mode.parts
     prefix = "" if parts.mode == "normal" else f"mode {parts.mode}: "
     every = "" if mode.stride == 1 else f", one of {mode.stride} frames"
@@ -248,33 +223,35 @@ def _serving(mode: Mode) -> str:
     return f"{prefix}serving bundle {parts.bundle_digest[:12]} on {engine}{every}"
 
 
-def _listener(
-    config: RunConfig,
-    host: PluginHost,
-    report: LevelFilteredReporter,
-    live_state: LiveState | None,
-    swapper: BundleSwapper,
+def _event_listener(
+    config: RunConfig, host: PluginHost, live_state: LiveState | None, swapper: BundleSwapper
 ) -> Callable[[Mapping[str, Any]], None]:
-    """What hears every event, on a thread of its own: the page, the hooks, and whoever reads standard error."""
+    """Create the function that receives every event on a thread of its own: for the page, the log and the hooks."""
 
     def on_event(event: Mapping[str, Any]) -> None:
         kind = event.get("kind")
-        report.event(event)
         if live_state is not None:
             if kind in ("bundle_swapped", "swap_rolled_back"):
                 live_state.describe(run_info(config, swapper.serving))
             live_state.on_event(event)
-        if kind == "alert":
-            report.message(f"alert {event['alert']}: {event['reason']} ({event['camera'] or 'all cameras'})")
-        if kind in _WARNED:
-            report.warning(str(event.get("reason", kind)))
-        if kind in _CAMERA_WARNED:
-            report.warning(f"camera {event['camera']}: {event['reason']}")
+        _log_event(event)
         if kind == "alert_raised":
             for failure in host.budget_missed(event):
-                report.warning(failure)
+                _log.warning(failure)
 
     return on_event
+
+
+def _log_event(event: Mapping[str, Any]) -> None:
+    if _event_log.isEnabledFor(logging.DEBUG):
+        _event_log.debug(msgspec.json.encode(event).decode())
+    kind, reason = event.get("kind"), event.get("reason")
+    if kind == "alert":
+        _log.info("alert %s: %s (%s)", event["alert"], reason, event["camera"] or "all cameras")
+    if kind in _WARNED:
+        _daemon_log.warning(str(reason or kind))
+    if kind in _CAMERA_WARNED:
+        _daemon_log.warning("camera %s: %s", event["camera"], reason)
 
 
 def _options(config: RunConfig, host: PluginHost) -> RunOptions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -188,3 +188,73 @@ class Published:
                 for name, score, box in zip(names, scores, boxes, strict=True)
             ],
         }
+
+
+class Event(TypedDict):
+    """Something that happened in a run, as sinks, logs and the page receive it.
+
+    Further keys depend on the kind; the classes below name them.
+
+    Attributes:
+        kind: such as "camera_stalled" or "mode_changed".
+        t_ns: monotonic time in nanoseconds, as of captures.
+        reason: one line of text.
+    """
+
+    kind: str
+    t_ns: int
+    reason: str
+
+
+class CameraEvent(Event):
+    """A change of one camera: stalled, restarted, resumed, dead, failed, or a remark of its source."""
+
+    camera: str
+    cause: str
+
+
+#: The mode, or the digest of the bundle, before an event; a key of this name needs the functional form.
+Before = TypedDict("Before", {"from": str}, total=False)
+
+
+class TransitionEvent(Event, Before):
+    """A decision of the governor: another mode, or an alert raised or cleared."""
+
+    camera: str
+    seq: int
+    mode: str
+    alert: bool
+
+
+class SwappedBundles(Before, total=False):
+    """Digests of the bundles before and after a swap, or the path of a refused one."""
+
+    bundle: str
+    path: str
+
+
+class SwapEvent(Event, SwappedBundles):
+    """Another bundle was installed, rolled back or refused."""
+
+
+class MemoryEvent(Event):
+    """Steady growth of one process, in MB (2**20 bytes)."""
+
+    process: str
+    resident_mb: float
+    mb_per_hour: float
+
+
+class AlertEvent(Event, total=False):
+    """A raised alert (kind "alert"); the keys from ``seq`` on are those of the detection that raised it."""
+
+    id: str
+    alert: str
+    condition: str
+    vehicle: str
+    camera: str
+    time: str
+    seq: int
+    label: str
+    score: float
+    box_xyxy_px: list[float]

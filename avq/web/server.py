@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -9,14 +10,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from avq import __version__
 from avq.config import RunConfig, WebConfig
 from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
-from avq.progress import Reporter
 from avq.uris import redact_credentials
 from avq.web.live_state import LiveState
 
@@ -29,6 +29,7 @@ _UNACKNOWLEDGED_MS = 10_000
 MOST_CONNECTIONS = 256
 _JOIN_S = 3.0
 _AGAIN_S = 1.0
+_log = logging.getLogger("avq.web")
 
 
 @contextmanager
@@ -83,8 +84,7 @@ class _Server:
             loop="asyncio",
             lifespan="off",
             log_config=None,
-            log_level="critical",
-            access_log=False,
+            access_log=False,  # addresses of requests may hold the token
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
@@ -96,8 +96,11 @@ class _Server:
     def _run(self) -> None:
         """Serve; what ends the server without being asked to costs a second of it, not the page of months."""
         while not self._closing.is_set():
-            with suppress(BaseException), self._listener.dup() as listener:
-                self._server.run(sockets=[listener])
+            try:
+                with self._listener.dup() as listener:
+                    self._server.run(sockets=[listener])
+            except BaseException:
+                _log.exception("the web server failed; it starts again in %g s", _AGAIN_S)
             if not self._closing.wait(_AGAIN_S):
                 self._server = type(self._server)(self._config)
 
@@ -169,7 +172,7 @@ def web_from_flag(text: str, base: WebConfig) -> WebConfig:
 
 
 @contextmanager
-def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[LiveState | None]:
+def open_page(web: WebConfig, wanted: bool) -> Iterator[LiveState | None]:
     """A live_state with its page for the time of a run; None when there is none, and then why was said.
 
     Args:
@@ -182,11 +185,11 @@ def open_page(web: WebConfig, wanted: bool, report: Reporter) -> Iterator[LiveSt
         if web.enabled:
             try:
                 live_state, address = stack.enter_context(open_site(web.host, web.port, web.token))
-                report.message(f"page: {address}")
+                _log.info("page: %s", address)
             except (MachineError, RequestError) as error:
                 if wanted and isinstance(error, RequestError):
                     raise
-                report.warning(f"no page: {error.what} ({error.seen}); {error.fix}")
+                _log.warning("no page: %s (%s); %s", error.what, error.seen, error.fix)
         yield live_state
 
 

@@ -146,7 +146,7 @@ def test_late_frames_dead_cameras_and_drift_are_conditions_too() -> None:
     late = [a for n in range(4) for a in one.on_frame(message(n, [], [], late=n in (0, 2)))]
     assert [(a.rule, a.seq, a.label) for a in late] == [("late", 0, "")]
     dead = {"kind": "camera_dead", "camera": "rear", "t_ns": 5, "reason": "silent for 9 s"}
-    assert [(a.rule, a.camera, a.reason) for a in one.heard(dead)] == [("dead", "rear", "silent for 9 s")]
-    assert one.heard({**dead, "t_ns": 6}) == []
-    assert [a.rule for a in one.heard({"kind": "drift_raised", "t_ns": 9})] == ["odd"]
-    assert one.heard({"kind": "alert", "t_ns": 9}) == []
+    assert [(a.rule, a.camera, a.reason) for a in one.on_event(dead)] == [("dead", "rear", "silent for 9 s")]
+    assert one.on_event({**dead, "t_ns": 6}) == []
+    assert [a.rule for a in one.on_event({"kind": "drift_raised", "t_ns": 9})] == ["odd"]
+    assert one.on_event({"kind": "alert", "t_ns": 9}) == []

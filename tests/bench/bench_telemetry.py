@@ -59,7 +59,7 @@ def measure(frames: list[tuple[Frame, FrameResult]], live_state: LiveState) -> d
         t1 = time.perf_counter_ns()
         pipeline.frame_rate.on_frame(frame.camera, frame.seq, frame.t_capture_ns)
         heartbeat.on_frame(pipeline)
-        memory.look()
+        memory.sample()
         t2 = time.perf_counter_ns()
         live_state.on_tick()
         live_state.on_frame(frame, turn)

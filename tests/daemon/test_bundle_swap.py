@@ -75,7 +75,7 @@ class Loop(NullObserver):
 
     def __init__(self) -> None:
         self.shelf, self.kept, self.events = Shelf(), list[Published](), list[Mapping[str, Any]]()
-        self._over, self._news = False, threading.Condition()
+        self._over, self._changed = False, threading.Condition()
         self.error: BaseException | None = None
         self.first = self.shelf.prepare(Path("first"))
         self.swapper = BundleSwapper(self.first, self.shelf.prepare)
@@ -98,26 +98,26 @@ class Loop(NullObserver):
             )
         except BaseException as error:
             self.error = error
-        with self._news:
-            self._news.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def _keep(self, message: Published, _: object) -> None:
-        with self._news:
+        with self._changed:
             self.kept.append(message)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _on_message(self, event: Mapping[str, Any]) -> None:
-        with self._news:
+        with self._changed:
             self.events.append(event)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def on_tick(self) -> None:
         if self._over:
             raise KeyboardInterrupt
 
     def wait_for(self, what: Callable[[], bool]) -> None:
-        with self._news:
-            assert self._news.wait_for(lambda: what() or self.error is not None, 90) and what(), self.error
+        with self._changed:
+            assert self._changed.wait_for(lambda: what() or self.error is not None, 90) and what(), self.error
 
     def wait_for_frames(self, count: int) -> None:
         there = len(self.kept) + count

@@ -31,7 +31,7 @@ from avq.daemon.capture_protocol import Captured, CaptureSettings, framed
 from avq.errors import DataError, MachineError, PluginError, RequestError
 from avq.recording import LogReader
 from avq.sinks import CallbackSink, open_sink
-from avq.types import DecoderSpec, Frame, LatencyBudget, Published
+from avq.types import Frame, LatencyBudget, Published
 from tests.daemon.daemon_kit import LABELS, null_parts, open_descriptors, picture_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,7 +278,7 @@ def test_what_came_before_the_nonsense_in_the_same_read_is_heard() -> None:
     try:
         told = Captured(0, 1, 5, 16, 16, {})
         os.write(told_fd, framed(told) + b"\x05\0\0\0babble")
-        messages = process.hear()
+        messages = process.read_messages()
         assert messages is not None and next(messages) == told
         with pytest.raises(msgspec.MsgspecError):
             next(messages)
@@ -318,15 +318,13 @@ def test_a_source_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> No
 def test_a_bundle_without_a_decoder_is_not_served(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from avq.decoders import DetectionDecoder
-
     closed = []
 
     class Watched(CallbackSink):
         def close(self) -> None:
             closed.append(True)
 
-    parts = replace(null_parts(), decoder=DetectionDecoder(DecoderSpec("none")))
+    parts = replace(null_parts(), decoder=None)
     with pytest.raises(RequestError, match="does not say how its outputs become boxes"):
         serve_bundle(parts, sources={"a": "scene://drive"}, sinks=[Watched(lambda *_: None)], budget=BUDGET)
     assert closed == [True]

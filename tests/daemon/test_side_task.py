@@ -16,7 +16,7 @@ from avq.daemon.inbox import FrameCounts
 from avq.daemon.memory import SAMPLE_S, MemoryWatch
 from avq.daemon.metrics import Metrics
 from avq.daemon.shadow import Shadow
-from avq.daemon.side_task import SideTaskWorker
+from avq.daemon.side_task import Finding, SideTaskWorker
 from avq.daemon.step import step
 from avq.process import resident_bytes
 from avq.serve import summary_tables
@@ -66,13 +66,13 @@ def test_a_shadow_tells_how_far_it_agrees(
     assert len(serving) == 4
     shadow = Shadow(parts_with(change), report_every=2)
     assert shadow.state()["agreement"] is None
-    assert shadow.look(frame(0), serving, "b") == []
-    (event,) = shadow.look(frame(1), serving, "b")
+    assert shadow.examine(frame(0), serving, "b") == []
+    (event,) = shadow.examine(frame(1), serving, "b")
     assert event["kind"] == "shadow_report" and "over 2 frames" in event["reason"]
     state = shadow.state()
     assert state["agreement"] == pytest.approx(agreement, abs=1e-4)
     assert (state["lost"], state["added"], state["frames"]) == (2 * lost, 2 * added, 2)
-    shadow.look(frame(2), serving, "another bundle serves")
+    shadow.examine(frame(2), serving, "another bundle serves")
     assert shadow.state()["frames"] == 1
 
 
@@ -84,14 +84,14 @@ class Worker:
         self.go = threading.Semaphore(0)
         self.closed = False
 
-    def look(self, frame: Frame, served: Detections, bundle: str) -> list[dict[str, Any]]:
+    def examine(self, frame: Frame, detections: Detections, bundle: str) -> list[Finding]:
         assert self.go.acquire(timeout=60)
         self.looked.append((frame.camera, frame.seq))
         if frame.seq == 666:
             raise ValueError("a bad frame")
         return [{"kind": "looked", "reason": "it was its turn"}]
 
-    def serves(self, bundle: object) -> None:
+    def on_bundle(self, bundle: object) -> None:
         self.looked.append(("bundle", 0))
 
     def state(self) -> Mapping[str, Any]:
@@ -155,7 +155,7 @@ def test_an_aside_sees_every_nth_frame_of_each_camera_and_skips_while_it_is_busy
 
 def test_a_run_too_short_for_a_report_ends_with_what_its_shadow_saw() -> None:
     shadow = Shadow(parts_with(lose_one))
-    shadow.look(frame(0), served_by(parts_with(nothing)), "serving")
+    shadow.examine(frame(0), served_by(parts_with(nothing)), "serving")
     summary = RunSummary(
         FrameCounts(1, 1, {}, 0), 0, Metrics().snapshot(), (), side_tasks={"shadow": shadow.state()}
     )
@@ -199,7 +199,7 @@ def watched(levels_mb: Callable[[int], float], hours: float, pid: int = 7) -> li
     watch = MemoryWatch(lambda: {"front": pid}, lambda: now_s[0], resident)
     found = []
     while now_s[0] < hours * 3600:
-        found += watch.look()
+        found += watch.sample()
         now_s[0] += SAMPLE_S / 2
     return found
 

@@ -41,7 +41,7 @@ def test_messages_reach_a_path_and_an_abstract_address(tmp_path: Path) -> None:
 
 def test_a_full_socket_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        notify, "_PATIENCE", struct.pack("ll", 60, 0)
+        notify, "_SEND_TIMEOUT", struct.pack("ll", 60, 0)
     )  # a second may pass all_sinks_failed where we read
     manager = Manager(tmp_path / "notify")
     notifier = SystemdNotifier.from_environment(manager.environment())

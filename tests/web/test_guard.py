@@ -12,7 +12,6 @@ import pytest
 
 from avq.config import WebConfig
 from avq.errors import RequestError
-from avq.progress import Silent
 from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, web_from_flag
 from avq.web.server import open_site
@@ -162,11 +161,11 @@ def test_a_taken_port_stops_only_a_run_that_asked_for_it() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         web = WebConfig(port=taken.getsockname()[1])
-        with open_page(web, False, Silent()) as live_state:
+        with open_page(web, False) as live_state:
             assert live_state is None
-        with pytest.raises(RequestError, match="cannot listen"), open_page(web, True, Silent()):
+        with pytest.raises(RequestError, match="cannot listen"), open_page(web, True):
             pass
-    with open_page(WebConfig(enabled=False), True, Silent()) as live_state:
+    with open_page(WebConfig(enabled=False), True) as live_state:
         assert live_state is None
 
 

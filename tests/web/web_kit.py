@@ -45,18 +45,18 @@ class Live:
     summary: RunSummary | None = None
     stopping: bool = False
     error: BaseException | None = None
-    news: threading.Condition = field(default_factory=threading.Condition)
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def on_result(self, turn: FrameResult) -> None:
-        with self.events:
+        with self.changed:
             self.turns.append(turn)
-            self.events.notify_all()
+            self.changed.notify_all()
         if self.stopping:
             raise EnoughError
 
     def wait_for(self, frames: int, timeout_s: float = HANG_S) -> None:
-        with self.events:
-            assert self.events.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.turns) >= frames, timeout_s), len(self.turns)
 
     def wait_for_end(self) -> None:
         """The run is over and its sinks have written everything."""
@@ -97,7 +97,7 @@ def live(
                     sources={"front": source},
                     sinks=sinks or [quiet],
                     budget=BUDGET,
-                    options=RunOptions(observer=written, on_result=run.on_result, on_event=written.told),
+                    options=RunOptions(observer=written, on_result=run.on_result, on_event=written.on_event),
                 )
             except EnoughError:
                 pass
