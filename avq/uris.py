@@ -27,7 +27,7 @@ def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
     for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
         if key not in names:
             raise RequestError(
-                f"unknown URI parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
+                f"unknown parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
             )
         table[key] = value
     return table
@@ -47,9 +47,7 @@ def number(table: Mapping[str, str], key: str, default: float, low: float, high:
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise RequestError(
-            f"URI parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}"
-        )
+        raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=f"a number {low:g}..{high:g}")
     return value
 
 
@@ -61,9 +59,7 @@ def whole(table: Mapping[str, str], key: str, default: int, low: int, high: int)
     """
     value = number(table, key, default, low, high)
     if value != int(value):
-        raise RequestError(
-            f"URI parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}"
-        )
+        raise RequestError(f"parameter '{key}' is not a whole number", seen=table[key], fix=f"{int(value)}")
     return int(value)
 
 
@@ -77,7 +73,7 @@ def one_of(table: Mapping[str, str], key: str, choices: Sequence[T]) -> T:
     for choice in choices:
         if choice == text:
             return choice
-    raise RequestError(f"URI parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
+    raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
 
 
 def redact_credentials(uri: str) -> str:

@@ -27,8 +27,8 @@ from avq.config.run import (
     Budget,
     Camera,
     DriftConfig,
+    LogFilters,
     LogLevel,
-    LogLevels,
     ModeConfig,
     RunConfig,
     Security,
@@ -39,7 +39,7 @@ from avq.config.run import (
 from avq.config.sinks import AlertConfig, RecorderConfig, SinkConfig
 
 __all__ = [
-    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "LogLevels", "ModeConfig", "Problem",
+    "AlertConfig", "Budget", "Camera", "DriftConfig", "Kind", "LogLevel", "LogFilters", "ModeConfig", "Problem",
     "RecipeFile", "RecorderConfig", "RunConfig", "Security", "ShadowConfig", "SinkConfig", "WebConfig", "check_file",
     "file_kind",
     "implausible", "is_loopback", "json_schema", "key_values", "load_document", "load_recipe", "load_run",

@@ -52,8 +52,8 @@ def is_loopback(host: str) -> bool:
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class LogLevels(Document):
-    """The table ``[log_levels]``: levels of single modules, instead of ``log_level``."""
+class LogFilters(Document):
+    """The table ``[log_filters]``: levels of single modules, instead of ``log_level``."""
 
     daemon: LogLevel | None = Field(
         default=None, title="Daemon log level", description="cameras, bundles, memory (logger avq.daemon)"
@@ -245,8 +245,10 @@ class RunConfig(Document):
         title="Log level",
         description="lowest level written to standard error; debug: every event as a line of JSON",
     )
-    log_levels: LogLevels = Field(
-        default=LogLevels(), title="Log levels", description="levels of single modules, instead of log_level"
+    log_filters: LogFilters = Field(
+        default=LogFilters(),
+        title="Log filters",
+        description="levels of single modules, instead of log_level",
     )
 
     def deadlines_ns(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""A start that cannot surprise: golden answers first, and in a failed bundle's place only what is allowed.
+"""Start of a run: golden outputs are checked first, and only configured fallbacks replace a failed bundle.
 
-Signature, digests, machine and engine are checked by the opener, in that order, before anything is deserialised; a
-bundle that takes another's place passes all of it too.
+The opener checks signature, digests, machine and engine, in that order, before anything is deserialised. A fallback
+bundle passes the same checks.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CPU_ENGINE = "onnxruntime"
 
 @dataclass(frozen=True)
 class FallbackPolicy:
-    """What may serve when the bundle does not start.
+    """Fallbacks for a bundle that does not start, in this order.
 
     Attributes:
-        bundle: the one that served before.
-        on_cpu: the bundle's own model on onnxruntime: slower, and right.
+        bundle: the previous bundle.
+        on_cpu: the model of the bundle on onnxruntime: same outputs, slower.
     """
 
     bundle: Path | None = None
@@ -37,26 +37,29 @@ class FallbackPolicy:
 def start(
     opener: Opener, sources: Sequence[ModeSource], fallback: FallbackPolicy, warn: Callable[[str], None]
 ) -> ActiveModes:
-    """The ladder of ``sources``; the first of what may serve in its place when a rung of it does not start.
+    """Open the modes of ``sources``, or the first fallback that starts.
 
     Args:
-        warn: told what failed and what serves in its place.
+        opener: of bundles.
+        sources: the modes, best first.
+        fallback: what may replace them.
+        warn: called with one line for each failure.
 
     Raises:
-        AvqError: the first failure, when nothing else was allowed or nothing of it starts.
+        AvqError: the first failure, when no fallback is configured or none starts.
     """
     opener = replace(opener, on_open=_checked(opener))
     try:
         return opener.ladder(sources)
     except AvqError as error:
         first = error
-    for said, attempt in _attempts(opener, sources, fallback):
+    for name, attempt in _attempts(opener, sources, fallback):
         try:
             served = attempt()
         except AvqError as error:
-            warn(f"{said} does not start either: {_line(error)}")
+            warn(f"{name} does not start either: {_line(error)}")
             continue
-        warn(f"{_line(first)}. falling back to {said}")
+        warn(f"{_line(first)}; falling back to {name}")
         return served
     raise first
 
@@ -77,8 +80,8 @@ def _attempts(
     if previous is not None:
         yield f"the previous bundle {previous}", lambda: opener.ladder([ModeSource("normal", previous)])
     if fallback.on_cpu and CPU_ENGINE in opener.engines:
-        own = sources[0].bundle
-        yield f"{own} on {CPU_ENGINE}", lambda: _on_cpu(opener, own)
+        best = sources[0].bundle
+        yield f"{best} on {CPU_ENGINE}", lambda: _on_cpu(opener, best)
 
 
 def _on_cpu(opener: Opener, path: Path) -> ActiveModes:
@@ -89,7 +92,7 @@ def _on_cpu(opener: Opener, path: Path) -> ActiveModes:
 
 @dataclass(frozen=True)
 class _OnCpu:
-    """onnxruntime where a bundle names another engine; float parts in FP32."""
+    """onnxruntime in the place of another engine, with float parts in FP32."""
 
     engine: Engine
     name: str = CPU_ENGINE
@@ -102,7 +105,7 @@ class _OnCpu:
         return tuple(self.engine.encodings())
 
     def open(self, model: bytes | Path, options: SessionOptions) -> Session:
-        # FP16 beside Q/DQ breaks the rewrites of onnxruntime: it cannot open such a file with them
+        # onnxruntime cannot open FP16 parts around Q/DQ with its graph optimisations
         return self.engine.open(model, replace(options, precision="f32", optimise=False))
 
 

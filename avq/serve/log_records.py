@@ -138,7 +138,7 @@ class ReporterHandler(logging.Handler):
 
 
 def levels_of(config: RunConfig, *, quiet: bool = False) -> dict[str, LogLevel]:
-    """Map logger names to levels, as ``log_level`` and ``[log_levels]`` set them.
+    """Map logger names to levels, as ``log_level`` and ``[log_filters]`` set them.
 
     uvicorn follows ``web``; its start and stop messages need ``web = "info"``.
 
@@ -148,7 +148,7 @@ def levels_of(config: RunConfig, *, quiet: bool = False) -> dict[str, LogLevel]:
     """
     level = "warning" if quiet and "log_level" not in config.model_fields_set else config.log_level
     levels: dict[str, LogLevel] = {"avq": level, "uvicorn": "warning" if level == "info" else level}
-    for module, own in config.log_levels.model_dump(exclude_none=True).items():
+    for module, own in config.log_filters.model_dump(exclude_none=True).items():
         levels[f"avq.{module}"] = own
         if module == "web":
             levels["uvicorn"] = own

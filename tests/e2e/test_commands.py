@@ -108,7 +108,8 @@ def test_the_log_level_says_how_much_stands_on_standard_error(built, tmp_path):
         result = run_avq("run", config)
         assert result.returncode == 0, result.stderr
         said[level] = result.stderr.splitlines()
-    events = [json.loads(line) for line in said["debug"] if line.startswith("{")]
+    lines = [line.partition(" avq.daemon.events: ")[2] for line in said["debug"]]
+    events = [json.loads(line) for line in lines if line]
     assert "alert_raised" in {event["kind"] for event in events}
     assert any("serving bundle" in line for line in said["info"]) and not any(
         "{" in line for line in said["info"]

@@ -70,7 +70,7 @@ def test_the_level_filters_every_module(level: str) -> None:
 
 
 def test_a_module_has_a_level_of_its_own() -> None:
-    run = config(log_level="error", log_levels={"daemon": "debug", "web": "warning"})
+    run = config(log_level="error", log_filters={"daemon": "debug", "web": "warning"})
     rows = parts_of(lines_of(run, log_everything))
     assert [row for row in rows if row[1].startswith("avq.daemon")] == [
         (level, module) for module in ("avq.daemon", "avq.daemon.events") for level in LEVELS
@@ -140,7 +140,7 @@ def test_records_of_uvicorn_arrive_in_the_same_format() -> None:
 
     rows = parts_of(lines_of(config(), bad_request))
     assert ("warning", "uvicorn.error") in rows
-    started = parts_of(lines_of(config(log_levels={"web": "info"}), bad_request))
+    started = parts_of(lines_of(config(log_filters={"web": "info"}), bad_request))
     assert ("info", "uvicorn.error") in started
 
 
