@@ -39,7 +39,7 @@ from avq.bundle.plan import plan_to_parts
 from avq.engines.cpu import instruction_set
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
-from avq.measure.drift import MIN_REFERENCE, reference_of
+from avq.measure.drift import MIN_REFERENCE, fit_reference
 from avq.measure.golden import limit_of
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
@@ -143,7 +143,7 @@ def _golden(model: bytes, chosen: Trial, context: BuildContext) -> bytes:
             arrays |= {f"output_{index}:{name}": value for name, value in outputs.items()}
             if rows.places:
                 again = [_outputs(session, other) for other in _hardly_changed(tensor)]
-                arrays |= rows.steady(index, outputs, again, limit_db)
+                arrays |= rows.stable_rows(index, outputs, again, limit_db)
     finally:
         session.close()
     packed = io.BytesIO()
@@ -198,7 +198,7 @@ def drift_parts(plan: QuantizationPlan, context: BuildContext) -> dict[str, byte
     except AvqError as error:
         report.warning(f"no drift reference: {error.what}")
         return parts
-    return {**parts, DRIFT: reference_of(rows).to_json()}
+    return {**parts, DRIFT: fit_reference(rows).to_json()}
 
 
 def probe_ratios(

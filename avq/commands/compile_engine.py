@@ -29,7 +29,7 @@ from avq.engines.cache import ArtifactCache, cache_folder
 from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
-from avq.measure.golden import GoldenAnswer, golden_inputs, run_golden
+from avq.measure.golden import GoldenResult, golden_inputs, run_golden
 from avq.measure.latency import paired_latency, ratio_interval
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
@@ -167,7 +167,7 @@ class CompileResult:
     data: bytes
     build_s: float
     precision: str
-    golden: GoldenAnswer
+    golden: GoldenResult
     p50_ms: float
     p99_ms: float
     ratio: tuple[float, float, float] | None
@@ -214,10 +214,10 @@ def build_and_verify(
     try:
         report.message("comparing with the golden frames")
         golden = run_golden(bundle, session, families)
-        reasons = (*compiled.reasons, *_layers_in_fp16(bundle, session), golden.why)
+        reasons = (*compiled.reasons, *_layers_in_fp16(bundle, session), golden.reason)
         accepted = False
         times: _Times = (0.0, 0.0, None)
-        if golden.right:
+        if golden.passed:
             times = _time(bundle, engine, session, report)
             accepted, speed = _judge_speed(times[0], times[2], budget_ms)
             reasons = (*reasons, *speed)

@@ -22,7 +22,7 @@ from avq.hookspecs import Engine
 from avq.measure.accuracy import bootstrap_interval
 from avq.measure.accuracy import evaluate as accuracy_of
 from avq.measure.detector import Detector, detector_of, open_detector
-from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_set
+from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_drift
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
 from avq.measure.labels import Labels, load_labels
 from avq.plugins import PluginHost
@@ -361,7 +361,7 @@ def drift(
         report,
         threads=threads,
     )
-    verdict = judge_set(baseline, rows)
+    verdict = judge_drift(baseline, rows)
     if verdict.limit is None:
         report.warning(f"{len(rows)} pictures are too few to distinguish drift from chance")
     return _drift_json(verdict, [item.path.name for item in pictures.items])

@@ -1,7 +1,7 @@
-"""Logs as files: look into them, recover, cut, merge, convert and check them; blur people and vehicles.
+"""Functions of ``avq log``: inspect, recover, cut, merge, convert and verify logs; blur people and vehicles.
 
-MCAP files and rosbag2 folders are read alike, as an iterator of ``Record``, and what could not be read is said in
-``damage``. Everything written is written aside and renamed when it is whole.
+MCAP files and rosbag2 folders are read the same way, as an iterator of ``Record``; ``damage`` describes what could
+not be read. Output is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Make people and vehicles unrecognisable in the pictures of a log.
+"""Blur people and vehicles in the images of a log, by recorded boxes or by a bundle's detector.
 
-What was not detected is not blurred. Everything else that may show the road (videos, pictures that cannot be decoded
-or have no boxes, attachments) is left out of the output instead of being passed on as it is.
+Undetected objects are not blurred. Other data that may show the scene (videos, images that cannot be decoded or have
+no boxes, attachments) is left out of the output.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import cv2
 import msgspec
@@ -25,27 +25,37 @@ from avq.logs.reading import Log, open_log
 from avq.measure.detector import Detector, detector_of
 from avq.plugins import PluginHost
 from avq.recording import Record
-from avq.recording.images import decode_image, is_image, repaint
+from avq.recording.images import decode_image, is_image, replace_pixels
 from avq.types import U8
 
 _MARGIN = 0.1
 _MARGIN_PX = 2
 
-_MAY_SHOW = re.compile(
+_IMAGE_SCHEMA = re.compile(
     r"image|video|picture|theora|compressed|depth|camera(?!info)|pointcloud", re.IGNORECASE
 )
 
 Box = Sequence[float]
-#: The boxes to hide in one picture, with their labels; None: nothing is known about this picture.
+#: Returns (label, box) of the objects in one image; None without information about this image.
 FindBoxes = Callable[[Record, U8], "Sequence[tuple[str, Box]] | None"]
+
+
+class BlurSummary(TypedDict):
+    """Key ``blur`` of the answers of ``avq log``; ``left_out`` is topic -> reason -> messages."""
+
+    pictures: int
+    boxes: dict[str, int]
+    classes: list[str]
+    left_out: dict[str, dict[str, int]]
+    limits: list[str]
 
 
 @dataclass
 class Blur:
-    """A record in, the record that may leave the car out, or None.
+    """Blur the image of a record; a call returns the record to write, or None to leave it out.
 
     Args:
-        finders: what knows boxes; all that know a picture are used.
+        finders: sources of boxes; the boxes of all that know an image are used.
         classes: labels to hide.
     """
 
@@ -60,57 +70,62 @@ class Blur:
     def __call__(self, record: Record) -> Record | None:
         if is_image(record):
             return self._blurred(record)
-        why = _may_show(record)
-        if why:
-            self._leave_out(record, why)
-        return None if why else record
+        reason = _unblurrable(record)
+        if reason:
+            self._leave_out(record, reason)
+        return None if reason else record
 
     def _blurred(self, record: Record) -> Record | None:
         try:
             pixels = decode_image(record).copy()
         except ValueError:
-            self._leave_out(record, "a picture that cannot be decoded")
+            self._leave_out(record, "an image that cannot be decoded")
             return None
-        found = [boxes for find in self.finders if (boxes := find(record, pixels)) is not None]
-        if not found:
-            self._leave_out(record, "a picture that the log has no boxes for")
+        known = [boxes for find in self.finders if (boxes := find(record, pixels)) is not None]
+        if not known:
+            self._leave_out(record, "an image without boxes in the log")
             return None
         self.pictures += 1
-        hide = [(label, box) for boxes in found for label, box in boxes if label in self.classes]
+        hide = [(label, box) for boxes in known for label, box in boxes if label in self.classes]
         for label, box in hide:
             hide_box(pixels, box)
             self.boxes[label] += 1
-        return replace(record, data=repaint(record, pixels)) if hide else record
+        return replace(record, data=replace_pixels(record, pixels)) if hide else record
 
-    def _leave_out(self, record: Record, why: str) -> None:
-        self.left_out.setdefault(record.topic, Counter())[why] += 1
+    def _leave_out(self, record: Record, reason: str) -> None:
+        self.left_out.setdefault(record.topic, Counter())[reason] += 1
 
-    def account(self) -> dict[str, Any]:
-        """What was done, for the answer of the command."""
+    def summary(self) -> BlurSummary:
+        """Return counts of blurred and omitted messages, and the limits of the method."""
         return {
             "pictures": self.pictures,
             "boxes": dict(sorted(self.boxes.items())),
             "classes": sorted(self.classes),
-            "left_out": {topic: dict(why) for topic, why in sorted(self.left_out.items())},
+            "left_out": {topic: dict(reasons) for topic, reasons in sorted(self.left_out.items())},
             "limits": [
-                "what was not detected is not blurred: look at the pictures before you pass them on",
+                "undetected objects are not blurred: check the images before you share them",
                 "a box hides its object and a tenth around it; shadows and reflections stay",
-                "attachments are left out; positions, times and other messages stay as they are",
+                "attachments are left out; positions, times and other messages stay unchanged",
             ],
         }
 
 
-def _may_show(record: Record) -> str:
-    """Why a message that is no picture avq can blur may still show the road; "" when it does not."""
+def _unblurrable(record: Record) -> str:
+    """Return why a message other than a supported image may show the scene; "" when it cannot."""
     if not record.schema_name:
-        return "no schema says what it holds"
-    if _MAY_SHOW.search(record.schema_name) and "ImageAnnotations" not in record.schema_name:
-        return f"{record.schema_name} may show the road and cannot be blurred"
+        return "no schema describes its content"
+    if _IMAGE_SCHEMA.search(record.schema_name) and "ImageAnnotations" not in record.schema_name:
+        return f"{record.schema_name} may show the scene and cannot be blurred"
     return ""
 
 
 def hide_box(pixels: U8, box_xyxy_px: Box) -> None:
-    """Leave at most 6 x 6 mean colours of the box and a margin around it, in place."""
+    """Reduce a box and a margin around it to at most 6 x 6 mean colours, in place.
+
+    Args:
+        pixels: (H, W, 3) uint8; changed in place.
+        box_xyxy_px: x0, y0, x1, y1 in pixels; boxes that are not finite are ignored.
+    """
     x0, y0, x1, y1 = (float(v) for v in box_xyxy_px)
     if not np.isfinite([x0, y0, x1, y1]).all():
         return
@@ -126,10 +141,7 @@ def hide_box(pixels: U8, box_xyxy_px: Box) -> None:
     pixels[top:bottom, left:right] = cv2.resize(small, (right - left, bottom - top))
 
 
-# Where people and vehicles are in the pictures of a log: as it recorded them, or as a bundle finds them
-# now.
-
-#: A box that hides somebody by mistake costs nothing, so doubtful ones count too.
+#: Low: a box blurred by mistake costs nothing.
 MIN_SCORE = 0.1
 
 # fmt: off
@@ -144,22 +156,22 @@ VEHICLES = frozenset({
 _CAMERA = re.compile(r"^/camera/(.+)/(image|detections)$")
 
 
-def hidden_classes(names: Iterable[str], asked: Sequence[str]) -> frozenset[str]:
-    """Which of ``names`` are hidden: those asked for, or people and vehicles.
+def hidden_classes(names: Iterable[str], requested: Sequence[str]) -> frozenset[str]:
+    """Return the classes of ``names`` to blur: the requested ones, or people and vehicles.
 
     Raises:
-        RequestError: an asked class is not among the names, or none of the names is a person or a vehicle.
+        RequestError: a requested class is not among the names, or none of the names is a person or a vehicle.
     """
     known = sorted(set(names))
-    for name in asked:
+    for name in requested:
         if name not in known:
             raise RequestError(f"there is no class '{name}' to blur", seen=name, fix=nearest(name, known))
-    chosen = frozenset(asked or (n for n in known if _words(n) & (PEOPLE | VEHICLES)))
+    chosen = frozenset(requested or (n for n in known if _words(n) & (PEOPLE | VEHICLES)))
     if known and not chosen:
         raise RequestError(
-            "none of the classes is known as a person or a vehicle",
+            "no class of the model is a known person or vehicle class",
             seen=", ".join(known[:20]),
-            fix="name what to hide: --blur-class NAME, once for each",
+            fix="name the classes to blur: --blur-class NAME, once per class",
         )
     return chosen
 
@@ -169,16 +181,16 @@ def _words(name: str) -> set[str]:
 
 
 class RecordedBoxes:
-    """The boxes that the log itself holds for its pictures (a flight record)."""
+    """Find the boxes that a flight record holds for its own images."""
 
     def __init__(self, log: Log) -> None:
         self._boxes: dict[tuple[str, int, int], list[tuple[str, Box]]] = {}
         for record in log:
             if record.schema_name == "avq.Detections" and record.message_encoding == "json":
-                self._keep(record)
+                self._add(record)
         self.labels = {label for boxes in self._boxes.values() for label, _ in boxes}
 
-    def _keep(self, record: Record) -> None:
+    def _add(self, record: Record) -> None:
         try:
             rows = msgspec.json.decode(record.data, type=_Line).detections
         except msgspec.MsgspecError:
@@ -207,34 +219,44 @@ def _key(record: Record) -> tuple[str, int, int]:
 
 
 class DetectedBoxes:
-    """The boxes that a bundle finds now."""
+    """Find boxes with a bundle's detector."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self.labels = set(detector.class_names)
 
     def __call__(self, record: Record, pixels: U8) -> Sequence[tuple[str, Box]]:
-        seen = self._detector.detect(pixels, score_threshold=MIN_SCORE)
+        detections = self._detector.detect(pixels, score_threshold=MIN_SCORE)
         names = self._detector.class_names
         return [
             (names[k] if k < len(names) else str(k), box)
-            for k, box in zip(seen.class_ids.tolist(), seen.boxes_xyxy_px.tolist(), strict=True)
+            for k, box in zip(detections.class_ids.tolist(), detections.boxes_xyxy_px.tolist(), strict=True)
         ]
 
 
 @contextmanager
-def prepared_blur(
-    path: Path, asked: bool, bundle: Path | None, classes: Sequence[str], host: PluginHost
+def make_blur(
+    path: Path, enabled: bool, bundle: Path | None, classes: Sequence[str], host: PluginHost
 ) -> Iterator[Blur | None]:
-    """The Blur for a log, or None when it was not asked for; a bundle's detector is open meanwhile.
+    """Yield the Blur for a log, or None when it is not enabled; closes the bundle's detector at the end.
+
+    Args:
+        path: the log.
+        enabled: the flag ``--blur``.
+        bundle: detects objects in addition to the recorded boxes; None uses the recorded boxes only.
+        classes: labels to blur; empty blurs people and vehicles.
+        host: engines and decoders.
 
     Raises:
-        RequestError: a bundle or class without --blur, or nothing tells where people and vehicles are.
-        BundleError: the bundle is damaged. MachineError: its engine is missing.
+        RequestError: a bundle or class without --blur, or neither recorded boxes nor a bundle.
+        BundleError: the bundle is damaged.
+        MachineError: the engine of the bundle is missing.
     """
-    if not asked:
+    if not enabled:
         if bundle is not None or classes:
-            raise RequestError("only a blur needs a bundle or classes", seen="no --blur", fix="add --blur")
+            raise RequestError(
+                "--bundle and --blur-class need --blur", seen="no --blur", fix="add --blur, or remove them"
+            )
         yield None
         return
     with closing(open_log(path)) as log:
@@ -242,9 +264,9 @@ def prepared_blur(
     if bundle is None:
         if not recorded:
             raise RequestError(
-                f"nothing says where people and vehicles are in {path}",
-                seen="no recorded boxes",
-                fix="--bundle BUNDLE finds them",
+                f"the log {path} holds no boxes to blur",
+                seen="no avq.Detections messages",
+                fix="add --bundle BUNDLE to detect people and vehicles",
             )
         yield Blur([recorded], hidden_classes(recorded.labels, classes))
         return

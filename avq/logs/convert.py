@@ -1,4 +1,4 @@
-"""rosbag2 to MCAP and back."""
+"""Convert rosbag2 folders to MCAP files and back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from avq.errors import RequestError, nearest
-from avq.logs.blur import prepared_blur
+from avq.logs.blur import BlurSummary, make_blur
 from avq.logs.cut import Change, rewrite, survey
 from avq.logs.reading import Log, open_log
 from avq.logs.ros import Ros2Messages, Rosbag2Output, standard_definition
@@ -20,6 +20,18 @@ from avq.progress import Reporter
 from avq.recording import Record
 
 STORAGES = ("mcap", "sqlite3")
+
+
+class ConvertResult(TypedDict, total=False):
+    """Keys of ``avq log convert --json``; ``blur`` with ``--blur`` only."""
+
+    output: str
+    kind: str
+    messages: int
+    of: int
+    left_out: dict[str, int]
+    damage: str
+    blur: BlurSummary
 
 
 def convert(
@@ -32,23 +44,23 @@ def convert(
     blurred: bool = False,
     bundle: Path | None = None,
     blur_classes: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> ConvertResult:
     """Write ``path`` as an MCAP file (an output named .mcap) or as a rosbag2 folder (any other name).
 
-    ROS 2 messages pass unchanged. Towards rosbag2, avq's pictures become sensor_msgs, its boxes vision_msgs, and
-    other JSON std_msgs/String; what ROS 2 has no form for is left out and listed.
+    ROS 2 messages are copied unchanged. For rosbag2, avq's images become sensor_msgs, its boxes vision_msgs, and
+    other JSON std_msgs/String; messages without a ROS 2 form are left out and listed.
 
     Raises:
-        RequestError: unknown storage, or nothing in the log has the other form.
-        DataError: the log cannot be read, or the output not written.
-        MachineError: rosbags is not installed, and the conversion needs it.
+        RequestError: the storage is unknown, or no message has a ROS 2 form.
+        DataError: the log cannot be read, or the output cannot be written.
+        MachineError: the conversion needs rosbags, which is not installed.
     """
     if storage not in STORAGES:
         raise RequestError(f"rosbag2 has no storage '{storage}'", fix=nearest(storage, STORAGES))
     new_output(output, path)
     total = survey(path).messages
     with (
-        prepared_blur(path, blurred, bundle, blur_classes, host) as blur,
+        make_blur(path, blurred, bundle, blur_classes, host) as blur,
         closing(open_log(path)) as log,
     ):
 
@@ -68,19 +80,21 @@ def convert(
             left_out: Counter[str] = Counter()
         else:
             written, left_out = _to_rosbag2(log, output, storage, change, report, total)
-        return {
+        result: ConvertResult = {
             "output": str(output),
             "kind": "mcap" if output.suffix == ".mcap" else f"rosbag2 ({storage})",
             "messages": written,
             "of": total,
             "left_out": dict(left_out),
             "damage": log.damage,
-            **({"blur": blur.account()} if blur else {}),
         }
+        if blur:
+            result["blur"] = blur.summary()
+        return result
 
 
 class _Definitions:
-    """Fills in the definitions of standard ROS 2 types that old recorders did not write."""
+    """Add the definitions of standard ROS 2 types that old recorders did not write."""
 
     def __init__(self) -> None:
         self._known: dict[str, bytes] = {}
@@ -103,15 +117,17 @@ def _to_rosbag2(
             kept = change(record)
             if kept is None:
                 continue
-            told = messages.of(kept)
-            if told is None:
+            message = messages.convert(kept)
+            if message is None:
                 left_out[f"{kept.topic} ({kept.schema_name or 'no schema'}, {kept.message_encoding})"] += 1
             else:
-                out.write(told)
+                out.write(message)
         if not out.messages:
             raise RequestError(
-                f"nothing in {log.path} has a ROS 2 form", seen=", ".join(left_out), fix="convert to .mcap"
+                f"no message of {log.path} has a ROS 2 form",
+                seen=", ".join(left_out),
+                fix="convert to MCAP: -o NAME.mcap",
             )
     if log.damage:
-        report.warning(f"{log.path} is damaged; what could be read was taken: {log.damage}")
+        report.warning(f"{log.path} is damaged, the readable part was written: {log.damage}")
     return out.messages, left_out

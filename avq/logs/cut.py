@@ -1,6 +1,6 @@
-"""Parts of a log by time, by event and by topic, with people and vehicles blurred where that is asked for.
+"""Cut a log by time, event and topic, optionally blurred; merge several logs by log time.
 
-Cutting nothing away is how a killed log is recovered: the output is whole and indexed.
+A cut that keeps everything recovers a log whose writer was killed: the output is complete and indexed.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import msgspec
 
 from avq.errors import DataError, RequestError, nearest
-from avq.logs.blur import prepared_blur
+from avq.logs.blur import BlurSummary, make_blur
 from avq.logs.reading import Log, open_log
 from avq.logs.writing import McapOutput, new_output
 from avq.plugins import PluginHost
@@ -31,12 +31,15 @@ Change = Callable[[Record], "Record | None"]
 
 @dataclass(frozen=True)
 class Part:
-    """Which messages are kept; times in seconds from the first message, by log time.
+    """Selection of messages; times are seconds of log time since the first message.
 
     Attributes:
-        start_s, end_s: None: from the first, to the last.
-        around: kinds of events ("any" for all); a message within ``before_s``/``after_s`` of one is kept.
-        topics: None: all.
+        start_s: None starts at the first message.
+        end_s: None ends at the last message.
+        around: kinds of events ("any" for all); keeps the messages within ``before_s`` and ``after_s`` of one.
+        before_s: seconds before an event.
+        after_s: seconds after an event.
+        topics: topics to keep; empty keeps all.
     """
 
     start_s: float | None = None
@@ -45,6 +48,28 @@ class Part:
     before_s: float = 5.0
     after_s: float = 5.0
     topics: Sequence[str] = ()
+
+
+class CutResult(TypedDict, total=False):
+    """Keys of ``avq log cut --json``; ``blur`` with ``--blur`` only."""
+
+    output: str
+    messages: int
+    of: int
+    windows: list[list[float]]
+    damage: str
+    blur: BlurSummary
+
+
+class MergeResult(TypedDict):
+    """Keys of ``avq log merge --json``; ``damage`` is by input file."""
+
+    output: str
+    messages: int
+    of: int
+    held_twice: int
+    damage: dict[str, str]
+    notes: list[str]
 
 
 def cut(
@@ -57,20 +82,22 @@ def cut(
     blurred: bool = False,
     bundle: Path | None = None,
     blur_classes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Write the asked part of a log; the answer says what was kept, what was damaged, and what blurring did.
+) -> CutResult:
+    """Write the selected part of a log.
 
     Raises:
-        RequestError: nothing is left, an event or topic is not in the log, or blurring has no boxes to go by.
-        DataError: the log cannot be read, or the output not written.
+        RequestError: no message is left, an event or topic is not in the log, or blurring has no source of boxes.
+        DataError: the log cannot be read, or the output cannot be written.
     """
     new_output(output, path)
-    seen = survey(path)
-    windows = _windows(seen, part)
+    content = survey(path)
+    windows = _windows(content, part)
     for topic in part.topics:
-        if topic not in seen.topics:
-            raise RequestError(f"{path} has no topic '{topic}'", seen=topic, fix=nearest(topic, seen.topics))
-    with prepared_blur(path, blurred, bundle, blur_classes, host) as blur, closing(open_log(path)) as log:
+        if topic not in content.topics:
+            raise RequestError(
+                f"{path} has no topic '{topic}'", seen=topic, fix=nearest(topic, content.topics)
+            )
+    with make_blur(path, blurred, bundle, blur_classes, host) as blur, closing(open_log(path)) as log:
 
         def change(record: Record) -> Record | None:
             inside = any(low <= record.log_time_ns <= high for low, high in windows)
@@ -78,24 +105,29 @@ def cut(
                 return None
             return blur(record) if blur else record
 
-        written = rewrite(log, output, change, report, seen.messages, attachments=blur is None)
-        return {
+        written = rewrite(log, output, change, report, content.messages, attachments=blur is None)
+        result: CutResult = {
             "output": str(output),
             "messages": written,
-            "of": seen.messages,
-            "windows": [[_seconds(seen, low), _seconds(seen, high)] for low, high in windows],
+            "of": content.messages,
+            "windows": [[_seconds(content, low), _seconds(content, high)] for low, high in windows],
             "damage": log.damage,
-            **({"blur": blur.account()} if blur else {}),
         }
+        if blur:
+            result["blur"] = blur.summary()
+        return result
 
 
 def rewrite(
     log: Log, output: Path, change: Change, report: Reporter, total: int, *, attachments: bool
 ) -> int:
-    """``change`` every record of ``log`` into an MCAP file; the number of messages written.
+    """Write the records of ``log`` to an MCAP file, each as ``change`` returns it; None drops a record.
+
+    Returns:
+        The number of messages written.
 
     Raises:
-        RequestError: no message is left; then there is no output.
+        RequestError: no message is left; no output is written.
     """
     with McapOutput(output, log.profile) as out:
         for record in report.track(log, "messages", total):
@@ -104,21 +136,21 @@ def rewrite(
                 out.write(kept)
         if not out.messages:
             raise RequestError(
-                f"nothing of {log.path} is left",
+                f"the cut keeps no message of {log.path}",
                 seen=f"0 of {log.messages} messages",
-                fix="ask for more of it",
+                fix="widen the time range, or name more topics",
             )
         out.add_metadata(log.metadata)
         if attachments:
             out.add_attachments(log.attachments)
     if log.damage:
-        report.warning(f"{log.path} is damaged; what could be read was taken: {log.damage}")
+        report.warning(f"{log.path} is damaged, the readable part was written: {log.damage}")
     return out.messages
 
 
 @dataclass
 class Survey:
-    """One pass over a log: what a cut needs to know before it starts. Times are log times."""
+    """Overview of a log, which a cut needs in advance. Times are log times; events are (kind, time in ns)."""
 
     path: Path
     messages: int
@@ -129,7 +161,7 @@ class Survey:
 
 
 def survey(path: Path) -> Survey:
-    """Raises DataError when not one message can be read."""
+    """Read a log once and return its overview. Raises DataError when no message can be read."""
     low, high, count = 2**64, 0, 0
     topics: set[str] = set()
     events: list[tuple[str, int]] = []
@@ -141,9 +173,9 @@ def survey(path: Path) -> Survey:
                 events.append((_event_kind(record), record.log_time_ns))
         if not count:
             raise DataError(
-                f"{path}: not one whole message can be read",
+                f"{path}: no complete message can be read",
                 seen=log.damage or "a log without messages",
-                fix="'avq log verify' says how far it is whole",
+                fix="run 'avq log verify' to see the damage",
             )
     return Survey(path, count, low, high, frozenset(topics), events)
 
@@ -159,27 +191,29 @@ def _event_kind(record: Record) -> str:
         return ""
 
 
-def _windows(seen: Survey, part: Part) -> list[Window]:
-    low = seen.start_ns + int((part.start_s or 0.0) * 1e9)
-    high = seen.end_ns if part.end_s is None else seen.start_ns + int(part.end_s * 1e9)
+def _windows(content: Survey, part: Part) -> list[Window]:
+    low = content.start_ns + int((part.start_s or 0.0) * 1e9)
+    high = content.end_ns if part.end_s is None else content.start_ns + int(part.end_s * 1e9)
     if low > high:
         raise RequestError(
-            "the part ends before it starts",
+            "--to is before --from",
             seen=f"{part.start_s} s to {part.end_s} s",
-            fix="--from A --to B",
+            fix="give --from A --to B with A below B",
         )
     if not part.around:
         return [(low, high)]
-    kinds = sorted({kind for kind, _ in seen.events})
+    kinds = sorted({kind for kind, _ in content.events})
     for kind in part.around:
         if kind != ANY and kind not in kinds:
             raise RequestError(
-                f"{seen.path} has no event '{kind}'", seen=kind, fix=nearest(kind, [*kinds, ANY])
+                f"{content.path} has no event '{kind}'", seen=kind, fix=nearest(kind, [*kinds, ANY])
             )
-    times = [t for kind, t in seen.events if ANY in part.around or kind in part.around]
+    times = [t for kind, t in content.events if ANY in part.around or kind in part.around]
     if not times:
         raise RequestError(
-            f"{seen.path} holds no events", seen=f"no message on {EVENTS}", fix="cut by time: --from A --to B"
+            f"{content.path} holds no events",
+            seen=f"no message on {EVENTS}",
+            fix="cut by time: --from A --to B",
         )
     before_ns, after_ns = int(part.before_s * 1e9), int(part.after_s * 1e9)
     return _joined((max(low, t - before_ns), min(high, t + after_ns)) for t in sorted(times))
@@ -197,25 +231,25 @@ def _joined(windows: Iterator[Window]) -> list[Window]:
     return joined
 
 
-def _seconds(seen: Survey, t_ns: int) -> float:
-    return round((t_ns - seen.start_ns) / 1e9, 6)
+def _seconds(content: Survey, t_ns: int) -> float:
+    return round((t_ns - content.start_ns) / 1e9, 6)
 
 
-# Several logs of one drive as one, by log time; a message that two of them hold is written once.
+# Merge several logs of one drive by log time; a message in two of them is written once.
 
-_LATE_NS = 1_000_000_000
+_MAX_DELAY_NS = 1_000_000_000
 _CLOCK = ("avq", "unix_minus_monotonic_ns")
 
 
-def merge(paths: Sequence[Path], output: Path, report: Reporter) -> dict[str, Any]:
+def merge(paths: Sequence[Path], output: Path, report: Reporter) -> MergeResult:
     """Write the messages of all logs in the order of their log times; earlier arguments win ties.
 
     Raises:
-        RequestError: fewer than two logs, or the output is one of them.
-        DataError: a log cannot be read, or the output not written.
+        RequestError: there are fewer than two logs, or the output is one of them.
+        DataError: a log cannot be read, or the output cannot be written.
     """
     if len(paths) < 2:
-        raise RequestError("merging takes two logs or more", seen=str(len(paths)), fix="name them all")
+        raise RequestError("merging needs at least two logs", seen=str(len(paths)), fix="name all logs")
     new_output(output, *paths)
     with ExitStack() as stack:
         logs = [stack.enter_context(closing(open_log(path))) for path in paths]
@@ -224,13 +258,13 @@ def merge(paths: Sequence[Path], output: Path, report: Reporter) -> dict[str, An
             for record in report.track(merged, "messages", 0):
                 out.write(record)
             if not out.messages:
-                raise RequestError("the logs hold no message that can be read", fix="see avq log verify")
+                raise RequestError("no message of the logs can be read", fix="run 'avq log verify'")
             out.add_metadata(_metadata(logs))
             for log in logs:
                 out.add_attachments(log.attachments)
     damage = {str(log.path): log.damage for log in logs if log.damage}
-    for path, why in damage.items():
-        report.warning(f"{path} is damaged; what could be read was taken: {why}")
+    for path, reason in damage.items():
+        report.warning(f"{path} is damaged, the readable part was written: {reason}")
     notes = _clock_notes(logs)
     for note in notes:
         report.warning(note)
@@ -238,49 +272,49 @@ def merge(paths: Sequence[Path], output: Path, report: Reporter) -> dict[str, An
         "output": str(output),
         "messages": out.messages,
         "of": sum(log.messages for log in logs),
-        "held_twice": merged.twice,
+        "held_twice": merged.duplicates,
         "damage": damage,
         "notes": notes,
     }
 
 
 class _Merged:
-    """Records of all logs by log time. ``twice`` counts those left out because another log held them too."""
+    """Records of all logs by log time; ``duplicates`` counts the records skipped because another log had them."""
 
     def __init__(self, logs: Sequence[Log]) -> None:
         self._logs = logs
-        self.twice = 0
+        self.duplicates = 0
 
     def __iter__(self) -> Iterator[Record]:
         sources = [_sorted(index, log) for index, log in enumerate(self._logs)]
         now_ns = -1
-        held_now: dict[tuple[str, int, int, bytes], int] = {}
+        current: dict[tuple[str, int, int, bytes], int] = {}
         for time_ns, source, _, record in heapq.merge(*sources):
             if time_ns != now_ns:
-                now_ns, held_now = time_ns, {}
+                now_ns, current = time_ns, {}
             key = (record.topic, record.publish_time_ns, record.sequence, record.data)
-            # the same message twice in one log is that log's business
-            if held_now.setdefault(key, source) != source:
-                self.twice += 1
+            # a message repeated within one log is kept
+            if current.setdefault(key, source) != source:
+                self.duplicates += 1
             else:
                 yield record
 
 
 def _sorted(source: int, log: Log) -> Iterator[tuple[int, int, int, Record]]:
-    """By log time, as long as no message comes more than a second late: writers have several threads."""
+    """Yield records by log time, for messages at most a second out of order: writers have several threads."""
     waiting: list[tuple[int, int, int, Record]] = []
     newest_ns = 0
     for number, record in enumerate(log):
         heapq.heappush(waiting, (record.log_time_ns, source, number, record))
         newest_ns = max(newest_ns, record.log_time_ns)
-        while waiting[0][0] < newest_ns - _LATE_NS:
+        while waiting[0][0] < newest_ns - _MAX_DELAY_NS:
             yield heapq.heappop(waiting)
     while waiting:
         yield heapq.heappop(waiting)
 
 
 def _metadata(logs: Sequence[Log]) -> dict[str, dict[str, str]]:
-    """All metadata; where two logs say different things under one name, the later one's name gets its file's."""
+    """Return the metadata of all logs; where names conflict, the later one gets the file name appended."""
     merged: dict[str, dict[str, str]] = {}
     for log in logs:
         for name, table in log.metadata.items():
@@ -294,6 +328,6 @@ def _clock_notes(logs: Sequence[Log]) -> list[str]:
     if len(offsets) < 2:
         return []
     return [
-        "the logs come from runs with clocks of their own: log times are right, t_capture_ns of the messages "
-        "count from different starts"
+        "the logs come from runs with different monotonic clocks: log times are comparable, t_capture_ns of the "
+        "messages are not"
     ]

@@ -1,4 +1,4 @@
-"""Open a log of either kind, and name what is no log."""
+"""Open an MCAP file or a rosbag2 folder as one log; name the format of other files."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from mcap.records import Attachment
 from avq.errors import DataError
 from avq.recording import LogReader, Record
 
-# rosbag2 folders, also those whose recorder was killed before it wrote metadata.yaml.
-
-_LEFT_BEHIND = ("-journal", "-wal", "-shm")
+#: Suffixes of SQLite's side files, which a killed recorder leaves.
+_SIDE_FILES = ("-journal", "-wal", "-shm")
 
 
 def storage_files(folder: Path) -> list[Path]:
-    """The .mcap or .db3 files of a recording, in its order: drive_2 before drive_10.
+    """List the .mcap or .db3 files of a recording in numeric order: drive_2 before drive_10.
 
     Raises:
         DataError: the files are compressed as a whole.
     """
     entries = [entry for entry in folder.iterdir() if entry.is_file()]
-    packed = [entry.name for entry in entries if entry.name.endswith((".mcap.zstd", ".db3.zstd"))]
-    if packed:
+    compressed = [entry.name for entry in entries if entry.name.endswith((".mcap.zstd", ".db3.zstd"))]
+    if compressed:
         raise DataError(
-            f"{folder} holds compressed files", seen=", ".join(packed[:4]), fix="unpack them: zstd -d FILE"
+            f"{folder} holds compressed files",
+            seen=", ".join(compressed[:4]),
+            fix="decompress them: zstd -d FILE",
         )
-    return sorted((entry for entry in entries if entry.suffix in (".mcap", ".db3")), key=_natural)
+    return sorted((entry for entry in entries if entry.suffix in (".mcap", ".db3")), key=_numeric_order)
 
 
-def _natural(path: Path) -> tuple[str | int, ...]:
+def _numeric_order(path: Path) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name))
 
 
 class Rosbag2:
-    """A rosbag2 folder as one log."""
+    """A rosbag2 folder as one log, also if its recorder was killed before it wrote metadata.yaml."""
 
     kind = "rosbag2"
 
@@ -79,9 +80,9 @@ class Rosbag2:
             self._damaged(file, log.damage)
 
     def _sqlite(self, file: Path) -> Iterator[Record]:
-        with tempfile.TemporaryDirectory() as aside:
+        with tempfile.TemporaryDirectory() as folder:
             try:
-                with closing(_connect(file, Path(aside))) as database:
+                with closing(_connect(file, Path(folder))) as database:
                     yield from self._rows(file, database)
             except (sqlite3.Error, ValueError, OverflowError) as error:
                 self._damaged(file, str(error))
@@ -95,7 +96,7 @@ class Rosbag2:
                 self._damaged(file, f"a row of topic {topic_id} is not a message")
                 continue
             if not 0 <= timestamp_ns < 2**64:
-                self._damaged(file, f"a time of {timestamp_ns} ns")
+                self._damaged(file, f"invalid timestamp {timestamp_ns} ns")
                 continue
             yield Record(
                 topic.name,
@@ -110,21 +111,21 @@ class Rosbag2:
                 {"offered_qos_profiles": topic.qos} if topic.qos else {},
             )
 
-    def _damaged(self, file: Path, why: str) -> None:
-        self.damage = self.damage or f"{file.name}: {why}"
+    def _damaged(self, file: Path, reason: str) -> None:
+        self.damage = self.damage or f"{file.name}: {reason}"
 
     def close(self) -> None:
-        """Nothing stays open between iterations."""
+        """Do nothing: no file stays open between iterations."""
 
 
-def _connect(file: Path, aside: Path) -> sqlite3.Connection:
-    """Read-only; what a killed recorder left to be rolled back is rolled back in a copy."""
-    if any(file.with_name(file.name + suffix).exists() for suffix in _LEFT_BEHIND):
-        for suffix in ("", *_LEFT_BEHIND):
+def _connect(file: Path, folder: Path) -> sqlite3.Connection:
+    """Open a database read-only; the open transaction of a killed recorder is rolled back in a copy in ``folder``."""
+    if any(file.with_name(file.name + suffix).exists() for suffix in _SIDE_FILES):
+        for suffix in ("", *_SIDE_FILES):
             part = file.with_name(file.name + suffix)
             if part.exists():
-                shutil.copy(part, aside / part.name)
-        return sqlite3.connect(aside / file.name)
+                shutil.copy(part, folder / part.name)
+        return sqlite3.connect(folder / file.name)
     return sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro&immutable=1", uri=True)
 
 
@@ -138,7 +139,7 @@ class _Topic:
 
 
 def _topics(database: sqlite3.Connection) -> dict[int, _Topic]:
-    """Raises sqlite3.Error where the tables are not those of rosbag2."""
+    """Return topic id -> topic. Raises sqlite3.Error where the tables are not those of rosbag2."""
     columns = {row[1] for row in database.execute("PRAGMA table_info(topics)")}
     qos = "offered_qos_profiles" if "offered_qos_profiles" in columns else "''"
     definitions = _definitions(database)
@@ -150,7 +151,7 @@ def _topics(database: sqlite3.Connection) -> dict[int, _Topic]:
 
 
 def _definitions(database: sqlite3.Connection) -> dict[str, bytes]:
-    """Message definitions by type; recorders before ROS 2 Iron wrote none."""
+    """Return type -> message definition; recorders before ROS 2 Iron wrote none."""
     try:
         rows = database.execute(
             "SELECT topic_type, encoded_message_definition FROM message_definitions"
@@ -160,18 +161,18 @@ def _definitions(database: sqlite3.Connection) -> dict[str, bytes]:
     return {str(kind): str(text).encode() for kind, text in rows if text}
 
 
-#: First bytes of files that people mistake for logs avq reads -> (what it is, what to do).
+#: First bytes of files often mistaken for logs -> (format, fix).
 _FOREIGN: Mapping[bytes, tuple[str, str]] = {
     b"#ROSBAG V": ("a ROS 1 bag", "convert it first: rosbags-convert --src FILE.bag --dst FOLDER"),
-    b"SQLite format 3": ("an SQLite file", "name the folder of the rosbag2 recording that it is in"),
+    b"SQLite format 3": ("an SQLite file", "name the folder of its rosbag2 recording"),
     b"RRF": ("a Rerun recording", "export it as MCAP first"),
-    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first: zstd -d FILE"),
-    b"PK\x03\x04": ("a zip archive", "unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "decompress it first: zstd -d FILE"),
+    b"PK\x03\x04": ("a zip archive", "extract it first"),
 }
 
 
 class Log(Protocol):
-    """A log that is iterated once; ``damage`` is "" or says what could not be read, after the iteration."""
+    """A log that is iterated once. After the iteration ``damage`` describes what could not be read, or is ""."""
 
     path: Path
     damage: str
@@ -197,14 +198,14 @@ class McapLog(LogReader):
 
 
 def open_log(path: Path, *, check_data: bool = False) -> Log:
-    """An MCAP file or a rosbag2 folder.
+    """Open an MCAP file or a rosbag2 folder.
 
     Args:
         path: the file or folder.
-        check_data: check every sum that the writer left, not only those of the chunks.
+        check_data: verify every CRC that the writer left, not only those of the chunks.
 
     Raises:
-        DataError: it does not exist, or it is something else; what it is is named where that can be told.
+        DataError: the path does not exist, or has another format.
     """
     if path.is_dir():
         if not storage_files(path):
@@ -224,10 +225,12 @@ def _refuse_foreign(path: Path) -> None:
             start = file.read(64)
     except OSError as error:
         raise DataError(f"{path} cannot be read", seen=str(error), fix="check the path") from None
-    for magic, (what, fix) in _FOREIGN.items():
+    for magic, (form, fix) in _FOREIGN.items():
         if start.startswith(magic):
-            raise DataError(f"{path} is {what}, not an MCAP log", seen=repr(start[:16]), fix=fix)
+            raise DataError(f"{path} is {form}, not an MCAP log", seen=repr(start[:16]), fix=fix)
     if not start:
         raise DataError(
-            f"{path} is empty", seen="0 bytes", fix="its writer was killed before its first byte was kept"
+            f"{path} is empty",
+            seen="0 bytes",
+            fix="use another log: its writer was killed before its first byte",
         )

@@ -1,4 +1,4 @@
-"""Records back to an MCAP file: written aside, renamed when whole, every sum filled in."""
+"""Write records to an MCAP file: atomically, with all CRCs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from avq.recording import Record
 
 
 def new_output(output: Path, *inputs: Path) -> Path:
-    """``output`` as a place that may be written. Raises RequestError when it would replace an input."""
+    """Return ``output``. Raises RequestError when it would replace an input."""
     for path in inputs:
         if output.resolve() == path.resolve():
             raise RequestError(
-                f"{output} is the log that is read", seen=str(path), fix="write to another file with -o"
+                f"the output {output} is also an input", seen=str(path), fix="write to another file with -o"
             )
     return output
 
 
 class McapOutput:
-    """An MCAP file in the making; on an error nothing is left under its name.
+    """Write an MCAP file; on an error no file is left.
 
     Args:
-        path: the file to write; it is replaced only by a whole one.
-        profile: of the MCAP header, such as "ros2" or "".
+        path: the file to write; it is replaced by a complete one only.
+        profile: field of the MCAP header, such as "ros2" or "".
 
     Raises:
         DataError: the file cannot be written.
@@ -39,8 +39,8 @@ class McapOutput:
     def __init__(self, path: Path, profile: str = "") -> None:
         self.path = path
         self.messages = 0
-        self._aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        self._file: BinaryIO = _create(self._aside, path)
+        self._temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        self._file: BinaryIO = _create(self._temporary, path)
         self._writer = Writer(self._file, enable_data_crcs=True)
         self._writer.start(profile=profile, library="avq")
         self._schemas: dict[tuple[str, str, bytes], int] = {}
@@ -77,7 +77,7 @@ class McapOutput:
         return self._channels[key]
 
     def _schema(self, record: Record) -> int:
-        """0 is MCAP's number for a channel without a schema."""
+        """Return the id of the record's schema; 0 for a channel without one."""
         if not record.schema_name:
             return 0
         key = (record.schema_name, record.schema_encoding, record.schema_data)
@@ -97,19 +97,19 @@ class McapOutput:
             os.fsync(self._file.fileno())
         self._file.close()
         if kind is None:
-            self._aside.replace(self.path)
+            self._temporary.replace(self.path)
         else:
-            self._aside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise DataError(
-                f"{self.path} could not be finished", seen=str(error), fix="is the disk full?"
+                f"{self.path} cannot be written", seen=str(error), fix="check the free space on the disk"
             ) from error
 
 
-def _create(aside: Path, path: Path) -> BinaryIO:
+def _create(temporary: Path, path: Path) -> BinaryIO:
     try:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
-        return aside.open("wb")
+        return temporary.open("wb")
     except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="choose another place") from None
+        raise DataError(f"{path} cannot be written", seen=str(error), fix="choose another path") from None

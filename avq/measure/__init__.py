@@ -1,5 +1,5 @@
-"""Measuring: accuracy against labels, fidelity against the float model, noise, latency, drift.
+"""Measurements: accuracy against labels, fidelity to the float model, SQNR, latency, drift.
 
-Import the module you need (``avq.measure.fidelity``); nothing is imported here, so that looking at
-one number loads one library.
+Import the module you need (``avq.measure.fidelity``): nothing is imported here, so that one metric loads only its
+own libraries.
 """

@@ -1,4 +1,4 @@
-"""COCO mean average precision, by faster-coco-eval (imported late: only measuring needs it)."""
+"""COCO mean average precision with faster-coco-eval (imported on use), and a bootstrap of mAP differences."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Boxes:
     Attributes:
         xyxy_px: (N, 4) float32, picture pixels.
         categories: (N,) int64.
-        scores: (N,) float32; unused for truth.
-        ignore: (N,) bool, truth only: neither hit nor miss.
+        scores: (N,) float32; unused for ground truth.
+        ignore: (N,) bool, ground truth only: matches count neither as hit nor as miss.
     """
 
     xyxy_px: F32
@@ -37,7 +37,7 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """mAP50-95, AP50 and AP50-95 per category that has truth; all in 0..1."""
+    """mAP50-95, AP50, and AP50-95 per category with ground truth; all in 0..1."""
 
     map: float
     ap50: float
@@ -45,18 +45,22 @@ class AveragePrecision:
 
 
 def evaluate(labels: Labels, detections_by_image: Mapping[int, Detections]) -> Accuracy:
-    """COCO metrics over the pictures in ``detections_by_image`` (image id -> Detections).
+    """Compute COCO metrics over the pictures in ``detections_by_image``.
 
-    Labelled pictures that are not in it are left out, so a held-out part can be evaluated. Detections of
-    classes no label category stands for are not scored. Give detections from a low score (0.01) on; the
-    metric keeps the best 100 per picture and category.
+    Labelled pictures that are not in it are left out, so a held-out part can be evaluated. Detections of classes
+    without a label category are not scored.
+
+    Args:
+        labels: ground truth.
+        detections_by_image: image id -> detections, from a low score (0.01) on; the metric uses the best 100 per
+            picture and category.
 
     Raises:
-        DataError: no picture, a picture without labels, or no box at all in the labels of these pictures.
+        DataError: there is no picture, a picture has no labels, or the labels of these pictures hold no box.
         MachineError: faster-coco-eval is not installed.
     """
-    truth, found = paired_boxes(labels, detections_by_image)
-    result = average_precision(truth, found, range(len(labels.categories)))
+    truth, detections = paired_boxes(labels, detections_by_image)
+    result = average_precision(truth, detections, range(len(labels.categories)))
     return Accuracy(
         map=result.map,
         ap50=result.ap50,
@@ -69,22 +73,23 @@ def evaluate(labels: Labels, detections_by_image: Mapping[int, Detections]) -> A
 def paired_boxes(
     labels: Labels, detections_by_image: Mapping[int, Detections]
 ) -> tuple[list[Boxes], list[Boxes]]:
-    """(truth, found), picture by picture, both in label categories.
+    """Return ground truth and detections, picture by picture, both in label categories.
 
-    Raises DataError for no pictures, or pictures the labels do not know.
+    Raises:
+        DataError: there are no pictures, or pictures without labels.
     """
     _require_labelled(labels, detections_by_image)
-    truth, found = [], []
+    truth, detected = [], []
     for image_id, detections in detections_by_image.items():
         image = labels.images[image_id]
         scores = np.ones(len(image.categories), np.float32)
         truth.append(Boxes(image.boxes_xyxy_px, image.categories, scores, image.ignore))
-        found.append(_in_categories(detections, labels.class_to_category))
-    return truth, found
+        detected.append(_in_categories(detections, labels.class_to_category))
+    return truth, detected
 
 
 def boxes_by_category(pictures: Sequence[Boxes], category: int) -> list[Boxes]:
-    """Only the boxes of one category, picture by picture."""
+    """Return the boxes of one category, picture by picture."""
     return [_only(boxes, boxes.categories == category) for boxes in pictures]
 
 
@@ -93,20 +98,27 @@ def _only(boxes: Boxes, keep: npt.NDArray[np.bool_]) -> Boxes:
 
 
 def average_precision(
-    truth: Sequence[Boxes], found: Sequence[Boxes], categories: Iterable[int]
+    truth: Sequence[Boxes], detected: Sequence[Boxes], categories: Iterable[int]
 ) -> AveragePrecision:
-    """COCO AP of ``found`` against ``truth``, picture by picture; ``categories`` are the ids to score.
+    """Compute COCO average precision.
 
-    Raises DataError when there is no truth to compare with: an mAP over nothing is no number.
+    Args:
+        truth: ground truth, picture by picture.
+        detected: detections, in the order of ``truth``.
+        categories: ids to score.
+
+    Raises:
+        DataError: the ground truth holds no box of these categories: mAP is undefined.
+        MachineError: faster-coco-eval is not installed.
     """
     ids = sorted(categories)
     if not any(np.any(~t.ignore & np.isin(t.categories, ids)) for t in truth):
         raise DataError(
-            "there is no box to measure accuracy against",
+            "accuracy cannot be computed: the labels hold no box of the model's classes",
             seen=f"{len(truth)} pictures, none with a labelled box of {len(ids)} categories",
-            fix="give more pictures, or labels of categories the model has",
+            fix="use more pictures, or labels with categories of the model",
         )
-    precision = _precision(truth, found, ids)
+    precision = _precision(truth, detected, ids)
     per_category = {cid: _mean(precision[:, :, k]) for k, cid in enumerate(ids)}
     return AveragePrecision(
         map=_mean(precision),
@@ -115,13 +127,13 @@ def average_precision(
     )
 
 
-def _precision(truth: Sequence[Boxes], found: Sequence[Boxes], ids: Sequence[int]) -> F64:
-    """(10 IoUs, 101 recalls, categories) precision over all areas at 100 detections; -1 without truth."""
+def _precision(truth: Sequence[Boxes], detected: Sequence[Boxes], ids: Sequence[int]) -> F64:
+    """Return (10 IoUs, 101 recalls, categories) precision over all areas at 100 detections; -1 without truth."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
         raise MachineError(
-            "accuracy cannot be measured here: faster-coco-eval is missing",
+            "accuracy needs faster-coco-eval, which is not installed",
             seen=str(error),
             fix='pip install "avq[build]"',
         ) from None
@@ -132,7 +144,7 @@ def _precision(truth: Sequence[Boxes], found: Sequence[Boxes], ids: Sequence[int
             "annotations": _rows(truth, with_scores=False),
         }
     )
-    evaluation = COCOeval_faster(gold, gold.loadRes(_rows(found, with_scores=True)), "bbox")
+    evaluation = COCOeval_faster(gold, gold.loadRes(_rows(detected, with_scores=True)), "bbox")
     evaluation.params.catIds = [cid + 1 for cid in ids]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -141,7 +153,7 @@ def _precision(truth: Sequence[Boxes], found: Sequence[Boxes], ids: Sequence[int
 
 
 def _rows(pictures: Sequence[Boxes], *, with_scores: bool) -> list[dict[str, Any]]:
-    """COCO annotation rows; ids start at 1 because the metric reads id 0 as "not matched"."""
+    """Return COCO annotations; ids start at 1 because the metric reads id 0 as "not matched"."""
     rows: list[dict[str, Any]] = []
     for picture, boxes in enumerate(pictures, start=1):
         corners = boxes.xyxy_px.astype(np.float64)
@@ -167,30 +179,30 @@ def _mean(precision: F64) -> float:
 
 
 def _in_categories(detections: Detections, class_to_category: Mapping[int, int]) -> Boxes:
-    """Detections with model classes replaced by label categories; others are dropped."""
+    """Replace model classes by label categories; detections of other classes are dropped."""
     mapped = np.array([class_to_category.get(int(c), -1) for c in detections.class_ids], np.int64)
     keep = mapped >= 0
     return as_boxes(detections.boxes_xyxy_px[keep], mapped[keep], detections.scores[keep])
 
 
 def as_boxes(xyxy_px: F32, categories: I64, scores: F32) -> Boxes:
-    """Boxes none of which is ignored."""
+    """Return boxes none of which is ignored; shapes (N, 4), (N,) and (N,)."""
     return Boxes(xyxy_px, categories, scores, np.zeros(len(categories), np.bool_))
 
 
 def _require_labelled(labels: Labels, detections_by_image: Mapping[int, Detections]) -> None:
     if not detections_by_image:
         raise DataError("no picture was evaluated", fix="give at least one labelled picture")
-    strange = [image_id for image_id in detections_by_image if image_id not in labels.images]
-    if strange:
+    unknown = [image_id for image_id in detections_by_image if image_id not in labels.images]
+    if unknown:
         raise DataError(
-            f"{len(strange)} evaluated pictures are not in {labels.source}",
-            seen=f"image ids such as {strange[0]}",
+            f"{len(unknown)} evaluated pictures are not in {labels.source}",
+            seen=f"image ids such as {unknown[0]}",
             fix="match pictures and labels with Labels.match",
         )
 
 
-# Is a difference in mAP more than luck of the pictures? A paired bootstrap over images.
+# Paired bootstrap over images: whether a difference in mAP is more than chance.
 
 Bools = npt.NDArray[np.bool_]
 
@@ -201,7 +213,7 @@ _MAX_DETECTIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class MapDifference:
-    """mAP50-95 of ``b`` minus that of ``a``, with the interval in which it lies by chance of the pictures."""
+    """mAP50-95 of ``b`` minus mAP50-95 of ``a``, with its bootstrap interval."""
 
     difference: float
     low: float
@@ -217,29 +229,40 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> MapDifference:
-    """Percentile bootstrap (Efron 1979) of the mAP difference, drawing images with replacement.
+    """Bootstrap (percentile, Efron 1979) the mAP difference, drawing images with replacement.
 
-    Both models are scored on the same draw, so what makes a picture hard for both cancels. ``a`` and ``b`` map
-    image ids to detections and must have the same keys. The same seed gives the same interval.
+    Both models are scored on the same draw, so the difficulty of a picture cancels.
 
-    Raises DataError for different or no pictures, or when no picture has a labelled box.
+    Args:
+        labels: ground truth.
+        a: image id -> detections of the first model.
+        b: the same of the second model, with the same keys.
+        resamples: number of draws.
+        confidence: coverage of the interval.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        DataError: the pictures differ, there are none, or none has a labelled box.
     """
     if set(a) != set(b):
         raise DataError(
-            "the two runs saw different pictures",
+            "the two runs have different pictures",
             seen=f"{len(set(a) ^ set(b))} pictures are in one run only",
             fix="run both models on the same pictures",
         )
     tables = [_tables(labels, {image_id: run[image_id] for image_id in a}) for run in (a, b)]
     whole = np.ones(len(a))
     if not any(float(table.boxes.sum()) for table in tables[0]):
-        raise DataError("there is no box to measure accuracy against", seen=f"{len(a)} pictures")
+        raise DataError(
+            "accuracy cannot be computed: the labels hold no box of the model's classes",
+            seen=f"{len(a)} pictures",
+        )
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(a), whole / len(a), size=resamples).astype(np.float64)
-    found = np.array([_map(tables[1], w) - _map(tables[0], w) for w in draws])
-    found = found[np.isfinite(found)]  # a draw may hold pictures without labels only
+    differences = np.array([_map(tables[1], w) - _map(tables[0], w) for w in draws])
+    differences = differences[np.isfinite(differences)]  # a draw may hold pictures without labels only
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(found, [tail, 100.0 - tail]) if len(found) else (np.nan, np.nan)
+    low, high = np.percentile(differences, [tail, 100.0 - tail]) if len(differences) else (np.nan, np.nan)
     return MapDifference(_map(tables[1], whole) - _map(tables[0], whole), float(low), float(high))
 
 
@@ -248,7 +271,9 @@ class _Matches:
     """All detections of one category, best score first, matched as COCO does.
 
     Attributes:
-        image: (D,) position of the picture; hit, ignored: (10, D) per IoU threshold.
+        image: (D,) position of the picture.
+        hit: (10, D) per IoU threshold.
+        ignored: (10, D) per IoU threshold.
         boxes: (I,) labelled boxes per picture, ignored ones left out.
     """
 
@@ -259,20 +284,20 @@ class _Matches:
 
 
 def _tables(labels: Labels, detections: Mapping[int, Detections]) -> list[_Matches]:
-    truth, found = paired_boxes(labels, detections)
+    truth, detected = paired_boxes(labels, detections)
     return [
-        _category(boxes_by_category(truth, c), boxes_by_category(found, c))
+        _category(boxes_by_category(truth, c), boxes_by_category(detected, c))
         for c in range(len(labels.categories))
     ]
 
 
-def _category(truth: Sequence[Boxes], found: Sequence[Boxes]) -> _Matches:
+def _category(truth: Sequence[Boxes], detected: Sequence[Boxes]) -> _Matches:
     images, scores, hits, ignored = [], [], [], []
-    for n, (gold, seen) in enumerate(zip(truth, found, strict=True)):
-        order = np.argsort(-seen.scores, kind="stable")[:_MAX_DETECTIONS]
-        hit, ignore = _match(gold, seen.xyxy_px[order])
+    for n, (gold, boxes) in enumerate(zip(truth, detected, strict=True)):
+        order = np.argsort(-boxes.scores, kind="stable")[:_MAX_DETECTIONS]
+        hit, ignore = _match(gold, boxes.xyxy_px[order])
         images.append(np.full(len(order), n, np.int64))
-        scores.append(seen.scores[order])
+        scores.append(boxes.scores[order])
         hits.append(hit)
         ignored.append(ignore)
     order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -284,16 +309,16 @@ def _category(truth: Sequence[Boxes], found: Sequence[Boxes]) -> _Matches:
     )
 
 
-def _match(gold: Boxes, seen_xyxy: F32) -> tuple[Bools, Bools]:
-    """Greedy by score, each box once; ignored boxes only where no other fits, and any number of times."""
+def _match(gold: Boxes, xyxy_px: F32) -> tuple[Bools, Bools]:
+    """Match greedily by score, each box once; ignored boxes only where no other fits, any number of times."""
     order = np.argsort(gold.ignore, kind="stable")
-    overlap = _overlap(gold, seen_xyxy)[:, order]
+    overlap = _overlap(gold, xyxy_px)[:, order]
     crowd = gold.ignore[order]
-    hit = np.zeros((len(_IOU_THRESHOLDS), len(seen_xyxy)), bool)
+    hit = np.zeros((len(_IOU_THRESHOLDS), len(xyxy_px)), bool)
     ignored = np.zeros_like(hit)
     for t, threshold in enumerate(_IOU_THRESHOLDS):
         free = np.ones(len(order), bool)
-        for d in range(len(seen_xyxy)):
+        for d in range(len(xyxy_px)):
             place = _best(overlap[d], free & ~crowd, threshold)
             if place < 0:
                 place = _best(overlap[d], crowd, threshold)
@@ -304,15 +329,15 @@ def _match(gold: Boxes, seen_xyxy: F32) -> tuple[Bools, Bools]:
     return hit, ignored
 
 
-def _overlap(gold: Boxes, seen_xyxy: F32) -> F64:
-    """(detections, truth) IoU; for ignored boxes the share of the detection that lies inside."""
-    iou = iou_matrix(seen_xyxy, gold.xyxy_px)
-    iou[:, gold.ignore] = _inside(seen_xyxy, gold.xyxy_px[gold.ignore])
+def _overlap(gold: Boxes, xyxy_px: F32) -> F64:
+    """Return (detections, truth) IoU; for ignored boxes the share of the detection that lies inside."""
+    iou = iou_matrix(xyxy_px, gold.xyxy_px)
+    iou[:, gold.ignore] = _inside(xyxy_px, gold.xyxy_px[gold.ignore])
     return iou
 
 
-def _inside(seen_xyxy: F32, gold_xyxy: F32) -> F64:
-    a, b = seen_xyxy.astype(np.float64)[:, None, :], gold_xyxy.astype(np.float64)[None, :, :]
+def _inside(xyxy_px: F32, gold_xyxy_px: F32) -> F64:
+    a, b = xyxy_px.astype(np.float64)[:, None, :], gold_xyxy_px.astype(np.float64)[None, :, :]
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
     area = np.clip(a[..., 2:] - a[..., :2], 0.0, None).prod(axis=-1)
     share: F64 = np.divide(sides.prod(axis=-1), area, out=np.zeros(sides.shape[:2]), where=area > 0.0)
@@ -320,7 +345,7 @@ def _inside(seen_xyxy: F32, gold_xyxy: F32) -> F64:
 
 
 def _best(overlap: F64, allowed: Bools, threshold: float) -> int:
-    """The last of the best allowed overlaps, as the COCO tool breaks ties; -1 below the threshold."""
+    """Return the last of the best allowed overlaps, as the COCO tool breaks ties; -1 below the threshold."""
     if not allowed.any():
         return -1
     values = np.where(allowed, overlap, -1.0)
@@ -329,7 +354,7 @@ def _best(overlap: F64, allowed: Bools, threshold: float) -> int:
 
 
 def _map(tables: Sequence[_Matches], weights: F64) -> float:
-    """mAP50-95 with each image counted ``weights`` times; categories without truth are left out."""
+    """Return mAP50-95 with each image counted ``weights`` times; categories without truth are left out."""
     per_category = [_ap(table, weights) for table in tables if float(weights @ table.boxes) > 0.0]
     return float(np.mean(per_category)) if per_category else float("nan")
 

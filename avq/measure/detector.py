@@ -1,4 +1,4 @@
-"""Preprocess, infer, decode: one picture to its detections, the same way everywhere."""
+"""Detector: preprocessing, engine session and decoder of a bundle or model, from one picture to its detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avq.types import U8, DecoderSpec, Detections, ModelInput, PreprocessSpec, S
 
 @dataclass(frozen=True)
 class Detector:
-    """An opened model with its way in and its way out. Not thread-safe.
+    """A model ready to detect objects in pictures. Not thread-safe.
 
     Attributes:
         preprocessor: picture -> network input.
@@ -31,11 +31,16 @@ class Detector:
     class_names: tuple[str, ...]
 
     def detect(self, pixels: U8, *, score_threshold: float | None = None) -> Detections:
-        """Boxes in one picture, (H, W, 3) uint8 BGR."""
+        """Detect objects in one picture.
+
+        Args:
+            pixels: (H, W, 3) uint8 BGR.
+            score_threshold: None uses that of the decoder.
+        """
         return self.detect_input(self.preprocessor.prepare(pixels), score_threshold=score_threshold)
 
     def detect_input(self, model_input: ModelInput, *, score_threshold: float | None = None) -> Detections:
-        """The same for a picture that is prepared already."""
+        """Detect objects in a prepared network input."""
         raw = self.session.infer(model_input.tensor)
         return self.decoder.decode(raw, model_input, score_threshold=score_threshold)
 
@@ -52,7 +57,7 @@ def open_detector(
     families: Sequence[Decoder] = (),
     package: str = "",
 ) -> Detector:
-    """Put the parts of a bundle (or of a model under test) together; ``families`` are those of plugins."""
+    """Build a detector from a session and specifications; ``families`` are head families of plugins."""
     decode = DetectionDecoder(decoder, (*builtin_decoders(), *families), package)
     return Detector(Preprocessor(preprocess), session, decode, class_names)
 
@@ -69,19 +74,19 @@ def detector_of(
     Args:
         bundle: an opened bundle; its model part is verified before it is loaded.
         engines: installed engines by name.
-        threads: None takes the threads it was verified with.
+        threads: None uses the thread count it was verified with.
         families: head families of plugins, beside the built-in ones.
 
     Raises:
         BundleError: the bundle has no decoded head or a damaged part.
-        MachineError: its engine is not installed here.
+        MachineError: its engine is not installed.
     """
     manifest = bundle.manifest
     if manifest.preprocess is None or manifest.decoder is None or manifest.decoder.family == "none":
         raise BundleError(
-            f"the bundle {bundle.path} has no decoded head, so it has no boxes to give",
+            f"the bundle {bundle.path} has no decoder, so it cannot output boxes",
             seen="decoder: none",
-            fix="build it with --decoder NAME to serve it; avq inspect shows what it holds",
+            fix="build it with --decoder NAME; 'avq plugins' lists the names",
         )
     session = open_session(bundle, engines, threads=threads)
     return open_detector(
@@ -95,11 +100,11 @@ def detector_of(
 
 
 def open_session(bundle: OpenBundle, engines: Mapping[str, Engine], *, threads: int | None = None) -> Session:
-    """The bundle's model on its engine, with the precision and threads it was verified with."""
+    """Open the bundle's model on its engine, with the precision and threads it was verified with."""
     use = bundle.manifest.engine
     if use.name not in engines:
         raise MachineError(
-            f"the bundle {bundle.path} runs on {use.name}, which is not installed here",
+            f"the bundle {bundle.path} needs the engine {use.name}, which is not installed",
             seen=f"installed: {', '.join(sorted(engines)) or 'none'}",
             fix=f'pip install "avq[{use.name}]", or rebuild with --target cpu',
         )

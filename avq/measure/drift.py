@@ -1,17 +1,17 @@
-"""Has the scene left what the ranges were calibrated on? Statistics over the ratios of a bundle's probe.
+"""Input drift: whether pictures differ from the calibration pictures, by statistics of a bundle's drift probe.
 
-A picture's score is the mean of its three largest deviations, each ratio in spreads from its centre over the
-reference pictures, after asin(sqrt(ratio)), which gives shares of any size one variance. The score of every
-reference picture comes from the nine tenths of them it is not in (cross-conformal scores: Vovk, "Cross-conformal
-predictors", 2015).
+A picture's score is the mean of its three largest deviations, each ratio in standard deviations from its mean over
+the reference pictures, after asin(sqrt(ratio)), which equalises the variance of shares of any size. The score of
+every reference picture comes from a fit on the other nine folds of ten (cross-conformal scores: Vovk,
+"Cross-conformal predictors", 2015).
 
 The alarm is conformal. With n reference scores and the k-th smallest as threshold, the number of W further pictures
-above it is beta-binomial with parameters W, n + 1 - k and k whatever the scores' distribution, as long as the
-pictures are exchangeable with the reference: so the smallest count whose chance is below FALSE_ALARM_RATE is an
-exact limit for split scores, and holds for cross-conformal ones up to the differences of ten nearly equal
-fits. Neighbouring frames of one drive are not exchangeable: give the monitor frames that are seconds apart.
+above it is beta-binomial with parameters W, n + 1 - k and k for any distribution of the scores, if the pictures are
+exchangeable with the reference. The smallest count whose probability is below FALSE_ALARM_RATE is therefore an exact
+limit for split scores, and holds for cross-conformal ones up to the differences of ten nearly equal fits.
+Neighbouring frames of one drive are not exchangeable: update the monitor with frames that are seconds apart.
 
-Pure numbers, no files, no engine: builds, ``avq eval --drift`` and the daemon use the same.
+Pure functions without files and engines: builds, ``avq eval --drift`` and the daemon use them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -27,24 +28,24 @@ import numpy as np
 from avq.errors import BundleError, DataError
 from avq.types import F64, AnyArray
 
-#: Fewer reference pictures say nothing about what is usual.
+#: Smallest number of reference pictures.
 MIN_REFERENCE = 10
-#: Wanted chance that one usual picture lies above the threshold. A small one tells a night from fewer pictures, a
-#: large one tells small shifts (low sun, another camera) from as many: many pictures a little unusual.
+#: Probability that one normal picture lies above the threshold. A small value detects large shifts (night) with fewer
+#: pictures, a large one detects small shifts (low sun, another camera) that make many pictures slightly unusual.
 PICTURE_RATE = 0.2
-#: Chance that a window of usual pictures is called drift.
+#: Probability that a window of normal pictures is reported as drift.
 FALSE_ALARM_RATE = 0.001
 #: Pictures per decision of a monitor.
 WINDOW = 40
 _FOLDS = 10
 _WORST = 3
-# On the asin(sqrt) scale; a ratio that was the same everywhere must not make the smallest change unheard of.
-_LEAST_SPREAD = 0.005
+#: Lower bound on the asin(sqrt) scale: a constant ratio must not make every change an outlier.
+_MIN_SPREAD = 0.005
 _FORMAT = 1
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """drift.json."""
+    """Content of drift.json."""
 
     format: int
     names: tuple[str, ...]
@@ -58,13 +59,16 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 @dataclass(frozen=True)
 class DriftReference:
-    """What the probe's ratios are on the pictures a bundle was calibrated on.
+    """Distribution of the probe's ratios over the calibration pictures.
 
     Attributes:
-        names: of the probe's outputs, (K,) sorted.
-        centre, spread: (K,) mean and standard deviation of asin(sqrt(ratio)).
-        mean, low, high: (K,) of the ratios themselves: mean, 5 % and 95 % quantile.
-        scores: (n,) one per reference picture, ascending.
+        names: outputs of the probe, (K,) sorted.
+        centre: (K,) mean of asin(sqrt(ratio)).
+        spread: (K,) standard deviation of asin(sqrt(ratio)).
+        mean: (K,) mean of the ratios.
+        low: (K,) 5 % quantile of the ratios.
+        high: (K,) 95 % quantile of the ratios.
+        scores: (n,) score of each reference picture, ascending.
     """
 
     names: tuple[str, ...]
@@ -81,7 +85,7 @@ class DriftReference:
 
     @property
     def rank(self) -> int:
-        """k: which of the ascending scores is the threshold."""
+        """Position k of the threshold among the ascending scores, from 1."""
         return min(self.pictures, math.ceil((self.pictures + 1) * (1 - PICTURE_RATE)))
 
     @property
@@ -89,27 +93,27 @@ class DriftReference:
         return float(self.scores[self.rank - 1])
 
     def deviations(self, ratios: Mapping[str, float]) -> F64:
-        """(K,) signed distances from the centre in spreads; infinite for what is not a number."""
+        """Return (K,) signed distances from the centre in standard deviations; infinite for NaN and infinity."""
         values = np.array([float(ratios[name]) for name in self.names], np.float64)
-        found = (_steady(values) - self.centre) / self.spread
-        found[~np.isfinite(values)] = np.inf
-        return found
+        deviations = (_variance_stabilised(values) - self.centre) / self.spread
+        deviations[~np.isfinite(values)] = np.inf
+        return deviations
 
     def score(self, ratios: Mapping[str, float]) -> float:
-        """How unusual one picture is. Raises KeyError when an output of the probe is missing."""
+        """Return the drift score of one picture. Raises KeyError when an output of the probe is missing."""
         return float(_scores(self.deviations(ratios)[None])[0])
 
     def limit(self, pictures: int, rate: float = FALSE_ALARM_RATE) -> int | None:
-        """The least number of ``pictures`` above the threshold that is drift; None when even all would not be."""
+        """Return the smallest count of ``pictures`` above the threshold that is drift; None when all are too few."""
         tails = self._tails(pictures)
         return next((count for count, chance in enumerate(tails) if chance <= rate), None)
 
     def chance(self, beyond: int, pictures: int) -> float:
-        """That at least ``beyond`` of ``pictures`` usual ones lie above the threshold."""
+        """Return the probability that at least ``beyond`` of ``pictures`` normal ones lie above the threshold."""
         return float(self._tails(pictures)[beyond])
 
     def _tails(self, pictures: int) -> list[float]:
-        """P(count >= c) for c = 0 ... ``pictures``, beta-binomial."""
+        """Return P(count >= c) for c = 0 ... ``pictures``, beta-binomial."""
         a, b = self.pictures + 1 - self.rank, self.rank
         chances = [
             math.exp(_log_choose(pictures, c) + _log_beta(c + a, pictures - c + b) - _log_beta(a, b))
@@ -118,7 +122,7 @@ class DriftReference:
         return [min(1.0, math.fsum(chances[c:])) for c in range(pictures + 1)]
 
     def to_json(self) -> bytes:
-        """The bytes of a bundle's drift.json."""
+        """Encode as a bundle's drift.json."""
         arrays = (self.centre, self.spread, self.mean, self.low, self.high, self.scores)
         centre, spread, mean, low, high, scores = (tuple(float(f"{v:.6g}") for v in a) for a in arrays)
         file = _File(
@@ -135,7 +139,7 @@ class DriftReference:
 
     @classmethod
     def from_json(cls, raw: bytes) -> DriftReference:
-        """The inverse; raises BundleError when the bytes are no drift reference."""
+        """Decode drift.json. Raises BundleError when it is damaged."""
         try:
             file = msgspec.json.decode(raw, type=_File)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -148,39 +152,42 @@ class DriftReference:
         return cls(file.names, centre, spread, mean, low, high, np.sort(np.array(file.scores, np.float64)))
 
 
-def reference_of(rows: Sequence[Mapping[str, float]]) -> DriftReference:
-    """Learn the reference from the probe's outputs on every reference picture.
+def fit_reference(rows: Sequence[Mapping[str, float]]) -> DriftReference:
+    """Fit the reference to the probe's outputs on every reference picture.
 
-    Raises DataError for fewer than MIN_REFERENCE pictures, or when there are no ratios.
+    Raises:
+        DataError: there are fewer than MIN_REFERENCE pictures, or no ratios.
     """
     names = tuple(sorted(rows[0])) if rows else ()
     if len(rows) < MIN_REFERENCE or not names:
         raise DataError(
-            "too little to learn what is usual",
+            "too few pictures to fit the drift reference",
             seen=f"{len(rows)} pictures, {len(names)} ratios",
             fix=f"calibrate on at least {MIN_REFERENCE} pictures",
         )
     ratios = np.array([[float(row[name]) for name in names] for row in rows], np.float64)
-    steady = _steady(ratios)
+    stabilised = _variance_stabilised(ratios)
     folds = np.arange(len(rows)) % min(_FOLDS, len(rows))
     scores = np.empty(len(rows))
     for fold in range(int(folds.max()) + 1):
-        centre, spread = _fit(steady[folds != fold])
-        scores[folds == fold] = _scores((steady[folds == fold] - centre) / spread)
+        centre, spread = _fit(stabilised[folds != fold])
+        scores[folds == fold] = _scores((stabilised[folds == fold] - centre) / spread)
     low, high = np.quantile(ratios, [0.05, 0.95], axis=0)
-    centre, spread = _fit(steady)
+    centre, spread = _fit(stabilised)
     return DriftReference(names, centre, spread, ratios.mean(axis=0), low, high, np.sort(scores))
 
 
 @dataclass(frozen=True, slots=True)
 class DriftState:
-    """What a monitor knows after a picture.
+    """State of a monitor after a picture.
 
     Attributes:
-        score: of this picture; beyond: whether it lies above the threshold.
-        seen, beyond_count: pictures of the current window, and those above the threshold.
-        limit: the count that is drift.
-        drifting: the current window has reached the limit, or the last whole one had.
+        score: drift score of this picture.
+        beyond: whether the score lies above the threshold.
+        seen: pictures in the current window.
+        beyond_count: pictures of the current window above the threshold.
+        limit: count at which a window is drift.
+        drifting: the current window has reached the limit, or the last complete one had.
         unusual: names of the ratios that deviate most in this picture, worst first.
     """
 
@@ -194,10 +201,13 @@ class DriftState:
 
 
 class DriftMonitor:
-    """Counts pictures above the threshold in windows that do not overlap.
+    """Count pictures above the threshold in consecutive windows.
 
-    Within a window the count only grows, so an alarm may be raised as soon as it reaches the limit and the chance of
-    a false one stays FALSE_ALARM_RATE per window. It ends with the first whole window below the limit.
+    The count of a window only grows, so the alarm is raised as soon as it reaches the limit, and the probability of a
+    false alarm stays FALSE_ALARM_RATE per window. It ends with the first complete window below the limit.
+
+    Raises:
+        DataError: no count of a window this short is significant.
     """
 
     def __init__(
@@ -206,16 +216,16 @@ class DriftMonitor:
         limit = reference.limit(window, false_alarm_rate)
         if limit is None:
             raise DataError(
-                "the window is too short to tell drift from chance",
+                "the drift window is too short for its false alarm rate",
                 seen=f"{window} pictures at a false alarm rate of {false_alarm_rate:g}",
-                fix="take a longer window",
+                fix="use a longer window",
             )
         self._reference, self._window, self._limit = reference, window, limit
         self._seen = self._beyond = 0
         self._alarm = False
 
     def update(self, ratios: Mapping[str, float]) -> DriftState:
-        """Take the probe's outputs of one more picture. Raises KeyError when one is missing."""
+        """Add the probe's outputs of one picture. Raises KeyError when one is missing."""
         reference = self._reference
         if self._seen == self._window:
             self._seen = self._beyond = 0
@@ -233,14 +243,30 @@ class DriftMonitor:
         return DriftState(score, beyond, self._seen, self._beyond, self._limit, self._alarm, unusual)
 
 
+class UnusualRatio(TypedDict):
+    """One ratio of a drift report: mean and 5 to 95 % range of the reference, mean here.
+
+    ``deviation`` is in standard deviations.
+    """
+
+    ratio: str
+    usual: float
+    usual_low: float
+    usual_high: float
+    here: float
+    deviation: float
+
+
 @dataclass(frozen=True)
 class DriftVerdict:
-    """A set of pictures against the reference.
+    """A set of pictures compared with the reference.
 
     Attributes:
-        scores: (n,) per picture, in the order given.
-        beyond: how many lie above the threshold; limit: how many are drift, None when the set is too small.
-        chance: of so many among usual pictures.
+        ratios: (n, K) outputs of the probe.
+        scores: (n,) drift score of each picture, in the order given.
+        beyond: number of pictures above the threshold.
+        limit: count that is drift; None when the set is too small.
+        chance: probability of so many among normal pictures.
     """
 
     reference: DriftReference
@@ -263,44 +289,44 @@ class DriftVerdict:
     def drifting(self) -> bool:
         return self.limit is not None and self.beyond >= self.limit
 
-    def unusual(self, count: int = 8) -> list[dict[str, object]]:
-        """The ratios that moved most, as rows: usual mean and range, mean here, deviation in spreads."""
-        ours = self.reference
-        moved = (_steady(self.ratios).mean(axis=0) - ours.centre) / ours.spread
-        worst = np.argsort(-np.abs(moved), kind="stable")[:count]
+    def unusual(self, count: int = 8) -> list[UnusualRatio]:
+        """Return the ratios that deviate most, worst first."""
+        reference = self.reference
+        deviations = (_variance_stabilised(self.ratios).mean(axis=0) - reference.centre) / reference.spread
+        worst = np.argsort(-np.abs(deviations), kind="stable")[:count]
         return [
             {
-                "ratio": ours.names[i],
-                "usual": float(ours.mean[i]),
-                "usual_low": float(ours.low[i]),
-                "usual_high": float(ours.high[i]),
+                "ratio": reference.names[i],
+                "usual": float(reference.mean[i]),
+                "usual_low": float(reference.low[i]),
+                "usual_high": float(reference.high[i]),
                 "here": float(self.ratios[:, i].mean()),
-                "deviation": float(moved[i]),
+                "deviation": float(deviations[i]),
             }
             for i in worst
         ]
 
 
-def judge_set(reference: DriftReference, rows: Sequence[Mapping[str, float]]) -> DriftVerdict:
-    """One window over the whole set. Raises DataError for an empty one."""
+def judge_drift(reference: DriftReference, rows: Sequence[Mapping[str, float]]) -> DriftVerdict:
+    """Compare a set of pictures with the reference, as one window. Raises DataError for an empty set."""
     if not rows:
-        raise DataError("no pictures to look at", fix="name a folder with pictures")
+        raise DataError("there are no pictures to check for drift", fix="name a folder with pictures")
     ratios = np.array([[float(row[name]) for name in reference.names] for row in rows], np.float64)
     return DriftVerdict(reference, ratios, np.array([reference.score(row) for row in rows], np.float64))
 
 
-def _fit(steady: F64) -> tuple[F64, F64]:
-    return steady.mean(axis=0), np.maximum(steady.std(axis=0, ddof=1), _LEAST_SPREAD)
+def _fit(stabilised: F64) -> tuple[F64, F64]:
+    return stabilised.mean(axis=0), np.maximum(stabilised.std(axis=0, ddof=1), _MIN_SPREAD)
 
 
 def _scores(deviations: F64) -> F64:
-    """(n,) mean of the largest absolute deviations of each row."""
+    """Return (n,) mean of the largest absolute deviations of each row of (n, K)."""
     worst = np.sort(np.abs(deviations), axis=1)[:, -_WORST:]
     return np.asarray(worst.mean(axis=1), np.float64)
 
 
-def _steady(ratios: AnyArray) -> F64:
-    """Shares on a scale where their sampling noise is equal."""
+def _variance_stabilised(ratios: AnyArray) -> F64:
+    """Transform shares (0..1) to a scale where their sampling variance is equal."""
     return np.asarray(np.arcsin(np.sqrt(np.clip(np.nan_to_num(ratios), 0.0, 1.0))), np.float64)
 
 

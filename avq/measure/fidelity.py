@@ -1,4 +1,4 @@
-"""How faithful a quantized detector is to its float parent, in boxes; no labels needed."""
+"""Fidelity of a quantized detector to its float model: in boxes, and as SQNR of raw outputs. Needs no labels."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ from avq.errors import DataError, ModelError
 from avq.measure.accuracy import Boxes, as_boxes, average_precision
 from avq.types import F64, AnyArray, Detections, Fidelity, RawOutputs
 
-#: Float boxes from this score on are looked for.
+#: Lowest score of a float box that counts as confident.
 FIRM_SCORE = 0.5
-#: Float boxes from this score on are truth for the COCO metrics.
+#: Lowest score of a float box that is ground truth for the COCO metrics.
 TRUTH_SCORE = 0.3
-#: A box is found again from this overlap on ...
+#: Lowest IoU of a recovered box.
 MIN_IOU = 0.5
-#: ... and with at least this share of its score.
+#: Lowest score of a recovered box / score of the float box.
 MIN_SCORE_SHARE = 0.5
 
 
 def fidelity(
     float_dets: Sequence[Detections], quant_dets: Sequence[Detections], *, with_map: bool = True
 ) -> Fidelity:
-    """Compare detections of the float and the quantized model, picture by picture in the same order.
+    """Compare detections of the float and the quantized model, picture by picture.
 
-    Lost is the share of the float model's boxes with score >= 0.5 for which the quantized model has no box
-    of the same class with IoU >= 0.5 and at least half the score. Matching is one to one, best IoU first,
-    so one quantized box cannot stand for two float boxes. The confidence shift is the mean of quantized
-    minus float score over the matched boxes. mAP and AP50 take the float boxes with score >= 0.3 as truth.
+    ``lost`` is the share of the float model's boxes with score >= 0.5 for which the quantized model has no box of
+    the same class with IoU >= 0.5 and at least half the score. Matching is one to one, best IoU first. The confidence
+    shift is the mean of quantized minus float score over the matched boxes. mAP and AP50 use the float boxes with
+    score >= 0.3 as ground truth.
 
-    ``Fidelity.boxes == 0`` means that the float model saw nothing firm: lost and shift are then 0 and prove
-    nothing, the caller has to decide. mAP is nan when ``with_map`` is False or there is no truth box.
-    Give detections from a low score (0.01) on, with the same NMS on both sides.
+    Args:
+        float_dets: detections of the float model, from a low score (0.01) on.
+        quant_dets: detections of the quantized model on the same pictures, in the same order, with the same NMS.
+        with_map: also compute mAP and AP50; else they are NaN, as without a ground truth box.
+
+    Returns:
+        With ``boxes == 0`` the float model had no confident box: ``lost`` and the shift are then 0 and prove nothing.
 
     Raises:
-        DataError: no pictures, or unequally many.
-        MachineError: ``with_map`` and faster-coco-eval is not installed.
+        DataError: there are no pictures, or the numbers differ.
+        MachineError: ``with_map`` is set and faster-coco-eval is not installed.
     """
     _require_pairs(float_dets, quant_dets)
     shifts: list[F64] = []
@@ -60,7 +64,7 @@ def fidelity(
 
 
 def matched_shifts(firm: Detections, quantized: Detections) -> F64:
-    """(M,) quantized minus float score of each float box that was found again, M <= len(firm)."""
+    """Return (M,) quantized minus float score of each recovered float box, M <= len(firm)."""
     iou = iou_matrix(firm.boxes_xyxy_px, quantized.boxes_xyxy_px)
     same_class = firm.class_ids[:, None] == quantized.class_ids[None, :]
     strong = quantized.scores[None, :] >= MIN_SCORE_SHARE * firm.scores[:, None]
@@ -90,20 +94,20 @@ def _plain(detections: Detections) -> Boxes:
 def _require_pairs(float_dets: Sequence[Detections], quant_dets: Sequence[Detections]) -> None:
     if not float_dets or len(float_dets) != len(quant_dets):
         raise DataError(
-            "there is nothing to compare" if not float_dets else "the two runs saw different pictures",
+            "there are no pictures to compare" if not float_dets else "the two runs have different pictures",
             seen=f"{len(float_dets)} pictures of the float model, {len(quant_dets)} of the quantized one",
             fix="run both models on the same pictures, at least one",
         )
 
 
-# Signal to quantization-noise ratio per graph output, in decibel, over a stream of pictures.
+# Signal to quantization noise ratio per graph output, in dB, over a stream of pictures.
 
 
 class SqnrMeter:
-    """Adds up signal and noise energy; memory does not grow with the number of pictures.
+    """Accumulate signal and noise energy in constant memory.
 
-    SQNR = 10 log10(sum(reference^2) / sum((reference - output)^2)), sums in float64 over every element
-    of every picture, so that a picture with large outputs weighs more than an empty one.
+    SQNR = 10 log10(sum(reference^2) / sum((reference - output)^2)), with float64 sums over every element of every
+    picture: a picture with large outputs weighs more than an empty one.
     """
 
     def __init__(self) -> None:
@@ -112,11 +116,15 @@ class SqnrMeter:
         self._noise: dict[str, float] = {}
 
     def add(self, reference_outputs: RawOutputs, outputs: RawOutputs) -> None:
-        """Take one picture's outputs of the float model and of the model under test.
+        """Add the outputs of one picture.
+
+        Args:
+            reference_outputs: name -> output of the float model, any shape.
+            outputs: the same of the model under test.
 
         Raises:
-            DataError: the two do not have the same output names or shapes.
-            ModelError: an output holds NaN or Inf; it is named.
+            DataError: output names or shapes differ.
+            ModelError: an output holds NaN or infinity.
         """
         _require_same_names(reference_outputs, outputs)
         for name, reference in reference_outputs.items():
@@ -128,9 +136,10 @@ class SqnrMeter:
         self.images += 1
 
     def result_db(self) -> dict[str, float]:
-        """Output name -> dB. ``inf`` where nothing differs, ``-inf`` for noise on a silent output.
+        """Return output name -> dB: ``inf`` where nothing differs, ``-inf`` for noise on an all-zero output.
 
-        Raises DataError when no picture was added.
+        Raises:
+            DataError: no picture was added.
         """
         if not self.images:
             raise DataError("no outputs were compared", fix="add at least one picture")
@@ -138,7 +147,7 @@ class SqnrMeter:
 
 
 def sqnr_db(reference: AnyArray, output: AnyArray) -> float:
-    """SQNR of one tensor against its reference, in dB."""
+    """Return the SQNR of one tensor against its reference, in dB; the shapes must be equal."""
     meter = SqnrMeter()
     meter.add({"tensor": reference}, {"tensor": output})
     return meter.result_db()["tensor"]
@@ -161,7 +170,7 @@ def _finite(name: str, values: AnyArray, whose: str) -> F64:
         raise ModelError(
             f"output '{name}' of {whose} is not finite",
             seen=f"{bad} of {wide.size} values are NaN or Inf",
-            fix="keep the nodes before it in float, or look at the picture that caused it",
+            fix="keep the nodes before it in float, or check the picture that caused it",
         )
     return wide
 
@@ -178,7 +187,7 @@ def _require_same_names(reference: Mapping[str, AnyArray], outputs: Mapping[str,
 def _require_same_shape(name: str, clean: F64, noisy: F64) -> None:
     if clean.shape != noisy.shape:
         raise DataError(
-            f"output '{name}' has another shape than in the reference",
+            f"the shape of output '{name}' differs from the reference",
             seen=f"{noisy.shape}, reference {clean.shape}",
-            fix="compare raw heads: outputs after NMS differ in length from picture to picture",
+            fix="compare raw heads: the length of outputs after NMS varies between pictures",
         )

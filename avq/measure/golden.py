@@ -1,4 +1,4 @@
-"""Golden frames: a few inputs with the answers the bundle was accepted for, asked of an engine again."""
+"""Golden frames: run stored inputs of a bundle on an engine and compare with the outputs it was accepted with."""
 
 from __future__ import annotations
 
@@ -16,109 +16,119 @@ from avq.hookspecs import Decoder, Session
 from avq.measure.fidelity import FIRM_SCORE, SqnrMeter, matched_shifts
 from avq.types import F64, I64, U8, AnyArray, DecoderSpec, Detections, ModelInput, RawOutputs
 
-# Rows that a graph chose (TopK, NonMaxSuppression), paired whatever their order: a tie may turn two
-# round.
+# Pairing of rows selected in the graph (TopK, NonMaxSuppression): rounding may swap rows of nearly equal score.
 
-_AXIS, _STEADY = "rows:", "steady_"
-#: How many decibels a single row may be worse than all of them together.
+_AXIS, _STABLE = "rows:", "steady_"
+#: Margin by which a single row may be worse than the limit over all rows.
 _ROW_DB = 10.0
 
 
 @dataclass(frozen=True)
 class PairedRows:
-    """Rows of two answers that belong together.
+    """Two sets of outputs whose rows are in the same order.
 
     Attributes:
-        expected, found: the outputs, rows in the same order (pairs, values of a row); other outputs as they were.
-        rows: that were expected and keep their place when the picture hardly changes.
-        alone: rows of these without a partner, and found ones that nobody expected.
+        expected: golden outputs; paired ones as (pairs, values per row), others unchanged.
+        actual: outputs of the engine, in the same form.
+        rows: number of expected rows that are stable under small changes of the input.
+        unpaired: stable rows without a partner, and unexpected rows.
     """
 
     expected: Mapping[str, AnyArray]
-    found: Mapping[str, AnyArray]
+    actual: Mapping[str, AnyArray]
     rows: int
-    alone: int
+    unpaired: int
 
 
 @dataclass(frozen=True)
 class RowPairing:
-    """Which outputs hold chosen rows.
+    """Outputs whose rows are selected in the graph.
 
     Attributes:
-        places: output -> (axis of its rows, number of the choice); those of one choice are ordered alike.
+        places: output -> (axis of its rows, number of the selection); outputs of one selection share their order.
     """
 
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> RowPairing:
-        """As `as_arrays` gave them, among others."""
+        """Restore from the arrays of ``as_arrays``; others are ignored."""
         names = [name for name in arrays if name.startswith(_AXIS)]
         return cls({name[len(_AXIS) :]: (int(arrays[name][0]), int(arrays[name][1])) for name in names})
 
     def as_arrays(self) -> dict[str, AnyArray]:
         return {f"{_AXIS}{name}": np.array(place, np.int64) for name, place in self.places.items()}
 
-    def steady(
+    def stable_rows(
         self,
         frame: int,
         outputs: Mapping[str, AnyArray],
         again: Sequence[Mapping[str, AnyArray]],
         limit_db: float,
     ) -> dict[str, AnyArray]:
-        """Arrays that tell which rows of ``outputs`` have a partner in every answer of ``again``, by choice.
+        """Return per selection a bool array: rows of ``outputs`` with a partner in every run of ``again``.
 
-        Rows at the end of the chosen ones change places with others for less than a rounding.
+        The last rows of a selection change with the slightest rounding.
+
+        Args:
+            frame: number of the golden frame.
+            outputs: name -> golden output.
+            again: outputs of further runs on slightly changed inputs.
+            limit_db: SQNR that the engine must reach over all rows.
         """
-        kept: dict[str, AnyArray] = {}
-        for choice, names in self._choices().items():
-            ours = self._tables(names, outputs)
-            times = np.zeros(len(next(iter(ours.values()))), int)
-            for answer in again:
-                times[_pairs(ours, self._tables(names, answer), limit_db)[:, 0]] += 1
-            kept[f"{_STEADY}{frame}:{choice}"] = times == len(again)
-        return kept
+        stable: dict[str, AnyArray] = {}
+        for selection, names in self._selections().items():
+            expected = self._tables(names, outputs)
+            counts = np.zeros(len(next(iter(expected.values()))), int)
+            for run in again:
+                counts[_pairs(expected, self._tables(names, run), limit_db)[:, 0]] += 1
+            stable[f"{_STABLE}{frame}:{selection}"] = counts == len(again)
+        return stable
 
     def pair(
         self,
         frame: int,
         expected: Mapping[str, AnyArray],
-        found: Mapping[str, AnyArray],
+        actual: Mapping[str, AnyArray],
         arrays: Mapping[str, AnyArray],
         limit_db: float,
     ) -> PairedRows:
-        """Pair the rows of two answers to golden frame ``frame``.
+        """Pair the rows of two runs on golden frame ``frame``.
 
-        Outputs that are missing, or of other shapes but for their rows, are left for the comparison to tell.
+        Outputs that are missing, or differ in shape other than the number of rows, are left as they are: the
+        comparison reports them.
 
         Args:
-            arrays: hold what `steady` gave.
-            limit_db: what the engine must reach over all rows.
+            frame: number of the golden frame.
+            expected: name -> golden output.
+            actual: name -> output of the engine.
+            arrays: include those of ``stable_rows``.
+            limit_db: SQNR that the engine must reach over all rows.
         """
-        ours, theirs = dict(expected), dict(found)
-        rows = alone = 0
-        for choice, names in self._choices().items():
-            if not self._comparable(names, expected, found):
+        paired_expected, paired_actual = dict(expected), dict(actual)
+        rows = unpaired = 0
+        for selection, names in self._selections().items():
+            if not self._comparable(names, expected, actual):
                 continue
-            left, right = self._tables(names, expected), self._tables(names, found)
+            left, right = self._tables(names, expected), self._tables(names, actual)
             pairs = _pairs(left, right, limit_db)
-            ours |= {name: table[pairs[:, 0]] for name, table in left.items()}
-            theirs |= {name: table[pairs[:, 1]] for name, table in right.items()}
-            steady = arrays[f"{_STEADY}{frame}:{choice}"].astype(bool)
-            rows += int(steady.sum())
-            alone += int(steady.sum() - steady[pairs[:, 0]].sum())
+            paired_expected |= {name: table[pairs[:, 0]] for name, table in left.items()}
+            paired_actual |= {name: table[pairs[:, 1]] for name, table in right.items()}
+            stable = arrays[f"{_STABLE}{frame}:{selection}"].astype(bool)
+            rows += int(stable.sum())
+            unpaired += int(stable.sum() - stable[pairs[:, 0]].sum())
             unexpected = len(next(iter(right.values()))) - len(pairs)
-            alone += max(0, unexpected - int((~steady).sum()))
-        return PairedRows(ours, theirs, rows, alone)
+            unpaired += max(0, unexpected - int((~stable).sum()))
+        return PairedRows(paired_expected, paired_actual, rows, unpaired)
 
-    def _choices(self) -> dict[int, list[str]]:
-        choices: dict[int, list[str]] = {}
-        for name, (_, choice) in self.places.items():
-            choices.setdefault(choice, []).append(name)
-        return choices
+    def _selections(self) -> dict[int, list[str]]:
+        selections: dict[int, list[str]] = {}
+        for name, (_, selection) in self.places.items():
+            selections.setdefault(selection, []).append(name)
+        return selections
 
     def _tables(self, names: list[str], outputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """Each output as (rows, values of a row)."""
+        """Return each output as (rows, values per row)."""
         tables = {}
         for name in names:
             moved = np.moveaxis(np.asarray(outputs[name]), self.places[name][0], 0)
@@ -126,100 +136,100 @@ class RowPairing:
         return tables
 
     def _comparable(
-        self, names: list[str], expected: Mapping[str, AnyArray], found: Mapping[str, AnyArray]
+        self, names: list[str], expected: Mapping[str, AnyArray], actual: Mapping[str, AnyArray]
     ) -> bool:
         counts = set()
         for name in names:
             axis = self.places[name][0]
-            ours, theirs = expected[name], found.get(name)
-            if theirs is None or np.ndim(theirs) != np.ndim(ours):
+            left, right = expected[name], actual.get(name)
+            if right is None or np.ndim(right) != np.ndim(left):
                 return False
-            if np.delete(np.shape(ours), axis).tolist() != np.delete(np.shape(theirs), axis).tolist():
+            if np.delete(np.shape(left), axis).tolist() != np.delete(np.shape(right), axis).tolist():
                 return False
-            counts.add(np.shape(theirs)[axis])
+            counts.add(np.shape(right)[axis])
         return len(counts) == 1
 
 
-def _pairs(ours: Mapping[str, AnyArray], theirs: Mapping[str, AnyArray], limit_db: float) -> I64:
-    """(P, 2) row of ours, row of theirs: nearest first, each once, none further apart than a row may be."""
-    distance = _distances(ours, theirs)
+def _pairs(expected: Mapping[str, AnyArray], actual: Mapping[str, AnyArray], limit_db: float) -> I64:
+    """Return (P, 2) expected row, actual row: nearest first, each once, within the limit of a row."""
+    distance = _distances(expected, actual)
     rows, columns = np.nonzero(distance <= 10 ** (-(limit_db - _ROW_DB) / 20))
     nearest_first = np.lexsort((columns, rows, distance[rows, columns]))
     pairs = one_to_one(rows[nearest_first], columns[nearest_first])
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
-def _distances(ours: Mapping[str, AnyArray], theirs: Mapping[str, AnyArray]) -> F64:
-    """(N, M) root mean square over a row's values, each as a share of what is usual in its column.
+def _distances(expected: Mapping[str, AnyArray], actual: Mapping[str, AnyArray]) -> F64:
+    """Return (N, M) RMS distances of rows, each value relative to the RMS of its column.
 
-    Integers are labels: rows with other ones are infinitely far apart.
+    Integers are labels: rows with different ones are infinitely far apart.
     """
-    shape = (len(next(iter(ours.values()))), len(next(iter(theirs.values()))))
-    other, energy, values = np.zeros(shape, bool), np.zeros(shape), 0
-    for name, ours_of in ours.items():
-        theirs_of = theirs[name]
-        if ours_of.dtype.kind in "iub":
-            other |= (ours_of[:, None, :] != theirs_of[None, :, :]).any(axis=-1)
+    shape = (len(next(iter(expected.values()))), len(next(iter(actual.values()))))
+    differs, energy, values = np.zeros(shape, bool), np.zeros(shape), 0
+    for name, table in expected.items():
+        other = actual[name]
+        if table.dtype.kind in "iub":
+            differs |= (table[:, None, :] != other[None, :, :]).any(axis=-1)
             continue
-        left, right = ours_of.astype(np.float64), theirs_of.astype(np.float64)
-        usual = np.sqrt(np.square(left).mean(axis=0)) if len(left) else np.ones(left.shape[1])
-        usual[usual == 0.0] = 1.0
-        energy += _squared_distances(left / usual, right / usual)
+        left, right = table.astype(np.float64), other.astype(np.float64)
+        scale = np.sqrt(np.square(left).mean(axis=0)) if len(left) else np.ones(left.shape[1])
+        scale[scale == 0.0] = 1.0
+        energy += _squared_distances(left / scale, right / scale)
         values += left.shape[1]
-    apart: F64 = np.where(other, np.inf, np.sqrt(energy / max(values, 1)))
-    return apart
+    distances: F64 = np.where(differs, np.inf, np.sqrt(energy / max(values, 1)))
+    return distances
 
 
 def _squared_distances(a: F64, b: F64) -> F64:
-    """(N, F) and (M, F) -> (N, M), a column at a time: rows are few, and may be wide. NaN stays NaN."""
+    """Return (N, M) of (N, F) and (M, F), column by column: rows are few and may be wide. NaN stays NaN."""
     total = np.zeros((len(a), len(b)))
     for column in range(a.shape[1]):
         total += np.square(a[:, column, None] - b[None, :, column])
     return total
 
 
-#: Decibels of the worst output below which an engine is not what was accepted. Rounding flips leave right INT8
-#: engines at 26 dB or more from each other, wrong kernels at 11 to 14; FP16 and BF16 stay above 30, FP32 above 80.
+#: Smallest SQNR of the worst output. Rounding leaves correct INT8 engines at 26 dB or more from each other, wrong
+#: kernels at 11 to 14 dB; FP16 and BF16 stay above 30 dB, FP32 above 80 dB.
 _LIMITS_DB = {"int8": 20.0, "f16": 25.0, "bf16": 25.0, "f32": 50.0}
-#: What a runtime rounds besides: TF32 and fused sums on a GPU.
+#: Engines that round more: TF32 and fused sums on a GPU.
 _ENGINE_LIMITS_DB = {("tensorrt", "f32"): 35.0, ("tensorrt-rtx", "f32"): 35.0}
-#: Boxes or rows that may differ where the graph chooses them, and so rounding may choose others: one, and 1 of 100.
-_MOST_LOST = 0.01
+#: Boxes or rows selected in the graph that rounding may change: one, plus this share.
+_MAX_UNPAIRED = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class GoldenAnswer:
-    """How an engine did on a bundle's golden frames.
+class GoldenResult:
+    """Comparison of an engine with a bundle's golden outputs.
 
     Attributes:
-        right: it is the engine that was accepted, as far as these frames tell.
-        why: one line; names the output.
-        frames: how many were asked.
-        worst_sqnr_db: of the noisiest output, against the golden answers; inf where nothing differs, None where
-            boxes were compared.
-        limit_db: what this engine must reach.
+        passed: the outputs agree within the limit.
+        reason: one line; names the worst output.
+        frames: number of golden frames.
+        worst_sqnr_db: SQNR of the noisiest output; inf where nothing differs, None where boxes were compared.
+        limit_db: smallest accepted SQNR of this engine.
     """
 
-    right: bool
-    why: str
+    passed: bool
+    reason: str
     frames: int
     worst_sqnr_db: float | None = None
     limit_db: float | None = None
 
 
 def golden_inputs(bundle: OpenBundle) -> tuple[U8, ...]:
-    """The bundle's golden network inputs, (1, 3, h, w) uint8. Raises BundleError when it has none."""
+    """Return the bundle's golden network inputs, (1, 3, h, w) uint8. Raises BundleError when it has none."""
     return tuple(tensor for tensor, _ in _frames(bundle))
 
 
-def run_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenAnswer:
-    """Run every golden frame through ``session`` and compare with what the bundle was accepted for.
+def run_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenResult:
+    """Run every golden frame through ``session`` and compare with the golden outputs.
 
-    Raw outputs are compared by their noise, rows that the graph chose in whatever order; where NMS is in the graph
-    and a decoder is known, the boxes are. Outputs that are not finite, or of other names or shapes, are wrong, not
-    errors.
+    Raw outputs are compared by SQNR, rows selected in the graph in any order; with NMS in the graph and a known
+    decoder, boxes are compared. Outputs that are not finite or have other names or shapes fail the comparison.
 
     Args:
+        bundle: holds the golden frames.
+        session: the engine to check.
         families: head families of plugins.
 
     Raises:
@@ -234,23 +244,23 @@ def run_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder]
             return _by_boxes(frames, session, spec, known)
         return _by_noise(frames, session, _limit_db(bundle, session), bundle.arrays(GOLDEN))
     except AvqError as error:
-        return GoldenAnswer(False, f"{error.what}: {error.seen}", len(frames))
+        return GoldenResult(False, f"{error.what}: {error.seen}", len(frames))
 
 
-def require_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenAnswer:
-    """`run_golden`, with BundleError when the answers are not those."""
-    answer = run_golden(bundle, session, families)
-    if not answer.right:
+def require_golden(bundle: OpenBundle, session: Session, families: Sequence[Decoder] = ()) -> GoldenResult:
+    """Return the result of ``run_golden``. Raises BundleError when the outputs do not agree."""
+    result = run_golden(bundle, session, families)
+    if not result.passed:
         raise BundleError(
-            f"{session.engine} does not compute what the bundle {bundle.path} was accepted for",
-            seen=answer.why,
-            fix=f"avq compile {bundle.path} builds and proves it on this machine",
+            f"{session.engine} does not reproduce the golden outputs of the bundle {bundle.path}",
+            seen=result.reason,
+            fix=f"run 'avq compile {bundle.path}' to build and verify the engine on this machine",
         )
-    return answer
+    return result
 
 
 def limit_of(engine: str, precision: str) -> float:
-    """Decibels asked of an engine that runs in ``precision``; its coarsest part decides."""
+    """Return the smallest accepted SQNR in dB of an engine in ``precision``; its coarsest part decides."""
     parts = [part for part in precision.split("+") if part in _LIMITS_DB] or ["int8"]
     return min(_ENGINE_LIMITS_DB.get((engine, part), _LIMITS_DB[part]) for part in parts)
 
@@ -265,62 +275,64 @@ _Frame = tuple[U8, Mapping[str, AnyArray]]
 
 def _by_noise(
     frames: Sequence[_Frame], session: Session, limit_db: float, arrays: Mapping[str, AnyArray]
-) -> GoldenAnswer:
-    meter, chosen = SqnrMeter(), RowPairing.from_arrays(arrays)
-    rows = alone = 0
+) -> GoldenResult:
+    meter, pairing = SqnrMeter(), RowPairing.from_arrays(arrays)
+    rows = unpaired = 0
     for number, (tensor, expected) in enumerate(frames):
-        paired = chosen.pair(number, expected, session.infer(tensor), arrays, limit_db)
-        meter.add(paired.expected, paired.found)
-        rows, alone = rows + paired.rows, alone + paired.alone
+        paired = pairing.pair(number, expected, session.infer(tensor), arrays, limit_db)
+        meter.add(paired.expected, paired.actual)
+        rows, unpaired = rows + paired.rows, unpaired + paired.unpaired
     by_output = meter.result_db()
     name = min(by_output, key=by_output.__getitem__)
     worst = by_output[name]
-    why = f"output '{name}' agrees to {worst:.1f} dB over {len(frames)} golden frames (limit {limit_db:g} dB)"
-    if alone:
-        why = f"{alone} of {rows} rows that the graph chooses have no partner; {why}"
-    right = worst >= limit_db and alone <= 1 + _MOST_LOST * rows
-    return GoldenAnswer(right, why, len(frames), worst, limit_db)
+    reason = (
+        f"SQNR of output '{name}' over {len(frames)} golden frames: {worst:.1f} dB (limit {limit_db:g} dB)"
+    )
+    if unpaired:
+        reason = f"{unpaired} of {rows} rows selected in the graph have no partner; {reason}"
+    passed = worst >= limit_db and unpaired <= 1 + _MAX_UNPAIRED * rows
+    return GoldenResult(passed, reason, len(frames), worst, limit_db)
 
 
 def _by_boxes(
     frames: Sequence[_Frame], session: Session, spec: DecoderSpec, families: Sequence[Decoder]
-) -> GoldenAnswer:
+) -> GoldenResult:
     decoder = DetectionDecoder(spec, families)
     boxes = unmatched = 0
     for tensor, outputs in frames:
-        expected, found = (_boxes(decoder, tensor, raw) for raw in (outputs, session.infer(tensor)))
-        for some, others in ((expected, found), (found, expected)):  # lost ones, and ones nobody asked for
-            firm = some.above(FIRM_SCORE)
+        expected, actual = (_boxes(decoder, tensor, raw) for raw in (outputs, session.infer(tensor)))
+        for boxes_a, boxes_b in ((expected, actual), (actual, expected)):  # lost boxes, then unexpected ones
+            firm = boxes_a.above(FIRM_SCORE)
             boxes += len(firm)
-            unmatched += len(firm) - len(matched_shifts(firm, others))
-    why = f"{unmatched} of {boxes} boxes have no partner over {len(frames)} golden frames"
-    return GoldenAnswer(unmatched <= 1 + _MOST_LOST * boxes, why, len(frames))
+            unmatched += len(firm) - len(matched_shifts(firm, boxes_b))
+    reason = f"{unmatched} of {boxes} boxes have no partner over {len(frames)} golden frames"
+    return GoldenResult(unmatched <= 1 + _MAX_UNPAIRED * boxes, reason, len(frames))
 
 
 def _boxes(decoder: DetectionDecoder, tensor: U8, raw: RawOutputs) -> Detections:
-    """In network-input pixels."""
+    """Decode boxes in pixels of the network input."""
     height, width = tensor.shape[2:]
-    same = ModelInput(tensor, np.eye(2, 3), (width, height))
-    return decoder.decode(raw, same, score_threshold=FIRM_SCORE / 2)
+    model_input = ModelInput(tensor, np.eye(2, 3), (width, height))
+    return decoder.decode(raw, model_input, score_threshold=FIRM_SCORE / 2)
 
 
 def _frames(bundle: OpenBundle) -> list[_Frame]:
     if not bundle.has(GOLDEN):
         raise _without(bundle)
     arrays = bundle.arrays(GOLDEN)
-    found: list[_Frame] = []
-    while (tensor := arrays.get(f"input_{len(found)}")) is not None:
-        mark = f"output_{len(found)}:"
-        expected = {name[len(mark) :]: array for name, array in arrays.items() if name.startswith(mark)}
-        found.append((np.ascontiguousarray(tensor, np.uint8), expected))
-    if not found:
+    frames: list[_Frame] = []
+    while (tensor := arrays.get(f"input_{len(frames)}")) is not None:
+        prefix = f"output_{len(frames)}:"
+        expected = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+        frames.append((np.ascontiguousarray(tensor, np.uint8), expected))
+    if not frames:
         raise _without(bundle)
-    return found
+    return frames
 
 
 def _without(bundle: OpenBundle) -> BundleError:
     return BundleError(
-        f"the bundle {bundle.path} has no golden frames",
-        seen="nothing tells here what it was accepted for",
-        fix="build it again: avq build writes them",
+        f"the bundle {bundle.path} has no golden outputs to compare with",
+        seen=f"no {GOLDEN}",
+        fix="build the bundle again: avq build writes golden frames",
     )

@@ -1,4 +1,4 @@
-"""Ground truth from a COCO json, its categories matched to a model's classes."""
+"""Read ground truth from a COCO file and match its categories to a model's classes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from avq.types import F32, I64
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One picture of the label file and its truth.
+    """One picture of the label file with its ground truth.
 
     Attributes:
-        image_id: the file's own id.
-        file_name: as written in the label file, '/' separated.
-        size_px: (width, height), or (0, 0) where the file does not say.
-        boxes_xyxy_px: (N, 4) float32, picture pixels; only categories the model can name.
+        image_id: id in the file.
+        file_name: as in the label file, '/' separated.
+        size_px: (width, height), or (0, 0) where the file has none.
+        boxes_xyxy_px: (N, 4) float32, picture pixels; only categories of the model.
         categories: (N,) int64, index into ``Labels.categories``.
-        ignore: (N,) bool: crowds and ignored boxes; neither hit nor miss.
+        ignore: (N,) bool: crowds and ignored boxes, which count neither as hit nor as miss.
     """
 
     image_id: int
@@ -41,16 +41,16 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Labels:
-    """Truth for a set of pictures, in categories the model can name.
+    """Ground truth of a set of pictures, in categories of the model.
 
     Attributes:
-        source: the file it came from.
+        source: the label file.
         images: by image id.
         categories: names of the categories that are compared, in the file's order.
         class_to_category: model class id -> index into ``categories``; other classes are not scored.
-        skipped: categories of the file that no model class stands for.
-        skipped_boxes: how many boxes those categories had.
-        flat_boxes: how many boxes had no area.
+        skipped: categories of the file without a model class.
+        skipped_boxes: number of boxes in those categories.
+        flat_boxes: number of boxes without area.
     """
 
     source: Path
@@ -63,16 +63,16 @@ class Labels:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What was left out, for people, one sentence each."""
-        told = []
+        """Descriptions of skipped labels, one sentence each."""
+        messages = []
         if self.skipped:
             names = ", ".join(self.skipped)
-            told.append(
+            messages.append(
                 f"labels not compared, the model has no such class: {names} ({self.skipped_boxes} boxes)"
             )
         if self.flat_boxes:
-            told.append(f"labels left out, boxes without area: {self.flat_boxes}")
-        return tuple(told)
+            messages.append(f"labels left out, boxes without area: {self.flat_boxes}")
+        return tuple(messages)
 
     @cached_property
     def _by_base_name(self) -> dict[str, list[LabelledImage]]:
@@ -82,32 +82,34 @@ class Labels:
         return table
 
     def image_for(self, picture: Path) -> LabelledImage | None:
-        """The labelled picture a file is: equal base name, then the longest equal path tail.
+        """Find the labels of a picture file: by equal base name, then by the longest common end of the path.
 
-        None when it is not labelled, or when two labelled pictures fit equally well.
+        Returns:
+            None when the picture is not labelled, or when two labelled pictures match equally well.
         """
-        found = self._by_base_name.get(picture.name, [])
-        if len(found) < 2:
-            return found[0] if found else None
-        ranked = sorted(((_common_tail(picture, i.file_name), i) for i in found), key=lambda p: -p[0])
+        candidates = self._by_base_name.get(picture.name, [])
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        ranked = sorted(((_common_tail(picture, i.file_name), i) for i in candidates), key=lambda p: -p[0])
         return ranked[0][1] if ranked[0][0] > ranked[1][0] else None
 
     def match(self, pictures: Iterable[Path]) -> dict[Path, int]:
-        """Picture file -> image id, for those that are labelled.
+        """Return picture file -> image id, for labelled pictures.
 
-        Raises DataError when none is: labels and pictures then belong to different sets.
+        Raises:
+            DataError: no picture is labelled, so labels and pictures belong to different sets.
         """
         listed = list(pictures)
-        found = {path: image.image_id for path in listed if (image := self.image_for(path)) is not None}
-        if not found:
+        matched = {path: image.image_id for path in listed if (image := self.image_for(path)) is not None}
+        if not matched:
             example = next(iter(self.images.values())).file_name
             raise DataError(
                 f"no picture has labels in {self.source}",
                 seen=f"{len(listed)} pictures such as '{listed[0].name if listed else '-'}'; "
                 f"labels for {len(self.images)} such as '{example}'",
-                fix="give the label file that belongs to the pictures",
+                fix="use the label file of these pictures",
             )
-        return found
+        return matched
 
 
 def load_labels(
@@ -115,14 +117,19 @@ def load_labels(
 ) -> Labels:
     """Read a COCO detection file and match its categories to ``class_names``.
 
-    A category matches the model class of the same name (case, '_', '-' and ' ' make no difference), or
-    the classes ``class_map`` names for it, which wins. A model class stands for one category: one that
-    ``class_map`` takes away leaves its namesake unmatched. Unmatched categories are listed in ``skipped``.
-    Boxes with ``iscrowd`` or ``ignore`` are kept and marked; boxes without area are dropped.
+    A category matches the classes that ``class_map`` gives for it, else the model class of the same name (case, '_',
+    '-' and ' ' make no difference). A model class belongs to one category: one that ``class_map`` assigns elsewhere
+    leaves its namesake unmatched. Unmatched categories are listed in ``skipped``. Boxes with ``iscrowd`` or
+    ``ignore`` are kept and marked; boxes without area are dropped.
+
+    Args:
+        coco_json: the label file.
+        class_map: label category -> names of model classes.
+        class_names: classes of the model by id.
 
     Raises:
-        DataError: the file is missing, not JSON, lacks keys, or holds broken entries (named).
-        RequestError: ``class_map`` names a category or class that does not exist, or nothing is left.
+        DataError: the file is missing, not JSON, lacks keys, or holds invalid entries.
+        RequestError: ``class_map`` names an unknown category or class, or no category matches.
     """
     raw = _read_json(coco_json)
     names = _category_names(raw, coco_json)
@@ -133,7 +140,7 @@ def load_labels(
         raise RequestError(
             f"no label category of {coco_json} is a class of the model",
             seen=f"labels: {', '.join(skipped)}; model: {', '.join(class_names[:20])}",
-            fix="say which classes stand for a category: --map vehicle=car,bus,truck",
+            fix="map categories to classes: --map vehicle=car,bus,truck",
         )
     index = {cid: position for position, cid in enumerate(kept)}
     truth, skipped_boxes, flat_boxes = _truth(raw, coco_json, index, names)
@@ -155,8 +162,8 @@ def _normal(name: str) -> str:
 def _common_tail(picture: Path, file_name: str) -> int:
     pairs = zip(reversed(picture.parts), reversed(PurePosixPath(file_name).parts), strict=False)
     length = 0
-    for mine, theirs in pairs:
-        if mine != theirs:
+    for part, other in pairs:
+        if part != other:
             break
         length += 1
     return length
@@ -164,7 +171,9 @@ def _common_tail(picture: Path, file_name: str) -> int:
 
 def _broken(path: Path, seen: str) -> DataError:
     return DataError(
-        f"{path} is not a COCO detection file", seen=seen, fix="it needs images, annotations and categories"
+        f"{path} is not a COCO detection file",
+        seen=seen,
+        fix="use a COCO file with images, annotations and categories",
     )
 
 
@@ -173,7 +182,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(
-            f"cannot read the labels {path}", seen=os.strerror(error.errno or 0), fix="check the path"
+            f"the labels {path} cannot be read", seen=os.strerror(error.errno or 0), fix="check the path"
         ) from None
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"not JSON: {error}") from None
@@ -188,7 +197,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _integer(row: dict[str, Any], key: str, where: str, path: Path) -> int:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _broken(path, f"{where} has {key}={value!r}, an integer is needed")
+        raise _broken(path, f"{where} has {key}={value!r}, expected an integer")
     return value
 
 
@@ -206,7 +215,7 @@ def _category_names(raw: dict[str, Any], path: Path) -> dict[int, str]:
 def _members(
     names: Mapping[int, str], class_map: Mapping[str, tuple[str, ...]], class_names: Sequence[str]
 ) -> dict[int, list[int]]:
-    """Category id -> model class ids that stand for it."""
+    """Return category id -> ids of its model classes."""
     ids_by_class = {_normal(name): index for index, name in reversed(list(enumerate(class_names)))}
     ids_by_category = {_normal(name): cid for cid, name in names.items()}
     members: dict[int, list[int]] = {}
@@ -231,10 +240,10 @@ def _members(
 
 
 def _known(name: str, table: Mapping[str, int], valid: Iterable[str], kind: str) -> int:
-    found = table.get(_normal(name))
-    if found is None:
+    known = table.get(_normal(name))
+    if known is None:
         raise RequestError(f"--map names an unknown {kind}", seen=name, fix=nearest(name, valid))
-    return found
+    return known
 
 
 _Truth = dict[int, list[tuple[list[float], int, bool]]]
@@ -243,7 +252,7 @@ _Truth = dict[int, list[tuple[list[float], int, bool]]]
 def _truth(
     raw: dict[str, Any], path: Path, index: Mapping[int, int], names: Mapping[int, str]
 ) -> tuple[_Truth, int, int]:
-    """Image id -> [(xyxy, category index, ignore)], how many boxes had a skipped category, and how many no area."""
+    """Return image id -> [(xyxy, category index, ignore)], and counts of skipped boxes and of boxes without area."""
     truth: _Truth = {}
     skipped = flat = 0
     for position, row in enumerate(raw["annotations"]):
@@ -268,7 +277,7 @@ def _truth(
 
 def _xyxy(bbox: Any, where: str, path: Path) -> list[float] | None:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
-        raise _broken(path, f"{where} has bbox={bbox!r}, four finite numbers x, y, width, height are needed")
+        raise _broken(path, f"{where} has bbox={bbox!r}, expected four finite numbers x, y, width, height")
     x, y, width, height = (float(v) for v in bbox)
     return [x, y, x + width, y + height] if width > 0 and height > 0 else None
 

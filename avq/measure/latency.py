@@ -1,10 +1,9 @@
-"""Times of engines against each other, fair on a machine that drifts.
+"""Paired latency: time several engines interleaved, so that drift of the machine affects all of them.
 
-Every round runs all contenders once, in a rotating order, so a slow second hits all of them; ratios are
-taken within rounds. The interval is the percentile bootstrap of the median of paired ratios (B. Efron,
-R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13), in blocks of consecutive rounds, because
-neighbouring rounds share their drift (H. Kunsch, "The jackknife and the bootstrap for general stationary
-observations", Annals of Statistics 17, 1989).
+Every round runs all candidates once, in rotating order; ratios are computed within rounds. The interval is the
+percentile bootstrap of the median of paired ratios (B. Efron, R. Tibshirani, "An Introduction to the Bootstrap",
+1993, ch. 13), in blocks of consecutive rounds, because neighbouring rounds share their drift (H. Kunsch, "The
+jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -26,7 +26,11 @@ _SEED = 20240501  # any fixed number: the same samples give the same interval
 
 @dataclass(frozen=True)
 class LatencySamples:
-    """Nanoseconds per round, (rounds,) int64; round i of two contenders was measured side by side."""
+    """Times of one candidate.
+
+    Attributes:
+        ns: (rounds,) int64 nanoseconds; round i of all candidates was measured together.
+    """
 
     ns: I64
 
@@ -39,12 +43,12 @@ class LatencySamples:
         return self.percentile_ms(99)
 
     def percentile_ms(self, percent: float) -> float:
-        """Percentile of single runs in milliseconds."""
+        """Return a percentile (0 to 100) of the rounds in milliseconds."""
         return float(np.percentile(self.ns, percent)) / 1e6
 
 
 class ProcessorClock:
-    """Time this process spent on processors, all threads together: what others do on the machine is not in it."""
+    """CPU time of this process over all threads: excludes other processes of the machine."""
 
     def now_ns(self) -> int:
         return time.process_time_ns()
@@ -53,22 +57,27 @@ class ProcessorClock:
 def paired_latency(
     runs: Mapping[str, Run], *, rounds: int = 100, warmup: int = 5, clock: Clock | None = None
 ) -> dict[str, LatencySamples]:
-    """Time every callable once per round, interleaved; the first one rotates.
+    """Time every callable once per round, interleaved in rotating order.
 
     Args:
-        runs: name -> one inference, buffers and warm engine included.
+        runs: name -> function that runs one inference, with buffers and engine ready.
         rounds: timed rounds, at least 1.
         warmup: untimed rounds before them.
-        clock: any monotonic clock; the machine's when None.
+        clock: any monotonic clock; None uses the system's.
 
     Returns:
         name -> samples in round order, all of length ``rounds``.
+
+    Raises:
+        RequestError: there are no runs or no rounds.
     """
     if rounds < 1 or not runs:
         raise RequestError(
-            "nothing to time", seen=f"{len(runs)} runs, {rounds} rounds", fix="give at least one of each"
+            "there is nothing to time",
+            seen=f"{len(runs)} runs, {rounds} rounds",
+            fix="give at least one of each",
         )
-    ticking = SystemClock() if clock is None else clock
+    timer = SystemClock() if clock is None else clock
     names = list(runs)
     for _ in range(warmup):
         for name in names:
@@ -76,15 +85,15 @@ def paired_latency(
     times: dict[str, list[int]] = {name: [] for name in names}
     for round_index in range(rounds):
         for name in _order(names, round_index):
-            times[name].append(_time(runs[name], ticking))
+            times[name].append(_time(runs[name], timer))
     return {name: LatencySamples(np.asarray(ns, np.int64)) for name, ns in times.items()}
 
 
 def _order(names: list[str], round_index: int) -> list[str]:
-    """Rotated, and reversed every other turn: each is equally often after each other."""
+    """Return the names rotated, and reversed in every other round: each follows each other equally often."""
     shift = (round_index // 2) % len(names)
-    turned = names[shift:] + names[:shift]
-    return turned[::-1] if round_index % 2 else turned
+    rotated = names[shift:] + names[:shift]
+    return rotated[::-1] if round_index % 2 else rotated
 
 
 def _time(run: Run, clock: Clock) -> int:
@@ -94,13 +103,14 @@ def _time(run: Run, clock: Clock) -> int:
 
 
 def ratio_interval(a: LatencySamples, b: LatencySamples) -> tuple[float, float, float]:
-    """time(a) / time(b): (median, lower, upper end of the 95 % interval) of the ratios within rounds.
+    """Return (median, lower end, upper end of the 95 % interval) of time(a) / time(b) within rounds.
 
-    Raises RequestError when the two were not measured in the same rounds.
+    Raises:
+        RequestError: the two were not measured in the same rounds.
     """
     if a.ns.shape != b.ns.shape or a.ns.size == 0:
         raise RequestError(
-            "the two were not timed together",
+            "the two samples are not from the same rounds",
             seen=f"{a.ns.size} and {b.ns.size} rounds",
             fix="time both in one call of paired_latency",
         )
@@ -118,13 +128,13 @@ def _block_length(rounds: int) -> int:
 
 
 def _small_sample_factor(rounds: int) -> float:
-    """Few blocks make the bootstrap too sure of itself: Student's t over the normal quantile, first order."""
+    """Return a factor that widens the interval for few blocks: Student's t / normal quantile, first order."""
     free = max(rounds / _block_length(rounds) - 1.0, 1.0)
     return float((1.0 + (1.96**2 + 1.0) / (4.0 * free)) * np.sqrt((free + 1.0) / free))
 
 
 def _resampled_rounds(rounds: int) -> I64:
-    """(resamples, rounds) indices: circular blocks of about the cube root of the rounds."""
+    """Return (resamples, rounds) indices: circular blocks of about the cube root of the rounds."""
     block = _block_length(rounds)
     rng = np.random.default_rng(_SEED)
     starts = rng.integers(0, rounds, (_RESAMPLES, -(-rounds // block)))
@@ -132,9 +142,20 @@ def _resampled_rounds(rounds: int) -> I64:
     return indices.reshape(_RESAMPLES, -1)[:, :rounds]
 
 
-def summary(samples: Mapping[str, LatencySamples], reference: str) -> list[dict[str, float | str]]:
-    """One row per contender: p50, p99 and the paired ratio to ``reference`` with its interval."""
-    rows: list[dict[str, float | str]] = []
+class LatencyRow(TypedDict):
+    """One candidate: percentiles, and time / time of the reference with its 95 % interval."""
+
+    name: str
+    p50_ms: float
+    p99_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def summary(samples: Mapping[str, LatencySamples], reference: str) -> list[LatencyRow]:
+    """Return one row per candidate: p50, p99 and the paired ratio to ``reference`` with its interval."""
+    rows: list[LatencyRow] = []
     for name, own in samples.items():
         median, low, high = ratio_interval(own, samples[reference])
         rows.append(

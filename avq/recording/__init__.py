@@ -1,6 +1,6 @@
-"""MCAP both ways: the flight recorder, a reader that survives a crash, and logs as a source.
+"""MCAP logs: the flight recorder, a reader that copes with damage, and logs as frame sources.
 
-Imported only where a log is written or read; the ``mcap`` package is loaded with it.
+Imported only where a log is written or read: it loads the ``mcap`` package.
 """
 
 from __future__ import annotations

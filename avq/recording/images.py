@@ -1,4 +1,4 @@
-"""Image messages of logs to BGR pixels: foxglove (JSON, protobuf) and ROS 2 (CDR)."""
+"""Decode image messages of logs to BGR pixels and replace their pixels: foxglove (JSON, protobuf) and ROS 2 (CDR)."""
 
 from __future__ import annotations
 
@@ -62,12 +62,19 @@ IMAGE_KINDS: Mapping[tuple[str, str], _DecodeMessage] = {
 
 
 def is_image(record: Record) -> bool:
-    """Whether ``record`` is a picture this module can decode."""
+    """Whether ``record`` is an image that ``decode_image`` reads."""
     return (record.schema_name, record.message_encoding) in IMAGE_KINDS
 
 
 def decode_image(record: Record) -> U8:
-    """(H, W, 3) uint8 BGR. Raises ValueError naming what is wrong with the message."""
+    """Decode an image message.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        ValueError: the message is damaged or has an unknown pixel encoding.
+    """
     try:
         return IMAGE_KINDS[(record.schema_name, record.message_encoding)](record.data)
     except (ValueError, LookupError, msgspec.MsgspecError, cv2.error) as error:
@@ -79,7 +86,7 @@ def decode_image(record: Record) -> U8:
 def _decode_picture(data: memoryview | bytes) -> U8:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
     if pixels is None:
-        raise ValueError(f"{len(data)} bytes that are no JPEG, PNG or WebP picture")
+        raise ValueError(f"{len(data)} bytes are not a JPEG, PNG or WebP image")
     return pixels  # type: ignore[return-value]
 
 
@@ -106,7 +113,14 @@ _SIXTEEN_BIT = ("mono16", "16UC1")
 
 
 def bgr_pixels(raw: RawImage) -> U8:
-    """Raw pixels to (H, W, 3) uint8 BGR; 16-bit grey keeps its upper byte. Raises ValueError."""
+    """Convert raw pixels to BGR; 16-bit grey keeps its upper byte.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        ValueError: the encoding is unknown, or the data is too short for the size.
+    """
     if raw.encoding in _SIXTEEN_BIT:
         upper = 0 if raw.big_endian else 1
         grey = np.ascontiguousarray(_rows(raw, 2)[:, :, upper])
@@ -121,7 +135,7 @@ def bgr_pixels(raw: RawImage) -> U8:
 
 
 def _rows(raw: RawImage, pixel_bytes: int) -> U8:
-    """(H, W, pixel_bytes) without the padding at the end of each row."""
+    """Return (H, W, pixel_bytes) uint8 without the padding at the end of each row."""
     used = raw.width_px * pixel_bytes
     step = raw.step_bytes or used
     if step < used or raw.height_px * step > len(raw.data) or not used * raw.height_px:
@@ -133,70 +147,71 @@ def _rows(raw: RawImage, pixel_bytes: int) -> U8:
     return rows[:, :used].reshape(raw.height_px, raw.width_px, pixel_bytes)
 
 
-# Put changed pixels back into an image message of a log: same topic, same schema, same header.
-
 JPEG_QUALITY = 95
 
-#: First bytes of a picture -> (suffix for OpenCV, what the format field says). Anything else becomes JPEG.
+#: First bytes of an encoded image -> (suffix for OpenCV, format field of the message). Any other becomes JPEG.
 _LOSSLESS: Mapping[bytes, tuple[str, str]] = {b"\x89PNG": (".png", "png")}
 _JPEG = (".jpg", "jpeg")
 
 
-def repaint(record: Record, pixels: U8) -> bytes:
-    """The message of ``record`` with ``pixels``, (H, W, 3) uint8 BGR, in place of its picture.
+def replace_pixels(record: Record, pixels: U8) -> bytes:
+    """Encode the message of ``record`` with other pixels; header and schema stay.
 
-    PNG stays PNG, other compressed pictures become JPEG, raw ones become bgr8. The message must be one that
-    ``decode_image`` could read.
+    PNG stays PNG, other compressed images become JPEG, raw ones become bgr8.
+
+    Args:
+        record: a message that ``decode_image`` reads.
+        pixels: (H, W, 3) uint8 BGR.
     """
-    return _KINDS[(record.schema_name, record.message_encoding)](record.data, pixels)
+    return _ENCODERS[(record.schema_name, record.message_encoding)](record.data, pixels)
 
 
-def _encoded(before: bytes, pixels: U8) -> tuple[bytes, str]:
+def _encode_like(before: bytes, pixels: U8) -> tuple[bytes, str]:
     suffix, name = _LOSSLESS.get(bytes(before[:4]), _JPEG)
     settings = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     _, data = cv2.imencode(suffix, pixels, settings)
     return np.asarray(data).tobytes(), name
 
 
-def _repaint_json_compressed(data: bytes, pixels: U8) -> bytes:
+def _encode_json_compressed(data: bytes, pixels: U8) -> bytes:
     message: dict[str, Any] = msgspec.json.decode(data)
-    picture, name = _encoded(binascii.a2b_base64(message["data"]), pixels)
+    picture, name = _encode_like(binascii.a2b_base64(message["data"]), pixels)
     return msgspec.json.encode({**message, "data": base64.b64encode(picture).decode(), "format": name})
 
 
-def _repaint_json_raw(data: bytes, pixels: U8) -> bytes:
+def _encode_json_raw(data: bytes, pixels: U8) -> bytes:
     message: dict[str, Any] = msgspec.json.decode(data)
     height, width = pixels.shape[:2]
     changed = {"width": width, "height": height, "encoding": "bgr8", "step": 3 * width}
     return msgspec.json.encode({**message, **changed, "data": base64.b64encode(pixels.tobytes()).decode()})
 
 
-def _protobuf_compressed(data: bytes, pixels: U8) -> bytes:
-    picture, name = _encoded(bytes(foxglove_compressed_image(data)[:4]), pixels)
+def _encode_protobuf_compressed(data: bytes, pixels: U8) -> bytes:
+    picture, name = _encode_like(bytes(foxglove_compressed_image(data)[:4]), pixels)
     return replace_fields(data, {2: picture, 4: name.encode()})
 
 
-def _protobuf_raw(data: bytes, pixels: U8) -> bytes:
+def _encode_protobuf_raw(data: bytes, pixels: U8) -> bytes:
     height, width = pixels.shape[:2]
     return replace_fields(data, {4: b"bgr8", 6: pixels.tobytes()}, drop=(2, 3, 5)) + b"".join(
         varint_field(number, value) for number, value in ((2, width), (3, height), (5, 3 * width))
     )
 
 
-def _ros_compressed(data: bytes, pixels: U8) -> bytes:
+def _encode_ros_compressed(data: bytes, pixels: U8) -> bytes:
     cdr = CdrReader(data)
     stamp, frame_id, kind = (cdr.number("i"), cdr.number("I")), cdr.text(), cdr.text()
     before = bytes(cdr.blob()[:4])
-    picture, name = _encoded(before, pixels)
+    picture, name = _encode_like(before, pixels)
     out = CdrWriter()
     out.header(stamp, frame_id)
-    # "rgb8; jpeg compressed bgr8" tells image_transport the order of colours: keep it while it stays true.
+    # image_transport reads the colour order from formats such as "rgb8; jpeg compressed bgr8": keep it if true
     out.text(kind if name in kind.lower() else name)
     out.blob(picture)
     return out.done()
 
 
-def _ros_image(data: bytes, pixels: U8) -> bytes:
+def _encode_ros_image(data: bytes, pixels: U8) -> bytes:
     cdr = CdrReader(data)
     stamp, frame_id = (cdr.number("i"), cdr.number("I")), cdr.text()
     height, width = pixels.shape[:2]
@@ -211,11 +226,11 @@ def _ros_image(data: bytes, pixels: U8) -> bytes:
     return out.done()
 
 
-_KINDS: Mapping[tuple[str, str], Callable[[bytes, U8], bytes]] = {
-    ("foxglove.CompressedImage", "json"): _repaint_json_compressed,
-    ("foxglove.RawImage", "json"): _repaint_json_raw,
-    ("foxglove.CompressedImage", "protobuf"): _protobuf_compressed,
-    ("foxglove.RawImage", "protobuf"): _protobuf_raw,
-    ("sensor_msgs/msg/CompressedImage", "cdr"): _ros_compressed,
-    ("sensor_msgs/msg/Image", "cdr"): _ros_image,
+_ENCODERS: Mapping[tuple[str, str], Callable[[bytes, U8], bytes]] = {
+    ("foxglove.CompressedImage", "json"): _encode_json_compressed,
+    ("foxglove.RawImage", "json"): _encode_json_raw,
+    ("foxglove.CompressedImage", "protobuf"): _encode_protobuf_compressed,
+    ("foxglove.RawImage", "protobuf"): _encode_protobuf_raw,
+    ("sensor_msgs/msg/CompressedImage", "cdr"): _encode_ros_compressed,
+    ("sensor_msgs/msg/Image", "cdr"): _encode_ros_image,
 }

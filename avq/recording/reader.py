@@ -1,4 +1,4 @@
-"""Read any MCAP file in file order, also one that was cut off or damaged, and say what was recovered."""
+"""Read any MCAP file in file order, also a truncated or damaged one, and report what could not be read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 
 from avq.errors import DataError
 
-# What a log says of its channels; where the part that said it is damaged, what the rest of the file
-# repeats.
-
-#: What reading damaged records may raise.
+#: Exceptions that reading damaged records may raise.
 BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, OverflowError, struct.error)
 
-_Described = Iterator["Schema | Channel"]
+_Definitions = Iterator["Schema | Channel"]
 
 
-class Descriptions:
-    """Schemas and channels by number, as met so far; asked for another one, it looks through the file.
+class ChannelIndex:
+    """Schemas and channels by id, as read so far. For a missing id it searches the summary, then all whole chunks.
+
+    Writers repeat the definitions, so a damaged chunk does not lose the messages of later ones.
 
     Args:
         path: of the log.
@@ -35,37 +34,37 @@ class Descriptions:
         self._path = path
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
-        self._elsewhere: list[Callable[[Path], _Described]] = [_in_summary, _in_whole_chunks]
+        self._fallbacks: list[Callable[[Path], _Definitions]] = [_in_summary, _in_whole_chunks]
 
-    def met(self, record: Schema | Channel) -> None:
-        """A description, in its place in the file."""
+    def add(self, record: Schema | Channel) -> None:
+        """Add a definition that was read; a later one of the same id replaces it."""
         if isinstance(record, Schema):
             self._schemas[record.id] = record
         else:
             self._channels[record.id] = record
 
     def channel(self, number: int) -> Channel | None:
-        """None where nothing that is left of the file describes it."""
-        while number not in self._channels and self._elsewhere:
-            self._look(self._elsewhere.pop(0))
+        """Return the channel with that id; None where no readable part of the file defines it."""
+        while number not in self._channels and self._fallbacks:
+            self._search(self._fallbacks.pop(0))
         return self._channels.get(number)
 
     def schema(self, channel: Channel) -> Schema | None:
-        """None for a channel without a schema (number 0), and where nothing describes it."""
+        """Return the schema of a channel; None for a channel without one (id 0), and where it is not defined."""
         number = channel.schema_id
-        while number and number not in self._schemas and self._elsewhere:
-            self._look(self._elsewhere.pop(0))
+        while number and number not in self._schemas and self._fallbacks:
+            self._search(self._fallbacks.pop(0))
         return self._schemas.get(number)
 
-    def _look(self, place: Callable[[Path], _Described]) -> None:
-        with suppress(*BROKEN):  # what was found before the damage counts
-            for record in place(self._path):
+    def _search(self, definitions: Callable[[Path], _Definitions]) -> None:
+        with suppress(*BROKEN):  # definitions before the damage are kept
+            for record in definitions(self._path):
                 known = self._schemas if isinstance(record, Schema) else self._channels
                 if record.id not in known:
-                    self.met(record)
+                    self.add(record)
 
 
-def _in_summary(path: Path) -> _Described:
+def _in_summary(path: Path) -> _Definitions:
     with path.open("rb") as file:
         summary = make_reader(file).get_summary()
         if summary is not None:
@@ -73,17 +72,17 @@ def _in_summary(path: Path) -> _Described:
             yield from summary.channels.values()
 
 
-def _in_whole_chunks(path: Path) -> _Described:
+def _in_whole_chunks(path: Path) -> _Definitions:
     with path.open("rb") as file:
         limit = path.stat().st_size
         for record in StreamReader(file, emit_chunks=True, record_size_limit=limit).records:
             if isinstance(record, Chunk):
-                yield from _of_chunk(record)
+                yield from _in_chunk(record)
             elif isinstance(record, Schema | Channel):
                 yield record
 
 
-def _of_chunk(chunk: Chunk) -> _Described:
+def _in_chunk(chunk: Chunk) -> _Definitions:
     try:
         records = breakup_chunk(chunk, validate_crc=True)
     except Exception:  # decompressors raise their own types
@@ -93,7 +92,7 @@ def _of_chunk(chunk: Chunk) -> _Described:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message with what is needed to decode it, or to write it again. Times are the file's own nanoseconds."""
+    """One message with all that is needed to decode it or to write it again. Times are the file's nanoseconds."""
 
     topic: str
     schema_name: str
@@ -110,15 +109,17 @@ class Record:
 class LogReader:
     """Iterate once over the messages of a log.
 
-    After the iteration: ``messages`` counts what was read, ``damage`` says in words what could not be, or is "";
-    ``profile``, ``metadata`` and ``attachments`` hold what else was met.
-
     Args:
         path: an MCAP file.
-        check_data: also check the sum over everything before the index, where the writer left one.
+        check_data: also verify the CRC over the data section, where the writer left one.
+
+    Attributes:
+        messages: number of messages read so far.
+        damage: describes what could not be read; "" if everything could. Complete after the iteration.
+        profile, metadata, attachments: other records of the file, complete after the iteration.
 
     Raises:
-        DataError: the file cannot be opened or is not MCAP at all.
+        DataError: the file cannot be opened or is not MCAP.
     """
 
     def __init__(self, path: Path, *, check_data: bool = False) -> None:
@@ -129,9 +130,9 @@ class LogReader:
         self.metadata: dict[str, dict[str, str]] = {}
         self.attachments: list[Attachment] = []
         self._check_data = check_data
-        self._told: dict[str, str] = {}
-        self._described = Descriptions(path)
-        self._undescribed: set[int] = set()
+        self._damages: dict[str, str] = {}
+        self._index = ChannelIndex(path)
+        self._undefined: set[int] = set()
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -155,12 +156,14 @@ class LogReader:
             for record in stream.records:
                 yield from self._messages(record)
         except EndOfFile:
-            self._tell("end", "the file is cut off: its writer was killed, or it was not copied whole")
+            self._note_damage(
+                "end", "the file is truncated: its writer was killed, or the copy is incomplete"
+            )
         except BROKEN as error:
-            self._tell("end", f"damaged record: {error!r}")
+            self._note_damage("end", f"damaged record: {error!r}")
 
     def indexed_channels(self) -> list[tuple[str, str, str, int]] | None:
-        """(topic, schema name, message encoding, messages) as the index tells; None without a whole index."""
+        """Return (topic, schema name, message encoding, message count) of the index; None without a whole index."""
         try:
             summary = make_reader(self._file, validate_crcs=True).get_summary()
             if summary is None or summary.statistics is None:
@@ -188,7 +191,7 @@ class LogReader:
             for inner in self._chunk(record):
                 yield from self._messages(inner)
         elif isinstance(record, Schema | Channel):
-            self._described.met(record)
+            self._index.add(record)
         elif isinstance(record, Metadata):
             self.metadata[record.name] = dict(record.metadata)
         elif isinstance(record, Attachment):
@@ -199,22 +202,22 @@ class LogReader:
             yield from self._record(record)
 
     def _chunk(self, chunk: Chunk) -> list[object]:
-        """The records of one chunk; a damaged chunk is skipped, the next one can still be read."""
+        """Return the records of one chunk; none of a damaged one, since the next can still be read."""
         try:
             return list(breakup_chunk(chunk, validate_crc=True))
         except Exception as error:  # decompressors raise their own types
-            self._tell("chunk", self._told.get("chunk", f"damaged chunk skipped: {error!r}"))
+            self._note_damage("chunk", self._damages.get("chunk", f"damaged chunk skipped: {error!r}"))
             return []
 
     def _record(self, message: Message) -> Iterator[Record]:
-        """The message; nothing where no part of the file that is left says what its channel is."""
-        channel = self._described.channel(message.channel_id)
+        """Yield the message; nothing where no readable part of the file defines its channel."""
+        channel = self._index.channel(message.channel_id)
         if channel is None:
-            self._undescribed.add(message.channel_id)
-            numbers = ", ".join(map(str, sorted(self._undescribed)))
-            self._tell("channel", f"messages skipped of channels that nothing describes: {numbers}")
+            self._undefined.add(message.channel_id)
+            ids = ", ".join(map(str, sorted(self._undefined)))
+            self._note_damage("channel", f"messages skipped of channels without a definition: {ids}")
             return
-        schema = self._described.schema(channel)
+        schema = self._index.schema(channel)
         self.messages += 1
         yield Record(
             channel.topic,
@@ -229,9 +232,9 @@ class LogReader:
             channel.metadata,
         )
 
-    def _tell(self, kind: str, what: str) -> None:
-        self._told[kind] = what
-        self.damage = "; ".join(self._told.values())
+    def _note_damage(self, kind: str, damage: str) -> None:
+        self._damages[kind] = damage
+        self.damage = "; ".join(self._damages.values())
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""The flight recorder: pictures, boxes, timing and events of a run in one MCAP file."""
+"""The flight recorder: images, boxes, stage times and events of a run in one MCAP file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from avq.errors import RequestError, nearest
 from avq.hookspecs import Sink
 from avq.recording import schemas
 from avq.recording.rotation import Flusher, Limits, RotatingLog
-from avq.recording.writer import Entry, entry
+from avq.recording.writer import Entry, json_entry
 from avq.types import U8, Frame, Published, StageTimes
 from avq.uris import number, one_of, parameters, whole
 
-# The seconds around budget misses, out of a stream of frames: what ``log_on = "miss"`` keeps.
-
-#: What waits in memory for a miss, at most.
+#: Largest buffer of frames that wait for a miss.
 LIMIT_BYTES = 128 * 1024 * 1024
 
 
-class AroundMisses:
-    """Holds frames back until one near them is late.
+class MissWindowBuffer:
+    """Buffer frames and release those in a time window around each deadline miss (``log_on = "miss"``).
 
     Args:
-        before_ns, after_ns: kept around each miss.
-        limit_bytes: of frames that wait; the oldest go first.
+        before_ns: length of the window before a miss.
+        after_ns: length of the window after a miss.
+        limit_bytes: size of the buffer; the oldest frames are dropped first.
     """
 
     def __init__(self, before_ns: int, after_ns: int, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -43,7 +42,7 @@ class AroundMisses:
         self._until_ns: int | None = None
 
     def take(self, frame: Sequence[Entry], t_ns: int, *, miss: bool) -> list[Entry]:
-        """What is to be written now that this frame came: nothing, the frame, or all that led to a miss."""
+        """Add a frame and return the entries to write: none, the frame's own, or all that precede a miss."""
         self._drop_older_than(t_ns - self._before_ns)
         if miss:
             self._until_ns = t_ns + self._after_ns
@@ -51,10 +50,10 @@ class AroundMisses:
             self._waiting.append((t_ns, frame))
             self._bytes += _size(frame)
             return []
-        led_here = [one for _, entries in self._waiting for one in entries]
+        preceding = [entry for _, entries in self._waiting for entry in entries]
         self._waiting.clear()
         self._bytes = 0
-        return [*led_here, *frame]
+        return [*preceding, *frame]
 
     def _drop_older_than(self, t_ns: int) -> None:
         while self._waiting and (self._waiting[0][0] < t_ns or self._bytes > self._limit_bytes):
@@ -62,7 +61,7 @@ class AroundMisses:
 
 
 def _size(entries: Sequence[Entry]) -> int:
-    return sum(len(one.data) for one in entries)
+    return sum(len(entry.data) for entry in entries)
 
 
 FORMATS = ("jpeg", "png", "none")
@@ -74,13 +73,14 @@ PARAMETERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """What is kept of a run.
+class RecordingPolicy:
+    """Selection of frames and limits of files.
 
     Attributes:
-        log_on: "all" frames, or the seconds around each budget "miss"; events are always kept.
-        before_ns, after_ns: kept around a miss.
-        limits: of the files.
+        log_on: "all" frames, or the seconds around each deadline "miss"; events are always recorded.
+        before_ns: recorded before a miss.
+        after_ns: recorded after a miss.
+        limits: size and age of the files.
     """
 
     log_on: LogOn = "all"
@@ -90,21 +90,22 @@ class Keeping:
 
 
 class RecorderSinkType:
-    """``out.mcap?image=jpeg|png|none&quality=90&log_on=all|miss&before_s=5&after_s=5&rotate_mb=&rotate_s=&keep_mb=``.
+    """Sink type of the flight recorder.
 
+    ``out.mcap?image=jpeg|png|none&quality=90&log_on=all|miss&before_s=5&after_s=5&rotate_mb=&rotate_s=&keep_mb=``.
     JPEG is small, PNG is lossless and slow.
     """
 
     schemes = ("mcap", ".mcap")
 
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:
-        """Raises RequestError on parameters that are not valid, DataError when the file cannot be created."""
-        path, image, quality, keeping = recorder_options(uri)
-        return RecorderSink(path, labels=labels, image=image, quality=quality, keeping=keeping)
+        """Open the recorder. Raises RequestError on invalid parameters, DataError when the file cannot be created."""
+        path, image, quality, policy = recorder_options(uri)
+        return RecorderSink(path, labels=labels, image=image, quality=quality, policy=policy)
 
 
-def recorder_options(uri: str) -> tuple[Path, str, int, Keeping]:
-    """(file, image format, JPEG quality, what is kept) of a recorder's URI. Raises RequestError."""
+def recorder_options(uri: str) -> tuple[Path, str, int, RecordingPolicy]:
+    """Return (file, image format, JPEG quality, policy) of a recorder's URI. Raises RequestError."""
     path = uri.removeprefix("mcap:").partition("?")[0]
     table = parameters(uri, PARAMETERS)
     one_of(table, "image", FORMATS)
@@ -113,13 +114,13 @@ def recorder_options(uri: str) -> tuple[Path, str, int, Keeping]:
         file_ns=_scaled(table, "rotate_s", 1e9),
         keep_bytes=_scaled(table, "keep_mb", 1e6),
     )
-    keeping = Keeping(
+    policy = RecordingPolicy(
         one_of(table, "log_on", LOG_ON),
         _scaled(table, "before_s", 1e9, 5.0) or 0,
         _scaled(table, "after_s", 1e9, 5.0) or 0,
         limits,
     )
-    return Path(path), table.get("image", FORMATS[0]), whole(table, "quality", 90, 1, 100), keeping
+    return Path(path), table.get("image", FORMATS[0]), whole(table, "quality", 90, 1, 100), policy
 
 
 def _scaled(table: Mapping[str, str], key: str, unit: float, default: float | None = None) -> int | None:
@@ -129,20 +130,20 @@ def _scaled(table: Mapping[str, str], key: str, unit: float, default: float | No
 
 
 class RecorderSink:
-    """Writes published frames and events.
+    """Record published frames and events.
 
-    A chunk leaves the process when it is full, and at the latest 50 ms after its first message, by a thread of its
-    own; once a second the disk is waited for. So a killed process loses 50 ms, and a power cut its last second.
+    A chunk leaves the process when it is full, and at the latest 50 ms after its first message; once a second the
+    file is synced to disk. A killed process loses at most 50 ms, a power cut the last second.
 
-    Log times are Unix time: the monotonic capture clock plus one offset, kept in the metadata record ``avq`` as
-    ``unix_minus_monotonic_ns``. So ``log_time`` minus the offset is the exact monotonic publish time.
+    Log times are Unix time: the monotonic capture clock plus one offset, stored in the metadata record ``avq`` as
+    ``unix_minus_monotonic_ns``. ``log_time`` minus the offset is the exact monotonic publish time.
 
     Args:
         path: the MCAP file; an existing one is replaced, unless files rotate.
         labels: class names by id.
         image: "jpeg", "png" (lossless) or "none".
         quality: of JPEG, 1..100.
-        keeping: which frames, in which files.
+        policy: selection of frames and limits of files; None records all frames in one file.
     """
 
     events_only = False
@@ -155,88 +156,90 @@ class RecorderSink:
         labels: Sequence[str],
         image: str = "jpeg",
         quality: int = 90,
-        keeping: Keeping | None = None,
+        policy: RecordingPolicy | None = None,
     ) -> None:
         if image not in FORMATS:
             raise RequestError(f"there is no image format '{image}'", seen=image, fix=nearest(image, FORMATS))
-        kept = keeping or Keeping()
+        settings = policy or RecordingPolicy()
         self.wants_pixels = image != "none"
         self._labels = tuple(labels)
         self._image = image
         self._quality = quality
-        self._misses = AroundMisses(kept.before_ns, kept.after_ns) if kept.log_on == "miss" else None
+        self._misses = (
+            MissWindowBuffer(settings.before_ns, settings.after_ns) if settings.log_on == "miss" else None
+        )
         self._timing: list[Entry] = []
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         metadata = {
             "unix_minus_monotonic_ns": str(self._offset_ns),
             "format": "1",
-            "log_on": kept.log_on,
+            "log_on": settings.log_on,
         }
-        self._log = RotatingLog(path, metadata, kept.limits)
+        self._log = RotatingLog(path, metadata, settings.limits)
         self._flusher = Flusher(self._log)
 
     def write(self, message: Published, frame: Frame | None) -> None:
-        seen = message.detections
-        topic = f"/camera/{seen.camera}"
-        capture_ns = seen.t_capture_ns + self._offset_ns
+        detections = message.detections
+        topic = f"/camera/{detections.camera}"
+        capture_ns = detections.t_capture_ns + self._offset_ns
         stamp = {
             "log_time_ns": capture_ns + message.age_ns,
             "publish_time_ns": capture_ns,
-            "sequence": seen.seq,
+            "sequence": detections.seq,
         }
         entries, self._timing = self._timing, []
         if frame is not None and self.wants_pixels:
-            picture = self._picture(frame.pixels, seen.camera, capture_ns)
-            entries.append(entry(f"{topic}/image", schemas.COMPRESSED_IMAGE, picture, **stamp))
+            picture = self._image_message(frame.pixels, detections.camera, capture_ns)
+            entries.append(json_entry(f"{topic}/image", schemas.COMPRESSED_IMAGE, picture, **stamp))
         annotations = annotations_message(message, self._labels, capture_ns)
-        entries.append(entry(f"{topic}/annotations", schemas.IMAGE_ANNOTATIONS, annotations, **stamp))
+        entries.append(json_entry(f"{topic}/annotations", schemas.IMAGE_ANNOTATIONS, annotations, **stamp))
         body = {**message.as_message(self._labels), "dropped_since_last": message.dropped_since_last}
-        entries.append(entry(f"{topic}/detections", schemas.DETECTIONS, body, **stamp))
+        entries.append(json_entry(f"{topic}/detections", schemas.DETECTIONS, body, **stamp))
         if self._misses is not None:
             entries = self._misses.take(entries, stamp["log_time_ns"], miss=message.late)
         self._flusher.add(entries)
 
     def write_timing(self, message: Published, times: StageTimes) -> None:
-        """One line of /avq/timing per published frame, logged with it: what replay needs to repeat the timing."""
-        seen = message.detections
+        """Add one message of /avq/timing per published frame: replay repeats the timing from them."""
+        detections = message.detections
         row: dict[str, Any] = {
-            "camera": seen.camera,
-            "seq": seen.seq,
-            "t_capture_ns": seen.t_capture_ns,
+            "camera": detections.camera,
+            "seq": detections.seq,
+            "t_capture_ns": detections.t_capture_ns,
             **{f"{stage}_ns": ns for stage, ns in times.items()},
             "age_ns": message.age_ns,
         }
-        at_ns = seen.t_capture_ns + self._offset_ns
+        at_ns = detections.t_capture_ns + self._offset_ns
         self._timing.append(
-            entry(
+            json_entry(
                 "/avq/timing",
                 schemas.TIMING,
                 row,
                 log_time_ns=at_ns + message.age_ns,
                 publish_time_ns=at_ns,
-                sequence=seen.seq,
+                sequence=detections.seq,
             )
         )
 
     def write_event(self, event: Mapping[str, Any]) -> None:
-        """One message of /avq/events; ``event["t_ns"]`` is monotonic."""
+        """Record one message of /avq/events; ``event["t_ns"]`` is monotonic."""
         at_ns = int(event["t_ns"]) + self._offset_ns
         self._flusher.add(
-            [entry("/avq/events", schemas.EVENT, event, log_time_ns=at_ns, publish_time_ns=at_ns)]
+            [json_entry("/avq/events", schemas.EVENT, event, log_time_ns=at_ns, publish_time_ns=at_ns)]
         )
 
     def report(self) -> Mapping[str, int]:
-        """Files begun and deleted, and messages lost because the disk was full."""
+        """Return the files created and deleted, and the messages lost because the disk was full."""
         return {"files": self._log.files, "deleted": self._log.deleted, "lost": self._log.lost}
 
     def close(self) -> None:
         self._flusher.close()
 
-    def _picture(self, pixels: U8, camera: str, capture_ns: int) -> dict[str, Any]:
+    def _image_message(self, pixels: U8, camera: str, capture_ns: int) -> dict[str, Any]:
         settings = [cv2.IMWRITE_JPEG_QUALITY, self._quality] if self._image == "jpeg" else []
         suffix = ".jpg" if self._image == "jpeg" else ".png"
         _, encoded = cv2.imencode(suffix, pixels, settings)
-        return picture_message(encoded.tobytes(), self._image, camera, capture_ns)
+        return image_message(encoded.tobytes(), self._image, camera, capture_ns)
 
 
 def _time(unix_ns: int) -> dict[str, int]:
@@ -244,8 +247,8 @@ def _time(unix_ns: int) -> dict[str, int]:
     return {"sec": seconds, "nsec": nanoseconds}
 
 
-def picture_message(encoded: bytes, form: str, camera: str, unix_ns: int) -> dict[str, Any]:
-    """foxglove.CompressedImage of an encoded picture; ``form`` is "jpeg" or "png"."""
+def image_message(encoded: bytes, form: str, camera: str, unix_ns: int) -> dict[str, Any]:
+    """Build a foxglove.CompressedImage of an encoded image; ``form`` is "jpeg" or "png"."""
     return {"timestamp": _time(unix_ns), "frame_id": camera, "data": encoded, "format": form}
 
 
@@ -253,13 +256,13 @@ _LINE_LOOP = 2
 
 
 def annotations_message(message: Published, labels: Sequence[str], unix_ns: int) -> dict[str, Any]:
-    """foxglove.ImageAnnotations: one closed line and one text per box, one colour per class."""
+    """Build foxglove.ImageAnnotations: one closed line and one text per box, one colour per class."""
     stamp = _time(unix_ns)
-    seen = message.detections
+    detections = message.detections
     rows = zip(
-        np.round(seen.boxes_xyxy_px.astype(np.float64), 2).tolist(),
-        seen.scores.tolist(),
-        seen.class_ids.tolist(),
+        np.round(detections.boxes_xyxy_px.astype(np.float64), 2).tolist(),
+        detections.scores.tolist(),
+        detections.class_ids.tolist(),
         strict=True,
     )
     points, texts = [], []
@@ -292,7 +295,7 @@ def annotations_message(message: Published, labels: Sequence[str], unix_ns: int)
 
 
 def _color(class_id: int) -> dict[str, float]:
-    """A hue per class, golden-angle steps apart."""
+    """Return the RGBA colour of a class, 0 to 1: hues in golden-angle steps."""
     hue = int(class_id * 137.508) % 180
     hsv = np.array([[[hue, 190, 235]]], np.uint8)
     b, g, r = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()

@@ -1,4 +1,4 @@
-"""A log that goes on for months: one file after the other, the oldest deleted when the disk has to have room."""
+"""Rotate and flush a log that runs for months: new files by size or age, the oldest deleted when space is needed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from avq.errors import DataError
 from avq.recording.writer import Entry, LogWriter
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Bytes that wait for room on a full disk before they are given up.
-_PATIENCE_BYTES = 16 * 1024 * 1024
-_TRY_AGAIN_S = 1.0
+#: Bytes buffered on a full disk before they are dropped.
+_MAX_BUFFER_BYTES = 16 * 1024 * 1024
+_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a file is full, and how much is kept. None is no limit.
+    """Limits of log files; None is no limit.
 
     Attributes:
-        file_bytes, file_ns: another file is begun after so much, or so long.
-        keep_bytes: of all files together.
+        file_bytes: a new file starts at this size.
+        file_ns: a new file starts after this time.
+        keep_bytes: the oldest files above this total are deleted.
     """
 
     file_bytes: int | None = None
@@ -39,16 +40,16 @@ class Limits:
 
 
 class RotatingLog:
-    """Writes to one file at a time; not thread-safe.
+    """Write to one file at a time; not thread-safe.
 
     Without rotation it is the file ``path``. With it, files are called ``NAME-20261127T101530.250Z.mcap``, and those
-    of earlier runs count too. On a full disk the oldest of them goes, never the one that is being written; when there
-    is none left, messages wait for room, and are lost and counted when there are too many.
+    of earlier runs count too. On a full disk the oldest of them is deleted, never the one being written. When none is
+    left, messages are buffered, and dropped and counted in ``lost`` when the buffer is full.
 
     Args:
         path: of the log.
-        metadata: of each file.
-        limits: of files.
+        metadata: written to each file.
+        limits: size and age of the files.
 
     Raises:
         DataError: the first file cannot be created.
@@ -61,22 +62,22 @@ class RotatingLog:
         self._path = path
         self._metadata = metadata
         self._limits = limits
-        self._began_ns: int | None = None
+        self._start_ns: int | None = None
         self._uncommitted = 0
         self._retry_at_s = 0.0
         self._log: LogWriter | None = None
         self._log = self._open()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Append messages; they leave the process with full chunks, or with ``flush``."""
+        """Append messages; full chunks are written, the rest waits for ``flush``."""
         if not entries:
             return
         log = self._ready(entries[0].log_time_ns)
         if log is None:
             self.lost += len(entries)
             return
-        for one in entries:
-            log.add(one)
+        for entry in entries:
+            log.add(entry)
         self._uncommitted += len(entries)
         self._commit(log)
 
@@ -88,48 +89,48 @@ class RotatingLog:
                 self._uncommitted = 0
 
     @property
-    def running(self) -> LogWriter | None:
-        """The file being written; None while the disk is full."""
+    def current(self) -> LogWriter | None:
+        """Writer of the current file; None while the disk is full."""
         return self._log
 
     def close(self) -> None:
-        """Finish the running file; without its index where the disk is full."""
+        """Finish the current file; without its index where the disk is full."""
         if self._log is not None:
             self._finish(self._log)
             self._log = None
 
     def _ready(self, t_ns: int) -> LogWriter | None:
-        """The file for a message of that time, a new one where the running one is full."""
+        """Return the writer for a message of that time; a new one when the current file is full."""
         if self._log is None and time.monotonic() >= self._retry_at_s:
-            self._retry_at_s = time.monotonic() + _TRY_AGAIN_S
+            self._retry_at_s = time.monotonic() + _RETRY_S
             with suppress(DataError):
                 self._log = self._open()
         if self._log is None:
             return None
-        self._began_ns = t_ns if self._began_ns is None else min(self._began_ns, t_ns)
+        self._start_ns = t_ns if self._start_ns is None else min(self._start_ns, t_ns)
         if self._full(self._log, t_ns):
             self._finish(self._log)
             self._log = None
             with suppress(DataError):
                 self._log = self._open()
-            self._began_ns = t_ns
+            self._start_ns = t_ns
         return self._log
 
     def _full(self, log: LogWriter, t_ns: int) -> bool:
         size, age_ns = self._limits.file_bytes, self._limits.file_ns
-        began_ns = t_ns if self._began_ns is None else self._began_ns
-        return (size is not None and log.size >= size) or (age_ns is not None and t_ns - began_ns >= age_ns)
+        start_ns = t_ns if self._start_ns is None else self._start_ns
+        return (size is not None and log.size >= size) or (age_ns is not None and t_ns - start_ns >= age_ns)
 
     def _open(self) -> LogWriter:
         if self._limits.rotates:
             self._make_room()
-        log = self._begin()
+        log = self._create()
         self.files += 1
-        self._uncommitted, self._began_ns = 0, None
+        self._uncommitted, self._start_ns = 0, None
         return log
 
-    def _begin(self) -> LogWriter:
-        """A new file, for whose first bytes an old one may have to go."""
+    def _create(self) -> LogWriter:
+        """Start a new file; old ones are deleted when the disk has no space for its first bytes."""
         while True:
             try:
                 return LogWriter(self._name(), self._metadata)
@@ -151,7 +152,7 @@ class RotatingLog:
             unix_ms += 1
 
     def _commit(self, log: LogWriter) -> bool:
-        """Whether the kernel has it all; on a full disk after the oldest files went."""
+        """Write pending chunks, deleting the oldest files on a full disk; returns whether all are written."""
         while True:
             try:
                 log.commit()
@@ -161,36 +162,36 @@ class RotatingLog:
                     raise
                 if not self._delete_oldest():
                     break
-        if log.pending > _PATIENCE_BYTES:
-            self._give_up(log)
+        if log.pending > _MAX_BUFFER_BYTES:
+            self._drop(log)
         return False
 
-    def _give_up(self, log: LogWriter) -> None:
+    def _drop(self, log: LogWriter) -> None:
         self.lost += self._uncommitted
         log.abandon()
         self._log = None
         # without rotation a new file would replace this one
-        self._retry_at_s = time.monotonic() + _TRY_AGAIN_S if self._limits.rotates else float("inf")
+        self._retry_at_s = time.monotonic() + _RETRY_S if self._limits.rotates else float("inf")
 
     def _finish(self, log: LogWriter) -> None:
-        """Write the index; where even that finds no room, the file ends with its last whole chunk."""
+        """Write the index; on a full disk the file ends with its last whole chunk."""
         log.end_file()
         if self._commit(log):
             log.close()
-        elif self._log is log:  # not given up already
+        elif self._log is log:  # not dropped already
             self.lost += self._uncommitted
             log.abandon()
 
-    def _others(self) -> list[Path]:
-        """Finished files of this log, oldest first."""
-        running = self._log.path if self._log is not None else None
-        found = self._path.parent.glob(f"{self._path.stem}-*T*Z{self._path.suffix}")
-        mine = (path for path in found if path != running and path.is_file())
-        return sorted(mine) if self._limits.rotates else []
+    def _finished_files(self) -> list[Path]:
+        """Return the finished files of this log, oldest first."""
+        current = self._log.path if self._log is not None else None
+        matches = self._path.parent.glob(f"{self._path.stem}-*T*Z{self._path.suffix}")
+        finished = (path for path in matches if path != current and path.is_file())
+        return sorted(finished) if self._limits.rotates else []
 
     def _delete_oldest(self) -> bool:
-        """False when there is none, or the folder has become read-only."""
-        others = self._others()
+        """Delete the oldest finished file; False when there is none, or the folder is read-only."""
+        others = self._finished_files()
         try:
             for path in others[:1]:
                 path.unlink(missing_ok=True)
@@ -200,11 +201,11 @@ class RotatingLog:
         return bool(others)
 
     def _make_room(self) -> None:
-        """Delete the oldest until what is kept and one more full file fit."""
+        """Delete the oldest files until one more full file fits below ``keep_bytes``."""
         if self._limits.keep_bytes is None:
             return
         room = self._limits.keep_bytes - (self._limits.file_bytes or 0)
-        while sum(_size(path) for path in self._others()) > room and self._delete_oldest():
+        while sum(_size(path) for path in self._finished_files()) > room and self._delete_oldest():
             pass
 
 
@@ -215,16 +216,14 @@ def _size(path: Path) -> int:
         return 0
 
 
-# Chunks out of the process in time, whether or not more messages come.
-
-#: After so long a message leaves the process: half of the 50 ms promised, as busy machines call threads late.
+#: A message is written after this time: half of the 50 ms promised, since busy machines schedule threads late.
 FLUSH_NS = 25_000_000
-#: How often the disk is waited for.
+#: Interval of fdatasync.
 SYNC_S = 1.0
 
 
 class Flusher:
-    """Guards a log with a lock; ends chunks that would wait too long, with the next message or on its own thread.
+    """Write a log from any thread; flush chunks in time and sync the disk on two threads of its own.
 
     Args:
         log: written through this object only, and closed with it.
@@ -233,46 +232,46 @@ class Flusher:
     def __init__(self, log: RotatingLog) -> None:
         self._log = log
         self._lock = threading.Lock()
-        self._fresh = threading.Event()
-        self._over = threading.Event()
-        self._waiting_since_ns: int | None = None
+        self._added = threading.Event()
+        self._closing = threading.Event()
+        self._oldest_ns: int | None = None
         self._error: OSError | None = None
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
-            for work, name in ((self._flush_in_time, "recorder flush"), (self._sync_in_time, "recorder sync"))
+            for work, name in ((self._flush_loop, "recorder flush"), (self._sync_loop, "recorder sync"))
         ]
         for thread in self._threads:
             thread.start()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Log messages. Raises the OSError that stopped a thread: a disk that broke, not one that is full."""
+        """Append messages. Raises the OSError that stopped a thread: a disk error other than a full disk."""
         if self._error is not None:
             raise self._error
         now_ns = time.monotonic_ns()
         with self._lock:
             self._log.add(entries)
-            if self._waiting_since_ns is None:
-                self._waiting_since_ns = now_ns
-            elif now_ns - self._waiting_since_ns >= FLUSH_NS:
+            if self._oldest_ns is None:
+                self._oldest_ns = now_ns
+            elif now_ns - self._oldest_ns >= FLUSH_NS:
                 self._flush()
-        self._fresh.set()
+        self._added.set()
 
     def close(self) -> None:
-        """Write what waits and finish the file."""
-        self._over.set()
-        self._fresh.set()
+        """Write pending messages and finish the file."""
+        self._closing.set()
+        self._added.set()
         self._threads[0].join()  # the other one may wait for the disk
         with self._lock:
             self._log.close()
 
     def _flush(self) -> None:
         self._log.flush()
-        self._waiting_since_ns = None
+        self._oldest_ns = None
 
-    def _flush_in_time(self) -> None:
-        while self._fresh.wait() and not self._over.wait(FLUSH_NS / 1e9):
-            self._fresh.clear()
-            if self._over.is_set():
+    def _flush_loop(self) -> None:
+        while self._added.wait() and not self._closing.wait(FLUSH_NS / 1e9):
+            self._added.clear()
+            if self._closing.is_set():
                 return
             try:
                 with self._lock:
@@ -281,12 +280,12 @@ class Flusher:
                 self._error = error
                 return
 
-    def _sync_in_time(self) -> None:
-        """The disk may take its time: no lock is held while it does."""
-        while not self._over.wait(SYNC_S):
+    def _sync_loop(self) -> None:
+        """Sync periodically; the lock is not held while the disk works."""
+        while not self._closing.wait(SYNC_S):
             with self._lock:
-                running = self._log.running
-                wait = running.synced_later() if running is not None else None
+                current = self._log.current
+                wait = current.sync_function() if current is not None else None
             try:
                 if wait is not None:
                     wait()

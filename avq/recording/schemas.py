@@ -1,4 +1,4 @@
-"""JSON schemas of the channels a flight record holds; the foxglove ones keep Foxglove's names and fields."""
+"""JSON schemas of the channels of a flight record; the foxglove ones use Foxglove's names and fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A log as a source: the pictures of one topic, every one, in file order."""
+"""A log as a frame source: every image of one topic, in file order."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from avq.types import U8
 
 
 class LogSource:
-    """``drive.mcap`` or ``drive.mcap?topic=/camera/front/image`` when it holds several image topics."""
+    """Source type of ``drive.mcap``, or ``drive.mcap?topic=/camera/front/image`` with several image topics."""
 
     schemes = (".mcap",)
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
-        """Raises DataError when the log holds no pictures, RequestError when the topic must be named."""
+        """Open a log. Raises DataError when it holds no images, RequestError when the topic must be named."""
         path, topic = parse_log_uri(uri)
         return _Log(path, choose_topic(path, topic))
 
 
 def parse_log_uri(uri: str) -> tuple[Path, str | None]:
-    """Path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
+    """Return path and ``?topic=`` of a log's URI. Raises RequestError on any other parameter."""
     text = uri.removeprefix("file://")
     if Path(text).exists():
         return Path(text), None
@@ -40,10 +40,7 @@ def parse_log_uri(uri: str) -> tuple[Path, str | None]:
 
 
 def image_topics(path: Path) -> dict[str, int]:
-    """Topics of pictures avq can decode -> number of messages.
-
-    Told by the log's index; a log without a whole index is read through.
-    """
+    """Return image topic -> number of messages, from the index; a log without a whole index is read through."""
     with LogReader(path) as log:
         channels = log.indexed_channels()
         if channels is not None:
@@ -53,17 +50,17 @@ def image_topics(path: Path) -> dict[str, int]:
 
 
 def choose_topic(path: Path, topic: str | None) -> str:
-    """The topic asked for, or the only one there is.
+    """Return ``topic`` if the log has it, or its only image topic.
 
     Raises:
-        DataError: no pictures in the log.
-        RequestError: no such topic, or several and none named.
+        DataError: the log holds no images.
+        RequestError: the topic does not exist, or several do and none is named.
     """
     topics = image_topics(path)
     if not topics:
         kinds = sorted({schema for schema, _ in IMAGE_KINDS})
         raise DataError(
-            f"{path} holds no pictures", seen="no image channel", fix=f"readable: {', '.join(kinds)}"
+            f"{path} holds no images", seen="no image channel", fix=f"supported schemas: {', '.join(kinds)}"
         )
     if topic is None and len(topics) > 1:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(topics.items()))
@@ -76,7 +73,7 @@ def choose_topic(path: Path, topic: str | None) -> str:
 
 
 class _Log:
-    """A picture that cannot be decoded is counted in ``lost``; damage of the file is told after the last one."""
+    """Images of a log; ``lost`` counts those that cannot be decoded. Damage is raised after the last image."""
 
     live = False
     fps = 0.0
@@ -86,10 +83,10 @@ class _Log:
         self.lost: dict[str, int] = {}
         self.remark = ""
         self._reader = LogReader(path)
-        self._records = self._pictures(topic)
+        self._records = self._images(topic)
         self._count = 0
 
-    def _pictures(self, topic: str) -> Iterator[Record]:
+    def _images(self, topic: str) -> Iterator[Record]:
         return (record for record in self._reader if record.topic == topic and is_image(record))
 
     def read(self) -> tuple[U8, int] | None:
@@ -100,16 +97,16 @@ class _Log:
             except ValueError as error:
                 self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
                 self.remark = self.remark or str(error)
-        self._check_whole()
+        self._require_whole()
         return None
 
-    def _check_whole(self) -> None:
+    def _require_whole(self) -> None:
         if self._reader.damage or self._count == sum(self.lost.values()):
             raise DataError(
-                f"{self._reader.path}: {self._count} pictures were recovered, "
+                f"the log {self._reader.path} is damaged: {self._count} images were read, "
                 f"{sum(self.lost.values())} of them cannot be decoded",
                 seen=self._reader.damage or self.remark,
-                fix="'avq log verify' lists what the log still holds",
+                fix="run 'avq log verify' to list what can be read",
             )
 
     def close(self) -> None:

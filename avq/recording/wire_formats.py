@@ -1,4 +1,8 @@
-"""The little of the protobuf wire format that foxglove image messages need (no generated code, no dependency)."""
+"""Read and write the parts of CDR and protobuf that image messages use.
+
+Written by hand because the base image has neither rosbags nor protobuf: logs of both kinds replay without them.
+Full ROS 2 messages (sinks.zenoh, logs.ros) use rosbags, an optional dependency.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-# The little of OMG CDR (DDS-XTypes 1.3, plain CDR) that ROS 2 image messages need.
+# Plain CDR (OMG DDS-XTypes 1.3), as ROS 2 image messages use it.
 
 _ALIGNMENT = {"B": 1, "i": 4, "I": 4}
 
 
 class CdrReader:
-    """Reads primitives in order; alignment counts from after the 4-byte encapsulation header.
+    """Read primitives in order; alignment counts from the end of the 4-byte encapsulation header.
 
-    Raises ValueError on a header that is not plain CDR, struct.error or ValueError where bytes are missing.
+    Raises:
+        ValueError: the header is not plain CDR, or bytes are missing.
+        struct.error: bytes are missing.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -25,7 +31,7 @@ class CdrReader:
         self._at = 0
 
     def number(self, kind: str) -> int:
-        """One ``struct`` code out of B, i, I."""
+        """Read one number; ``kind`` is a ``struct`` code of B, i, I."""
         size = _ALIGNMENT[kind]
         self._at += -self._at % size
         (value,) = struct.unpack_from(self._order + kind, self._data, self._at)
@@ -36,23 +42,23 @@ class CdrReader:
         return bytes(self.blob()).rstrip(b"\0").decode("utf-8")
 
     def blob(self) -> memoryview:
-        """A sequence of octets (or the bytes of a string), its length first."""
+        """Read a sequence of octets (or the bytes of a string), which its length precedes."""
         length = self.number("I")
         piece = self._data[self._at : self._at + length]
         if len(piece) != length:
-            raise ValueError(f"cut off: {len(piece)} of {length} bytes")
+            raise ValueError(f"truncated: {len(piece)} of {length} bytes")
         self._at += length
         return piece
 
 
 class CdrWriter:
-    """Little-endian plain CDR, primitive by primitive, as ``CdrReader`` reads it."""
+    """Write little-endian plain CDR, primitive by primitive, as ``CdrReader`` reads it."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def number(self, kind: str, value: int) -> None:
-        """One ``struct`` code out of B, i, I."""
+        """Append one number; ``kind`` is a ``struct`` code of B, i, I."""
         self._data += bytes(-len(self._data) % _ALIGNMENT[kind])
         self._data += struct.pack("<" + kind, value)
 
@@ -64,7 +70,7 @@ class CdrWriter:
         self._data += data
 
     def header(self, stamp: tuple[int, int], frame_id: str) -> None:
-        """A std_msgs/msg/Header; ``stamp`` in whole seconds and nanoseconds."""
+        """Append a std_msgs/msg/Header; ``stamp`` is (seconds, nanoseconds)."""
         self.number("i", stamp[0])
         self.number("I", stamp[1])
         self.text(frame_id)
@@ -75,7 +81,7 @@ class CdrWriter:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """Uncompressed pixels as sensor_msgs/Image and foxglove.RawImage carry them."""
+    """Uncompressed pixels of a sensor_msgs/Image or foxglove.RawImage."""
 
     width_px: int
     height_px: int
@@ -92,7 +98,7 @@ def _header(cdr: CdrReader) -> None:
 
 
 def ros_compressed_image(data: bytes) -> memoryview:
-    """The encoded picture of a sensor_msgs/msg/CompressedImage."""
+    """Return the encoded picture of a sensor_msgs/msg/CompressedImage."""
     cdr = CdrReader(data)
     _header(cdr)
     cdr.text()
@@ -100,7 +106,7 @@ def ros_compressed_image(data: bytes) -> memoryview:
 
 
 def ros_image(data: bytes) -> RawImage:
-    """A sensor_msgs/msg/Image."""
+    """Parse a sensor_msgs/msg/Image."""
     cdr = CdrReader(data)
     _header(cdr)
     height_px, width_px = cdr.number("I"), cdr.number("I")
@@ -109,23 +115,25 @@ def ros_image(data: bytes) -> RawImage:
     return RawImage(width_px, height_px, encoding, step_bytes, cdr.blob(), big_endian)
 
 
+# Protobuf 3 wire format, as Foxglove image messages use it.
+
 _FIXED = {1: ("<Q", 8), 5: ("<I", 4)}
 
 
 def fields(data: bytes) -> Mapping[int, int | memoryview]:
-    """Field number -> last value: integers, or bytes of a length-delimited field. Raises ValueError."""
+    """Return field number -> last value: an integer, or the bytes of a length-delimited field. Raises ValueError."""
     return {number: value for number, value, _ in _walk(data)}
 
 
 def replace_fields(data: bytes, changed: Mapping[int, bytes], drop: Collection[int] = ()) -> bytes:
-    """The message without the fields ``drop``; ``changed`` replaces length-delimited fields by number."""
+    """Return the message without the fields ``drop`` and with the length-delimited fields ``changed``."""
     kept = [bytes(span) for number, _, span in _walk(data) if number not in changed and number not in drop]
     new = [_number(number << 3 | 2) + _number(len(value)) + value for number, value in changed.items()]
     return b"".join((*kept, *new))
 
 
 def varint_field(number: int, value: int) -> bytes:
-    """One field of an integer >= 0."""
+    """Encode one field of an integer >= 0."""
     return _number(number << 3) + _number(value)
 
 
@@ -139,7 +147,7 @@ def _number(value: int) -> bytes:
 
 
 def _walk(data: bytes) -> Iterator[tuple[int, int | memoryview, memoryview]]:
-    """(field number, value, the bytes of the whole field), in order. Raises ValueError."""
+    """Yield (field number, value, bytes of the whole field), in order. Raises ValueError."""
     view, at = memoryview(data), 0
     while at < len(view):
         start = at
@@ -157,10 +165,10 @@ def _walk(data: bytes) -> Iterator[tuple[int, int | memoryview, memoryview]]:
             (value,) = struct.unpack_from(code, view, at)
             at += size
         else:
-            raise ValueError(f"wire type {kind} of field {number} is not protobuf 3")
+            raise ValueError(f"field {number} has wire type {kind}, which protobuf 3 does not define")
         yield number, value, view[start:at]
     if at != len(view):
-        raise ValueError(f"cut off: {len(view)} of {at} bytes")
+        raise ValueError(f"truncated: {len(view)} of {at} bytes")
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
@@ -172,25 +180,25 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("cut off inside a number")
+    raise ValueError("truncated inside a number")
 
 
 def _bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
+        raise ValueError("a number where bytes are expected")
     return value
 
 
 def foxglove_compressed_image(data: bytes) -> memoryview:
-    """The encoded picture of a foxglove.CompressedImage."""
+    """Return the encoded picture of a foxglove.CompressedImage."""
     return _bytes(fields(data).get(2, memoryview(b"")))
 
 
 def foxglove_raw_image(data: bytes) -> RawImage:
-    """A foxglove.RawImage."""
-    found = fields(data)
-    width, height, step = (found.get(key, 0) for key in (2, 3, 5))
+    """Parse a foxglove.RawImage."""
+    values = fields(data)
+    width, height, step = (values.get(key, 0) for key in (2, 3, 5))
     if not (isinstance(width, int) and isinstance(height, int) and isinstance(step, int)):
-        raise ValueError("bytes where numbers belong")
-    encoding = bytes(_bytes(found.get(4, memoryview(b"")))).decode("utf-8")
-    return RawImage(width, height, encoding, step, _bytes(found.get(6, memoryview(b""))))
+        raise ValueError("bytes where numbers are expected")
+    encoding = bytes(_bytes(values.get(4, memoryview(b"")))).decode("utf-8")
+    return RawImage(width, height, encoding, step, _bytes(values.get(6, memoryview(b""))))

@@ -1,7 +1,7 @@
-"""An MCAP file that can be read after a crash.
+"""Write an MCAP file that can be read after a crash.
 
-It is written under its final name, not aside: a record that appears only after a clean stop is no flight record.
-Chunks are small and leave the process whole: full ones with ``commit``, begun ones after ``end_chunk``.
+It is written under its final name: a record that appears only after a clean stop is no flight record. Chunks are
+small and leave the process whole: full ones with ``commit``, partial ones after ``end_chunk``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from mcap.writer import Writer
 from avq.atomic_file import refuse_special
 from avq.errors import DataError
 
-# A file that grows by whole pieces: what cannot be written completely is taken back and kept for
-# another try.
 
+class TransactionalFile:
+    """A binary stream for ``mcap.writer.Writer``: ``write`` collects bytes, ``commit`` writes all of them or none.
 
-class WholeWrites:
-    """A binary stream for ``mcap.writer.Writer``: ``write`` collects, ``commit`` hands it all to the kernel.
+    After a failed ``commit`` the file ends where it ended before, and the bytes are kept for another attempt.
 
     Args:
-        path: created, or emptied.
+        path: created, or replaced.
 
     Raises:
-        OSError: it cannot be created, or something is there that is no file.
+        OSError: it cannot be created, or is a FIFO, socket or device.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +49,7 @@ class WholeWrites:
         return self._committed + len(self._pending)
 
     def flush(self) -> None:
-        """Nothing: ``commit`` decides when bytes leave the process."""
+        """Do nothing: ``commit`` decides when bytes leave the process."""
 
     @property
     def pending(self) -> int:
@@ -58,7 +57,7 @@ class WholeWrites:
         return len(self._pending)
 
     def commit(self) -> None:
-        """Raises OSError (a full disk); then the file ends where it ended before and nothing is lost."""
+        """Write all collected bytes, or none. Raises OSError (such as a full disk); nothing is lost then."""
         view = memoryview(self._pending)
         done = 0
         try:
@@ -73,8 +72,8 @@ class WholeWrites:
         self._committed += done
         self._pending.clear()
 
-    def synced_later(self) -> Callable[[], None]:
-        """A function, to be called once, that waits until the disk has it; safe beside everything else."""
+    def sync_function(self) -> Callable[[], None]:
+        """Return a function that waits until the disk has the file; call it once, on any thread."""
         descriptor = os.dup(self._fd)
 
         def wait() -> None:
@@ -86,7 +85,7 @@ class WholeWrites:
         return wait
 
     def close(self) -> None:
-        """What is still pending is dropped."""
+        """Close the file; bytes that are not committed are dropped."""
         if not self.closed:
             self.closed = True
             os.close(self._fd)
@@ -98,7 +97,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message ready to be logged. Times are Unix nanoseconds; ``schema`` is JSON schema with a title."""
+    """One message ready to be logged. Times are Unix nanoseconds; ``schema`` is a JSON schema with a title."""
 
     topic: str
     schema: Mapping[str, Any]
@@ -108,7 +107,7 @@ class Entry:
     sequence: int = 0
 
 
-def entry(
+def json_entry(
     topic: str,
     schema: Mapping[str, Any],
     message: Mapping[str, Any],
@@ -117,15 +116,15 @@ def entry(
     publish_time_ns: int,
     sequence: int = 0,
 ) -> Entry:
-    """``message`` as JSON; ``bytes`` values become base64 text."""
+    """Encode ``message`` as JSON; ``bytes`` values become base64 text."""
     return Entry(topic, schema, _encode(message), log_time_ns, publish_time_ns, sequence & 0xFFFFFFFF)
 
 
 class LogWriter:
-    """Channels of JSON messages (schema encoding ``jsonschema``).
+    """Write channels of JSON messages (schema encoding ``jsonschema``).
 
     Args:
-        path: the log; an existing one is replaced.
+        path: the log; an existing file is replaced.
         metadata: written as the metadata record ``avq``.
 
     Raises:
@@ -135,7 +134,7 @@ class LogWriter:
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self.path = path
         try:
-            self._file = WholeWrites(path)
+            self._file = TransactionalFile(path)
         except OSError as error:
             raise _unwritable(path, error) from error
         self._channels: dict[str, int] = {}
@@ -152,12 +151,12 @@ class LogWriter:
 
     @property
     def size(self) -> int:
-        """Bytes so far, without the chunk that is being filled."""
+        """Bytes written so far, without the current chunk."""
         return self._file.tell()
 
     @property
     def pending(self) -> int:
-        """Bytes that have not left the process, without the chunk that is being filled."""
+        """Bytes that have not left the process, without the current chunk."""
         return self._file.pending
 
     def write(
@@ -170,9 +169,9 @@ class LogWriter:
         publish_time_ns: int,
         sequence: int = 0,
     ) -> None:
-        """Append one message and hand full chunks to the kernel."""
+        """Append one message and write full chunks."""
         self.add(
-            entry(
+            json_entry(
                 topic,
                 schema,
                 message,
@@ -183,40 +182,40 @@ class LogWriter:
         )
         self.commit()
 
-    def add(self, one: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         """Append one message; full chunks wait for ``commit``."""
-        channel = self._channels.get(one.topic)
+        channel = self._channels.get(entry.topic)
         if channel is None:
-            channel = self._channels[one.topic] = self._register(one.topic, one.schema)
+            channel = self._channels[entry.topic] = self._register(entry.topic, entry.schema)
         self._writer.add_message(
             channel_id=channel,
-            log_time=one.log_time_ns,
-            publish_time=one.publish_time_ns,
-            sequence=one.sequence,
-            data=one.data,
+            log_time=entry.log_time_ns,
+            publish_time=entry.publish_time_ns,
+            sequence=entry.sequence,
+            data=entry.data,
         )
 
     def commit(self) -> None:
-        """Hand full chunks to the kernel. Raises OSError, and loses nothing, when the disk is full."""
+        """Write full chunks. Raises OSError when the disk is full; nothing is lost then."""
         if self._file.pending:
             self._file.commit()
 
     def end_chunk(self) -> None:
-        """Whatever was added is in a chunk that ``commit`` hands over."""
+        """End the current chunk, so that ``commit`` writes all added messages."""
         self._writer.flush()
 
     def end_file(self) -> None:
-        """Nothing can be added from here on; the index waits for ``commit``, which may be tried again."""
+        """End the file with its index, which ``commit`` writes; nothing can be added afterwards."""
         if not self._ended:
             self._ended = True
             self._writer.finish()
 
-    def synced_later(self) -> Callable[[], None]:
-        """A function that waits until the disk has what the kernel has; it may outlive this writer."""
-        return self._file.synced_later()
+    def sync_function(self) -> Callable[[], None]:
+        """Return a function that waits until the disk has all committed bytes; it may outlive this writer."""
+        return self._file.sync_function()
 
     def _register(self, topic: str, schema: Mapping[str, Any]) -> int:
-        """Described twice: in the chunk that begins, and before it, so that a damaged chunk costs only itself."""
+        """Define a channel in the current chunk and outside of it: a damaged chunk then loses only itself."""
         title, encoding, text = schema["title"], "jsonschema", _encode(schema)
         schema_id = self._writer.register_schema(title, encoding, text)
         channel_id = int(self._writer.register_channel(topic, "json", schema_id))
@@ -233,14 +232,16 @@ class LogWriter:
         try:
             self.end_file()
             self._file.commit()
-            self._file.synced_later()()
+            self._file.sync_function()()
         finally:
             self._file.close()
 
     def abandon(self) -> None:
-        """Close without an index and without what has not left the process."""
+        """Close without an index; bytes that are not committed are dropped."""
         self._file.close()
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written", seen=str(error), fix="choose another place for the log")
+    return DataError(
+        f"the log {path} cannot be written", seen=str(error), fix="choose another path for the log"
+    )

@@ -12,7 +12,7 @@ from avq.atomic_file import atomic_write, atomic_write_path
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.recording import LogWriter
-from avq.recording.recorder import annotations_message, picture_message
+from avq.recording.recorder import annotations_message, image_message
 from avq.recording.schemas import COMPRESSED_IMAGE, IMAGE_ANNOTATIONS
 from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
@@ -74,7 +74,7 @@ def _write_pictures(log: LogWriter, result: ReplayResult, pictures: Mapping[Fram
         if room < 0:
             return
         stamp = _stamp(answer, result)
-        message = picture_message(encoded, "jpeg", answer.detections.camera, stamp)
+        message = image_message(encoded, "jpeg", answer.detections.camera, stamp)
         topic = f"/camera/{answer.detections.camera}/image"
         log.write(topic, COMPRESSED_IMAGE, message, log_time_ns=stamp, publish_time_ns=stamp)
 

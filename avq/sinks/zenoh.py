@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from avq.errors import MachineError, RequestError
@@ -16,10 +16,7 @@ from avq.hookspecs import Sink
 from avq.types import Frame, Published
 from avq.uris import one_of, parameters
 
-# Published frames as ROS 2 messages: vision_msgs/msg/Detection2DArray in CDR, without a ROS
-# installation.
-
-#: Interface definitions of vision_msgs 4 (ROS 2 Humble and later), beyond what rosbags brings.
+#: Interface definitions of vision_msgs 4 (ROS 2 Humble and later), which rosbags does not include.
 _DEFINITIONS = {
     "vision_msgs/msg/Point2D": "float64 x\nfloat64 y\n",
     "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
@@ -34,14 +31,23 @@ _DEFINITIONS = {
 DETECTIONS = "vision_msgs/msg/Detection2DArray"
 
 
-def vision_types() -> Any:
-    """The type store of ROS 2 Humble with vision_msgs. Raises MachineError without rosbags."""
+def vision_types(extra: str = "zenoh") -> Any:
+    """Return rosbags' type store of ROS 2 Humble with vision_msgs.
+
+    Args:
+        extra: the optional dependencies of avq that bring rosbags, for the message.
+
+    Raises:
+        MachineError: rosbags is not installed.
+    """
     try:
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-    except ImportError:
+    except ImportError as error:
         raise MachineError(
-            "ROS messages cannot be written here", seen="rosbags is missing", fix='pip install "avq[zenoh]"'
-        ) from None
+            "ROS 2 messages need rosbags, which is not installed",
+            seen=str(error),
+            fix=f'pip install "avq[{extra}]"',
+        ) from error
     store = get_typestore(Stores.ROS2_HUMBLE)
     for name, text in _DEFINITIONS.items():
         if name not in store.types:
@@ -50,22 +56,18 @@ def vision_types() -> Any:
 
 
 class DetectionArrays:
-    """Serialises messages; built once, used on one thread.
+    """Build vision_msgs/msg/Detection2DArray messages; used on one thread.
 
-    The poses of hypotheses stay zero: a camera alone knows no distance. ``class_id`` is the class name, the header's
-    stamp is the capture as Unix time, its ``frame_id`` the camera.
+    The poses of hypotheses stay zero: a camera alone measures no distance. ``class_id`` is the class name.
 
     Args:
-        labels: class names by id.
-        unix_minus_monotonic_ns: the offset from capture times to Unix time.
+        store: of ``vision_types``.
     """
 
-    def __init__(self, labels: Sequence[str], unix_minus_monotonic_ns: int) -> None:
+    def __init__(self, store: Any) -> None:
         import numpy as np
 
-        self._store = vision_types()
-        self._labels = tuple(labels)
-        self._offset_ns = unix_minus_monotonic_ns
+        self._store = store
         make = self._types("geometry_msgs", "Point", "Quaternion", "Pose", "PoseWithCovariance")
         pose = make["Pose"](make["Point"](0.0, 0.0, 0.0), make["Quaternion"](0.0, 0.0, 0.0, 1.0))
         self._no_pose = make["PoseWithCovariance"](pose, np.zeros(36))
@@ -77,25 +79,29 @@ class DetectionArrays:
     def _types(self, package: str, *names: str) -> dict[str, Any]:
         return {name: self._store.types[f"{package}/msg/{name}"] for name in names}
 
-    def cdr(self, message: Published) -> bytes:
-        """One message, encapsulation header included."""
-        seen = message.detections
-        header = self._header(seen.t_capture_ns + self._offset_ns, seen.camera)
-        rows = zip(seen.boxes_xyxy_px.tolist(), seen.scores.tolist(), seen.class_ids.tolist(), strict=True)
-        found = [self._detection(header, box, score, class_id) for box, score, class_id in rows]
-        body = self._make["Detection2DArray"](header, found)
-        return bytes(self._store.serialize_cdr(body, DETECTIONS))
+    def message(self, header: Any, rows: Iterable[tuple[str, float, Sequence[float]]]) -> Any:
+        """Build one message.
 
-    def _header(self, unix_ns: int, camera: str) -> Any:
+        Args:
+            header: of ``header``.
+            rows: (label, score, box x0 y0 x1 y1 in pixels) of each detection.
+        """
+        return self._make["Detection2DArray"](header, [self._detection(header, *row) for row in rows])
+
+    def header(self, unix_ns: int, frame_id: str) -> Any:
+        """Build a std_msgs/msg/Header; its seconds are 32-bit and wrap."""
         seconds, nanoseconds = divmod(unix_ns, 1_000_000_000)
-        time = self._store.types["builtin_interfaces/msg/Time"](seconds, nanoseconds)
-        return self._store.types["std_msgs/msg/Header"](time, camera)
+        stamp = self._store.types["builtin_interfaces/msg/Time"](seconds % 2**31, nanoseconds)
+        return self._store.types["std_msgs/msg/Header"](stamp, frame_id)
 
-    def _detection(self, header: Any, box: Sequence[float], score: float, class_id: int) -> Any:
+    def cdr(self, message: Any) -> bytes:
+        """Serialise one message, encapsulation header included."""
+        return bytes(self._store.serialize_cdr(message, DETECTIONS))
+
+    def _detection(self, header: Any, label: str, score: float, box_xyxy_px: Sequence[float]) -> Any:
         make = self._make
-        label = self._labels[class_id] if class_id < len(self._labels) else str(class_id)
         hypothesis = make["ObjectHypothesisWithPose"](make["ObjectHypothesis"](label, score), self._no_pose)
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = box_xyxy_px
         center = make["Pose2D"](make["Point2D"]((x0 + x1) / 2, (y0 + y1) / 2), 0.0)
         return make["Detection2D"](header, [hypothesis], make["BoundingBox2D"](center, x1 - x0, y1 - y0), "")
 
@@ -170,7 +176,9 @@ class ZenohSink:
                 seen="eclipse-zenoh is missing",
                 fix='pip install "avq[zenoh]"',
             ) from None
-        self._arrays = DetectionArrays(labels, time.time_ns() - time.monotonic_ns())
+        self._arrays = DetectionArrays(vision_types())
+        self._labels = tuple(labels)
+        self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
         self._key = key
         self._publishers: dict[str, Any] = {}
         config = zenoh.Config()
@@ -187,7 +195,18 @@ class ZenohSink:
         camera = message.detections.camera
         if camera not in self._publishers:
             self._publishers[camera] = self._declared(camera)
-        self._publishers[camera].put(self._arrays.cdr(message))
+        self._publishers[camera].put(self._cdr(message))
+
+    def _cdr(self, message: Published) -> bytes:
+        """Serialise a published frame: the stamp is the capture in Unix time, ``frame_id`` the camera."""
+        seen = message.detections
+        header = self._arrays.header(seen.t_capture_ns + self._unix_minus_monotonic_ns, seen.camera)
+        labels = [
+            self._labels[class_id] if class_id < len(self._labels) else str(class_id)
+            for class_id in seen.class_ids.tolist()
+        ]
+        rows = zip(labels, seen.scores.tolist(), seen.boxes_xyxy_px.tolist(), strict=True)
+        return self._arrays.cdr(self._arrays.message(header, rows))
 
     def _declared(self, camera: str) -> Any:
         from zenoh import CongestionControl

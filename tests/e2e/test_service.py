@@ -157,7 +157,7 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     assert [event["kind"] for event in events] == ["swap_refused"] * 5 + ["bundle_swapped", "swap_refused"]
     said = " ".join(event["reason"] for event in events)
     for reason in ("not accepted by its gate", "knows other classes", "damaged or was replaced",
-                   "does not compute what the bundle", "there is no bundle at", "run.toml:2"):  # fmt: skip
+                   "does not reproduce the golden outputs", "there is no bundle at", "run.toml:2"):  # fmt: skip
         assert reason in said, said
     shadow, drift = summary["shadow"], summary["drift"]
     assert shadow["frames"] > 0 and shadow["agreement"] == 1.0 and shadow["boxes"] > 0

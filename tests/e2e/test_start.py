@@ -94,7 +94,7 @@ def test_a_bundle_serves_after_its_golden_answers(good: Path):
 
 
 def test_other_answers_than_were_accepted_are_not_served(bad: Path):
-    with pytest.raises(BundleError, match="does not compute what the bundle"):
+    with pytest.raises(BundleError, match="does not reproduce the golden outputs"):
         served(bad)
 
 

@@ -1,4 +1,4 @@
-"""Killed, cut off, garbage and foreign logs: recovered to the last whole chunk or refused, never a traceback."""
+"""Killed, truncated, garbage and foreign logs: recovered to the last whole chunk or refused, never a traceback."""
 
 from __future__ import annotations
 
@@ -151,9 +151,9 @@ def test_a_killed_writer_leaves_a_log_that_cut_makes_whole(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     told = json.loads(CliRunner().invoke(cli, ["log", "verify", str(path), "--json"]).stdout)
-    assert not told["whole"] and "cut off" in told["findings"][0]
+    assert not told["whole"] and "truncated" in told["findings"][0]
     result = CliRunner().invoke(cli, ["log", "cut", str(path), "-o", str(tmp_path / "whole.mcap"), "--json"])
-    assert result.exit_code == 0 and "cut off" in result.stderr
+    assert result.exit_code == 0 and "truncated" in result.stderr
     assert verify(tmp_path / "whole.mcap", Silent())["whole"]
     assert json.loads(result.stdout)["messages"] == told["messages"] > 30
 
@@ -166,7 +166,7 @@ def test_a_killed_writer_leaves_a_log_that_cut_makes_whole(tmp_path):
         ("lonely.db3", b"SQLite format 3\0" + bytes(99), "an SQLite file"),
         ("text.mcap", b"hello, this is no log at all", "not an MCAP file"),
         ("picture.mcap", b"\xff\xd8\xff\xe0" + bytes(99), "not an MCAP file"),
-        ("magic.mcap", b"\x89MCAP0\r\n", "not one whole message"),
+        ("magic.mcap", b"\x89MCAP0\r\n", "no complete message"),
         ("packed.mcap", b"\x28\xb5\x2f\xfd" + bytes(99), "compressed with zstd"),
     ],
 )

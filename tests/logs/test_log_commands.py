@@ -58,7 +58,7 @@ def test_around_events_joins_windows_that_touch(drive, tmp_path):
     [
         (("--around", "alert"), "alert_raised"),
         (("--topic", "/camera/front/imge"), "/camera/front/image"),
-        (("--from", "9", "--to", "10"), "ask for more"),
+        (("--from", "9", "--to", "10"), "widen the time range"),
         (("--from", "2", "--to", "1"), "--from A --to B"),
         (("--bundle", "b.avq"), "--blur"),
         (("--blur", "--blur-class", "cra"), "car"),

@@ -104,7 +104,7 @@ def test_ignored_boxes_are_neither_hit_nor_miss(tmp_path: Path, key: str) -> Non
         ('{"images": [', "not JSON"),
         ("[]", "at the top"),
         ({"images": [], "categories": []}, "'annotations' is missing"),
-        (coco(images=[{"id": "7", "file_name": "a.jpg"}]), "an integer is needed"),
+        (coco(images=[{"id": "7", "file_name": "a.jpg"}]), "expected an integer"),
         (coco(images=[]), "image_id=7"),
         (coco(annotations=[{"image_id": 7, "category_id": 44, "bbox": [0, 0, 1, 1]}]), "category_id=44"),
         (coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [0, 0, float("nan"), 1]}]), "bbox"),
@@ -133,7 +133,7 @@ def test_evaluating_nothing_is_refused(tmp_path: Path) -> None:
     labels = read(tmp_path, coco())
     with pytest.raises(DataError, match="no picture"):
         evaluate(labels, {})
-    with pytest.raises(DataError, match="no box to measure"):
+    with pytest.raises(DataError, match="hold no box"):
         evaluate(labels, {8: Detections.none()})
     with pytest.raises(DataError, match="not in"):
         evaluate(labels, {99: Detections.none()})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avq.errors import BundleError, DataError
-from avq.measure.drift import FALSE_ALARM_RATE, DriftMonitor, DriftReference, judge_set, reference_of
+from avq.measure.drift import FALSE_ALARM_RATE, DriftMonitor, DriftReference, fit_reference, judge_drift
 
 NAMES = tuple(f"occupancy/t{i}" for i in range(12))
 
@@ -25,9 +25,9 @@ def usual(seed: int, count: int, moved: float = 0.0) -> list[dict[str, float]]:
 
 
 def test_usual_sets_stay_quiet_and_moved_ones_are_told():
-    reference = reference_of(usual(0, 80))
-    assert sum(judge_set(reference, usual(seed, 40)).drifting for seed in range(1, 101)) == 0
-    verdict = judge_set(reference, usual(500, 40, moved=-0.12))
+    reference = fit_reference(usual(0, 80))
+    assert sum(judge_drift(reference, usual(seed, 40)).drifting for seed in range(1, 101)) == 0
+    verdict = judge_drift(reference, usual(500, 40, moved=-0.12))
     assert verdict.drifting and verdict.chance < FALSE_ALARM_RATE
     worst = verdict.unusual(1)[0]
     assert worst["ratio"] == NAMES[3] and worst["deviation"] < -2 and worst["here"] < worst["usual_low"]
@@ -56,12 +56,12 @@ def with_scores(pictures: int) -> DriftReference:
 
 
 def test_two_pictures_prove_nothing():
-    verdict = judge_set(reference_of(usual(0, 40)), usual(1, 2, moved=0.5))
+    verdict = judge_drift(fit_reference(usual(0, 40)), usual(1, 2, moved=0.5))
     assert verdict.beyond == 2 and verdict.limit is None and not verdict.drifting
 
 
 def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one():
-    monitor = DriftMonitor(reference_of(usual(0, 80)), window=20)
+    monitor = DriftMonitor(fit_reference(usual(0, 80)), window=20)
     assert not any(monitor.update(row).drifting for row in usual(1, 60))
     states = [monitor.update(row) for row in usual(2, 20, moved=0.15)]
     first = next(i for i, state in enumerate(states) if state.drifting)
@@ -72,13 +72,13 @@ def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one():
 
 
 def test_a_number_that_is_none_is_unusual():
-    reference = reference_of(usual(0, 40))
+    reference = fit_reference(usual(0, 40))
     broken = {**usual(1, 1)[0], NAMES[0]: math.nan}
     assert reference.score(broken) == math.inf
 
 
 def test_a_reference_comes_back_from_its_file():
-    reference = reference_of(usual(0, 40))
+    reference = fit_reference(usual(0, 40))
     again = DriftReference.from_json(reference.to_json())
     assert again.names == reference.names and again.rank == reference.rank
     assert again.threshold == pytest.approx(reference.threshold, rel=1e-5)
@@ -93,7 +93,7 @@ def test_a_damaged_file_is_refused(damage: bytes):
 
 
 def test_a_reference_needs_pictures():
-    with pytest.raises(DataError, match="too little"):
-        reference_of(usual(0, 9))
+    with pytest.raises(DataError, match="too few pictures"):
+        fit_reference(usual(0, 9))
     with pytest.raises(DataError, match="too short"):
-        DriftMonitor(reference_of(usual(0, 20)), window=1)
+        DriftMonitor(fit_reference(usual(0, 20)), window=1)

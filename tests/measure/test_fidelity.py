@@ -74,7 +74,7 @@ def test_without_any_truth_the_metric_is_no_number() -> None:
 
 
 def test_comparing_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="no pictures to compare"):
         fidelity([], [])
     with pytest.raises(DataError, match="different pictures"):
         fidelity([seen(CAR)], [])
@@ -131,7 +131,7 @@ def test_nan_names_the_output_and_the_model() -> None:
 def test_outputs_that_do_not_line_up_are_refused() -> None:
     with pytest.raises(DataError, match="same outputs"):
         SqnrMeter().add({"a": np.ones(2)}, {"b": np.ones(2)})
-    with pytest.raises(DataError, match="another shape"):
+    with pytest.raises(DataError, match="shape of output"):
         SqnrMeter().add({"a": np.ones(2)}, {"a": np.ones((2, 1))})
     with pytest.raises(DataError, match="no outputs"):
         SqnrMeter().result_db()

@@ -75,12 +75,12 @@ def test_noise_decides(
     session = NullSession(changed(), 0, precision)
     bundle = opened(tmp_path, RAW, precision, decoder=None)
     answer = run_golden(bundle, session)
-    assert (answer.right, answer.frames) == (right, 1) and answer.why
+    assert (answer.passed, answer.frames) == (right, 1) and answer.reason
     assert golden_inputs(bundle)[0].shape == (1, 3, 64, 96)
     if right:
         assert require_golden(bundle, session) == answer
     else:
-        with pytest.raises(BundleError, match="does not compute what the bundle"):
+        with pytest.raises(BundleError, match="does not reproduce the golden outputs"):
             require_golden(bundle, session)
 
 
@@ -91,15 +91,15 @@ def test_noise_decides(
 )
 def test_where_nms_is_in_the_graph_boxes_decide(tmp_path: Path, rows: np.ndarray, right: bool):
     bundle = opened(tmp_path, {"out": ROWS[None]}, decoder=NMS)
-    assert run_golden(bundle, NullSession({"out": rows[None]}, 0, "int8+f32")).right is right
+    assert run_golden(bundle, NullSession({"out": rows[None]}, 0, "int8+f32")).passed is right
     ghosts = np.concatenate([ROWS, ROWS + np.eye(6)[5], ROWS[:, [1, 0, 3, 2, 4, 5]]])
-    assert not run_golden(bundle, NullSession({"out": ghosts[None]}, 0, "int8+f32")).right
+    assert not run_golden(bundle, NullSession({"out": ghosts[None]}, 0, "int8+f32")).passed
 
 
 def test_a_bundle_without_golden_frames_is_refused(tmp_path: Path):
     folder = tmp_path / "b.avq"
     write_bundle(staging_folder(folder), folder, manifest(), {"model.onnx": b"model"})
-    with pytest.raises(BundleError, match="no golden frames"):
+    with pytest.raises(BundleError, match="no golden outputs"):
         golden_inputs(open_bundle(folder))
 
 

@@ -93,7 +93,7 @@ def test_every_round_runs_all_and_no_one_is_always_first():
 
 
 def test_what_was_not_timed_together_is_not_compared():
-    with pytest.raises(RequestError, match="not timed together"):
+    with pytest.raises(RequestError, match="not from the same rounds"):
         ratio_interval(LatencySamples(np.ones(3, np.int64)), LatencySamples(np.ones(4, np.int64)))
     with pytest.raises(RequestError, match="nothing to time"):
         paired_latency({}, rounds=3)

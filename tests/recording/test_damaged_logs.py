@@ -82,7 +82,7 @@ def test_our_log_loses_no_more_than_its_damaged_first_chunk(tmp_path: Path, cut:
     assert told == "" and len(chunks) >= 4
     left, told = read(damaged(path, cut=cut))
     assert left == whole[chunks[0].messages : len(whole) - cut * chunks[-1].messages]
-    assert "damaged chunk skipped" in told and ("cut off" in told) == cut
+    assert "damaged chunk skipped" in told and ("truncated" in told) == cut
 
 
 def test_descriptions_before_the_chunks_are_read_by_the_standard_readers(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_log_of_others_is_read_with_the_descriptions_of_its_summary(tmp_path: 
 
 def test_what_nothing_describes_is_skipped_and_told(tmp_path: Path) -> None:
     left, told = read(damaged(foreign(tmp_path / "x.mcap"), cut=True))
-    assert left == [] and "channels that nothing describes: 1" in told and "cut off" in told
+    assert left == [] and "channels without a definition: 1" in told and "truncated" in told
 
 
 def with_a_broken_first_chunk(path: Path, *chunks: Iterable[Schema | Channel | Message]) -> Path:
@@ -150,4 +150,4 @@ def test_channels_that_a_later_chunk_describes_are_found_there(tmp_path: Path) -
         ("/x", "X", 2),
         ("/x", "X", 4),
     ]
-    assert "nothing describes: 9" in told
+    assert "without a definition: 9" in told

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from avq.daemon import sink_types
 from avq.recording import LogReader
-from avq.recording.recorder import AroundMisses
+from avq.recording.recorder import MissWindowBuffer
 from avq.recording.writer import Entry
 from avq.sinks import open_sink
 from tests.conftest import ROOT
@@ -118,7 +118,7 @@ def test_a_full_disk_without_older_files_leaves_a_readable_log(tmp_path: Path) -
 def test_exactly_the_time_around_each_miss_is_kept_once_and_in_order(
     frames: list[tuple[int, bool]], before: int, after: int
 ) -> None:
-    window, t, stream, written = AroundMisses(before, after), 0, [], []
+    window, t, stream, written = MissWindowBuffer(before, after), 0, [], []
     for number, (gap, miss) in enumerate(frames):
         t += gap
         stream.append((t, miss))
@@ -130,7 +130,7 @@ def test_exactly_the_time_around_each_miss_is_kept_once_and_in_order(
 
 
 def test_what_waits_for_a_miss_is_bounded_in_memory() -> None:
-    window = AroundMisses(10**18, 0, limit_bytes=1000)
+    window = MissWindowBuffer(10**18, 0, limit_bytes=1000)
     for n in range(100):
         assert window.take([Entry("/t", {}, bytes(100), n, n, n)], n, miss=False) == []
     assert len(window.take([Entry("/t", {}, b"", 100, 100, 100)], 100, miss=True)) <= 12
