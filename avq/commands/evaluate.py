@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from avq.hookspecs import Engine
 from avq.measure.accuracy import bootstrap_interval
 from avq.measure.accuracy import evaluate as accuracy_of
 from avq.measure.detector import Detector, detector_of, open_detector
-from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, judge_drift
+from avq.measure.drift import FALSE_ALARM_RATE, DriftReference, DriftVerdict, UnusualRatio, judge_drift
 from avq.measure.fidelity import TRUTH_SCORE, fidelity
 from avq.measure.labels import Labels, load_labels
 from avq.plugins import PluginHost
@@ -283,17 +283,6 @@ def mean_confidence(detections: Sequence[Detections]) -> float:
     return float(merged.mean()) if len(merged) else math.nan
 
 
-class DriftRatio(TypedDict):
-    """One probe ratio: usual value with its interval, value on these pictures, deviation in spreads."""
-
-    ratio: str
-    usual: float
-    usual_low: float
-    usual_high: float
-    here: float
-    deviation: float
-
-
 class UnusualPicture(TypedDict):
     """A picture and its drift score."""
 
@@ -313,7 +302,7 @@ class DriftJson(TypedDict):
     threshold: float
     false_alarm_rate: float
     reference_images: int
-    moved: list[DriftRatio]
+    moved: list[UnusualRatio]
     most_unusual: list[UnusualPicture]
 
 
@@ -407,7 +396,7 @@ def _drift_json(verdict: DriftVerdict, names: list[str]) -> DriftJson:
         "threshold": verdict.reference.threshold,
         "false_alarm_rate": FALSE_ALARM_RATE,
         "reference_images": verdict.reference.pictures,
-        "moved": cast("list[DriftRatio]", verdict.unusual()),
+        "moved": verdict.unusual(),
         "most_unusual": [{"picture": names[i], "score": float(verdict.scores[i])} for i in order],
     }
 
