@@ -1,4 +1,4 @@
-"""Every command and flag is on docs/commands.md, and whatever README.md and docs/ name of them exists."""
+"""docs/commands.md lists every command and flag; commands and flags in README.md and docs/ exist."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-z])(?![\w-])")
-#: Said once, at the top of the page.
+#: Listed once, at the top of the page.
 ALL_TAKE = {"--json", "--help", "-h"}
 
 
 def leaves(group: click.Group, path: tuple[str, ...] = ("avq",)) -> Iterator[tuple[str, click.Command]]:
-    """("avq log cut", its command) of every command; a group's default one goes by the group's name."""
+    """Yield ("avq log cut", its command) of every command; a group's default command has the group's name."""
     default = getattr(group, "_default", None)
-    for name, found in group.commands.items():
+    for name, command in group.commands.items():
         here = path if name == default else (*path, name)
-        if isinstance(found, click.Group):
-            yield from leaves(found, here)
+        if isinstance(command, click.Group):
+            yield from leaves(command, here)
         else:
-            yield " ".join(here), found
+            yield " ".join(here), command
 
 
 COMMANDS = dict(leaves(cli))
@@ -56,8 +56,23 @@ def test_the_page_has_every_flag_of_a_command_and_no_other(name: str):
     assert all(option.help for option in COMMANDS[name].params if isinstance(option, click.Option))
 
 
+def without_default(text: str) -> str:
+    return re.sub(r"\s*\[default: .*\]$", "", text)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_has_the_help_texts_of_the_program(name: str):
+    summary = " ".join((COMMANDS[name].help or "").split())
+    assert summary[1:] in " ".join(sections()[name].split())
+    rows = dict(re.findall(r"^\| `([^`]*)` \| (.*) \|$", sections()[name], flags=re.MULTILINE))
+    texts = {flag: text for flags, text in rows.items() for flag in FLAG.findall(flags)}
+    for option in COMMANDS[name].params:
+        if isinstance(option, click.Option) and not option.hidden and not ALL_TAKE & set(option.opts):
+            assert texts[option.opts[0]].split("; ")[0] == without_default(option.help or "").split("; ")[0]
+
+
 def snippets(page: Path) -> Iterator[str]:
-    """Inline code, and the lines of code blocks with their continuations."""
+    """Yield inline code, and the lines of code blocks joined with their continuations."""
     text = page.read_text()
     for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
         yield from block.replace("\\\n", " ").splitlines()
@@ -67,7 +82,7 @@ def snippets(page: Path) -> Iterator[str]:
 
 
 def commands_in(snippet: str) -> Iterator[tuple[str, set[str]]]:
-    """(command, flags) of every avq command line in it, up to what ends one."""
+    """Yield (command, flags) of every avq command line in a snippet."""
     for line in re.findall(r"(?:^|[\s;|&/])(?<!from )avq((?: [^|;&#]*)?)", snippet.split("#", maxsplit=1)[0]):
         words = line.split()
         name = "avq"
@@ -84,12 +99,12 @@ def test_commands_and_their_flags_exist(page: Path):
     for snippet in snippets(page):
         for name, flags in commands_in(snippet):
             known = [command for command in COMMANDS if f"{command} ".startswith(f"{name} ")]
-            assert known, f"there is no '{name}': {snippet}"
+            assert known, f"no command '{name}': {snippet}"
             missing = flags - ALL_TAKE - set.union(*(FLAGS[command] for command in known))
             assert not missing, f"'{name}' has no {missing}: {snippet}"
 
 
-def test_the_pages_show_most_commands_beside_the_list_of_all():
+def test_the_other_pages_show_most_commands():
     shown = {
         name
         for page in PAGES
