@@ -149,7 +149,7 @@ def _refuses_wrong_inputs(engine: Engine) -> None:
     floats = np.zeros(SHAPE, np.float32)
     _must_raise(engine, "infer of floats", lambda: session.infer(floats), AvqError)  # type: ignore[arg-type]
     _must_raise(engine, "run without an input", lambda: session.run({}), AvqError)
-    unknown = {INPUT: sample_picture(0), "nobody": wrong}
+    unknown = {INPUT: sample_picture(0), "unknown": wrong}
     _must_raise(engine, "run of an unknown input", lambda: session.run(unknown), AvqError)
     session.close()
 

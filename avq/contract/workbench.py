@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kept:
+class RecordedPlan:
     """A strategy that kept its contract for one target: its plan, and how far that is from the float model."""
 
     target: Target
@@ -54,7 +54,7 @@ def check_strategy(
     data: Path | None = None,
     targets: Sequence[Target] = TARGETS,
     report: Reporter | None = None,
-) -> tuple[Kept, ...]:
+) -> tuple[RecordedPlan, ...]:
     """The contract suite of quantizers on a real workbench, once per target.
 
     Args:
@@ -70,10 +70,10 @@ def check_strategy(
         AvqError: the model or the pictures cannot be used.
     """
 
-    def judge(target: Target) -> Callable[[GraphView, Workbench], Kept]:
-        def ask(graph: GraphView, bench: Workbench) -> Kept:
+    def judge(target: Target) -> Callable[[GraphView, Workbench], RecordedPlan]:
+        def ask(graph: GraphView, bench: Workbench) -> RecordedPlan:
             plan = _guarded(quantizer, lambda: check_quantizer(quantizer, graph, bench, options))
-            return Kept(target, plan, _lowered(quantizer, plan, bench))
+            return RecordedPlan(target, plan, _lowered(quantizer, plan, bench))
 
         return ask
 
@@ -188,7 +188,7 @@ def _guarded(quantizer: Quantizer, body: Callable[[], T]) -> T:
         return body()
     except AvqError:
         raise
-    except Exception as error:  # a strategy's bug, told with its place
+    except Exception as error:  # a strategy's bug; the error names its place
         raise PluginError(
             f"the strategy {quantizer.name!r} breaks its contract: it fails with errors of avq only",
             seen=f"{type(error).__name__}: {error}, {_where(error)}",

@@ -1,4 +1,4 @@
-"""Runtimes: one vendor per file, each imported only when a model is opened or its status is asked."""
+"""Runtimes: one vendor per file, each imported when a model is opened or its status is read."""
 
 from __future__ import annotations
 

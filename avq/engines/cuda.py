@@ -32,7 +32,7 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
 
 
 class Cuda(Protocol):
-    """One stream on the first card, with the memory that was asked of it. One thread at a time."""
+    """One stream on the first card, with the memory allocated on it. One thread at a time."""
 
     stream: int
 

@@ -48,7 +48,7 @@ class GpuSession:
         for key, address in self._device.items():
             self._context.set_tensor_address(key, address)
         self._launch = self._queue
-        self.why_no_graph = "not asked for"
+        self.why_no_graph = "not requested"
         self._warm_up()
         if graph:
             self._record()

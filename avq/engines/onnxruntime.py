@@ -163,7 +163,7 @@ class OnnxRuntimeSession:
 
 
 def _load() -> Any:
-    # Its releases send usage to their makers, under an id kept in the home folder, unless told so before the import.
+    # Its releases send usage to their makers, with an id kept in the home folder, unless this is set at import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
@@ -234,7 +234,9 @@ def _ran_in(profile: Path) -> str:
         events = json.loads(profile.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            "onnxruntime did not say which kernels it runs", seen=str(error), fix="check the temporary folder"
+            "onnxruntime wrote no profile, so kernel precisions are unknown",
+            seen=str(error),
+            fix="check the temporary folder",
         ) from error
     ops = {str(event.get("args", {}).get("op_name", "")) for event in events if event.get("cat") == "Node"}
     compute = {op for op in ops if common.is_compute(op)}

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU.
 
-The only importer of ``openvino``. The precision of float parts is always asked for: left alone, OpenVINO
+The only importer of ``openvino``. The precision of float parts is always set: by default OpenVINO
 silently runs "FP32" models in BF16 where the processor can. What really ran is read back from the compiled
 graph.
 """
@@ -228,7 +228,7 @@ def _load() -> Any:
 
 @contextmanager
 def _nothing_reported() -> Iterator[None]:
-    """Left alone, OpenVINO tells its makers of its own import: over the network, from a process it forks, with an id
+    """By default OpenVINO reports its import to its makers: over the network, from a process it forks, with an id
     that it keeps in the home folder. Without that module it takes a stub of its own.
     """
     if _REPORTER in sys.modules:  # somebody else imported it, and may want it

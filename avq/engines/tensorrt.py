@@ -1,7 +1,7 @@
 """TensorRT 10.x and 11.x, as JetPack, DRIVE OS and NVIDIA's own packages bring it.
 
 An engine fits the very release and card it was built with, so it is built where it runs: `avq compile`. What a
-release offers is asked of its classes, never read from its version.
+release offers is found in its classes, never derived from its version.
 
 No machine that avq was developed on has a card, nor the library: this file is tested against the recorded names of
 the 10.16 and 11.4 bindings, and its builder on the classes of TensorRT for RTX, which is a release of the 11.x kind.
@@ -50,11 +50,13 @@ class TensorRtEngine:
             )
         why = why_no_card()
         card = first_card()
-        said = (
+        ability = (
             f"cannot build or run here: {why}" if why or card is None else f"builds for {card.architecture}"
         )
-        roads = "Q/DQ and calibrators" if hasattr(trt, "IInt8EntropyCalibrator2") else "Q/DQ"
-        return EngineStatus(NAME, True, str(trt.__version__), not why, not why, f"INT8 by {roads}; {said}")
+        methods = "Q/DQ and calibrators" if hasattr(trt, "IInt8EntropyCalibrator2") else "Q/DQ"
+        return EngineStatus(
+            NAME, True, str(trt.__version__), not why, not why, f"INT8 by {methods}; {ability}"
+        )
 
     @property
     def float_precisions(self) -> tuple[EnginePrecision, ...]:
@@ -65,12 +67,12 @@ class TensorRtEngine:
         """Signed grids around zero only."""
         return ("s8",)
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """None: an engine is built where it runs. RequestError when some are asked for."""
-        if asked:
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """None: an engine is built where it runs. RequestError for any name."""
+        if names:
             raise RequestError(
                 "TensorRT builds engines on the machine that runs them",
-                seen=f"--gpu-arch {','.join(asked)}",
+                seen=f"--gpu-arch {','.join(names)}",
                 fix="build without --gpu-arch; on the vehicle: avq compile BUNDLE --target tensorrt",
             )
         return ()
@@ -99,10 +101,10 @@ class TensorRtEngine:
             self.chosen_architectures((architecture,))
         trt = _load()
         log, cache = make_log(trt), _timing_cache_path(trt, here)
-        asked = replace(options or BuildOptions(), timing_cache=_read(cache))
-        cuda = open_cuda() if asked.calibration is not None else None
+        settings = replace(options or BuildOptions(), timing_cache=_read(cache))
+        cuda = open_cuda() if settings.calibration is not None else None
         try:
-            built = build(trt, log, model, asked, cuda=cuda, report=report)
+            built = build(trt, log, model, settings, cuda=cuda, report=report)
         finally:
             if cuda is not None:
                 cuda.close()

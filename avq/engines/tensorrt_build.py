@@ -262,10 +262,15 @@ def _network_flags(trt: Any, options: BuildOptions) -> int:
 def _choose_implicitly(trt: Any, network: Any, config: Any, options: BuildOptions, cuda: Cuda | None) -> None:
     config.set_flag(trt.BuilderFlag.INT8)
     config.set_flag(trt.BuilderFlag.FP16)
-    asked = options.calibration
-    assert asked is not None
+    calibration = options.calibration
+    assert calibration is not None
     config.int8_calibrator = calibrator(
-        trt, asked.method, asked.pictures, cache=asked.cache, keep=asked.keep, cuda=cuda
+        trt,
+        calibration.method,
+        calibration.pictures,
+        cache=calibration.cache,
+        keep=calibration.keep,
+        cuda=cuda,
     )
     types = {"int8": trt.DataType.INT8, "fp16": trt.DataType.HALF, "fp32": trt.DataType.FLOAT}
     pinned = 0

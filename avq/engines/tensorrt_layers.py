@@ -77,8 +77,8 @@ def _layer(item: Any) -> EngineLayer:
 def _type_of(tensor: Any) -> str:
     if not isinstance(tensor, dict):
         return ""
-    said = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "").lower()
-    return next((name for name, words in _TYPES if any(word in said for word in words)), "")
+    datatype = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "").lower()
+    return next((name for name, words in _TYPES if any(word in datatype for word in words)), "")
 
 
 def precision_of(layers: Iterable[EngineLayer], otherwise: str) -> str:

@@ -97,7 +97,7 @@ def _cache_path(trt: Any, data: bytes) -> Path:
 NAME = "tensorrt-rtx"
 _MODULE = "tensorrt_rtx"
 _PACKAGE = "tensorrt-rtx-cu12"
-#: What is built when nobody says for which cards: GeForce and RTX of the last three generations.
+#: Architectures built by default: GeForce and RTX of the last three generations.
 DEFAULT_ARCHITECTURES = ("sm86", "sm89", "sm120")
 _ELSEWHERE = {
     "sm72": "Xavier takes TensorRT 8 of JetPack 5",
@@ -130,8 +130,8 @@ class TensorRtRtxEngine:
             why = " ".join(f"installed, but it does not load: {error}".split())
             return EngineStatus(NAME, False, "", False, False, why)
         why = self.why_not_running()
-        said = f"builds for {listed}" + (f"; cannot run here: {why}" if why else "")
-        return EngineStatus(NAME, True, _version(), True, not why, said)
+        ability = f"builds for {listed}" + (f"; cannot run here: {why}" if why else "")
+        return EngineStatus(NAME, True, _version(), True, not why, ability)
 
     def encodings(self) -> tuple[str, ...]:
         """Signed grids around zero only."""
@@ -142,20 +142,20 @@ class TensorRtRtxEngine:
         members = _load().ComputeCapability.__members__
         return tuple(name.lower() for name in members if name.startswith("SM"))
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """``asked`` in the library's spelling, the usual cards when empty; RequestError for others."""
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Give ``names`` in the library's spelling, the usual cards when empty; RequestError for others."""
         known = self.architectures()
-        if not asked:
-            return tuple(name for name in DEFAULT_ARCHITECTURES if name in known)
-        wanted = tuple(dict.fromkeys(spelled(name) for name in asked))
-        for name in wanted:
+        if not names:
+            return tuple(each for each in DEFAULT_ARCHITECTURES if each in known)
+        chosen = tuple(dict.fromkeys(spelled(name) for name in names))
+        for name in chosen:
             if name not in known:
                 raise RequestError(
                     f"TensorRT for RTX builds no engine for '{name}'",
                     seen=_ELSEWHERE.get(name, f"it builds for {', '.join(known)}"),
                     fix=nearest(name, known),
                 )
-        return wanted
+        return chosen
 
     def architecture(self) -> str:
         """Compute capability of the first card, "sm89"; '' without one."""

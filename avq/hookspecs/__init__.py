@@ -60,7 +60,7 @@ def avq_register_engines() -> Sequence[Engine]:  # type: ignore[empty-body]
 
 @hookspec
 def avq_register_decoders() -> Sequence[Decoder]:  # type: ignore[empty-body]
-    """Head families this plugin brings, asked after the built-in ones."""
+    """Head families this plugin brings, tried after the built-in ones."""
 
 
 @hookspec

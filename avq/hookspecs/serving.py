@@ -141,11 +141,11 @@ class CompilingEngine(Engine, Protocol):
         """Give the compute capability of the GPU of this machine, such as "sm87"; "" without one."""
         ...
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Normalise the architectures of ``--gpu-arch``.
 
         Args:
-            asked: names as typed; empty takes the usual ones.
+            names: as typed; empty takes the usual ones.
 
         Returns:
             Names in the builder's spelling, without duplicates; empty for an engine that compiles on the target.

@@ -181,7 +181,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """frame2 before frame10; equal numbers are told apart by their text."""
+    """frame2 before frame10; equal numbers are ordered by their text."""
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 

@@ -73,8 +73,8 @@ class Compiling:
     def architecture(self) -> str:
         return "sm00"
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        if asked:
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
             raise RequestError("no such architecture")
         return ("sm00",)
 

@@ -93,8 +93,8 @@ class DnnEngine:
     def architecture(self) -> str:
         return _ARCHITECTURES[0]
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        for name in asked:
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
             if name not in _ARCHITECTURES:
                 raise RequestError(
                     f"outside-dnn builds nothing for '{name}'", fix=f"valid: {_ARCHITECTURES[0]}"
