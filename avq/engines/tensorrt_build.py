@@ -227,15 +227,15 @@ def parse(trt: Any, network: Any, model: bytes, log: Any, *, target: str = "tens
     if parser.parse(model):
         return
     first = parser.get_error(0) if parser.num_errors else None
-    node, operator = (_asked(first, name) for name in ("node_name", "node_operator"))
+    node, operator = (_attribute(first, name) for name in ("node_name", "node_operator"))
     raise ModelError(
         f"{target} cannot read {f'node {node!r} ({operator})' if node or operator else 'the model'}",
-        seen=_asked(first, "desc")[:400] or last_words(log),
+        seen=_attribute(first, "desc")[:400] or last_words(log),
         fix=f"avq lint MODEL --target {target} says what to change",
     )
 
 
-def _asked(error: Any, name: str) -> str:
+def _attribute(error: Any, name: str) -> str:
     ask = getattr(error, name, None)
     return str(ask()) if callable(ask) else ""
 

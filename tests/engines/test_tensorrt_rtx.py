@@ -133,10 +133,10 @@ def test_a_card_it_does_not_know_is_named(architecture, runs, monkeypatch):
 COLLECTED_IN_THE_LOG = """
 import gc
 import tensorrt_rtx
-from avq.contract.sample import sample_model
-from avq.engines import tensorrt_log, tensorrt_rtx as engine
+from avq.contract.engine_suite import sample_model
+from avq.engines import tensorrt_build, tensorrt_rtx as engine
 
-make = tensorrt_log.make_log
+make = tensorrt_build.make_log
 
 def collecting(trt):
     class Log(type(make(trt))):
@@ -149,7 +149,7 @@ def leave_a_builder():
     cycle = [tensorrt_rtx.Builder(make(tensorrt_rtx))]
     cycle.append(cycle)
 
-gc.set_threshold(0)  # collections when we say so
+gc.set_threshold(0)  # collections at chosen moments only
 leave_a_builder()
 engine.make_log = collecting
 print(len(engine.TensorRtRtxEngine().compile(sample_model(), "sm89").data) > 1000, gc.isenabled())
