@@ -132,4 +132,4 @@ def test_a_folder_with_other_things_is_left_alone(bundle, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "notes.txt").write_text("mine")
     problem = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", code=2)["error"]
-    assert "no set" in problem["what"] and [p.name for p in (tmp_path / "set").iterdir()] == ["notes.txt"]
+    assert "index.csv" in problem["what"] and [p.name for p in (tmp_path / "set").iterdir()] == ["notes.txt"]
