@@ -9,6 +9,7 @@ from pathlib import Path
 #: Flags that select other kernels, hence other rounding, weakest first.
 _X86 = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _ARM = ("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")
+_EIGHT_BIT_DOT = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def is_x86() -> bool:
@@ -20,6 +21,14 @@ def is_x86() -> bool:
 def instruction_set() -> str:
     """A short stable name, such as "x86-64 avx2 fma avx512f avx512_vnni"."""
     return describe(platform.machine(), _cpuinfo())
+
+
+def has_eight_bit_dot(isa: str) -> bool:
+    """True where ``isa`` (see ``instruction_set``) has a dot product of bytes: VNNI, AMX or SDOT.
+
+    x86 without one adds pairs of products in 16 bits: unsigned times signed bytes can saturate there.
+    """
+    return not set(isa.split()).isdisjoint(_EIGHT_BIT_DOT)
 
 
 def describe(machine: str, cpuinfo: str) -> str:

@@ -124,9 +124,12 @@ def _write_labels(
 # ``python -m avq.scenes.dataset -o DIR``: the built-in set, or any other labelled set of
 # scenes.
 
-# Apart from the training (from 1 000 000) and held-out (from 10 000) seeds of avq.scenes.train.
+# Disjoint ranges of scene seeds: held out from the training, calibration, training.
+HELD_OUT_SEED = 10_000
+HELD_OUT_SCENES = 500
 CALIBRATION_SEED = 20_000
 CALIBRATION_SCENES = 64
+TRAINING_SEED = 1_000_000
 # 16 px in the detector's 320x192 input.
 IGNORE_BELOW_PX = 32.0
 

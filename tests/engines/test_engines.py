@@ -226,7 +226,7 @@ def test_opening_running_and_failing_print_nothing(engine):
         "from avq.engines import engine_by_name\n"
         "from avq.types import SessionOptions\n"
         "from avq.errors import ModelError\n"
-        "from avq.contract.sample import sample_model, sample_picture\n"
+        "from avq.contract.engine_suite import sample_model, sample_picture\n"
         f"engine = engine_by_name('{engine.name}')\n"
         "engine.open(sample_model(), SessionOptions()).infer(sample_picture(0))\n"
         "try:\n    engine.open(b'no model', SessionOptions())\n"
@@ -301,7 +301,7 @@ import sys
 seen = []
 watched = ("os.fork", "os.posix_spawn", "socket.connect", "socket.getaddrinfo", "subprocess.Popen")
 sys.addaudithook(lambda event, _: seen.append(event) if event in watched else None)
-from avq.contract.sample import sample_model, sample_picture
+from avq.contract.engine_suite import sample_model, sample_picture
 from avq.engines import engine_by_name
 from avq.types import SessionOptions
 session = engine_by_name(sys.argv[1]).open(sample_model(), SessionOptions())

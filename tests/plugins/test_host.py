@@ -59,7 +59,8 @@ def avq_register_quantizers():
 
 
 def _in_fresh_python(script: str, path: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(path)}
+    paths = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
     )

@@ -35,7 +35,8 @@ class Site:
 
     def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OUTSIDE_JOURNAL": str(self._journal)}
+        path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "PYTHONPATH": path, "OUTSIDE_JOURNAL": str(self._journal)}
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, check=False, timeout=900
         )

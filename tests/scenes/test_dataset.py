@@ -16,11 +16,13 @@ from avq.scenes import CLASS_NAMES, random_scene
 from avq.scenes.dataset import (
     CALIBRATION_SCENES,
     CALIBRATION_SEED,
+    HELD_OUT_SCENES,
+    HELD_OUT_SEED,
     IGNORE_BELOW_PX,
     INDEX_COLUMNS,
+    TRAINING_SEED,
     write_labelled_set,
 )
-from avq.scenes.train.data import HELD_OUT_SCENES, HELD_OUT_SEED, TRAINING_SEED
 
 PACKAGED = pathlib.Path(__file__).parents[2] / "calibration_data" / "road_scenes"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from avq.builder.trials.layer_times import LayerCosts
 from avq.builder.trials.serving import Candidate
+from avq.engines.cpu import has_eight_bit_dot
 from avq.toolbox import Placement, place
 from avq.types import GraphView, NodeView, QuantizationPlan
 
@@ -20,7 +21,6 @@ from avq.types import GraphView, NodeView, QuantizationPlan
 FEW_CHANNELS = 16
 _FUSED_BEHIND = ("Relu", "Clip", "LeakyRelu")
 _CURVED = ("Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Mish", "Gelu", "Erf", "Tanh", "Softplus")
-_EIGHT_BIT_DOT = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _ran_in_float(context: Context, int8: Sequence[Placement]) -> list[Slowdown]
 
 
 def _no_dot_product(context: Context, int8: Sequence[Placement]) -> list[Slowdown]:
-    if set(context.isa.split()) & set(_EIGHT_BIT_DOT):
+    if has_eight_bit_dot(context.isa):
         return []
     return [
         Slowdown(

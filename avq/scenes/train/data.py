@@ -14,19 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avq.scenes.dataset import TRAINING_SEED
 from avq.scenes.drive import random_scene
 from avq.scenes.labels import Image
 
-# The detector's input picture and the ranges of scene seeds; free of torch, so that tests can use it.
-
+# The detector's input picture.
 INPUT_HEIGHT_PX = 192
 INPUT_WIDTH_PX = 320
 PAD_VALUE = 114
-
-# Disjoint ranges of seeds; the calibration set has its own (avq.scenes.dataset).
-TRAINING_SEED = 1_000_000
-HELD_OUT_SEED = 10_000
-HELD_OUT_SCENES = 500
 
 # Boxes less tall than this, in network input pixels, are ignored by the evaluation.
 IGNORE_BELOW_PX = 16.0

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avq.scenes.dataset import HELD_OUT_SCENES, HELD_OUT_SEED
 from avq.scenes.drive import random_scene
 from avq.scenes.labels import CLASS_NAMES
-from avq.scenes.train.data import HELD_OUT_SCENES, HELD_OUT_SEED, IGNORE_BELOW_PX, letterbox
+from avq.scenes.train.data import IGNORE_BELOW_PX, letterbox
 
 # images (1,3,192,320) float32 0..1 -> boxes (N,4), scores (N,C)
 Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
