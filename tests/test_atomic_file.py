@@ -25,7 +25,7 @@ def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(ValueError, match="on purpose"), atomic_replace(path) as temporary:
+    with pytest.raises(ValueError, match="on purpose"), atomic_replace(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise ValueError("on purpose")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

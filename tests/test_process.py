@@ -21,7 +21,7 @@ def test_what_c_buffers_while_muted_never_comes_out(capfd):
 
 
 def test_only_the_named_descriptor_is_muted_and_only_until_an_error(capfd):
-    with pytest.raises(ValueError, match="on the way"), suppress_output(STANDARD_ERROR):
+    with pytest.raises(ValueError, match="on the way"), suppress_output(STANDARD_ERROR):  # noqa: PT012
         C.puts(b"an answer")
         raise ValueError("on the way")
     C.perror(b"told")

@@ -86,8 +86,9 @@ def rows(findings: DoctorJson) -> list[dict[str, object]]:
         state = "runs" if engine["can_run"] else "builds" if engine["can_build"] else ""
         state = state or ("installed" if engine["available"] else "missing")
         table.append(_row("engine", engine["name"], state, engine["version"], engine["why"]))
-    for gpu in findings["gpus"]:
-        table.append(_row("gpu", gpu["name"], "ok", f"driver {gpu['driver_version']}"))
+    table.extend(
+        _row("gpu", gpu["name"], "ok", f"driver {gpu['driver_version']}") for gpu in findings["gpus"]
+    )
     if not findings["gpus"]:
         table.append(
             _row(
@@ -101,10 +102,14 @@ def rows(findings: DoctorJson) -> list[dict[str, object]]:
     cuda = findings["cuda"]
     state = "ok" if cuda["name"] else "missing"
     table.append(_row("gpu", f"memory: {cuda['name'] or '-'}", state, cuda["version"], cuda["why"]))
-    for codec in findings["codecs"]:
-        table.append(_row("codec", codec["name"], "ok" if codec["works"] else "missing", "", codec["why"]))
-    for plugin in findings["plugins"]:
-        table.append(_row("plugin", plugin["name"], "ok", plugin["version"], ", ".join(plugin["brings"])))
+    table.extend(
+        _row("codec", codec["name"], "ok" if codec["works"] else "missing", "", codec["why"])
+        for codec in findings["codecs"]
+    )
+    table.extend(
+        _row("plugin", plugin["name"], "ok", plugin["version"], ", ".join(plugin["brings"]))
+        for plugin in findings["plugins"]
+    )
     table.extend(_row("problem", "plugins", "broken", "", text) for text in findings["messages"])
     return table
 

@@ -213,7 +213,7 @@ class BundleSwapper:
         served = self._prepare(path)
         try:
             if _same_modes(served, self.serving):
-                raise RefusedError(
+                raise RefusedError(  # noqa: TRY301 - it closes what was prepared
                     "the bundle already serves",
                     seen=_named(served),
                     fix="name another bundle",

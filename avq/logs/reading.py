@@ -143,7 +143,8 @@ def _topics(database: sqlite3.Connection) -> dict[int, _Topic]:
     columns = {row[1] for row in database.execute("PRAGMA table_info(topics)")}
     qos = "offered_qos_profiles" if "offered_qos_profiles" in columns else "''"
     definitions = _definitions(database)
-    rows = database.execute(f"SELECT id, name, type, serialization_format, {qos} FROM topics").fetchall()
+    query = f"SELECT id, name, type, serialization_format, {qos} FROM topics"  # noqa: S608 - one of two constants
+    rows = database.execute(query).fetchall()
     return {
         int(number): _Topic(str(name), str(kind), str(encoding), str(profile), definitions.get(kind, b""))
         for number, name, kind, encoding, profile in rows

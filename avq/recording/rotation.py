@@ -156,12 +156,13 @@ class RotatingLog:
         while True:
             try:
                 log.commit()
-                return True
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
                 if not self._delete_oldest():
                     break
+            else:
+                return True
         if log.pending > _MAX_BUFFER_BYTES:
             self._drop(log)
         return False

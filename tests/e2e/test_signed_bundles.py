@@ -204,10 +204,10 @@ def test_keys_are_private_and_never_overwritten(keys: Path, signed: Path, tmp_pa
     loose.chmod(0o644)
     with pytest.raises(RequestError, match="read by others"):
         trust.sign(signed, loose)
+    public = tmp_path / "public"
+    shutil.copy(f"{keys}.pub", public)
+    public.chmod(0o600)
     with pytest.raises(RequestError, match="private key"):
-        public = tmp_path / "public"
-        shutil.copy(f"{keys}.pub", public)
-        public.chmod(0o600)
         trust.sign(signed, public)
 
 

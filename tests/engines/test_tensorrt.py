@@ -133,8 +133,8 @@ def test_release_11_has_no_calibrators_and_says_what_to_give_it():
 
 def test_nothing_to_calibrate_with_is_refused():
     asked = BuildOptions(calibration=Calibration())
+    double = Double("10.16")
     with pytest.raises(RequestError, match="nothing to calibrate with"):
-        double = Double("10.16")
         build(double, make_log(double), b"model", asked)
     with pytest.raises(RequestError, match="no calibration 'median'"):
         built(Double("10.16"), BuildOptions(calibration=Calibration("median", PICTURES)))  # type: ignore[arg-type]
@@ -312,6 +312,6 @@ def test_the_builder_works_on_real_classes_of_the_11_kind():
     assert len(result.data) > 1000 and result.layers > 0 and not log.errors
     with pytest.raises(ModelError, match="cannot read"):
         build(tensorrt_rtx, make_log(tensorrt_rtx), b"no model", options)
+    asked = BuildOptions(calibration=Calibration("entropy", PICTURES))
     with pytest.raises(RequestError, match="no calibrators"):
-        asked = BuildOptions(calibration=Calibration("entropy", PICTURES))
         build(tensorrt_rtx, make_log(tensorrt_rtx), sample_model(), asked)

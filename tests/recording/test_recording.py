@@ -160,7 +160,7 @@ def test_a_log_cut_off_as_a_source_delivers_then_tells(whole_log: Path, tmp_path
     path.write_bytes(data[: len(data) // 2])
     source = LogSource().open(str(path), open_timeout_ms=1, read_timeout_ms=1)
     pictures = 0
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="is damaged"):  # noqa: PT012
         while source.read() is not None:
             pictures += 1
     assert 8 <= pictures <= 16

@@ -73,8 +73,7 @@ def test_a_cut_off_video_delivers_what_is_left_and_then_tells(tmp_path: Path, na
     assert declared_bytes(whole) <= whole.stat().st_size
     seen = []
     with pytest.raises(DataError, match=r"ends early: \d+ frames could be read, \d+ are declared") as error:
-        for number in numbers(opened(cut)):
-            seen.append(number)
+        seen.extend(numbers(opened(cut)))
     assert 10 <= len(seen) < FRAMES
     assert seen == list(range(len(seen)))
     assert f"{len(seen)} frames could be read" in error.value.what
@@ -120,12 +119,9 @@ def test_a_real_dashcam_clip(material: Path) -> None:
 def test_a_real_clip_cut_off(material: Path, tmp_path: Path) -> None:
     data = (material / "video" / "udacity_vehicle_test_video.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
-    with pytest.raises(
-        DataError
-    ) as error:  # its index lies at the end (not opened) or at the front (ends early)
-        source = opened(tmp_path / "cut.mp4")
-        while source.read() is not None:
-            pass
+    # Its index lies at the end (not opened) or at the front (ends early).
+    with pytest.raises(DataError) as error:
+        list(numbers(opened(tmp_path / "cut.mp4")))
     assert "bytes of" in error.value.seen
 
 
@@ -255,8 +251,7 @@ def test_a_stalled_stream_is_told_within_its_time_out(camera: str) -> None:
     started = time.monotonic()
     seen = []
     with pytest.raises(DataError, match="stopped delivering"):
-        for number in numbers(source):
-            seen.append(number)
+        seen.extend(numbers(source))
     assert seen == list(range(len(seen)))
     assert len(seen) >= 5
     assert time.monotonic() - started < 25  # asked for 2 s; FFmpeg's own time-out is 30 s

@@ -36,10 +36,7 @@ def read_linear(reading: QuantizedFile) -> list[FoundQuantizer]:
     Raises ModelError for graphs whose integers go anywhere else.
     """
     _move_dequantizers_up(reading)
-    found = []
-    for node in reading.nodes:
-        if node.op_type in DEQUANTIZE:
-            found.append(_pair_or_constant(reading, node))
+    found = [_pair_or_constant(reading, node) for node in reading.nodes if node.op_type in DEQUANTIZE]
     _refuse_loose_integers(reading, {n.name for one in found for n in one.nodes})
     return found
 

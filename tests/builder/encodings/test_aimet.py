@@ -69,9 +69,8 @@ def over_graph(data: bytes, folder: Path) -> Any:
 @st.composite
 def plans(draw: st.DrawFn) -> QuantizationPlan:
     """Grids on whole activations and on weights, per tensor or per output channel."""
-    points = []
-    for name in draw(st.lists(st.sampled_from(ACTIVATIONS), unique=True)):
-        points.append(draw(point_on(Edge(name), (), None)))
+    names = draw(st.lists(st.sampled_from(ACTIVATIONS), unique=True))
+    points = [draw(point_on(Edge(name), (), None)) for name in names]
     for name in draw(st.lists(st.sampled_from(sorted(WEIGHTS)), unique=True)):
         shape, axis = WEIGHTS[name]
         per_channel = draw(st.booleans())

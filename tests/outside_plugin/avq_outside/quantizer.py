@@ -50,9 +50,11 @@ class MarginQuantizer:
             seen = stats.range(edge.tensor, "minmax", symmetric=bench.symmetric_only)
             clip = Range(seen.low * options.margin, seen.high * options.margin)
             points.append(activation_point(edge, clip, symmetric=bench.symmetric_only))
-        for p in placements:
-            if p.weight is not None:
-                points.append(weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis))
+        points.extend(
+            weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis)
+            for p in placements
+            if p.weight is not None
+        )
         precisions = {node: NodePrecision("fp32", why) for node, why in bench.keep_float.items()}
         precisions |= {p.node: NodePrecision("int8", f"{p.kind}, weighted operator") for p in placements}
         bench.note("outside-margin", [{"operators": len(placements), "margin": options.margin}])
