@@ -21,6 +21,7 @@ from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
 from avq.hookspecs import CalibrationStats, EncodingsOptions, Engine
 from avq.types import (
+    F64,
     AnyArray,
     Figure,
     GroupRow,
@@ -33,7 +34,6 @@ from avq.types import (
     SessionOptions,
     StatRequest,
 )
-from avq.types.frame import F64
 
 
 @dataclass

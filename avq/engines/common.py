@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from avq.errors import MachineError, ModelError, RequestError, nearest
-from avq.types import TensorView
-from avq.types.frame import U8, AnyArray
+from avq.types import U8, AnyArray, TensorView
 
 #: Operators whose precision is the precision of a detector: nearly all multiply-adds are theirs.
 COMPUTE_OPS = ("conv", "gemm", "matmul", "fullyconnected", "innerproduct")

@@ -20,8 +20,7 @@ import numpy as np
 from avq.engines import common
 from avq.engines.cpu import is_x86
 from avq.errors import MachineError, ModelError, RequestError
-from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions, TensorView
-from avq.types.frame import U8, AnyArray
+from avq.types import U8, AnyArray, EnginePrecision, EngineStatus, RawOutputs, SessionOptions, TensorView
 
 NAME = "onnxruntime"
 

@@ -20,8 +20,16 @@ import numpy as np
 
 from avq.engines import common
 from avq.errors import MachineError, ModelError, RequestError
-from avq.types import EnginePrecision, EngineStatus, LayerTime, RawOutputs, SessionOptions, TensorView
-from avq.types.frame import U8, AnyArray
+from avq.types import (
+    U8,
+    AnyArray,
+    EnginePrecision,
+    EngineStatus,
+    LayerTime,
+    RawOutputs,
+    SessionOptions,
+    TensorView,
+)
 
 # Where OpenVINO cannot compile packed weights: pointwise convolutions that read one of several outputs.
 

@@ -13,13 +13,14 @@ from avq.compare import iou_matrix
 from avq.errors import DataError, MachineError
 from avq.measure.labels import Labels
 from avq.types import F32, F64, I64, Accuracy, Detections
+from avq.types.arrays import ArrayRecord
 
 if TYPE_CHECKING:
     from avq.measure.labels import Labels
 
 
-@dataclass(frozen=True, slots=True)
-class Boxes:
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes(ArrayRecord):
     """Boxes of one picture for the COCO metric.
 
     Attributes:
@@ -33,6 +34,9 @@ class Boxes:
     categories: I64
     scores: F32
     ignore: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        self._freeze("xyxy_px", "categories", "scores", "ignore")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ import numpy as np
 
 from avq.errors import BundleError, DataError
 from avq.types import F64, AnyArray
+from avq.types.arrays import ArrayRecord
 
 #: Smallest number of reference pictures.
 MIN_REFERENCE = 10
@@ -57,8 +58,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     scores: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class DriftReference:
+@dataclass(frozen=True, eq=False)
+class DriftReference(ArrayRecord):
     """Distribution of the probe's ratios over the calibration pictures.
 
     Attributes:
@@ -78,6 +79,9 @@ class DriftReference:
     low: F64
     high: F64
     scores: F64
+
+    def __post_init__(self) -> None:
+        self._freeze("centre", "spread", "mean", "low", "high", "scores")
 
     @property
     def pictures(self) -> int:
@@ -257,8 +261,8 @@ class UnusualRatio(TypedDict):
     deviation: float
 
 
-@dataclass(frozen=True)
-class DriftVerdict:
+@dataclass(frozen=True, eq=False)
+class DriftVerdict(ArrayRecord):
     """A set of pictures compared with the reference.
 
     Attributes:
@@ -272,6 +276,9 @@ class DriftVerdict:
     reference: DriftReference
     ratios: F64
     scores: F64
+
+    def __post_init__(self) -> None:
+        self._freeze("ratios", "scores")
 
     @cached_property
     def beyond(self) -> int:

@@ -15,6 +15,7 @@ from avq.errors import AvqError, BundleError
 from avq.hookspecs import Decoder, Session
 from avq.measure.fidelity import FIRM_SCORE, SqnrMeter, matched_shifts
 from avq.types import F64, I64, U8, AnyArray, DecoderSpec, Detections, ModelInput, RawOutputs
+from avq.types.arrays import ArrayRecord
 
 # Pairing of rows selected in the graph (TopK, NonMaxSuppression): rounding may swap rows of nearly equal score.
 
@@ -23,8 +24,8 @@ _AXIS, _STABLE = "rows:", "steady_"
 _ROW_DB = 10.0
 
 
-@dataclass(frozen=True)
-class PairedRows:
+@dataclass(frozen=True, eq=False)
+class PairedRows(ArrayRecord):
     """Two sets of outputs whose rows are in the same order.
 
     Attributes:
@@ -38,6 +39,9 @@ class PairedRows:
     actual: Mapping[str, AnyArray]
     rows: int
     unpaired: int
+
+    def __post_init__(self) -> None:
+        self._freeze("expected", "actual")
 
 
 @dataclass(frozen=True)

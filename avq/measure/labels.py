@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from avq.errors import DataError, RequestError, nearest
 from avq.types import F32, I64
+from avq.types.arrays import ArrayRecord
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledImage(ArrayRecord):
     """One picture of the label file with its ground truth.
 
     Attributes:
@@ -37,6 +38,9 @@ class LabelledImage:
     boxes_xyxy_px: F32
     categories: I64
     ignore: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        self._freeze("boxes_xyxy_px", "categories", "ignore")
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ import numpy as np
 
 from avq.clock import Clock, SystemClock
 from avq.errors import RequestError
-from avq.types.frame import I64
+from avq.types import I64
+from avq.types.arrays import ArrayRecord
 
 Run = Callable[[], object]
 _RESAMPLES = 2000
 _SEED = 20240501  # any fixed number: the same samples give the same interval
 
 
-@dataclass(frozen=True)
-class LatencySamples:
+@dataclass(frozen=True, eq=False)
+class LatencySamples(ArrayRecord):
     """Times of one candidate.
 
     Attributes:
@@ -33,6 +34,9 @@ class LatencySamples:
     """
 
     ns: I64
+
+    def __post_init__(self) -> None:
+        self._freeze("ns")
 
     @property
     def p50_ms(self) -> float:

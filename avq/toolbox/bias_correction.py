@@ -14,13 +14,14 @@ import numpy as np
 from avq.hookspecs import Workbench
 from avq.toolbox.grids import dequantize, quantize
 from avq.types import F64, AnyArray, GraphView, MomentRequest, NodeView, QuantizationPlan
+from avq.types.arrays import ArrayRecord
 
 #: A shift of more than this many times the bias says that the mean was no good estimate (NNCF's threshold).
 _LARGEST_SHIFT = 2.0
 
 
-@dataclass(frozen=True)
-class BiasCorrection:
+@dataclass(frozen=True, eq=False)
+class BiasCorrection(ArrayRecord):
     """What correcting came to.
 
     Attributes:
@@ -32,6 +33,9 @@ class BiasCorrection:
     biases: Mapping[str, AnyArray]
     shifts: Mapping[str, float]
     skipped: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self._freeze("biases")
 
 
 def corrected_biases(graph: GraphView, plan: QuantizationPlan, bench: Workbench) -> Mapping[str, AnyArray]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avq.types import F64, AnyArray, GraphView, NodeView
+from avq.types.arrays import ArrayRecord
 
 #: Positively homogeneous per channel: f(s x) = s f(x) for s > 0.
 _HOMOGENEOUS = frozenset(
@@ -48,8 +49,8 @@ class Pair:
     between: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Equalization:
+@dataclass(frozen=True, eq=False)
+class Equalization(ArrayRecord):
     """What equalising came to.
 
     Attributes:
@@ -61,6 +62,9 @@ class Equalization:
     overrides: Mapping[str, AnyArray]
     factors: Mapping[Pair, F64]
     refused: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self._freeze("overrides", "factors")
 
 
 def equalized(graph: GraphView, peaks: Mapping[str, F64] | None = None) -> Mapping[str, AnyArray]:

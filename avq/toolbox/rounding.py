@@ -16,6 +16,7 @@ import numpy as np
 from avq.hookspecs import Workbench
 from avq.toolbox.grids import dequantize, quantize, spread
 from avq.types import F64, I64, AnyArray, GraphView, MomentRequest, NodeView, QuantizationPlan, QuantPoint
+from avq.types.arrays import ArrayRecord
 
 # The rounding of one layer's weights with the least squared output error, given its Gram matrix.
 
@@ -128,8 +129,8 @@ _LAYER_BYTES = 67_108_864
 _PASS_BYTES = 268_435_456
 
 
-@dataclass(frozen=True)
-class RoundedWeights:
+@dataclass(frozen=True, eq=False)
+class RoundedWeights(ArrayRecord):
     """What rounding came to.
 
     Attributes:
@@ -141,6 +142,9 @@ class RoundedWeights:
     weights: Mapping[str, AnyArray]
     errors: Mapping[str, tuple[float, float]]
     skipped: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self._freeze("weights")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from avq.types.arrays import F32, F64, I64, U8, AnyArray
 from avq.types.calibration import CALIBRATORS, Calibrator, MomentRequest, Range, StatRequest
 from avq.types.engine import CompiledEngine, EnginePrecision, EngineStatus, LayerTime, SessionOptions
 from avq.types.frame import (
-    F32,
-    F64,
-    I64,
-    U8,
-    AnyArray,
+    Detection,
     Detections,
     Frame,
     LatencyBudget,
@@ -60,6 +57,7 @@ __all__ = [
     "AnyArray",
     "Calibrator",
     "DecoderSpec",
+    "Detection",
     "Detections",
     "Edge",
     "CompiledEngine",

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from avq.errors import DataError
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-AnyArray = npt.NDArray[Any]
+from avq.types.arrays import F32, F64, I64, U8, AnyArray, ArrayRecord
 
 #: Output name -> array. Engine-owned: valid until the next ``infer`` of the same session.
 RawOutputs = Mapping[str, AnyArray]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame(ArrayRecord):
     """One picture of one camera.
 
     Attributes:
@@ -44,10 +38,11 @@ class Frame:
                 seen=f"shape {self.pixels.shape}, dtype {self.pixels.dtype}",
                 fix="a source must yield (H, W, 3) uint8 BGR arrays",
             )
+        self._freeze("pixels")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInput:
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelInput(ArrayRecord):
     """What the engine sees, and the way back to the picture.
 
     Attributes:
@@ -60,12 +55,26 @@ class ModelInput:
     model_to_image: F64
     image_size_px: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        self._freeze("tensor", "model_to_image")
 
-# What a detector saw in one frame.
+
+class Detection(NamedTuple):
+    """One box of a frame, in plain Python numbers.
+
+    Attributes:
+        box_xyxy_px: x0, y0, x1, y1 in picture pixels.
+        score: 0..1.
+        class_id: index into the model's class names.
+    """
+
+    box_xyxy_px: tuple[float, float, float, float]
+    score: float
+    class_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Detections:
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections(ArrayRecord):
     """Boxes of one frame, best score first.
 
     Attributes:
@@ -91,13 +100,56 @@ class Detections:
                 seen=f"boxes {shapes[0]}, scores {shapes[1]}, class_ids {shapes[2]}",
                 fix="a decoder must return (N, 4), (N,) and (N,)",
             )
+        self._freeze("boxes_xyxy_px", "scores", "class_ids")
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes_xyxy_px.tolist(), self.scores.tolist(), self.class_ids.tolist(), strict=True)
+        return (Detection((x0, y0, x1, y1), score, class_id) for (x0, y0, x1, y1), score, class_id in rows)
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> Detection: ...
+
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | Sequence[bool] | AnyArray) -> Detections: ...
+
+    def __getitem__(
+        self, key: int | np.integer[Any] | slice | Sequence[int] | Sequence[bool] | AnyArray
+    ) -> Detection | Detections:
+        """Select boxes, as numpy selects rows.
+
+        Args:
+            key: an int for one box; a slice, a (N,) bool mask or (M,) int indices for some.
+
+        Returns:
+            A Detection for an int, else the Detections selected, of the same frame.
+
+        Raises:
+            IndexError: an index out of range, or a mask whose length is not N.
+        """
+        if isinstance(key, (int, np.integer)):
+            x0, y0, x1, y1 = self.boxes_xyxy_px[key].tolist()
+            return Detection((x0, y0, x1, y1), float(self.scores[key]), int(self.class_ids[key]))
+        rows = key if isinstance(key, slice) else _row_index(key)
+        return Detections(
+            self.boxes_xyxy_px[rows],
+            self.scores[rows],
+            self.class_ids[rows],
+            self.camera,
+            self.seq,
+            self.t_capture_ns,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """True when the frame has no box."""
+        return len(self.scores) == 0
+
     @classmethod
     def none(cls, camera: str = "", seq: int = 0, t_capture_ns: int = 0) -> Detections:
-        """An empty result for a frame."""
+        """Return an empty result for a frame."""
         return cls(
             np.zeros((0, 4), np.float32),
             np.zeros(0, np.float32),
@@ -108,16 +160,15 @@ class Detections:
         )
 
     def above(self, score: float) -> Detections:
-        """Only the boxes whose score is at least ``score``."""
-        keep = self.scores >= score
-        return Detections(
-            self.boxes_xyxy_px[keep],
-            self.scores[keep],
-            self.class_ids[keep],
-            self.camera,
-            self.seq,
-            self.t_capture_ns,
-        )
+        """Return the boxes whose score is at least ``score`` (0..1)."""
+        return self[self.scores >= score]
+
+
+def _row_index(key: Sequence[int] | Sequence[bool] | AnyArray) -> AnyArray:
+    rows = np.asarray(key)
+    return (
+        rows.astype(np.intp) if rows.shape == (0,) and rows.dtype.kind == "f" else rows
+    )  # [] reads as float
 
 
 # Deadlines, stage times and what is published.

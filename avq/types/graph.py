@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from avq.types.frame import AnyArray
+from avq.types.arrays import AnyArray, ArrayRecord
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeView(ArrayRecord):
     """One operator. ``name`` is unique in its graph; an absent optional input is ''."""
 
     name: str
@@ -20,6 +20,9 @@ class NodeView:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]  # ints, floats, strings, lists of them, numpy arrays
     domain: str = ""
+
+    def __post_init__(self) -> None:
+        self._freeze("attributes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ class TensorView:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class GraphView:
+@dataclass(frozen=True, eq=False)
+class GraphView(ArrayRecord):
     """The normalised float graph in topological order.
 
     Attributes:
@@ -53,6 +56,9 @@ class GraphView:
     opset: int
     digest: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._freeze("constants")
 
     @cached_property
     def _by_name(self) -> dict[str, NodeView]:

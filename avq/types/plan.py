@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from avq.errors import PlanError
-from avq.types.frame import F32, I64, AnyArray
+from avq.types.arrays import F32, I64, AnyArray, ArrayRecord
 from avq.types.report import Finding
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
@@ -41,8 +41,8 @@ class Edge:
         return f"{self.tensor}@{self.node}:{self.input_index}" if self.node else self.tensor
 
 
-@dataclass(frozen=True, slots=True)
-class QuantPoint:
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantPoint(ArrayRecord):
     """How one edge is quantized: x ~ scale * (q - zero_point).
 
     Attributes:
@@ -90,6 +90,7 @@ class QuantPoint:
                 seen=f"{self.scale.shape} and {self.zero_point.shape}",
                 fix="give one zero point per scale",
             )
+        self._freeze("scale", "zero_point", copy=True)
 
     @property
     def qmin(self) -> int:
@@ -144,8 +145,8 @@ class NodePrecision:
     float_side: Literal["fp32", "fp16"] = "fp32"
 
 
-@dataclass(frozen=True)
-class QuantizationPlan:
+@dataclass(frozen=True, eq=False)
+class QuantizationPlan(ArrayRecord):
     """The whole decision for one float graph.
 
     Attributes:
@@ -174,6 +175,7 @@ class QuantizationPlan:
             raise PlanError(
                 "two quantizers on one edge", seen=", ".join(twice[:4]), fix="name each edge once"
             )
+        self._freeze("overrides")
 
     @cached_property
     def by_edge(self) -> dict[Edge, QuantPoint]:
@@ -224,8 +226,8 @@ class QuantizationPlan:
 # Quantization that a model brought with it, read from its file or from a file beside it.
 
 
-@dataclass(frozen=True)
-class ImportedQuantization:
+@dataclass(frozen=True, eq=False)
+class ImportedQuantization(ArrayRecord):
     """What another tool decided, said in avq's terms; a strategy takes it over or refuses it.
 
     Attributes:
@@ -241,6 +243,9 @@ class ImportedQuantization:
     points: tuple[QuantPoint, ...] = ()
     overrides: Mapping[str, AnyArray] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._freeze("overrides")
 
     @property
     def errors(self) -> tuple[Finding, ...]:

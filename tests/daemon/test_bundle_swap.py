@@ -18,8 +18,7 @@ from avq.daemon.modes import WARM_UPS
 from avq.daemon.observer import NullObserver
 from avq.errors import BundleError, MachineError, RefusedError
 from avq.sinks import CallbackSink
-from avq.types import LatencyBudget, Published, RawOutputs
-from avq.types.frame import U8
+from avq.types import U8, LatencyBudget, Published, RawOutputs
 from tests.daemon.daemon_kit import null_parts
 
 SOURCE = "scene://drive?fps=60&size=96x64"

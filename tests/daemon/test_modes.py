@@ -15,8 +15,7 @@ from avq.daemon import Parts, Pipeline
 from avq.daemon.inbox import STRIDE, Arrival, Inbox
 from avq.daemon.modes import Mode, rungs, warmed
 from avq.daemon.pipeline import FrameRateEstimator
-from avq.types import Frame, LatencyBudget, RawOutputs
-from avq.types.frame import U8
+from avq.types import U8, Frame, LatencyBudget, RawOutputs
 from tests.daemon.daemon_kit import LABELS, canned_output, null_parts
 from tests.daemon.test_pipeline import Kept
 

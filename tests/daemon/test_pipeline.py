@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from avq.clock import ReplayClock
 from avq.daemon import Parts, Pipeline
 from avq.daemon.inbox import Arrival, Inbox
-from avq.types import Frame, LatencyBudget, ModelInput, Published, RawOutputs, StageTimes
-from avq.types.frame import U8
+from avq.types import U8, Frame, LatencyBudget, ModelInput, Published, RawOutputs, StageTimes
 from tests.daemon.daemon_kit import canned_output, null_parts
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)

@@ -22,8 +22,7 @@ from avq.daemon.side_task import SideTaskWorker
 from avq.daemon.systemd import SystemdNotifier
 from avq.recording import RecorderSink
 from avq.sinks import CallbackSink, JsonLinesSink
-from avq.types import Frame, LatencyBudget, Published, RawOutputs
-from avq.types.frame import U8
+from avq.types import U8, Frame, LatencyBudget, Published, RawOutputs
 from tests.daemon.daemon_kit import LABELS, null_parts
 from tests.daemon.manager import Manager
 from tests.faults.scenarios import resources

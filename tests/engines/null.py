@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avq.types import EnginePrecision, EngineStatus, RawOutputs, SessionOptions
-from avq.types.frame import U8, AnyArray
+from avq.types import U8, AnyArray, EnginePrecision, EngineStatus, RawOutputs, SessionOptions
 
 
 class NullEngine:

@@ -16,8 +16,7 @@ import numpy as np
 
 from avq.daemon import FrameResult, RunOptions, RunSummary, serve_bundle
 from avq.sinks import CallbackSink
-from avq.types import Frame, LatencyBudget, Published, RawOutputs
-from avq.types.frame import U8
+from avq.types import U8, Frame, LatencyBudget, Published, RawOutputs
 from tests.daemon.daemon_kit import null_parts
 from tests.daemon.numbered_source import number_in
 from tests.faults.scenarios import Metronome

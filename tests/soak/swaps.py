@@ -26,8 +26,7 @@ from avq.daemon.modes import WARM_UPS, ModeSource, Opener
 from avq.errors import AvqError
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost
-from avq.types import LatencyBudget, RawOutputs
-from avq.types.frame import U8
+from avq.types import U8, LatencyBudget, RawOutputs
 
 _APART_S = 2.0
 

@@ -11,7 +11,7 @@ import numpy as np
 from avq.builder.encodings.aimet_entry import Encoding, Entry, UnsupportedEntry
 from avq.builder.encodings.json_source import MOST_BITS, Document, Fields, named
 from avq.errors import CalibrationError
-from avq.types.frame import AnyArray
+from avq.types import AnyArray
 
 _INTEGER = re.compile(r"(u?)int(\d{1,2})")
 _FLOATS = ("float", "bfloat")
