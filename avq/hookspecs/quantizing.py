@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from avq.types import (
+    F64,
     AnyArray,
     Calibrator,
     Figure,
@@ -21,7 +22,6 @@ from avq.types import (
     Range,
     StatRequest,
 )
-from avq.types.frame import F64
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
