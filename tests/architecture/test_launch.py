@@ -59,7 +59,7 @@ def test_without_a_python_the_scripts_say_what_is_needed(checkout: Path, tmp_pat
 
 
 def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
-    """No index is asked when pyproject.toml is unchanged: the arguments reach pytest in its interpreter."""
+    """No package index is used when pyproject.toml is unchanged: the arguments reach pytest in its interpreter."""
     python = checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "python $*"\n')
@@ -103,8 +103,8 @@ def test_what_the_service_and_the_image_install_exists() -> None:
     unit = (ROOT / "launch" / "avq.service").read_text()
     image = (ROOT / "launch" / "Dockerfile").read_text().replace("${ENGINE}", "onnxruntime,openvino,tensorrt")
     for text in (unit, image):
-        (asked,) = re.findall(r'pip install .*"(?:avq|\.)\[([a-z,]+)\]"', text)
-        assert set(asked.split(",")) <= extras
+        (names,) = re.findall(r'pip install .*"(?:avq|\.)\[([a-z,]+)\]"', text)
+        assert set(names.split(",")) <= extras
     assert (
         ROOT / "launch" / "front-camera.toml"
     ).exists() and "launch/front-camera.toml /etc/avq/run.toml" in unit

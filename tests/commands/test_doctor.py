@@ -84,6 +84,6 @@ def test_a_machine_with_nothing_for_gpus_gets_a_table_that_says_how_to_get_it(tm
         env={**os.environ, "PATH": str(tmp_path)},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    said = " ".join(done.stdout.split())
-    for how in ('"avq[tensorrt]"', "tensorrt-rtx-cu12", "pycuda", "nvidia-smi finds no GPU", "avq compile"):
-        assert how in said
+    output = " ".join(done.stdout.split())
+    for hint in ('"avq[tensorrt]"', "tensorrt-rtx-cu12", "pycuda", "nvidia-smi finds no GPU", "avq compile"):
+        assert hint in output

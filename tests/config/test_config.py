@@ -56,7 +56,7 @@ def refused(tmp_path: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_a_run_is_read_with_paths_beside_the_file(tmp_path: Path) -> None:
+def test_a_run_is_read_with_paths_relative_to_the_file(tmp_path: Path) -> None:
     config = load_run(write(tmp_path, RUN))
     assert config.bundle == tmp_path / "b"
     assert [(c.id, c.policy) for c in config.cameras] == [("front", "auto"), ("rear", "every")]
@@ -85,7 +85,7 @@ bundle = "next.avq"
 )
 
 
-def test_a_ladder_a_shadow_and_drift_are_read_with_paths_beside_the_file(tmp_path: Path) -> None:
+def test_a_ladder_a_shadow_and_drift_are_read_with_paths_relative_to_the_file(tmp_path: Path) -> None:
     config = load_run(write(tmp_path, LADDER))
     assert [(mode.name, mode.bundle, mode.stride) for mode in config.modes] == [
         ("best", None, 1),
@@ -204,14 +204,14 @@ def test_flags_win_over_the_file_and_tables_merge(tmp_path: Path) -> None:
     recipe = recipe_from(
         write(tmp_path, text), flags(strategy="static", options=("bits=6",), maps=("vehicle=car",))
     )
-    assert recipe.model == tmp_path / "m.onnx", "paths in a file are beside the file"
+    assert recipe.model == tmp_path / "m.onnx", "paths in a file are relative to its folder"
     assert (recipe.strategy, recipe.gate) == ("static", False)
     assert recipe.options == {"bits": "6", "search": "true"}
     assert recipe.option_folders == {"search": tmp_path}, "bits came from the command line"
     assert recipe.class_map == {"person": ("person",), "vehicle": ("car",)}
 
 
-def test_a_preprocessing_or_class_file_is_beside_the_recipe_and_a_known_name_stays(tmp_path: Path) -> None:
+def test_a_preprocessing_or_class_file_is_next_to_the_recipe_and_a_known_name_stays(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("car\n")
     (tmp_path / "yolox").mkdir()
     file = write(tmp_path, 'model = "m"\noutput = "b"\npreprocess = "yolox"\nclasses = "names.txt"\n')
@@ -279,5 +279,5 @@ e = 1
 
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """Whatever the text, the line finder does not fail: it runs beside the real parser."""
+    """Whatever the text, the line finder does not fail: it runs next to the real parser."""
     assert all(line >= 1 for line in key_lines(text).values())

@@ -214,8 +214,8 @@ def test_a_build_is_made_for_and_served_by_a_registered_engine(
     module = examples["avq_register_engines"].module
     host = PluginHost(extra={"engine": module})
     write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_010))
-    asked = {"data": tmp_path / "pictures", "strategy": "float", "target": "opencv-dnn", "gate": False}
-    built = build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())
+    request = {"data": tmp_path / "pictures", "strategy": "float", "target": "opencv-dnn", "gate": False}
+    built = build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request), host, Silent())
     assert open_bundle(built.folder, allow_unaccepted=True).manifest.engine.name == "opencv-dnn"
     (tmp_path / "run.toml").write_text(
         f'bundle = "{built.folder}"\nallow_unaccepted = true\nframes = 3\n'
@@ -283,10 +283,10 @@ def test_a_bug_in_a_strategy_is_told_with_its_place(
     module = examples["avq_register_quantizers"].module
     monkeypatch.delattr(module, "place")
     write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_003))
-    asked = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
+    request = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
     with pytest.raises(PluginError) as caught:
         build(
-            Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked),
+            Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request),
             PluginHost(extra={"page": module}),
             Silent(),
         )
@@ -325,8 +325,8 @@ def test_a_build_tells_that_it_is_finished(built: Any, called: Called, examples:
     bundle, answer = built
     (call,) = called["avq_build_finished"]
     assert call["bundle"] == bundle and call["report"] == answer
-    (told,) = examples["avq_build_finished"].module.FINISHED
-    assert told == f"page.avq: {answer['engine']}, accepted {answer['accepted']}"
+    (line,) = examples["avq_build_finished"].module.FINISHED
+    assert line == f"page.avq: {answer['engine']}, accepted {answer['accepted']}"
 
 
 @shows("avq_budget_missed")
@@ -345,9 +345,9 @@ def _plan(bundle: Path) -> Any:
 
 
 def test_an_unknown_target_names_the_nearest_engine(host: PluginHost, tmp_path: Path) -> None:
-    asked = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
+    request = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
     with pytest.raises(RequestError, match=r"no target named(.|\n)*did you mean 'opencv-dnn'"):
-        build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **asked), host, Silent())
+        build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request), host, Silent())
 
 
 # The optional protocols

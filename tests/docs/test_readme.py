@@ -69,19 +69,19 @@ def test_every_command_runs_as_written(folder, monkeypatch):
             result = run_avq(*arguments)
             if arguments[0] == "build" and result.returncode == 1:
                 result = _built_for_another_machine(arguments, result)
-            assert result.returncode == 0, _said(arguments, result)
+            assert result.returncode == 0, _failure(arguments, result)
     assert absent
     for arguments, refused in absent:
         result = refused.result()
-        assert result.returncode in (2, 3) and "do:" in result.stderr, _said(arguments, result)
+        assert result.returncode in (2, 3) and "do:" in result.stderr, _failure(arguments, result)
 
 
 def _built_for_another_machine(
     arguments: list[str], refused: subprocess.CompletedProcess[str]
 ) -> subprocess.CompletedProcess[str]:
     """Where INT8 is no faster than float the gate is right to refuse: the page goes on as where it is."""
-    told = " ".join(refused.stdout.split())
-    assert "slower than float" in told.replace("not slower than float", ""), _said(arguments, refused)
+    output = " ".join(refused.stdout.split())
+    assert "slower than float" in output.replace("not slower than float", ""), _failure(arguments, refused)
     done = run_avq(*arguments, "--no-gate")
     resealed(Path(arguments[arguments.index("-o") + 1]), accepted=True)
     return done
@@ -91,7 +91,7 @@ def _needs_what_is_absent(arguments: list[str]) -> bool:
     return any(scheme in argument for scheme in ABSENT for argument in arguments)
 
 
-def _said(arguments: list[str], result: subprocess.CompletedProcess[str]) -> str:
+def _failure(arguments: list[str], result: subprocess.CompletedProcess[str]) -> str:
     return f"avq {' '.join(arguments)}\n{result.stdout[-500:]}{result.stderr[-1500:]}"
 
 

@@ -29,19 +29,19 @@ def run_avq(
 
 
 def built_once(factory: pytest.TempPathFactory, name: str, *arguments: str | Path) -> tuple[Path, dict]:
-    """(bundle folder, what ``avq build --json`` said): one build for all processes of a test run."""
+    """(bundle folder, object of ``avq build --json``): one build for all processes of a test run."""
     own = factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
     folder.mkdir(exist_ok=True)
-    bundle, said = folder / "bundle.avq", folder / "said.json"
+    bundle, result = folder / "bundle.avq", folder / "build.json"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
+        if not result.exists():
             done = run_avq("build", *arguments, "-o", bundle, "--json")
             assert done.stdout, done.stderr
             put_in_place(json.loads(done.stdout), bundle)
-            said.write_text(done.stdout)
-    return bundle, json.loads(said.read_text())
+            result.write_text(done.stdout)
+    return bundle, json.loads(result.read_text())
 
 
 def refused_for_time_only(answer: dict) -> bool:
@@ -61,7 +61,7 @@ def put_in_place(answer: dict, bundle: Path) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """(bundle folder, what ``avq build --json`` said) of the built-in detector."""
+    """(bundle folder, object of ``avq build --json``) of the built-in detector."""
     from avq.scenes import builtin_detector_path
 
     return built_once(

@@ -122,13 +122,13 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("categories", "moved_px", "said"),
+    ("categories", "moved_px", "message"),
     [
         (["Vehicle", "dog"], 0, "no label category"),
         (["car", "truck", "pedestrian", "cyclist", "traffic_light"], 5000, "detects no labelled object"),
     ],
 )
-def test_labels_that_tell_nothing_are_refused_before_any_search(tmp_path, categories, moved_px, said):
+def test_useless_labels_are_refused_before_any_search(tmp_path, categories, moved_px, message):
     table = json.loads((CALIBRATION / "labels.json").read_text())
     ids = [category["id"] for category in table["categories"]]
     table["categories"] = [{"id": i, "name": n} for i, n in zip(ids, categories, strict=False)]
@@ -139,7 +139,7 @@ def test_labels_that_tell_nothing_are_refused_before_any_search(tmp_path, catego
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(table))
     done = run_avq("build", SMALL, "--data", CALIBRATION, "--labels", labels, "-o", tmp_path / "b.avq")
-    assert done.returncode in (1, 2) and said in done.stderr, done.stderr
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
     assert "static: what was tried" not in done.stdout
     assert not list(tmp_path.glob("*b.avq*"))
 

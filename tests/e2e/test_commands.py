@@ -98,7 +98,7 @@ def test_run_publishes_lines_records_a_log_and_balances_its_books(built, tmp_pat
 
 
 def test_the_log_level_says_how_much_stands_on_standard_error(built, tmp_path):
-    said = {}
+    log = {}
     for level in ("debug", "info", "warning"):
         config = tmp_path / f"{level}.toml"
         config.write_text(
@@ -107,14 +107,14 @@ def test_the_log_level_says_how_much_stands_on_standard_error(built, tmp_path):
         )
         result = run_avq("run", config)
         assert result.returncode == 0, result.stderr
-        said[level] = result.stderr.splitlines()
-    lines = [line.partition(" avq.daemon.events: ")[2] for line in said["debug"]]
+        log[level] = result.stderr.splitlines()
+    lines = [line.partition(" avq.daemon.events: ")[2] for line in log["debug"]]
     events = [json.loads(line) for line in lines if line]
     assert "alert_raised" in {event["kind"] for event in events}
-    assert any("serving bundle" in line for line in said["info"]) and not any(
-        "{" in line for line in said["info"]
+    assert any("serving bundle" in line for line in log["info"]) and not any(
+        "{" in line for line in log["info"]
     )
-    assert not any("serving bundle" in line for line in said["warning"])
+    assert not any("serving bundle" in line for line in log["warning"])
 
 
 def test_sigterm_ends_a_run_cleanly_with_its_summary(built):

@@ -95,7 +95,7 @@ def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("harm", "flags", "code", "said"),
+    ("harm", "flags", "code", "message"),
     [
         (lambda p: resealed(p, {GOLDEN: wrong_golden(p)}), (), 1, "golden frames (limit"),
         (lambda p: None, ("--budget-ms", "0.0001"), 1, "budget 0.0001 ms: over"),
@@ -107,12 +107,12 @@ def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path):
     ids=["golden", "budget", "refused", "target", "damaged", "key"],
 )
 def test_what_is_not_proven_changes_nothing(
-    bundle: Path, harm: Callable[[Path], object], flags: tuple[str, ...], code: int, said: str
+    bundle: Path, harm: Callable[[Path], object], flags: tuple[str, ...], code: int, message: str
 ):
     harm(bundle)
     before = contents(bundle)
     done = run_avq("compile", bundle, *flags)
-    assert (done.returncode, said in " ".join((done.stdout + done.stderr).split())) == (code, True), done
+    assert (done.returncode, message in " ".join((done.stdout + done.stderr).split())) == (code, True), done
     assert contents(bundle) == before
     assert [p for p in bundle.parent.iterdir() if "staging" in p.name] == []
 
@@ -135,7 +135,7 @@ class Card:
         self._architecture, self._version, self._slow = architecture, version, slow
         self.opened: list[str] = []
         self.compiled = 0
-        self.asked: object = None
+        self.options: object = None
         self.pictures: list[np.ndarray] = []
 
     def status(self) -> EngineStatus:
@@ -152,7 +152,7 @@ class Card:
     ) -> CompiledEngine:
         report("half done")
         self.compiled += 1
-        self.asked = self.asked or options  # the FP16 baseline has no options
+        self.options = self.options or options  # the FP16 baseline has no options
         if isinstance(options, BuildOptions) and options.calibration is not None:
             calibration = options.calibration
             self.pictures = [] if calibration.cache else list(calibration.pictures)
@@ -160,7 +160,7 @@ class Card:
                 calibration.keep(b"TRT-100300-EntropyCalibration2\nimages: 3c010a14\n")
         return CompiledEngine(architecture, model, 0.1, 3)
 
-    def chosen_architectures(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def chosen_architectures(self, options: tuple[str, ...]) -> tuple[str, ...]:
         return ()
 
     def open_engine(self, engine: bytes, precision: str) -> Session:
@@ -307,10 +307,10 @@ def test_dla_takes_the_plans_ranges_and_what_it_cannot_do_runs_on_the_gpu(pendin
     bundle = Path(shutil.copytree(pending, tmp_path / "copy.avq"))
     card = Card()
     answer = compiled(bundle, card, dla_core=1)
-    asked = card.asked
-    assert isinstance(asked, BuildOptions) and asked.calibration is not None and asked.dla_core == 1
-    cache = parse_cache(asked.calibration.cache)
-    assert len(cache.entries) > 50 and {"int8", "fp16"} <= set(asked.layer_precisions.values())
+    options = card.options
+    assert isinstance(options, BuildOptions) and options.calibration is not None and options.dla_core == 1
+    cache = parse_cache(options.calibration.cache)
+    assert len(cache.entries) > 50 and {"int8", "fp16"} <= set(options.layer_precisions.values())
     assert card.pictures == [] and answer["road"] == "ranges of the plan, DLA 1"
     (key,) = (
         engine_keys(open_bundle(bundle, allow_unaccepted=True)).values() if answer["accepted"] else (None,)
@@ -334,22 +334,22 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
         compiled(bundle, card, report, calibrate=method, data=pictures)
         return card, report.lines
 
-    first, said = calibrated("entropy")
+    first, messages = calibrated("entropy")
     spec = open_bundle(pending, allow_unaccepted=True).manifest.preprocess
     assert spec is not None
     expected = [Preprocessor(spec).prepare(read_picture(item)).tensor for item in open_set(pictures).items]
     assert len(first.pictures) == 2 and all(map(np.array_equal, first.pictures, expected))
-    assert any("nothing is cached yet" in line for line in said)
-    again, said = calibrated("entropy")
-    assert again.pictures == [] and any("calibration cache read" in line for line in said)
-    other, said = calibrated("minmax")
-    assert len(other.pictures) == 2 and any("algorithm: entropy, here minmax" in line for line in said)
+    assert any("nothing is cached yet" in line for line in messages)
+    again, messages = calibrated("entropy")
+    assert again.pictures == [] and any("calibration cache read" in line for line in messages)
+    other, messages = calibrated("minmax")
+    assert len(other.pictures) == 2 and any("algorithm: entropy, here minmax" in line for line in messages)
     shutil.copy(source[2], pictures)
-    more, said = calibrated("entropy")
-    assert len(more.pictures) == 3 and any("not used: images: " in line for line in said)
+    more, messages = calibrated("entropy")
+    assert len(more.pictures) == 3 and any("not used: images: " in line for line in messages)
 
 
 def test_roads_that_the_bundle_or_the_engine_has_not_are_refused(bundle: Path):
-    for flags, said in ((("--dla-core", "0"), "--dla"), (("--calibrate", "entropy"), "--dla")):
+    for flags, message in ((("--dla-core", "0"), "--dla"), (("--calibrate", "entropy"), "--dla")):
         done = run_avq("compile", bundle, "--target", "onnxruntime", *flags)
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2 and message in done.stderr

@@ -1,4 +1,4 @@
-"""``avq export`` on a real bundle: the file says what the plan says, and what it cannot say is told."""
+"""``avq export`` on a real bundle: the file has the grids of the plan, and lists what it cannot express."""
 
 from __future__ import annotations
 

@@ -113,8 +113,10 @@ def looking(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
-        lambda said: (
-            said.type != "error" or "Failed to load resource" in said.text or complaints.append(said.text)
+        lambda message: (
+            message.type != "error"
+            or "Failed to load resource" in message.text
+            or complaints.append(message.text)
         ),
     )
     page.goto(address)
@@ -142,7 +144,7 @@ def wait_for_port(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise AssertionError("nobody listens")
+    raise AssertionError("no server listens")
 
 
 def until(page: Any, expression: str, argument: Any = None, timeout_s: float = 180.0) -> None:
@@ -242,5 +244,5 @@ main()"""
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["captured"] == 3
-    said = " ".join(done.stderr.split())
-    assert "no page" in said and 'pip install "avq[web]"' in said
+    output = " ".join(done.stderr.split())
+    assert "no page" in output and 'pip install "avq[web]"' in output

@@ -73,9 +73,9 @@ def test_eval_judges_its_very_bytes(built):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [(("--gpu-arch", "sm87"), "Orin"), (("--budget-ms", "3"), "--budget-ms needs the GPU")],
 )
-def test_what_cannot_be_is_refused_before_the_first_picture(flags, said, tmp_path):
+def test_invalid_requests_are_refused_before_the_first_picture(flags, message, tmp_path):
     result = run_avq("build", MODEL_FILE, *FLAGS, *flags, "-o", tmp_path / "no")
-    assert result.returncode == 2 and said in result.stderr and not (tmp_path / "no").exists()
+    assert result.returncode == 2 and message in result.stderr and not (tmp_path / "no").exists()

@@ -73,25 +73,25 @@ def test_a_drive_replays_bit_for_bit_and_an_accepted_reference_holds(built, driv
 
 def test_nothing_is_accepted_under_ci(built, drive, tmp_path, monkeypatch):
     monkeypatch.setenv("CI", "true")
-    told = answer_of(
+    answer = answer_of(
         drive, "--bundle", folder_of(built), "--baseline", tmp_path / "r.mcap", "--accept", code=2
     )
-    assert "CI" in told["error"]["what"] and not (tmp_path / "r.mcap").exists()
+    assert "CI" in answer["error"]["what"] and not (tmp_path / "r.mcap").exists()
 
 
 def test_a_worse_bundle_is_named_with_its_classes_sizes_and_frames(built, drive, worse, tmp_path):
     report = tmp_path / "report"
-    told = answer_of(
+    answer = answer_of(
         drive, "--bundle", worse, "--baseline", folder_of(built), "--report", report, code=1
     )  # fmt: skip
-    assert told["identical"] is False and told["tier"] == "metric"
-    assert all({"frame", "camera", "field"} <= set(row) for row in told["differences"])
-    assert any(row["lost"] > 0 and row["class"] != "all" for row in told["suffering"])
-    assert told["stages"][-1]["stage"] == "total" and told["stages"][-1]["ratio"] > 0
+    assert answer["identical"] is False and answer["tier"] == "metric"
+    assert all({"frame", "camera", "field"} <= set(row) for row in answer["differences"])
+    assert any(row["lost"] > 0 and row["class"] != "all" for row in answer["suffering"])
+    assert answer["stages"][-1]["stage"] == "total" and answer["stages"][-1]["ratio"] > 0
     page = (report / "report.html").read_text()
     assert page.count("data:image/jpeg") >= 4 and len(page.encode()) < 3_000_000
     comment = (report / "diff.md").read_text()
-    assert f"{len(told['differences'])} differences" in comment and len(comment) < 65_536
+    assert f"{len(answer['differences'])} differences" in comment and len(comment) < 65_536
     topics = {channel for channel, *_ in _channels(report / "both.mcap")}
     assert {"/camera/camera/image", "/camera/camera/reference", "/camera/camera/replay"} <= topics
 

@@ -1,4 +1,4 @@
-"""``avq run`` as a service: bundles swapped by SIGHUP, a shadow and drift beside it, and what systemd is told."""
+"""``avq run`` as a service: bundles swapped by SIGHUP, shadow, drift, and notifications to systemd."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     assert [sink["address"] for sink in summary["sinks"]] == ["standard output"]
     events = [event for event in summary["events"] if event["kind"].startswith(("swap", "bundle"))]
     assert [event["kind"] for event in events] == ["swap_refused"] * 5 + ["bundle_swapped", "swap_refused"]
-    said = " ".join(event["reason"] for event in events)
+    reasons = " ".join(event["reason"] for event in events)
     for reason in ("not accepted by its gate", "knows other classes", "damaged or was replaced",
                    "does not reproduce the golden outputs", "there is no bundle at", "run.toml:2"):  # fmt: skip
-        assert reason in said, said
+        assert reason in reasons, reasons
     shadow, drift = summary["shadow"], summary["drift"]
     assert shadow["frames"] > 0 and shadow["agreement"] == 1.0 and shadow["boxes"] > 0
     assert drift["available"] and 0 <= drift["share"] <= 1 and drift["cameras"]["front"]["pictures"] > 0
@@ -171,7 +171,7 @@ def bytes_in(pipe: int) -> int:
 
 
 def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> None:
-    """A run of files waits for whoever reads standard output, until it is told to end."""
+    """A run of files waits for the reader of standard output, until a signal ends it."""
     pictures = picture_folder(folder / "pictures", 300)
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -196,4 +196,4 @@ def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> No
         process.kill()
         manager.close()
         os.close(reader)
-    assert process.returncode == 0 and "nobody reads standard output" in errors, errors
+    assert process.returncode == 0 and "standard output is blocked" in errors, errors

@@ -1,4 +1,4 @@
-"""``avq build --strategy qat --option encodings=FILE``: scales beside a float model become a measured bundle."""
+"""``avq build --strategy qat --option encodings=FILE``: scales for a float model become a measured bundle."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.e2e.conftest import CALIBRATION, run_avq
 HEADER = "TRT-8501-EntropyCalibration2"
 
 
-def build(*asked: str | Path) -> tuple[int, str]:
+def build(*flags: str | Path) -> tuple[int, str]:
     result = run_avq(
         "build", builtin_detector_path(), "--strategy", "qat", "--data", CALIBRATION, "--target", "onnxruntime",
-        "--no-gate", *asked,
+        "--no-gate", *flags,
     )  # fmt: skip
     return result.returncode, result.stdout + result.stderr
 
@@ -27,15 +27,15 @@ def build(*asked: str | Path) -> tuple[int, str]:
 def test_a_partial_cache_is_completed_told_and_measured(tmp_path: Path) -> None:
     """The picture spans 0 to 1 and is named; an unknown tensor is listed; the rest is calibrated.
 
-    The file lies beside the recipe that names it, and is found from any working folder.
+    The file is next to the recipe that names it, and is found from any working folder.
     """
     bundle, recipe = tmp_path / "cached.avq", tmp_path / "recipe.toml"
     (tmp_path / "calib.cache").write_text(f"{HEADER}\nimages: 3c010204\nstem: relu: 3c010204\n")
     recipe.write_text('[options]\nencodings = "calib.cache"\n')
-    code, said = build("--recipe", recipe, "-o", bundle)
-    assert code == 0, said
+    code, output = build("--recipe", recipe, "-o", bundle)
+    assert code == 0, output
     for expected in ("AVQ-Q50", "stem: relu", "AVQ-Q58", "trt-cache", "lost boxes 0.0"):
-        assert expected in said, said
+        assert expected in output, output
     opened = open_bundle(bundle, allow_unaccepted=True)
     plan = plan_from_parts(opened.read(PLAN_JSON), opened.read(PLAN_ARRAYS))
     assert plan.owner == "qat" and plan.symmetric
@@ -48,15 +48,15 @@ def test_a_partial_cache_is_completed_told_and_measured(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimages: 0.0078\n")
-    code, said = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
+    code, output = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
     assert code == 2
-    assert "calib.cache:2: 0.0078" in said and "hexadecimal" in said
+    assert "calib.cache:2: 0.0078" in output and "hexadecimal" in output
     assert not (tmp_path / "x.avq").exists()
 
 
 def test_a_file_of_another_model_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimage: 3c010204\n")
-    code, said = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
+    code, output = build("--option", f"encodings={cache}", "-o", tmp_path / "x.avq")
     assert code == 2
-    assert "AVQ-Q50" in said and "image (calib.cache:2)" in said and "'images'" in said
+    assert "AVQ-Q50" in output and "image (calib.cache:2)" in output and "'images'" in output

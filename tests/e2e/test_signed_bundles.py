@@ -164,9 +164,9 @@ def _resealed(folder: Path, **changes: object) -> None:
 
 
 def _said(folder: Path, **changes: str) -> None:
-    said = json.loads((folder / SIGNATURE).read_bytes())
+    content = json.loads((folder / SIGNATURE).read_bytes())
     (folder / SIGNATURE).write_text(
-        json.dumps({**said, **changes}, sort_keys=True, separators=(",", ":")) + "\n"
+        json.dumps({**content, **changes}, sort_keys=True, separators=(",", ":")) + "\n"
     )
 
 

@@ -74,7 +74,7 @@ def elsewhere(good: Path, tmp_path: Path) -> Path:
 def served(
     path: Path, security: Security | None = None, report: Listening | None = None, **fallback: object
 ) -> tuple[int, list[str]]:
-    """(frames published, what was said)."""
+    """Return the number of published frames and the messages."""
     report = report or Listening()
     config = RunConfig(
         bundle=path,
@@ -89,8 +89,8 @@ def served(
 
 
 def test_a_bundle_serves_after_its_golden_answers(good: Path):
-    published, said = served(good)
-    assert published == 2 and not [line for line in said if "falling back" in line]
+    published, messages = served(good)
+    assert published == 2 and not [line for line in messages if "falling back" in line]
 
 
 def test_other_answers_than_were_accepted_are_not_served(bad: Path):
@@ -104,10 +104,10 @@ def test_an_engine_that_is_not_here_is_not_replaced_unasked(elsewhere: Path, goo
 
 
 def test_the_previous_bundle_takes_over_loudly(bad: Path, good: Path):
-    published, said = served(bad, bundle=good)
+    published, messages = served(bad, bundle=good)
     assert published == 2
-    assert [line for line in said if "falling back to" in line and str(good) in line and "golden" in line]
-    assert [line for line in said if open_bundle(good).digest[:12] in line]
+    assert [line for line in messages if "falling back to" in line and str(good) in line and "golden" in line]
+    assert [line for line in messages if open_bundle(good).digest[:12] in line]
 
 
 def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path, good: Path):
@@ -119,18 +119,18 @@ def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path
 
 
 def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path):
-    published, said = served(elsewhere, bundle=bad, onnxruntime=True)
+    published, messages = served(elsewhere, bundle=bad, onnxruntime=True)
     assert published == 2
-    assert [line for line in said if "does not start either" in line]
-    assert [line for line in said if "falling back to" in line and "onnxruntime" in line]
+    assert [line for line in messages if "does not start either" in line]
+    assert [line for line in messages if "falling back to" in line and "onnxruntime" in line]
 
 
 def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path, tmp_path: Path):
     require_opset_23()
     bundle = Path(shutil.copytree(pending, tmp_path / "gpu.avq"))
     resealed(bundle, accepted=True)
-    published, said = served(bundle, onnxruntime=True)
-    assert published == 2 and [line for line in said if "falling back to" in line]
+    published, messages = served(bundle, onnxruntime=True)
+    assert published == 2 and [line for line in messages if "falling back to" in line]
 
 
 def test_wrong_answers_are_wrong_on_onnxruntime_too(bad: Path):

@@ -1,0 +1,51 @@
+"""The objects of ``--json`` have the keys that scripts rely on: keys may be added, not renamed or removed."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from avq.commands.bench import BenchJson
+from avq.commands.calibrate import CalibrateJson, ThresholdsJson
+from avq.commands.doctor import DoctorJson
+from avq.commands.evaluate import EvalJson
+from avq.commands.inspect import InspectJson
+from avq.commands.lint import LintJson
+from avq.daemon.metrics import RunAnswer
+
+#: Command -> the type of its object, and the keys of the contract; nested keys of one row or object below.
+CONTRACT: dict[str, tuple[Any, str]] = {
+    "calibrate": (CalibrateJson, "images tensors seconds peak_rss_mb digest inferences"),
+    "calibrate thresholds": (ThresholdsJson, "tensors seconds inferences"),
+    "eval": (EvalJson, "images map ap50 per_class mean_confidence reference"),
+    "bench": (BenchJson, "entries ratios"),
+    "run": (RunAnswer, "captured published dropped in_flight misses p50_ms p99_ms max_ms modes"),
+    "doctor": (DoctorJson, "engines gpus plugins"),
+    "inspect": (InspectJson, "kind digest accepted inputs outputs preprocess plan parts"),
+    "lint": (LintJson, "findings"),
+}
+NESTED: dict[str, tuple[Any, str, str]] = {
+    "eval reference": (EvalJson, "reference", "map ap50 lost confidence_shift"),
+    "bench entries": (BenchJson, "entries", "bundle engine precision threads p50_ms p99_ms"),
+    "bench ratios": (BenchJson, "ratios", "a b median low high"),
+    "doctor engines": (DoctorJson, "engines", "name available version can_build can_run why"),
+    "lint findings": (LintJson, "findings", "id severity node what seen fix"),
+}
+
+
+def keys_of(typed_dict: Any) -> set[str]:
+    return set(get_type_hints(typed_dict))
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_an_object_has_the_keys_of_the_contract(command: str) -> None:
+    typed_dict, keys = CONTRACT[command]
+    assert set(keys.split()) <= keys_of(typed_dict)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_nested_object_has_the_keys_of_the_contract(name: str) -> None:
+    typed_dict, key, keys = NESTED[name]
+    nested = get_type_hints(typed_dict)[key]
+    assert set(keys.split()) <= keys_of(next(iter(get_args(nested)), nested))
