@@ -35,7 +35,7 @@ NESTED: dict[str, tuple[Any, str, str]] = {
 
 
 def keys_of(typed_dict: Any) -> set[str]:
-    return set(get_type_hints(typed_dict))
+    return set(typed_dict.__annotations__)
 
 
 @pytest.mark.parametrize("command", CONTRACT)
@@ -48,4 +48,5 @@ def test_an_object_has_the_keys_of_the_contract(command: str) -> None:
 def test_a_nested_object_has_the_keys_of_the_contract(name: str) -> None:
     typed_dict, key, keys = NESTED[name]
     nested = get_type_hints(typed_dict)[key]
-    assert set(keys.split()) <= keys_of(next(iter(get_args(nested)), nested))
+    rows = get_args(nested)
+    assert set(keys.split()) <= keys_of(rows[0] if rows else nested)

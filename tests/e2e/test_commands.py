@@ -97,7 +97,7 @@ def test_run_publishes_lines_records_a_log_and_balances_its_books(built, tmp_pat
     assert {"/camera/camera/image", "/camera/camera/annotations", "/camera/camera/detections"} <= topics
 
 
-def test_the_log_level_says_how_much_stands_on_standard_error(built, tmp_path):
+def test_the_log_level_filters_standard_error(built, tmp_path):
     log = {}
     for level in ("debug", "info", "warning"):
         config = tmp_path / f"{level}.toml"

@@ -160,7 +160,7 @@ class Card:
                 calibration.keep(b"TRT-100300-EntropyCalibration2\nimages: 3c010a14\n")
         return CompiledEngine(architecture, model, 0.1, 3)
 
-    def chosen_architectures(self, options: tuple[str, ...]) -> tuple[str, ...]:
+    def chosen_architectures(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return ()
 
     def open_engine(self, engine: bytes, precision: str) -> Session:
