@@ -25,7 +25,7 @@ class LabelledScene:
 
     A box is the extent of the whole object as if nothing stood in front of it, clipped to the picture. An object is
     labelled when at least half of its on-screen silhouette is not covered by nearer things, at least a quarter of
-    its extent lies inside the picture, and its box is not tiny (see ``avq.scenes.visibility``). Shadows, light
+    its extent lies inside the picture, and its box is not tiny (see ``avq.scenes.drive``). Shadows, light
     beams, glows and the poles of traffic lights are not part of an object.
 
     Attributes:

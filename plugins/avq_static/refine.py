@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from avq.toolbox import correct_biases, equalize, find_pairs, round_weights
 from avq.types import F64, AnyArray, MomentRequest
-from avq_static.assemble import Network
 from avq_static.options import StaticOptions
-from avq_static.ranges import WORTH_KEEPING_FLOAT, Tried, measurably_better, measure
+from avq_static.ranges import WORTH_KEEPING_FLOAT, Network, Tried, measurably_better, measure
 
 
 @dataclass

@@ -8,9 +8,8 @@ from dataclasses import replace
 from avq import Workbench
 from avq.toolbox import Placement, place, wanted_statistics
 from avq.types import GraphView, NodePrecision, QuantizationPlan
-from avq_static.assemble import OWNER, Network
 from avq_static.options import StaticOptions
-from avq_static.ranges import Ranges, Tried, tell
+from avq_static.ranges import OWNER, Network, Ranges, Tried, tell
 from avq_static.refine import Refinement
 
 #: From here on a plan's loss wants a cause: lost share plus confidence shift.

@@ -10,12 +10,12 @@ import pytest
 from avq.scenes import people as draw_people
 from avq.scenes import vehicles as draw_vehicle
 from avq.scenes.camera import Camera
+from avq.scenes.drive import Visibility
 from avq.scenes.labels import Points
 from avq.scenes.pen import Pen
 from avq.scenes.people import PersonLook, draw_cyclist, draw_pedestrian
 from avq.scenes.signals import draw_traffic_light
 from avq.scenes.vehicles import VehicleLook, draw_car, draw_truck
-from avq.scenes.visibility import Visibility
 from avq.scenes.weather import Light
 
 # Lit four times over, so that tyres stand out from shadows.
