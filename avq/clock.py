@@ -7,10 +7,10 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Anything that tells monotonic time in nanoseconds."""
+    """A source of monotonic time in nanoseconds."""
 
     def now_ns(self) -> int:
-        """Monotonic time in ns; only differences mean anything."""
+        """Return monotonic time in nanoseconds; only differences have a meaning."""
         ...
 
 
@@ -18,16 +18,18 @@ class SystemClock:
     """The machine's monotonic clock, shared by every process on it (Linux CLOCK_MONOTONIC)."""
 
     def now_ns(self) -> int:
+        """Return ``time.monotonic_ns()``."""
         return time.monotonic_ns()
 
 
 class ReplayClock:
-    """A clock that moves only when told to: the same log gives the same decisions."""
+    """A clock that moves only when its caller moves it: the same log gives the same decisions."""
 
     def __init__(self, start_ns: int = 0) -> None:
         self._now_ns = start_ns
 
     def now_ns(self) -> int:
+        """Return the time that the last move set, in nanoseconds."""
         return self._now_ns
 
     def advance_to(self, t_ns: int) -> None:

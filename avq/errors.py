@@ -1,4 +1,4 @@
-"""Errors a person can act on: what went wrong, what was seen, what to do next.
+"""Errors with three parts: what went wrong, what was seen, what to do next.
 
 Exit codes (the command contract): 0 fine, 1 the answer is no, 2 the request was wrong,
 3 this machine cannot do it.
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class AvqError(Exception):
-    """Base of every error avq raises on purpose.
+    """Base class of every error that avq raises on purpose.
 
     Args:
         what: the failure in one sentence, naming the file, option or tensor.
@@ -60,7 +60,7 @@ class ModelError(RequestError):
 
 
 class DataError(RequestError):
-    """Pictures, videos, labels or logs cannot be read as asked."""
+    """Pictures, videos, labels or logs cannot be read."""
 
 
 class CalibrationError(RequestError):

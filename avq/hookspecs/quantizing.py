@@ -250,7 +250,7 @@ class Quantizer(Protocol):
 
     @property
     def options(self) -> type[BaseModel]:
-        """pydantic model of the options; it must refuse unknown keys."""
+        """Pydantic model of the options; it must refuse unknown keys."""
         ...
 
     def plan(self, graph: GraphView, bench: Workbench, options: Any) -> QuantizationPlan:

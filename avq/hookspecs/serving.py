@@ -314,7 +314,7 @@ class SourceType(Protocol):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """ "name" for ``name://``, ".suffix" for files."""
+        """URI forms it opens: "name" for ``name://``, ".suffix" for files."""
         ...
 
     def open(self, uri: str, *, open_timeout_ms: int, read_timeout_ms: int) -> FrameSource:
@@ -417,7 +417,7 @@ class SinkType(Protocol):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """ "name" for ``name:`` and ``name://``, ".suffix" for files."""
+        """URI forms it opens: "name" for ``name:`` and ``name://``, ".suffix" for files."""
         ...
 
     def open(self, uri: str, *, labels: Sequence[str]) -> Sink:

@@ -1,4 +1,4 @@
-"""What quantization strategies share: where quantizers go, how ranges become grids, both together a plan."""
+"""Building blocks of quantization strategies: placement, grids, plans, equalisation, rounding, bias correction."""
 
 from __future__ import annotations
 

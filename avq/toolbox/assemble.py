@@ -1,4 +1,4 @@
-"""From placements, statistics and one choice per operator to a plan."""
+"""Assembly of plans from placements, statistics and one choice per operator."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from avq.types import (
 
 @dataclass(frozen=True)
 class Ranging:
-    """How activation ranges become grids.
+    """Settings that turn activation ranges and weights into grids.
 
     Attributes:
-        calibrator, percentile: how ranges are chosen.
-        symmetric: signed grids around zero, or unsigned ones with a zero point.
-        tied: tensors that a Concat joins share one scale, as targets with symmetric grids only want it.
-        weight_bits, weights: of weights, and how their scales are chosen.
+        calibrator: method that chooses activation ranges.
+        percentile: percent of values inside the range, in (50, 100], for calibrator "percentile".
+        symmetric: True for signed grids around zero, False for unsigned ones with a zero point.
+        tied: tensors that a Concat joins share one scale, as targets with symmetric grids only need it.
+        weight_bits: bits of weights, 1..16.
+        weights: method that chooses scales of weights.
     """
 
     calibrator: Calibrator
@@ -42,13 +44,13 @@ class Ranging:
 
 
 def wanted_statistics(graph: GraphView, placements: Collection[Placement]) -> list[StatRequest]:
-    """One histogram per activation tensor that some plan over ``placements`` may quantize."""
+    """Return one request per activation tensor that a plan over ``placements`` may quantize."""
     edges = activation_edges(graph, placements)
     return [StatRequest(tensor) for tensor in dict.fromkeys(e.tensor for e in edges)]
 
 
 def activation_edges(graph: GraphView, placements: Collection[Placement]) -> list[Edge]:
-    """Activation edges that get a quantizer when ``placements`` run in integers."""
+    """Return the activation edges that get a quantizer when ``placements`` run in integers, each once."""
     edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
     return list(dict.fromkeys(edges))
 
@@ -62,15 +64,21 @@ def assemble(
     *,
     owner: tuple[str, str],
 ) -> QuantizationPlan:
-    """The plan with ``chosen`` in INT8; the same inputs give the same digest.
+    """Return the plan with ``chosen`` in integers; the same inputs give the same digest.
 
     Args:
         graph: the float graph.
         chosen: operators that run in integers.
         stats: histograms of every tensor of ``wanted_statistics(graph, chosen)``.
         ranging: how ranges become grids.
-        precisions: per node, with reasons; carried over as given.
+        precisions: node name -> precision with reason, stored in the plan unchanged.
         owner: name and version of the strategy.
+
+    Returns:
+        A plan with points sorted by edge and weights of ``ranging.weight_bits`` bits.
+
+    Raises:
+        CalibrationError: a tensor has no histogram in ``stats``, or held NaN or Inf.
     """
     edges = activation_edges(graph, chosen)
     ties = concat_ties(graph, {e.tensor for e in edges}) if ranging.tied else ()
@@ -113,16 +121,19 @@ COMPUTE_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def macs_by_node(graph: GraphView) -> dict[str, int]:
-    """node name -> multiply-adds of one inference, for convolutions and matrix products of known shape.
+    """Return the multiply-adds of one inference by node name, for convolutions and matrix products.
 
-    A node whose shapes are not static is left out.
+    Nodes whose shapes are not static are left out.
     """
     counted = ((node.name, _macs(graph, node)) for node in graph.nodes if node.op in COMPUTE_OPS)
     return {name: count for name, count in counted if count is not None}
 
 
 def int8_mac_share(graph: GraphView, plan: QuantizationPlan) -> float:
-    """Multiply-adds whose data AND weight inputs are integers of at most 8 bits, over all; 0 without any."""
+    """Return the share of multiply-adds, 0..1, whose data AND weights are integers of at most 8 bits.
+
+    The share is 0 for a graph without multiply-adds.
+    """
     macs = macs_by_node(graph)
     quantized = sum(count for name, count in macs.items() if _runs_in_int8(graph.node(name), plan))
     return quantized / max(sum(macs.values()), 1)

@@ -1,4 +1,4 @@
-"""Bias correction without gradients: give back the mean that quantized weights take from an output.
+"""Bias correction without gradients: restore the mean that quantized weights take from an output.
 
 The analytic form of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction"
 (2019), section 4.2, with means measured on calibration pictures.
@@ -16,18 +16,18 @@ from avq.toolbox.grids import dequantize, quantize
 from avq.types import F64, AnyArray, GraphView, MomentRequest, NodeView, QuantizationPlan
 from avq.types.arrays import ArrayRecord
 
-#: A shift of more than this many times the bias says that the mean was no good estimate (NNCF's threshold).
+#: Largest shift in units of the bias; the mean is a poor estimate above it (NNCF's threshold).
 _LARGEST_SHIFT = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class BiasCorrection(ArrayRecord):
-    """What correcting came to.
+    """Result of ``correct_biases``.
 
     Attributes:
-        biases: name of the bias constant -> corrected array of its shape and dtype.
-        shifts: node -> largest |shift| of its channels, in units of its output.
-        skipped: node -> why its bias stays as it is.
+        biases: name of the bias constant -> corrected read-only array of its shape and dtype.
+        shifts: node name -> largest |shift| of its channels, in units of its output.
+        skipped: node name -> why its bias is unchanged.
     """
 
     biases: Mapping[str, AnyArray]
@@ -39,19 +39,27 @@ class BiasCorrection(ArrayRecord):
 
 
 def corrected_biases(graph: GraphView, plan: QuantizationPlan, bench: Workbench) -> Mapping[str, AnyArray]:
-    """Overrides for biases; see :func:`correct_biases`, which also tells what was skipped."""
+    """Return overrides for biases: ``correct_biases(...).biases``."""
     return correct_biases(graph, plan, bench).biases
 
 
 def correct_biases(graph: GraphView, plan: QuantizationPlan, bench: Workbench) -> BiasCorrection:
     """Add sum (W - Wq) E[x] to the bias of every convolution and Gemm with planned weights.
 
-    E[x] is the per-channel mean of the input over the calibration pictures; padding is taken for more of the
-    same. Wq is what ``plan`` makes of its override of W, else of W.
+    E[x] is the per-channel mean of the input over the calibration pictures; padding counts as more of the same. Wq
+    is the quantized value of the override of W in ``plan``, else of W.
 
-    Skipped, and told: nodes without a bias of their own (there is nothing to override), biases that several
-    nodes share, operators whose output has no single mean per channel, and layers where the shift exceeds
-    twice the bias of a channel that has one: NNCF's rule, there the mean is no good estimate.
+    Skipped, with the reason: nodes without a bias, biases that several nodes share, operators whose output has no
+    single mean per channel, and layers where the shift exceeds twice the bias of a channel that has one (NNCF's
+    rule: there the mean is a poor estimate).
+
+    Args:
+        graph: the float graph.
+        plan: grids and overrides of the weights.
+        bench: gives the means.
+
+    Returns:
+        Corrected biases, shifts and skipped nodes.
     """
     skipped: dict[str, str] = {}
     wanted: dict[str, tuple[NodeView, F64]] = {}
@@ -97,7 +105,7 @@ def _weight_error(graph: GraphView, plan: QuantizationPlan, node: NodeView) -> F
 def _unfit(graph: GraphView, node: NodeView) -> str:
     """Why no bias can carry this node's correction; empty when one can."""
     if len(node.inputs) < 3 or not node.inputs[2]:
-        return "no bias of its own"
+        return "no bias"
     bias = node.inputs[2]
     if not graph.is_constant(bias):
         return "its bias is computed"

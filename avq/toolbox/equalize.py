@@ -40,8 +40,9 @@ class Pair:
     """Two convolutions whose channels between them may be scaled.
 
     Attributes:
-        first, second: node names.
-        between: names of the nodes they are joined by.
+        first: node name of the convolution that writes the channels.
+        second: node name of the convolution that reads them.
+        between: names of the nodes between the two.
     """
 
     first: str
@@ -51,12 +52,12 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Equalization(ArrayRecord):
-    """What equalising came to.
+    """Result of ``equalize``.
 
     Attributes:
-        overrides: weights and biases that replace the float graph's.
-        factors: pair -> (channels,) what the first convolution's channels were divided by.
-        refused: convolution -> why the channels it writes stay as they are.
+        overrides: constant name -> read-only weights or biases that replace the float graph's.
+        factors: pair -> (C,) float64 divisors of the first convolution's output channels.
+        refused: convolution -> why the channels it writes are not scaled.
     """
 
     overrides: Mapping[str, AnyArray]
@@ -68,22 +69,26 @@ class Equalization(ArrayRecord):
 
 
 def equalized(graph: GraphView, peaks: Mapping[str, F64] | None = None) -> Mapping[str, AnyArray]:
-    """Overrides of weights and biases; see :func:`equalize`."""
+    """Return overrides of weights and biases: ``equalize(...).overrides``."""
     return equalize(graph, peaks).overrides
 
 
 def equalize(graph: GraphView, peaks: Mapping[str, F64] | None = None) -> Equalization:
     """Scale channels between convolutions so that they share one quantization scale well.
 
-    Valid through ReLU, LeakyReLU, PReLU, pooling and nothing at all; refused, with the reason, through
-    anything else, where a tensor has other readers or is an output, and where constants are shared. In real
-    numbers the network stays the same.
+    Valid directly and through ReLU, LeakyReLU, PReLU and pooling; refused, with the reason, through other operators,
+    where a tensor has other readers or is an output, and where constants are shared. In real numbers the network
+    stays the same.
 
     Args:
-        peaks: per tensor the largest magnitude of every channel, (C,). Then channels of the tensor that the
-            second convolution reads are brought together: fully where that convolution is depthwise, whose
-            weights have a scale per channel anyway, half otherwise. Without, the two weights' ranges are made
-            equal, which no data is needed for.
+        graph: the float graph.
+        peaks: tensor name -> largest magnitude of every channel, (C,) float64. Then channels of the tensor that the
+            second convolution reads are brought together: fully where that convolution is depthwise, whose weights
+            have a scale per channel in any case, half otherwise. None makes the ranges of the two weights equal,
+            which needs no data.
+
+    Returns:
+        Overrides, factors and refused convolutions.
     """
     pairs, refused = find_pairs(graph)
     values: dict[str, F64] = {}
@@ -106,16 +111,20 @@ def equalize(graph: GraphView, peaks: Mapping[str, F64] | None = None) -> Equali
 
 
 def find_pairs(graph: GraphView) -> tuple[tuple[Pair, ...], Mapping[str, str]]:
-    """Pairs in graph order, and convolution -> why none begins with it."""
+    """Find the pairs whose channels can be scaled.
+
+    Returns:
+        The pairs in graph order, and convolution -> why it is not the first of a pair.
+    """
     pairs: list[Pair] = []
     refused: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "Conv" and graph.is_constant(node.inputs[1]):
-            found = _follow_to_convolution(graph, node)
-            if isinstance(found, Pair):
-                pairs.append(found)
+            pair = _follow_to_convolution(graph, node)
+            if isinstance(pair, Pair):
+                pairs.append(pair)
             else:
-                refused[node.name] = found
+                refused[node.name] = pair
     return tuple(pairs), refused
 
 
@@ -160,7 +169,7 @@ def _bends(graph: GraphView, node: NodeView, index: int) -> str:
 
 
 def _is_relu(graph: GraphView, node: NodeView) -> bool:
-    """A Clip from zero to nowhere."""
+    """Return True for a Clip from zero without an upper bound."""
     if node.op != "Clip":
         return False
     low = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
@@ -181,8 +190,8 @@ def _own_constants(graph: GraphView, node: NodeView, indices: tuple[int, ...]) -
 
 
 def _value(graph: GraphView, values: Mapping[str, F64], name: str) -> F64:
-    found = values.get(name)
-    return found if found is not None else graph.constants[name].astype(np.float64)
+    value = values.get(name)
+    return value if value is not None else graph.constants[name].astype(np.float64)
 
 
 def _factor(

@@ -1,4 +1,4 @@
-"""From clipping ranges to integer grids: x ~ scale * (q - zero_point)."""
+"""Integer grids from clipping ranges and weights: x ~ scale * (q - zero_point)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avq.types import F32, F64, AnyArray, Edge, QuantPoint, Range
 
 # Smallest scale written: 1 / (127 * scale) must still be a normal float32 in every runtime.
 _SMALLEST_SCALE = 1e-12
-# Clipping weights wins accuracy up to this many bits.
+# Clipping weights gains accuracy up to this many bits.
 _FEW_BITS = 6
 # Scales tried, as shares of the one that clips nothing.
 _SHARES = np.linspace(1.0, 0.2, 81)
@@ -20,13 +20,16 @@ WeightMethod = Literal["auto", "minmax", "mse"]
 
 
 def activation_point(edge: Edge, clip: Range, *, bits: int = 8, symmetric: bool = True) -> QuantPoint:
-    """A per-tensor point whose grid covers ``clip`` and holds zero exactly.
+    """Return a per-tensor point whose grid covers ``clip`` and represents zero exactly.
 
     Args:
         edge: the activation edge.
         clip: real range; ``symmetric`` uses its larger end on both sides.
-        bits: grid width.
+        bits: bits of the grid, 2..16.
         symmetric: signed grid around zero (every target); otherwise an unsigned grid with a zero point (CPU).
+
+    Returns:
+        A point with scale and zero point of shape ().
     """
     if symmetric:
         scale = clip.threshold / ((1 << (bits - 1)) - 1)
@@ -51,16 +54,21 @@ def _point(edge: Edge, scale: float, zero_point: int, *, bits: int, signed: bool
 def weight_point(
     edge: Edge, weight: AnyArray, axis: int | None, *, bits: int = 8, method: WeightMethod = "auto"
 ) -> QuantPoint:
-    """A symmetric point for a constant: one scale per channel of ``axis``.
+    """Return a symmetric point for a constant, with one scale per channel of ``axis``.
 
-    A channel of zeros gets the scale of a channel a million times smaller than the largest: any positive
-    scale is right for it, but runtimes refuse zero.
+    A channel of zeros gets the scale of a channel a million times smaller than the largest: any positive scale fits
+    it, but runtimes refuse zero.
 
     Args:
-        edge, weight, axis: the constant; None for one scale in all.
+        edge: edge of the constant.
+        weight: its value, any shape and float dtype.
+        axis: channel axis; None for one scale for the whole tensor.
         bits: 1..16; one bit means the levels -1 and +1.
         method: "minmax" takes the largest magnitude; "mse" the scale with the least squared error of those
-            tried; "auto" is minmax from 7 bits, where clipping has nothing to win, and mse below.
+            tried; "auto" is minmax from 7 bits, where clipping gains nothing, and mse below.
+
+    Returns:
+        A point with scale (C,) float32 along ``axis``, or () without one, and zero points of 0.
     """
     rows = _rows(weight, axis)
     peak = np.abs(rows).max(axis=1, initial=0.0)
@@ -97,9 +105,14 @@ def _least_squares(rows: F64, largest: F64, bits: int) -> F64:
 
 
 def quantize(values: AnyArray, point: QuantPoint) -> AnyArray:
-    """The integers (int64) that ``point`` turns ``values`` into; round half to even, saturating.
+    """Quantize real numbers: round half to even, saturating. One bit keeps the sign, +1 for zero.
 
-    One bit keeps the sign, +1 for zero.
+    Args:
+        values: real numbers, of the shape of the edge's tensor.
+        point: the grid.
+
+    Returns:
+        The integers, int64, of the shape of ``values``.
     """
     if point.bits == 1:
         return np.where(values >= 0, 1, -1).astype(np.int64)
@@ -110,14 +123,22 @@ def quantize(values: AnyArray, point: QuantPoint) -> AnyArray:
 
 
 def dequantize(integers: AnyArray, point: QuantPoint) -> F32:
-    """The real numbers (float32) of ``integers``; quantizing them again gives the same integers."""
+    """Return the real numbers of grid integers; quantizing them again gives the same integers.
+
+    Args:
+        integers: levels of the grid, of the shape of the edge's tensor.
+        point: the grid.
+
+    Returns:
+        float32, of the shape of ``integers``.
+    """
     zero_point = spread(point.zero_point, integers.shape, point)
     real: F32 = ((integers - zero_point) * spread(point.scale, integers.shape, point)).astype(np.float32)
     return real
 
 
 def spread(parameters: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> AnyArray:
-    """Scales or zero points of ``point``, so that they broadcast against an array of ``shape``."""
+    """Return scales or zero points of ``point``, shaped to broadcast against an array of ``shape``."""
     if point.axis is None:
         return parameters
     return spread_along(parameters, shape, point.axis, point.block_size)
@@ -126,16 +147,16 @@ def spread(parameters: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> A
 def spread_along(
     parameters: AnyArray, shape: tuple[int, ...], axis: int, block_size: int | None = None
 ) -> AnyArray:
-    """Scales or zero points along one axis, so that they broadcast against an array of ``shape``.
+    """Shape scales or zero points along one axis to broadcast against an array of ``shape``.
 
     Args:
-        parameters: () for one in all, (C,) per channel, or one per block in an array of the rank of ``shape``.
+        parameters: () for one value, (C,) per channel, or one per block in an array of the rank of ``shape``.
         shape: of the array that they quantize.
         axis: channel or block axis; negative ones count from the end.
         block_size: elements per parameter along ``axis``; None for one per channel.
 
     Returns:
-        ``parameters`` reshaped or repeated; unchanged when there is one in all.
+        ``parameters`` reshaped or repeated; unchanged when there is one value.
     """
     if parameters.ndim == 0:
         return parameters
@@ -149,7 +170,7 @@ def spread_along(
 
 
 class GridOptions(BaseModel):
-    """How activation ranges are chosen and written."""
+    """Options for the choice of activation ranges and their grids."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -161,12 +182,16 @@ class GridOptions(BaseModel):
     )
 
     def symmetric(self, *, symmetric_only: bool) -> bool:
-        """Whether grids are signed around zero, on a target that takes nothing else or any."""
+        """Return True when activation grids are signed around zero.
+
+        Args:
+            symmetric_only: the target takes no other grid.
+        """
         return self.activations == "symmetric" or (self.activations == "auto" and symmetric_only)
 
 
 class RangingOptions(GridOptions):
-    """The same with one percentile; strategies add their own fields."""
+    """Options for ranges with one percentile; strategies add their own fields."""
 
     percentile: float = Field(
         99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"

@@ -1,8 +1,8 @@
-"""Where quantizers go, decided by graph structure and never by names.
+"""Placement of quantizers, by graph structure and never by names.
 
-The rules are those explicit-quantization runtimes fuse best: quantize what weighted operators read, leave
-their bias and their outputs alone, put nothing between a convolution and its activation, quantize a residual's
-identity branch alone, and let one scale rule a concatenation.
+Explicit-quantization runtimes fuse these best: quantize the inputs of weighted operators, leave their bias and their
+outputs float, put nothing between a convolution and its activation, quantize only the identity branch of a residual,
+and use one scale for a concatenation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Placement:
     """One operator that can run in integers.
 
     Attributes:
-        node: its name.
-        kind: how its channels mix; "depthwise" convolutions have one input channel per group.
-        activations: the edges it reads that depend on the picture.
-        weight: its constant operand's edge, or None for a product of two activations.
-        weight_axis: output-channel axis of the weight; None: one scale for the whole tensor.
+        node: node name.
+        kind: "dense", "depthwise" (one input channel per group), "grouped" or "matmul".
+        activations: edges of its inputs that depend on the picture.
+        weight: edge of its constant operand; None for a product of two activations.
+        weight_axis: output-channel axis of the weight; None for one scale for the whole tensor.
     """
 
     node: str
@@ -37,14 +37,19 @@ class Placement:
 
 
 def place(graph: GraphView, keep_float: Collection[str] = ()) -> tuple[Placement, ...]:
-    """Every Conv, ConvTranspose, Gemm and MatMul that is not in ``keep_float``, in graph order."""
-    found = []
+    """Return every Conv, ConvTranspose, Gemm and MatMul that can run in integers, in graph order.
+
+    Args:
+        graph: the float graph.
+        keep_float: names of nodes to leave out.
+    """
+    placements = []
     for node in graph.nodes:
         if node.op in _WEIGHTED and node.name not in keep_float:
             placement = _placement_of(graph, node)
             if placement is not None:
-                found.append(placement)
-    return tuple(found)
+                placements.append(placement)
+    return tuple(placements)
 
 
 def _placement_of(graph: GraphView, node: NodeView) -> Placement | None:
@@ -84,11 +89,11 @@ def _weight_axis(graph: GraphView, node: NodeView, index: int) -> int | None:
 
 
 def residual_identity_edges(graph: GraphView, placements: Collection[Placement]) -> tuple[Edge, ...]:
-    """The identity input of each residual Add whose other input comes straight from quantized operators.
+    """Return the identity input of each residual Add whose other input comes directly from quantized operators.
 
-    Straight: with activations and the like between them, but no float weighted operator. Quantizing this edge
-    alone lets an integer runtime keep the skip connection in eight bits and add it inside their kernel;
-    quantizing both inputs would split the Add off.
+    Directly: with activations and the like between them, but no float weighted operator. Quantizing this edge alone
+    lets an integer runtime keep the skip connection in eight bits and add it inside the kernel of the convolution;
+    with both inputs quantized the Add would be a kernel by itself.
     """
     quantized = {p.node for p in placements}
     edges = []
@@ -113,7 +118,7 @@ def _identity_input(graph: GraphView, add: NodeView, quantized: Collection[str])
 def _ancestry(
     graph: GraphView, tensor: str, *, stop: str, past_weighted: bool = True, limit: int = 64
 ) -> tuple[set[str], set[str]]:
-    """Tensors and nodes between ``tensor`` and ``stop``, ``limit`` nodes back: a block, not the net."""
+    """Return tensors and nodes between ``tensor`` and ``stop``, at most ``limit`` nodes: a block, not the network."""
     tensors, frontier = {tensor}, [tensor]
     nodes: set[str] = set()
     while frontier and len(nodes) < limit:
@@ -132,7 +137,7 @@ def _ancestry(
 
 
 def concat_ties(graph: GraphView, quantized: Collection[str]) -> tuple[frozenset[str], ...]:
-    """Sets of quantized tensors that a Concat joins and that should share one scale.
+    """Return sets of quantized tensors that a Concat joins and that should share one scale.
 
     Args:
         graph: the float graph.
@@ -157,13 +162,13 @@ def concat_ties(graph: GraphView, quantized: Collection[str]) -> tuple[frozenset
 
 
 def calibration_tensors(graph: GraphView) -> list[str]:
-    """Every activation tensor that some plan may quantize: what a calibration pass should count."""
+    """Return the names of the activation tensors that a calibration pass collects, sorted."""
     placements = place(graph)
     edges = [*(e for p in placements for e in p.activations), *residual_identity_edges(graph, placements)]
     return sorted({edge.tensor for edge in edges})
 
 
-# Operators that decode a head's numbers, told by kind and structure, never by name.
+# Operators that decode a head's outputs, recognised by type and structure, never by name.
 
 _DECODING = frozenset(
     {"Sigmoid", "Softmax", "LogSoftmax", "Exp", "TopK", "ArgMax", "NonMaxSuppression", "HardSigmoid"}
@@ -171,7 +176,7 @@ _DECODING = frozenset(
 
 
 def decoding_nodes(graph: GraphView) -> tuple[NodeView, ...]:
-    """Sigmoid, Softmax, TopK and the like, in graph order.
+    """Return Sigmoid, Softmax, TopK and similar nodes that decode, in graph order.
 
     A Sigmoid whose every reader multiplies it with its own input is an activation (SiLU) and not among them.
     """

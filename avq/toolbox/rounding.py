@@ -18,18 +18,19 @@ from avq.toolbox.grids import dequantize, quantize, spread
 from avq.types import F64, I64, AnyArray, GraphView, MomentRequest, NodeView, QuantizationPlan, QuantPoint
 from avq.types.arrays import ArrayRecord
 
-# The rounding of one layer's weights with the least squared output error, given its Gram matrix.
-
-#: Added to the diagonal, in units of its mean: unseen directions must not decide (GPTQ's damping).
+#: Added to the diagonal, in units of its mean: directions without data must not decide (GPTQ's damping).
 _DAMPING = 0.01
-#: Rounds of coordinate descent; most layers stand still after three.
+#: Rounds of coordinate descent; most layers converge in three.
 _SWEEPS = 4
-#: Inputs decided before the rest hears of it, in one matrix product.
+#: Inputs rounded before the rest is updated in one matrix product.
 _BLOCK = 64
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """Sums in one order on every machine, and no threads that wait for each other on a busy one."""
+    """Return a context manager that limits BLAS to one thread.
+
+    Sums then have one order on every machine, and no thread waits for another on a busy one.
+    """
     from threadpoolctl import threadpool_limits
 
     limit: AbstractContextManager[object] = threadpool_limits(1, "blas")
@@ -37,22 +38,34 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 
 def output_error(deviation: F64, gram: F64) -> F64:
-    """d G d^T per output channel: (G, R, K) deviations and (G, K, K) matrices give (G, R)."""
+    """Compute d G d^T per output channel.
+
+    Args:
+        deviation: (G, R, K) rounded minus real weights.
+        gram: (G, K, K) E[x x^T].
+
+    Returns:
+        (G, R) squared output errors.
+    """
     error: F64 = np.multiply(deviation @ gram, deviation).sum(axis=2)
     return error
 
 
 def solve(weights: F64, scale: F64, zero_point: I64, nearest: I64, levels: tuple[I64, I64], gram: F64) -> I64:
-    """Integers (G, R, K), each one of its two neighbouring levels, with a small output error.
+    """Round every weight to one of its two neighbouring levels for a small output error.
 
-    No channel ends with a larger error, damping included, than by rounding to nearest.
+    No channel gets a larger error, damping included, than by rounding to nearest.
 
     Args:
         weights: (G, R, K) real values.
-        scale, zero_point: (G, R, K), of every weight.
-        nearest: (G, R, K) the integers of rounding to nearest.
+        scale: (G, R, K) of every weight.
+        zero_point: (G, R, K) of every weight.
+        nearest: (G, R, K) integers of rounding to nearest.
         levels: the level below and the level above every weight; equal where the grid ends.
         gram: (G, K, K) E[x x^T].
+
+    Returns:
+        (G, R, K) integers.
     """
     damped = _damped(gram)
     down, up = ((level - zero_point) * scale for level in levels)
@@ -73,7 +86,7 @@ def _damped(gram: F64) -> F64:
 
 
 def _eliminate(weights: F64, down: F64, up: F64, gram: F64) -> AnyArray:
-    """Round one input after the other and let those behind it make up for the error: GPTQ."""
+    """Round one input after the other and let the following ones compensate the error, as GPTQ."""
     size = gram.shape[-1]
     factor = np.linalg.cholesky(np.linalg.inv(gram)).transpose(0, 2, 1)  # upper: G^-1 = U^T U
     left = weights.copy()
@@ -110,7 +123,7 @@ def _descend(start: AnyArray, weights: F64, down: F64, up: F64, gram: F64) -> An
 
 
 def _descend_block(chosen: AnyArray, gaps: F64, slopes: F64, gram: F64) -> F64:
-    """One sweep over neighbouring inputs, ``chosen`` changed in place; what every weight was moved by."""
+    """Sweep once over neighbouring inputs, change ``chosen`` in place and return the step of every weight."""
     local = slopes.copy()
     steps = np.zeros(gaps.shape)
     for k in range(gram.shape[-1]):
@@ -123,20 +136,20 @@ def _descend_block(chosen: AnyArray, gaps: F64, slopes: F64, gram: F64) -> F64:
     return steps
 
 
-#: Gram matrices larger than this are not asked for: K = 2896 inputs of one output.
+#: Largest Gram matrices of one layer: K = 2896 inputs of one output.
 _LAYER_BYTES = 67_108_864
-#: Held at once, in one pass over the pictures.
+#: Largest Gram matrices of one pass over the pictures.
 _PASS_BYTES = 268_435_456
 
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeights(ArrayRecord):
-    """What rounding came to.
+    """Result of ``round_weights``.
 
     Attributes:
-        weights: name of the weight constant -> float array that quantizes to exactly the chosen integers.
-        errors: weight -> (rounded to nearest, as chosen) mean squared output error over the output channels.
-        skipped: node -> why its weights are rounded to nearest.
+        weights: name of the weight constant -> read-only float array that quantizes to exactly the chosen integers.
+        errors: weight -> mean squared output error over the output channels, (rounded to nearest, as chosen).
+        skipped: node name -> why its weights are rounded to nearest.
     """
 
     weights: Mapping[str, AnyArray]
@@ -149,7 +162,7 @@ class RoundedWeights(ArrayRecord):
 
 @dataclass(frozen=True)
 class _Layer:
-    """One weight with everything that reads it."""
+    """One weight with all its readers."""
 
     weight: str
     readers: tuple[NodeView, ...]
@@ -157,7 +170,7 @@ class _Layer:
     values: AnyArray
 
     def rows(self, values: AnyArray) -> AnyArray:
-        """The weight, or what varies along with it, as (G, outputs of a group, K)."""
+        """Reshape the weight, or an array that broadcasts to it, to (G, outputs of a group, K)."""
         node = self.readers[0]
         spread_out = np.broadcast_to(values, self.values.shape)
         if node.op == "Conv":
@@ -166,7 +179,7 @@ class _Layer:
         return (spread_out if node.attributes.get("transB", 0) else spread_out.T)[None]
 
     def whole(self, rows: I64) -> I64:
-        """:meth:`rows` undone."""
+        """Reshape the result of ``rows`` back to the shape of the weight."""
         if self.readers[0].op == "Conv":
             whole: I64 = rows.reshape(self.values.shape)
             return whole
@@ -190,17 +203,25 @@ class _Layer:
 def gram_rounded_weights(
     graph: GraphView, plan: QuantizationPlan, bench: Workbench
 ) -> Mapping[str, AnyArray]:
-    """Overrides for weights; see :func:`round_weights`, which also tells errors and what was skipped."""
+    """Return overrides for weights: ``round_weights(...).weights``."""
     return round_weights(graph, plan, bench).weights
 
 
 def round_weights(graph: GraphView, plan: QuantizationPlan, bench: Workbench) -> RoundedWeights:
     """Choose, for every planned weight of Conv, Gemm and MatMul, the integers with the least output error.
 
-    The grids are the plan's; weights come from ``graph``, also where ``plan`` overrides them. A weight that
+    The grids come from ``plan``; weights come from ``graph``, also where ``plan`` overrides them. A weight that
     several nodes read is rounded once, for all of their inputs. Memory is bounded: matrices of up to 268 MB
     are summed in one pass over the pictures, more take further passes, and layers with more than 2896 inputs
-    per output are skipped and told. The same inputs give the same integers.
+    per output are skipped, with the reason. The same inputs give the same integers.
+
+    Args:
+        graph: the float graph.
+        plan: grids of the weights.
+        bench: gives the Gram matrices.
+
+    Returns:
+        Rounded weights, errors and skipped nodes.
     """
     layers, skipped = _layers(graph, plan)
     weights: dict[str, AnyArray] = {}
@@ -217,7 +238,7 @@ def round_weights(graph: GraphView, plan: QuantizationPlan, bench: Workbench) ->
 
 
 def _layers(graph: GraphView, plan: QuantizationPlan) -> tuple[list[_Layer], dict[str, str]]:
-    found: list[_Layer] = []
+    layers: list[_Layer] = []
     skipped: dict[str, str] = {}
     readers: dict[str, list[tuple[NodeView, QuantPoint]]] = {}
     for node in graph.nodes:
@@ -232,8 +253,8 @@ def _layers(graph: GraphView, plan: QuantizationPlan) -> tuple[list[_Layer], dic
         if why:
             skipped.update({node.name: why for node, _ in read})
         else:
-            found.append(layer)
-    return found, skipped
+            layers.append(layer)
+    return layers, skipped
 
 
 def _unfit(graph: GraphView, node: NodeView) -> str:
@@ -268,7 +289,7 @@ def _batches(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 
 
 def _round(layer: _Layer, gram: F64) -> tuple[I64, tuple[float, float]]:
-    """The integers in the weight's shape, and the mean output errors of nearest and chosen."""
+    """Return the integers in the weight's shape, and the mean output errors of nearest and chosen."""
     point, values = layer.point, layer.values
     scale = layer.rows(spread(point.scale.astype(np.float64), values.shape, point))
     zero_point = layer.rows(spread(point.zero_point, values.shape, point))
@@ -282,7 +303,7 @@ def _round(layer: _Layer, gram: F64) -> tuple[I64, tuple[float, float]]:
 
 
 def _levels(steps: F64, point: QuantPoint) -> tuple[I64, I64]:
-    """The levels below and above; one bit has two in all."""
+    """Return the levels below and above; a grid of one bit has two levels."""
     if point.bits == 1:
         return np.full(steps.shape, -1, np.int64), np.full(steps.shape, 1, np.int64)
     below = np.clip(np.floor(steps), point.qmin, point.qmax).astype(np.int64)

@@ -1,4 +1,7 @@
-"""Frozen dataclasses on numpy: the nouns of avq. No I/O here."""
+"""Frozen dataclasses that plugins, the build and the daemon exchange. No I/O.
+
+Those with arrays compare exactly and hold read-only arrays (``avq.types.arrays``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a strategy asks of the calibration pass."""
+"""Requests to a calibration pass, and the clipping ranges that come of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ Moment = Literal["mean", "peak", "gram"]
 
 @dataclass(frozen=True, slots=True)
 class StatRequest:
-    """Ask for the histogram of one activation tensor of the float graph."""
+    """A request for the histogram of one activation tensor.
+
+    Attributes:
+        tensor: activation tensor of the float graph.
+    """
 
     tensor: str
 
 
 @dataclass(frozen=True, slots=True)
 class MomentRequest:
-    """Ask for float sums over one activation tensor.
+    """A request for float sums over one activation tensor.
 
     Attributes:
         tensor: activation tensor of the float graph, (1, C, ...) .
@@ -35,18 +39,23 @@ class MomentRequest:
 
     @property
     def key(self) -> str:
-        """Name of the answer: the tensor for means, else with what was asked for."""
+        """Key of the result: the tensor for means, else ``kind(reader)`` or ``kind(tensor)``."""
         return self.tensor if self.kind == "mean" else f"{self.kind}({self.reader or self.tensor})"
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A clipping range in real numbers: values outside saturate. ``low`` <= 0 <= ``high``."""
+    """A clipping range; values outside saturate.
+
+    Attributes:
+        low: real number, at most 0.
+        high: real number, at least 0.
+    """
 
     low: float
     high: float
 
     @property
     def threshold(self) -> float:
-        """The symmetric range that covers both ends."""
+        """Upper end of the symmetric range that covers both ends."""
         return max(-self.low, self.high)

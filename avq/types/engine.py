@@ -1,4 +1,4 @@
-"""How an inference session is asked for, and what an engine says of itself."""
+"""Options of an inference session, and reports of engines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ EnginePrecision = Literal["f32", "bf16", "f16"]
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How to open a model.
+    """Options for opening a model.
 
     Attributes:
         threads: compute threads, fixed for the session's life.
-        precision: what the float parts run in; quantized parts run as the model says.
+        precision: number format of the float parts; quantized parts run as in the model.
         optimise: False turns graph rewrites off: the reference semantics.
-        integers: False rounds where quantizers stand and computes in float; other rewrites stay. Not to the bit
-            what the reference gives, in a good deal less time.
+        integers: False rounds at the quantizers and computes in float; other rewrites stay. Faster than the
+            reference semantics and close to it, but not bit-equal.
     """
 
     threads: int = 1
@@ -28,7 +28,16 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """One line of ``avq doctor``."""
+    """One line of ``avq doctor``.
+
+    Attributes:
+        name: the engine.
+        available: its library can be imported.
+        version: of the library; '' when it is not available.
+        can_build: it can compile a model here.
+        can_run: it can run a model here.
+        why: one line: the reason when it cannot, else details.
+    """
 
     name: str
     available: bool
@@ -43,8 +52,8 @@ class LayerTime:
     """One layer of a compiled network.
 
     Attributes:
-        name: as the runtime calls it.
-        nodes: names of the model file's nodes in it; empty for what the runtime added (format changes).
+        name: name in the runtime.
+        nodes: names of the model file's nodes in it; empty for layers that the runtime added (reformats).
         ns: median nanoseconds of one inference.
     """
 
@@ -55,14 +64,14 @@ class LayerTime:
 
 @dataclass(frozen=True, slots=True)
 class CompiledEngine:
-    """What a builder made of a model for one GPU architecture.
+    """A model compiled for one GPU architecture.
 
     Attributes:
         architecture: compute capability, such as "sm89".
         data: the engine file.
-        seconds: it took to build.
-        layers: of the parsed network.
-        warnings: what the builder remarked.
+        seconds: build time.
+        layers: number of layers of the parsed network.
+        warnings: messages of the builder.
     """
 
     architecture: str

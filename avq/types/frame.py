@@ -1,4 +1,4 @@
-"""Pictures on their way to the engine."""
+"""Frames, network inputs, detections and published messages."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ class Frame(ArrayRecord):
 
     Attributes:
         camera: the camera's id in the config.
-        seq: the camera's own count, from 0, one per captured frame, dropped ones included.
+        seq: frame number of the camera, from 0, dropped frames included.
         t_capture_ns: capture time, host monotonic clock, nanoseconds.
-        pixels: (H, W, 3) uint8, BGR.
+        pixels: (H, W, 3) uint8, BGR; a read-only view, which may borrow the memory of a capture slot.
+
+    Raises:
+        DataError: ``pixels`` is not (H, W, 3) uint8.
     """
 
     camera: str
@@ -43,12 +46,13 @@ class Frame(ArrayRecord):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelInput(ArrayRecord):
-    """What the engine sees, and the way back to the picture.
+    """Network input of one picture, with the map back to picture pixels.
 
     Attributes:
-        tensor: (1, 3, h, w) uint8, channel order as the preprocessing spec says.
-        model_to_image: (2, 3) float64 affine map from network-input pixels to picture pixels.
-        image_size_px: (width, height) of the picture it came from.
+        tensor: (1, 3, h, w) uint8, channel order of the preprocessing spec; read-only, and borrowed until the
+            preprocessor prepares the next picture unless it was copied.
+        model_to_image: (2, 3) float64 read-only affine map from network-input pixels to picture pixels.
+        image_size_px: (width, height) of the picture.
     """
 
     tensor: U8
@@ -81,7 +85,15 @@ class Detections(ArrayRecord):
         boxes_xyxy_px: (N, 4) float32, picture pixels, x0 y0 x1 y1.
         scores: (N,) float32 in 0..1.
         class_ids: (N,) int64, index into the model's class names.
-        camera, seq, t_capture_ns: of the frame they belong to.
+        camera: id of the camera.
+        seq: frame number of the camera.
+        t_capture_ns: capture time, host monotonic clock, nanoseconds.
+
+    Arrays are read-only views. ``detections[2:5]``, ``detections[mask]`` and ``detections[indices]`` select boxes,
+    ``detections[i]`` and iteration give one Detection each.
+
+    Raises:
+        DataError: the arrays differ in length.
     """
 
     boxes_xyxy_px: F32
@@ -166,9 +178,8 @@ class Detections(ArrayRecord):
 
 def _row_index(key: Sequence[int] | Sequence[bool] | AnyArray) -> AnyArray:
     rows = np.asarray(key)
-    return (
-        rows.astype(np.intp) if rows.shape == (0,) and rows.dtype.kind == "f" else rows
-    )  # [] reads as float
+    is_empty_list = rows.shape == (0,) and rows.dtype.kind == "f"  # numpy reads [] as float
+    return rows.astype(np.intp) if is_empty_list else rows
 
 
 # Deadlines, stage times and what is published.
@@ -176,7 +187,7 @@ def _row_index(key: Sequence[int] | Sequence[bool] | AnyArray) -> AnyArray:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBudget:
-    """How late is late.
+    """Limit on the age of a frame, and on the share of late ones.
 
     Attributes:
         deadline_ns: allowed time from capture to publish.
@@ -191,7 +202,14 @@ class LatencyBudget:
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """Nanoseconds spent per stage of one frame, all of one clock."""
+    """Time per stage of one frame, in nanoseconds of one clock.
+
+    Attributes:
+        queue_ns: from capture to the start of preprocessing.
+        preprocess_ns: resize, pad and split.
+        infer_ns: inference.
+        decode_ns: decoding and NMS.
+    """
 
     queue_ns: int
     preprocess_ns: int
@@ -199,7 +217,7 @@ class StageTimes:
     decode_ns: int
 
     def items(self) -> list[tuple[str, int]]:
-        """(stage, ns) in the order a frame walks through them."""
+        """Return (stage, nanoseconds) in processing order."""
         return [
             ("queue", self.queue_ns),
             ("preprocess", self.preprocess_ns),
@@ -210,7 +228,17 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One frame's answer as sinks receive it; lateness is data, not a log line."""
+    """Detections of one frame as sinks receive them.
+
+    Attributes:
+        detections: boxes of the frame, with its camera, sequence number and capture time.
+        age_ns: nanoseconds from capture to publication.
+        dropped_since_last: frames of this camera dropped since its previous message.
+        late: ``age_ns`` exceeds the deadline.
+        mode: name of the mode that processed the frame.
+        bundle_digest: digest of the bundle that processed the frame.
+        picture_size_px: (width, height) of the frame; (0, 0) when unknown.
+    """
 
     detections: Detections
     age_ns: int
@@ -218,18 +246,25 @@ class Published:
     late: bool
     mode: str
     bundle_digest: str
-    picture_size_px: tuple[int, int] = (0, 0)  # width, height of the frame the boxes lie in
+    picture_size_px: tuple[int, int] = (0, 0)
 
     def as_message(self, labels: Sequence[str]) -> dict[str, Any]:
-        """The line sinks write (the keys are the command contract); pixels to 0.001, scores to 0.00001."""
-        seen = self.detections
-        boxes = np.round(seen.boxes_xyxy_px.astype(np.float64), 3).tolist()
-        scores = np.round(seen.scores.astype(np.float64), 5).tolist()
-        names = (labels[i] if i < len(labels) else str(i) for i in seen.class_ids.tolist())
+        """Return the JSON object that sinks write; its keys are part of the command contract.
+
+        Args:
+            labels: class names by class id; ids beyond them are written as numbers.
+
+        Returns:
+            A dict of JSON values: ages in milliseconds, boxes in picture pixels to 0.001, scores to 0.00001.
+        """
+        detections = self.detections
+        boxes = np.round(detections.boxes_xyxy_px.astype(np.float64), 3).tolist()
+        scores = np.round(detections.scores.astype(np.float64), 5).tolist()
+        names = (labels[i] if i < len(labels) else str(i) for i in detections.class_ids.tolist())
         return {
-            "camera": seen.camera,
-            "seq": seen.seq,
-            "t_capture_ns": seen.t_capture_ns,
+            "camera": detections.camera,
+            "seq": detections.seq,
+            "t_capture_ns": detections.t_capture_ns,
             "age_ms": round(self.age_ns / 1e6, 3),
             "late": self.late,
             "mode": self.mode,

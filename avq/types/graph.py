@@ -12,13 +12,22 @@ from avq.types.arrays import AnyArray, ArrayRecord
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeView(ArrayRecord):
-    """One operator. ``name`` is unique in its graph; an absent optional input is ''."""
+    """One operator.
+
+    Attributes:
+        name: unique in its graph.
+        op: operator type, such as "Conv".
+        inputs: tensor names; '' for an absent optional input.
+        outputs: tensor names.
+        attributes: name -> int, float, string, list of these, or a read-only array.
+        domain: operator domain; '' for the default one.
+    """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]  # ints, floats, strings, lists of them, numpy arrays
+    attributes: Mapping[str, Any]
     domain: str = ""
 
     def __post_init__(self) -> None:
@@ -27,7 +36,13 @@ class NodeView(ArrayRecord):
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """Name, numpy dtype name and static shape (-1 where it could not be inferred)."""
+    """Type of one tensor.
+
+    Attributes:
+        name: of the tensor.
+        dtype: numpy dtype name, such as "float32"; '' when unknown.
+        shape: static shape; -1 for each dimension that could not be inferred.
+    """
 
     name: str
     dtype: str
@@ -40,9 +55,10 @@ class GraphView(ArrayRecord):
 
     Attributes:
         nodes: in topological order.
-        inputs, outputs: graph inputs (the picture; never initialisers) and outputs, in file order.
+        inputs: graph inputs (the picture; never initialisers), in file order.
+        outputs: graph outputs, in file order.
         tensors: every tensor whose type is known, by name.
-        constants: initialisers and folded constants, by name.
+        constants: initialisers and folded constants, by name; read-only arrays.
         opset: version of the default operator set.
         metadata: the model file's own key/value pairs (class names, preprocessing).
         digest: SHA-256 over structure and weights; plans are bound to it.
@@ -78,22 +94,27 @@ class GraphView(ArrayRecord):
         return table
 
     def node(self, name: str) -> NodeView:
-        """The node of that name; KeyError when there is none."""
+        """Return the node of that name.
+
+        Raises:
+            KeyError: the graph has no such node.
+        """
         return self._by_name[name]
 
     def producer(self, tensor: str) -> NodeView | None:
-        """The node that writes ``tensor``; None for inputs and constants."""
+        """Return the node that writes ``tensor``; None for inputs and constants."""
         return self._producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[tuple[NodeView, int]]:
-        """Every (node, input index) that reads ``tensor``."""
+        """Return every (node, input index) that reads ``tensor``, in graph order."""
         return self._consumers.get(tensor, [])
 
     def is_constant(self, tensor: str) -> bool:
+        """Return True for initialisers and folded constants."""
         return tensor in self.constants
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """Static shape, or None when it is not known."""
+        """Return the static shape of ``tensor``; None when a dimension is unknown."""
         if tensor in self.constants:
             return tuple(self.constants[tensor].shape)
         view = self.tensors.get(tensor)
@@ -101,4 +122,5 @@ class GraphView(ArrayRecord):
 
     @cached_property
     def output_names(self) -> tuple[str, ...]:
+        """Names of the graph outputs, in file order."""
         return tuple(t.name for t in self.outputs)

@@ -47,15 +47,20 @@ class QuantPoint(ArrayRecord):
 
     Attributes:
         edge: where.
-        scale: () per tensor or (C,) per channel along ``axis``, float32, > 0.
-        zero_point: same shape, int64. 0 for symmetric points.
+        scale: () per tensor or (C,) per channel along ``axis``, float32, > 0; with ``block_size``, one per block in
+            an array of the rank of the tensor. A read-only copy.
+        zero_point: shape of ``scale``, int64; 0 for symmetric points. A read-only copy.
         axis: channel axis for per-channel points, else None.
         block_size: elements per scale along ``axis`` for block-wise weights, else None.
-        bits: 1..16; the integer grid is ``signed`` or not, ``narrow`` drops its lowest level. One bit is the
-            signed grid of two levels, -1 and +1: constants only.
+        bits: 1..16. One bit is the signed grid of two levels, -1 and +1: constants only.
+        signed: the integer grid has negative levels.
+        narrow: the grid lacks its lowest level.
         rounding: how x / scale becomes an integer.
         mode: static scales; dynamic (scale at run time, scale/zero_point unused); weight-only.
         packed: constants only: ``bits`` bits each in the file, unpacked when an engine loads it.
+
+    Raises:
+        PlanError: bits out of range, a scale that is not positive and finite, or arrays of different shapes.
     """
 
     edge: Edge
@@ -94,6 +99,7 @@ class QuantPoint(ArrayRecord):
 
     @property
     def qmin(self) -> int:
+        """Lowest integer of the grid."""
         if self.bits == 1:
             return -1
         low = -(1 << (self.bits - 1)) if self.signed else 0
@@ -101,6 +107,7 @@ class QuantPoint(ArrayRecord):
 
     @property
     def qmax(self) -> int:
+        """Highest integer of the grid."""
         if self.bits == 1:
             return 1
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
@@ -116,7 +123,7 @@ class QuantPoint(ArrayRecord):
         return self.bits == 4 and self.mode == "weight-only" and not self.packed
 
     def settings(self) -> dict[str, object]:
-        """Everything but the arrays, as JSON values; ``packed`` only where it holds, as older plans lack it."""
+        """Return every field but the arrays as JSON values; ``packed`` only when True, as older plans lack it."""
         return {
             "tensor": self.edge.tensor,
             "node": self.edge.node,
@@ -134,10 +141,12 @@ class QuantPoint(ArrayRecord):
 
 @dataclass(frozen=True, slots=True)
 class NodePrecision:
-    """A node's precision and why; the reason is printed in the report.
+    """A node's precision with its reason.
 
     Attributes:
-        float_side: of an INT8 node, what its bias and its results are: "fp16" only where the target says so.
+        precision: number format that the node computes in.
+        reason: one line for the report.
+        float_side: number format of the bias and the results of an INT8 node; "fp16" only where the target needs it.
     """
 
     precision: Precision
@@ -154,9 +163,14 @@ class QuantizationPlan(ArrayRecord):
         points: one per quantized edge, activations and weights alike; no edge twice.
         ties: sets of edges that must share one scale (concat inputs and output).
         precisions: node name -> precision with reason; nodes not named are fp32.
-        overrides: constant name -> replacement array (corrected biases, rounded weights).
-        ranges: tensor -> (low, high) for every tensor, where DLA asks.
-        owner, owner_version: the plugin that decided.
+        overrides: constant name -> read-only replacement array (corrected biases, rounded weights), of the shape and
+            dtype of the float graph's constant.
+        ranges: tensor -> (low, high) in real numbers for every tensor, for DLA builds; else empty.
+        owner: name of the strategy.
+        owner_version: its version.
+
+    Raises:
+        PlanError: two points are on one edge.
     """
 
     graph_digest: str
@@ -179,14 +193,25 @@ class QuantizationPlan(ArrayRecord):
 
     @cached_property
     def by_edge(self) -> dict[Edge, QuantPoint]:
+        """The points by their edges."""
         return {point.edge: point for point in self.points}
 
     def point_for(self, tensor: str, node: str, input_index: int) -> QuantPoint | None:
-        """The point a consumer sees: its own edge first, then the tensor's."""
+        """Return the point that applies to one consumer: that of its own edge, else that of the tensor.
+
+        Args:
+            tensor: name in the float graph.
+            node: name of the consumer.
+            input_index: which of its inputs ``tensor`` is.
+
+        Returns:
+            The point; None when that input stays float.
+        """
         own = self.by_edge.get(Edge(tensor, node, input_index))
         return own if own is not None else self.by_edge.get(Edge(tensor))
 
     def precision_of(self, node: str) -> NodePrecision:
+        """Return the precision of a node; fp32 when the plan does not name it."""
         return self.precisions.get(node, NodePrecision("fp32", "not named in the plan"))
 
     @property
@@ -223,19 +248,19 @@ class QuantizationPlan(ArrayRecord):
             yield f"{name} {self.ranges[name]!r}".encode()
 
 
-# Quantization that a model brought with it, read from its file or from a file beside it.
+# Quantization read from the model file or from an encodings file.
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedQuantization(ArrayRecord):
-    """What another tool decided, said in avq's terms; a strategy takes it over or refuses it.
+    """Quantization of another tool, as points on the float graph. A strategy imports it or refuses it.
 
     Attributes:
-        dialect: who writes such files, such as "onnxruntime-qdq", "qonnx" or "aimet-1.0.0".
-        producer: the file's own word for its author; '' when it has none.
+        dialect: file format, such as "onnxruntime-qdq", "qonnx" or "aimet-1.0.0".
+        producer: producer named in the file; '' when it has none.
         points: on edges of the float graph, activations and weights alike; no edge twice.
-        overrides: constant name -> array that takes the place of the float graph's.
-        findings: pitfalls, codes AVQ-Qnn; severity "error" is what no plan can say.
+        overrides: constant name -> read-only array that replaces the float graph's.
+        findings: pitfalls, codes AVQ-Qnn; severity "error" cannot be expressed in a plan.
     """
 
     dialect: str
@@ -249,26 +274,28 @@ class ImportedQuantization(ArrayRecord):
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Findings that forbid taking the quantization over as it is."""
+        """Findings that prevent an import without changes."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
-# What a strategy knows of the operators that change precision together, for the report.
+# Results of a strategy per group of operators, for the report.
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """One fusion group, or one layer where a strategy decides layer by layer. Unknown measures are None.
+    """Decision and measurements for one fusion group, or for one layer. Unknown measurements are None.
 
     Attributes:
-        name: of its weighted operator.
+        name: name of its weighted operator.
         kind: "convolution", "depthwise", "matmul" and the like.
-        precision: as chosen; reason: why, in numbers where there are any.
-        nodes: how many operators it holds.
+        precision: chosen number format.
+        reason: one line for the report, with numbers where there are any.
+        nodes: number of operators.
         sensitivity: ``PlanScore.badness`` of the network with this group alone in INT8.
-        float_ns, int8_ns: measured nanoseconds of one inference, everything float and everything INT8.
-        int8_gain: what INT8 adds to the network's time, as a share of the float time; negative is faster.
-        boundary: what converting its inputs costs as chosen, as a share of the float time.
+        float_ns: measured nanoseconds of one inference with every group float.
+        int8_ns: measured nanoseconds of one inference with every group in INT8.
+        int8_gain: time that INT8 adds, as a share of the network's float time; negative is faster.
+        boundary: time to convert its inputs as chosen, as a share of the network's float time.
     """
 
     name: str
@@ -283,7 +310,7 @@ class GroupRow:
     boundary: float | None = None
 
     def row(self) -> dict[str, object]:
-        """As a row of a table: times in microseconds, shares in percent."""
+        """Return a table row: times in microseconds, shares in percent, "-" for unknown."""
         return {
             "group": self.name,
             "kind": self.kind,

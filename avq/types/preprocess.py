@@ -16,13 +16,15 @@ class PreprocessSpec:
     value = (pixel * scale - mean[c]) / std[c], channels in ``channel_order``.
 
     Attributes:
-        width_px, height_px: network input size.
+        width_px: width of the network input.
+        height_px: height of the network input.
         resize: "letterbox" keeps the aspect and pads; "stretch" does not.
         anchor: where a letterboxed picture lies: "center" or "top-left".
         pad_value: 0..255, in every channel.
         channel_order: "RGB" or "BGR".
         scale: multiplied first, usually 1 or 1/255.
-        mean, std: per channel in ``channel_order``, after ``scale``.
+        mean: per channel in ``channel_order``, subtracted after ``scale``.
+        std: per channel in ``channel_order``, divided by last.
     """
 
     width_px: int

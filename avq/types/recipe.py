@@ -1,4 +1,4 @@
-"""One build, as asked for."""
+"""The request for one build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recipe:
         target: what the bundle must run on.
         options: the strategy's own options, validated by its model.
         option_folders: option -> folder of the file that named it, which paths in its value are relative to.
-        budget_ms: wanted p50 latency of the engine, milliseconds.
+        budget_ms: largest p50 latency of the engine, milliseconds; None for no limit.
         max_drop: tolerated loss in percent: relative mAP with labels (default 2), else lost boxes (default 1).
         gate: False writes the bundle with accepted:false instead of refusing.
         labels: COCO json for pictures under ``data``.

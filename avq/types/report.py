@@ -1,4 +1,4 @@
-"""What was measured; every number a gate or a report uses."""
+"""Measurements and findings that the gate and the report use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Accepted = Literal["yes", "no", "pending"]
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Quantized against float on the same pictures, in boxes (no labels needed).
+    """Agreement of the quantized with the float model on the same pictures, in boxes; needs no labels.
 
     Attributes:
         images: pictures compared.
-        boxes: float boxes with score >= 0.5 that were looked for.
-        lost: share of them with no box of the same class, IoU >= 0.5 and at least half the score.
+        boxes: float boxes with a score of at least 0.5 that were matched against the quantized model's.
+        lost: share of them, 0..1, with no box of the same class, IoU >= 0.5 and at least half the score.
         confidence_shift: mean score difference (quantized - float) over the matched boxes.
-        map, ap50: COCO metrics with the float model's boxes (score >= 0.3) as truth; nan when not computed.
+        map: mAP50-95 with the float model's boxes (score >= 0.3) as truth; nan when not computed.
+        ap50: AP at IoU 0.5 with the same truth; nan when not computed.
     """
 
     images: int
@@ -31,13 +32,13 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class PlanScore:
-    """Workbench.error: a plan against the float model on the held-out pictures, unoptimised runtime.
+    """Deviation of a plan from the float model on the held-out pictures, without runtime optimisations.
 
     Attributes:
         fidelity: in boxes; None when the head is not decoded.
         sqnr_db: per graph output, signal to quantization-noise ratio in decibel.
         map_drop_percent: mAP lost against labels, in percent of the float model's; None where none were given
-            or nobody asked.
+            or the build did not request it.
     """
 
     fidelity: Fidelity | None
@@ -46,7 +47,7 @@ class PlanScore:
 
     @property
     def badness(self) -> float:
-        """One number to rank plans by, lower is better: lost share plus confidence shift, then SQNR."""
+        """Ranking number, lower is better: lost share plus confidence shift, then SQNR."""
         noise = float(10.0 ** (-min(self.sqnr_db.values(), default=0.0) / 20.0))
         if self.fidelity is None:
             return noise
@@ -55,12 +56,15 @@ class PlanScore:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Measured time of one engine, and its ratio to the fastest float engine, paired.
+    """Measured time of one engine, paired with the fastest float engine.
 
     Attributes:
-        p50_ms, p99_ms: of single inferences.
-        ratio, ratio_low, ratio_high: median time(this)/time(float) with its 95 % interval.
-        float_engine: name and precision of the float engine it was paired with.
+        p50_ms: median of single inferences, milliseconds.
+        p99_ms: 99th percentile of single inferences, milliseconds.
+        ratio: median of time(this) / time(float).
+        ratio_low: lower end of its 95 % interval.
+        ratio_high: upper end of its 95 % interval.
+        float_engine: name and precision of the float engine.
     """
 
     p50_ms: float
@@ -73,11 +77,11 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPlan:
-    """A plan really built, checked and timed on the engine that serves it fastest.
+    """A plan that was built, checked and timed on the fastest engine that matches its reference.
 
     Attributes:
         engine: engine, encoding and precision of the float parts.
-        score: this engine's answers against the float model, on the held-out pictures.
+        score: deviation of this engine's outputs from the float model, on the held-out pictures.
         latency: paired with the fastest float engine, and with every plan of the same call.
     """
 
@@ -170,7 +174,7 @@ class Figure:
         x_label, y_label: with units, as "time / float" or "lost boxes, %".
         series: drawn in order.
         lead: one sentence that says how to read it.
-        y_limit: a horizontal line nobody should cross, such as the gate's; None for none.
+        y_limit: a limit drawn as a horizontal line, such as the gate's; None for none.
     """
 
     title: str
