@@ -105,4 +105,4 @@ def test_a_case_is_run_once(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     done = run_pytest("--avq-cases", "cases", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"there is no folder {tmp_path / 'cases'}" in done.stderr
+    assert f"the folder {tmp_path / 'cases'} does not exist" in done.stderr
