@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -135,7 +136,7 @@ def test_specs_survive_json(spec: PreprocessSpec) -> None:
         ({"resize": "crop"}, "letterbox"),
     ],
 )
-def test_wrong_json_is_refused_with_what_is_wanted(change: dict, said: str) -> None:
+def test_wrong_json_is_refused_with_what_is_wanted(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as error:
         spec_from_json({"width_px": 8, "height_px": 8} | change, where="p.json")
     assert "p.json" in error.value.what

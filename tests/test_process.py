@@ -11,7 +11,7 @@ from avq.process import STANDARD_ERROR, STANDARD_OUTPUT, suppress_output
 C = ctypes.CDLL(None)
 
 
-def test_what_c_buffers_while_muted_never_comes_out(capfd):
+def test_what_c_buffers_while_muted_never_comes_out(capfd: pytest.CaptureFixture[str]) -> None:
     C.puts(b"before")
     with suppress_output(STANDARD_OUTPUT):
         C.puts(b"a note to itself")
@@ -20,7 +20,9 @@ def test_what_c_buffers_while_muted_never_comes_out(capfd):
     assert capfd.readouterr().out == "before\nafter\n"
 
 
-def test_only_the_named_descriptor_is_muted_and_only_until_an_error(capfd):
+def test_only_the_named_descriptor_is_muted_and_only_until_an_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(ValueError, match="on the way"), suppress_output(STANDARD_ERROR):  # noqa: PT012
         C.puts(b"an answer")
         raise ValueError("on the way")

@@ -150,12 +150,12 @@ def loads(model: onnx.ModelProto) -> bool:
     return compare_graphs(model, model, ENGINE, pictures=inputs).answer == "equal"
 
 
-def test_there_are_over_four_hundred_graphs():
+def test_there_are_over_four_hundred_graphs() -> None:
     assert len(CASES) >= 400
 
 
 @pytest.mark.slow
-def test_every_normalised_graph_computes_what_its_file_computes():
+def test_every_normalised_graph_computes_what_its_file_computes() -> None:
     refused, checked = [], 0
     for name, model in CASES:
         if not loads(model):
@@ -176,7 +176,7 @@ def test_every_normalised_graph_computes_what_its_file_computes():
 @pytest.mark.parametrize(
     ("name", "case"), [c for c in CASES if "Upsample linear" in c[0] or "Resize linear" in c[0]][:4]
 )
-def test_the_converter_changes_old_resizes_and_that_is_found(name: str, case: onnx.ModelProto):
+def test_the_converter_changes_old_resizes_and_that_is_found(name: str, case: onnx.ModelProto) -> None:
     converted = normalise(case)
     assert compare_graphs(case, converted.proto, ENGINE).answer == "different", name
     kept, result = normalise_checked(case, ENGINE)
@@ -190,13 +190,13 @@ def failing(model: onnx.ModelProto) -> str:
     return f"{caught.value.what} {caught.value.seen}"
 
 
-def test_lost_defaults_of_functions_are_found(monkeypatch: pytest.MonkeyPatch):
+def test_lost_defaults_of_functions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(normalising, "inline_functions", inliner.inline_local_functions)
     for name, model in functions():
         assert "inlining functions" in failing(model), name
 
 
-def test_a_wrong_adapter_is_found(monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the adapter for asymmetric sampling neither way raises the operator set rightly."""
 
     def half_pixel(graph: onnx.GraphProto, node: Node) -> None:
@@ -212,7 +212,7 @@ def test_a_wrong_adapter_is_found(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("step", ["fold", "fold_norms"])
-def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch, step: str):
+def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """A fold that damages the convolution's weights by one percent is named."""
     real: Callable[..., Any] = getattr(normalising, step)
 
@@ -231,7 +231,7 @@ def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch, step: str):
     assert "fold" in failing(case)
 
 
-def test_random_operators_and_files_that_do_not_load_are_unknown():
+def test_random_operators_and_files_that_do_not_load_are_unknown() -> None:
     noise = helper.make_node("RandomNormalLike", ["c"], ["y0"])
     assert compare_graphs(graph_of([noise], 17), graph_of([noise], 17), ENGINE).answer == "unknown"
     strange = graph_of([helper.make_node("Nonexistent", ["c"], ["y0"], domain="com.example")], 17)
@@ -240,7 +240,7 @@ def test_random_operators_and_files_that_do_not_load_are_unknown():
     assert result.answer == "unknown" and result.detail
 
 
-def test_near_equal_scores_may_be_chosen_in_another_order():
+def test_near_equal_scores_may_be_chosen_in_another_order() -> None:
     """The choice of the file is given to the graph: a swap of near-equal values is no difference."""
     nodes = [
         helper.make_node("Flatten", ["c"], ["flat"]),
@@ -261,7 +261,7 @@ def test_near_equal_scores_may_be_chosen_in_another_order():
     assert compare_graphs(source, graph_of(nodes, 17, arrays, outputs=2), ENGINE).answer == "different"
 
 
-def test_the_default_of_a_function_stands_at_the_call():
+def test_the_default_of_a_function_stands_at_the_call() -> None:
     model = function_model("LeakyRelu", helper.make_attribute("alpha", 0.25))
     inlined = normalising.inline_functions(model)
     leaky = next(node for node in inlined.graph.node if node.op_type == "LeakyRelu")

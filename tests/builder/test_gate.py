@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def accuracy(value: float) -> Accuracy:
     return Accuracy(map=value, ap50=value, per_class={}, images=10)
 
 
-def test_a_faithful_and_fast_engine_passes():
+def test_a_faithful_and_fast_engine_passes() -> None:
     verdict = judge(Evidence(BASE), Limits())
     assert verdict.accepted == "yes" and "lost boxes 0.50 % of 200" in verdict.metric
 
@@ -28,18 +29,18 @@ def test_a_faithful_and_fast_engine_passes():
     "fidelity",
     [replace(GOOD, lost=0.011), replace(GOOD, confidence_shift=-0.03), replace(GOOD, boxes=0, lost=0.0)],
 )
-def test_lost_boxes_shifted_scores_or_nothing_to_compare_refuse(fidelity):
+def test_lost_boxes_shifted_scores_or_nothing_to_compare_refuse(fidelity: Any) -> None:
     verdict = judge(Evidence(replace(BASE, fidelity=fidelity)), Limits())
     assert verdict.accepted == "no" and any("mixed" in fix for fix in verdict.fixes)
 
 
-def test_labels_outrank_boxes():
+def test_labels_outrank_boxes() -> None:
     worse = replace(BASE, float_accuracy=accuracy(0.5), accuracy=accuracy(0.48))
     assert judge(Evidence(worse), Limits()).accepted == "no"
     assert judge(Evidence(worse), Limits(max_drop_percent=5.0)).accepted == "yes"
 
 
-def test_slower_only_when_the_interval_says_so():
+def test_slower_only_when_the_interval_says_so() -> None:
     unsure = replace(FAST, ratio=1.05, ratio_low=1.01, ratio_high=1.09)
     sure = replace(unsure, ratio_low=1.03)
     assert judge(Evidence(replace(BASE, latency=unsure)), Limits()).accepted == "yes"
@@ -47,19 +48,19 @@ def test_slower_only_when_the_interval_says_so():
     assert verdict.accepted == "no" and any("slower than float" in r for r in verdict.reasons)
 
 
-def test_a_float_bundle_cannot_be_slower_than_itself():
+def test_a_float_bundle_cannot_be_slower_than_itself() -> None:
     assert (
         judge(Evidence(replace(BASE, latency=replace(FAST, ratio_low=1.5), is_float=True)), Limits()).accepted
         == "yes"
     )
 
 
-def test_the_budget_is_judged_on_p50():
+def test_the_budget_is_judged_on_p50() -> None:
     assert judge(Evidence(BASE), Limits(budget_ms=5.0)).accepted == "yes"
     assert judge(Evidence(BASE), Limits(budget_ms=4.9)).accepted == "no"
 
 
-def test_without_boxes_the_noise_of_the_outputs_decides():
+def test_without_boxes_the_noise_of_the_outputs_decides() -> None:
     silent = replace(BASE, fidelity=None)
     assert judge(Evidence(silent), Limits()).accepted == "yes"
     assert judge(Evidence(replace(silent, sqnr_db=12.0)), Limits()).accepted == "no"
@@ -69,20 +70,20 @@ def test_without_boxes_the_noise_of_the_outputs_decides():
 EQUAL, DIFFERENT = Parity(True, True, "import proven"), Parity(False, False, "import differs")
 
 
-def test_an_import_that_differs_from_its_source_is_refused_whatever_its_boxes():
+def test_an_import_that_differs_from_its_source_is_refused_whatever_its_boxes() -> None:
     assert judge(Evidence(BASE, EQUAL), Limits()).accepted == "yes"
     verdict = judge(Evidence(BASE, DIFFERENT), Limits())
     assert verdict.accepted == "no" and verdict.reasons[-1] == "import differs" and verdict.fixes == ()
 
 
-def test_without_boxes_parity_decides_before_noise():
+def test_without_boxes_parity_decides_before_noise() -> None:
     noisy = replace(BASE, fidelity=None, sqnr_db=3.0)
     assert judge(Evidence(noisy, EQUAL), Limits()).accepted == "yes"
     assert judge(Evidence(noisy, DIFFERENT), Limits()).accepted == "no"
     assert judge(Evidence(noisy), Limits()).accepted == "no"
 
 
-def test_one_error_among_the_findings_refuses_and_every_finding_is_a_reason():
+def test_one_error_among_the_findings_refuses_and_every_finding_is_a_reason() -> None:
     warning = Finding("warning", "W1", "small scales", "3 nodes", "raise them")
     error = Finding("error", "E1", "no kernel")
     warned = judge(Evidence(BASE, findings=(warning,), conclusions=("chosen by hand",)), Limits())
@@ -92,7 +93,7 @@ def test_one_error_among_the_findings_refuses_and_every_finding_is_a_reason():
     assert refused.accepted == "no" and refused.reasons[-1] == "error E1: no kernel"
 
 
-def test_a_target_that_is_not_here_leaves_the_verdict_pending_unless_a_check_failed():
+def test_a_target_that_is_not_here_leaves_the_verdict_pending_unless_a_check_failed() -> None:
     untimed = replace(BASE, latency=None)
     pending = judge(Evidence(untimed, pending_target=True), Limits())
     assert pending.accepted == "pending" and pending.passed

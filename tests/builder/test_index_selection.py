@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,15 +31,15 @@ def blurred(side: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(cv2.GaussianBlur(noise, (0, 0), 5).transpose(2, 0, 1)[None])
 
 
-def test_boxes_and_scores_behind_one_topk_are_ordered_alike_and_labels_of_all_rows_are_not():
+def test_boxes_and_scores_behind_one_topk_are_ordered_alike_and_labels_of_all_rows_are_not() -> None:
     assert selected_rows(detector(), opened, PICTURES).places == {"boxes": (1, 0), "best": (1, 0)}
 
 
-def test_what_suppression_keeps():
+def test_what_suppression_keeps() -> None:
     assert selected_rows(suppressing(0.0), opened, PICTURES[:1]).places == {"out": (0, 0)}
 
 
-def test_queries_chosen_before_a_transformer():
+def test_queries_chosen_before_a_transformer() -> None:
     """Their attention adds them up in another order: the rows differ by rounding."""
     model = onnx.load(RTDETR)
     names = [value.name for value in model.graph.output]
@@ -46,7 +47,7 @@ def test_queries_chosen_before_a_transformer():
     assert places == dict.fromkeys(names, (1, 0))
 
 
-def test_a_graph_that_chooses_nothing():
+def test_a_graph_that_chooses_nothing() -> None:
     plain = onnx.load_model_from_string(detector())
     kept = [n for n in plain.graph.node if n.name in ("cast", "line", "matmul", "to_rows")]
     del plain.graph.node[:], plain.graph.output[:]
@@ -56,7 +57,7 @@ def test_a_graph_that_chooses_nothing():
 
 
 @pytest.fixture(scope="module")
-def undecoded(tmp_path_factory) -> OpenBundle:
+def undecoded(tmp_path_factory: pytest.TempPathFactory) -> OpenBundle:
     """A detector that chooses its queries, built without a decoder."""
     output = tmp_path_factory.mktemp("bundles") / "undecoded.avq"
     recipe = Recipe(
@@ -70,7 +71,7 @@ def undecoded(tmp_path_factory) -> OpenBundle:
 class Changed(NullSession):
     """An engine that gives the golden answers, changed."""
 
-    def __init__(self, bundle: OpenBundle, change) -> None:
+    def __init__(self, bundle: OpenBundle, change: Any) -> None:
         super().__init__({}, 0, "f32")
         self._arrays, self._change = bundle.arrays("golden.npz"), change
 
@@ -119,14 +120,14 @@ def not_a_number(answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ],
 )  # fmt: skip
 def test_the_order_of_chosen_rows_decides_nothing_and_what_they_hold_does(
-    undecoded, monkeypatch, change, right
-):
+    undecoded: OpenBundle, monkeypatch: pytest.MonkeyPatch, change: Any, right: bool
+) -> None:
     answer = run_golden(undecoded, Changed(undecoded, change))
     assert answer.passed is right, answer.reason
 
 
 @pytest.mark.slow
-def test_another_engine_whose_rounding_turns_rows_round_is_right(undecoded):
+def test_another_engine_whose_rounding_turns_rows_round_is_right(undecoded: OpenBundle) -> None:
     if not {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_set().split()):
         pytest.skip("this processor has no bf16, and openvino offers none")
     session = engine_by_name("openvino").open(undecoded.read("model.onnx"), SessionOptions(precision="bf16"))

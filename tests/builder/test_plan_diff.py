@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def plans(draw: st.DrawFn) -> QuantizationPlan:
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(plan=plans())
-def test_a_plan_comes_back_the_same(plan):
+def test_a_plan_comes_back_the_same(plan: Any) -> None:
     again = plan_from_parts(*plan_to_parts(plan))
     assert again.digest == plan.digest
     assert diff_plans(plan, again) == []
@@ -115,14 +116,14 @@ def _changed() -> list[tuple[str, str, str, QuantizationPlan]]:
 
 
 @pytest.mark.parametrize("index", range(10))
-def test_every_kind_of_difference_is_named(index):
+def test_every_kind_of_difference_is_named(index: Any) -> None:
     kind, where, field, changed = _changed()[index]
     (difference,) = diff_plans(_plan(), changed)
     assert (difference.kind, difference.where, difference.field) == (kind, where, field)
     assert difference.a != difference.b
 
 
-def test_a_changed_plan_is_refused():
+def test_a_changed_plan_is_refused() -> None:
     text, arrays = plan_to_parts(_plan())
     with pytest.raises(PlanError, match="damaged"):
         plan_from_parts(
@@ -130,7 +131,7 @@ def test_a_changed_plan_is_refused():
         )
 
 
-def test_pickled_arrays_are_never_unpickled():
+def test_pickled_arrays_are_never_unpickled() -> None:
     text, arrays = plan_to_parts(_plan())
     hostile = io.BytesIO()
     np.save(hostile, np.array([object()], dtype=object), allow_pickle=True)

@@ -297,7 +297,7 @@ def test_a_plan_survives_the_disk_with_its_digest() -> None:
 
 
 def test_a_plan_with_numpy_numbers_is_refused_by_name() -> None:
-    odd = QuantPoint(Edge("w"), np.ones(2, np.float32), np.zeros(2, np.int64), axis=np.int64(0))  # type: ignore[arg-type]
+    odd = QuantPoint(Edge("w"), np.ones(2, np.float32), np.zeros(2, np.int64), axis=np.int64(0))
     with pytest.raises(PlanError, match=r"numpy\.int64"):
         plan_to_parts(QuantizationPlan("ff", points=(odd,)))
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -24,7 +25,7 @@ def avq(*arguments: str | Path) -> Result:
         "config", "log", "bisect",
     ],
 )  # fmt: skip
-def test_every_command_explains_itself(command):
+def test_every_command_explains_itself(command: str) -> None:
     result = avq(command, "--help")
     assert result.exit_code == 0 and "Usage" in result.output
 
@@ -60,24 +61,24 @@ def test_a_full_standard_output_is_an_error_of_the_machine(form: list[str]) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_standard_output_is_no_error():
+def test_a_closed_standard_output_is_no_error() -> None:
     command = [sys.executable, "-c", "from avq.cli import main; main()", "plugins"]
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_mistyped_command_names_the_nearest():
+def test_a_mistyped_command_names_the_nearest() -> None:
     result = avq("biuld")
     assert result.exit_code == 2 and "did you mean 'build'" in result.output
 
 
-def test_a_mistyped_flag_names_the_nearest():
+def test_a_mistyped_flag_names_the_nearest() -> None:
     result = avq("build", "m.onnx", "--stratgy", "static")
     assert result.exit_code == 2 and "--strategy" in result.output
 
 
-def test_doctor_answers_on_any_machine():
+def test_doctor_answers_on_any_machine() -> None:
     result = avq("doctor", "--json")
     answer = json.loads(result.stdout)
     assert result.exit_code == 0
@@ -85,13 +86,13 @@ def test_doctor_answers_on_any_machine():
     assert {"engines", "gpus", "plugins"} <= set(answer)
 
 
-def test_the_static_strategy_is_a_plugin_with_options_people_can_read():
+def test_the_static_strategy_is_a_plugin_with_options_people_can_read() -> None:
     listing = json.loads(avq("plugins", "--json").stdout)["plugins"]
     text = json.dumps(listing)
     assert "static" in text and "calibrator" in text
 
 
-def test_plugins_are_a_table_with_types_and_defaults_for_people():
+def test_plugins_are_a_table_with_types_and_defaults_for_people() -> None:
     output = avq("plugins").stdout
     assert "[" not in output and "{" not in output
     assert "auto | entropy | mse | percentile | minmax" in output
@@ -102,20 +103,20 @@ def problem(result: Result) -> dict[str, str]:
     return json.loads(result.stdout)["error"]
 
 
-def test_a_missing_model_is_a_wrong_request(tmp_path):
+def test_a_missing_model_is_a_wrong_request(tmp_path: Path) -> None:
     result = avq("build", tmp_path / "none.onnx", "--data", tmp_path, "-o", tmp_path / "b", "--json")
     assert result.exit_code == 2
     assert "none.onnx" in problem(result)["what"] and problem(result)["fix"]
 
 
-def test_a_build_without_pictures_says_which_flag(tmp_path):
+def test_a_build_without_pictures_says_which_flag(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not onnx")
     result = avq("build", tmp_path / "m.onnx", "-o", tmp_path / "b", "--json")
     assert result.exit_code == 2 and "--data" in problem(result)["fix"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\xff\xd8\xff\xe0 a jpeg"])
-def test_a_broken_model_file_is_named(tmp_path, content):
+def test_a_broken_model_file_is_named(tmp_path: Path, content: bytes) -> None:
     model, data = tmp_path / "m.onnx", tmp_path / "pictures"
     model.write_bytes(content)
     write_picture(data)
@@ -124,7 +125,7 @@ def test_a_broken_model_file_is_named(tmp_path, content):
     assert not (tmp_path / "b").exists()
 
 
-def test_an_empty_folder_of_pictures_is_named(tmp_path):
+def test_an_empty_folder_of_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "m.onnx").write_bytes(b"x")
     result = avq(
@@ -143,7 +144,7 @@ def test_an_empty_folder_of_pictures_is_named(tmp_path):
         (["--option", "calibrator"], "key=value"),
     ],
 )
-def test_a_wrong_choice_names_the_nearest_valid_one(tmp_path, flags, expected):
+def test_a_wrong_choice_names_the_nearest_valid_one(tmp_path: Path, flags: Any, expected: str) -> None:
     write_picture(tmp_path / "pictures")
     (tmp_path / "m.onnx").write_bytes(b"x")
     result = avq(
@@ -152,7 +153,9 @@ def test_a_wrong_choice_names_the_nearest_valid_one(tmp_path, flags, expected):
     assert result.exit_code == 2 and expected in json.dumps(problem(result))
 
 
-def test_a_target_that_this_machine_cannot_build_is_code_3(tmp_path, monkeypatch):
+def test_a_target_that_this_machine_cannot_build_is_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as where it is not installed
     write_picture(tmp_path / "pictures")
     (tmp_path / "m.onnx").write_bytes(b"x")
@@ -163,7 +166,7 @@ def test_a_target_that_this_machine_cannot_build_is_code_3(tmp_path, monkeypatch
     assert result.exit_code == 3 and problem(result)["fix"]
 
 
-def test_inspect_refuses_what_it_does_not_know(tmp_path):
+def test_inspect_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     result = avq("inspect", tmp_path / "thing.xyz", "--json")
     assert result.exit_code == 2 and ".onnx" in problem(result)["fix"]
 

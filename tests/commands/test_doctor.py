@@ -18,7 +18,7 @@ from tests.engines.null import NullEngine
 KEYS = {"name", "available", "version", "can_build", "can_run", "why"}
 
 
-def test_every_target_has_a_line_with_a_reason_when_missing():
+def test_every_target_has_a_line_with_a_reason_when_missing() -> None:
     findings = examine()
     engines = {engine["name"]: engine for engine in findings["engines"]}
     assert list(engines)[:2] == ["onnxruntime", "openvino"]
@@ -31,20 +31,20 @@ def test_every_target_has_a_line_with_a_reason_when_missing():
     assert "static" in {plugin["name"] for plugin in findings["plugins"]}
 
 
-def test_codecs_are_really_tried():
+def test_codecs_are_really_tried() -> None:
     codecs = {codec["name"].split()[0]: codec for codec in examine(engines=[])["codecs"]}
     assert set(codecs) == {"VP8", "MPEG-4"}
     assert all(codec["works"] or codec["why"] for codec in codecs.values())
 
 
-def test_the_table_has_a_row_for_everything():
+def test_the_table_has_a_row_for_everything() -> None:
     findings = examine()
     table = rows(findings)
     assert {row["kind"] for row in table} == {"processor", "engine", "gpu", "codec", "plugin"}
     assert len([r for r in table if r["kind"] == "engine"]) == len(findings["engines"])
 
 
-def test_an_engine_that_breaks_its_promise_becomes_a_line():
+def test_an_engine_that_breaks_its_promise_becomes_a_line() -> None:
     class Raising(NullEngine):
         def status(self) -> EngineStatus:
             raise RuntimeError("driver gone")
@@ -54,7 +54,7 @@ def test_an_engine_that_breaks_its_promise_becomes_a_line():
     assert "driver gone" in line["why"]
 
 
-def test_gpus_are_what_the_driver_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_are_what_the_driver_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA Orin, 540.3.0, 30697 MiB, 8.7'\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
@@ -70,7 +70,7 @@ def test_gpus_are_what_the_driver_lists(tmp_path: Path, monkeypatch: pytest.Monk
     assert examine(engines=[])["gpus"] == []
 
 
-def test_a_machine_with_nothing_for_gpus_gets_a_table_that_says_how_to_get_it(tmp_path: Path):
+def test_a_machine_with_nothing_for_gpus_gets_a_table_that_says_how_to_get_it(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "for name in ('tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda', 'cuda.bindings'): sys.modules[name] = None\n"

@@ -6,8 +6,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from avq.builder.calibrate.run import ThresholdsJson
+from avq.builder.calibrate.sharding import CalibrateJson
 from avq.commands.bench import BenchJson
-from avq.commands.calibrate import CalibrateJson, ThresholdsJson
 from avq.commands.doctor import DoctorJson
 from avq.commands.evaluate import EvalJson
 from avq.commands.inspect import InspectJson

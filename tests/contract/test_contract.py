@@ -36,7 +36,7 @@ class OneLayer:
     name, version, options = "one-layer", "1", NoOptions
     symmetric: bool | None = None
 
-    def plan(self, graph, bench, options) -> QuantizationPlan:
+    def plan(self, graph: Any, bench: Any, options: Any) -> QuantizationPlan:
         first = place(graph, bench.keep_float)[0]
         edge = first.activations[0]
         symmetric = bench.symmetric_only if self.symmetric is None else self.symmetric
@@ -53,14 +53,14 @@ class Crooked(OneLayer):
 
 
 class Stumbling(OneLayer):
-    def plan(self, graph, bench, options):
+    def plan(self, graph: Any, bench: Any, options: Any) -> Any:
         return {}["no such calibrator"]
 
 
 class Unwritable(OneLayer):
     """A scale per channel, with more channels than the tensor has."""
 
-    def plan(self, graph, bench, options):
+    def plan(self, graph: Any, bench: Any, options: Any) -> Any:
         plan = super().plan(graph, bench, options)
         weight = plan.points[1]
         wide = QuantPoint(weight.edge, np.ones(999, np.float32), np.zeros(999, np.int64), axis=0)
@@ -73,7 +73,7 @@ def contract(*arguments: str | Path, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
 
 
-def test_an_honest_strategy_passes_for_both_kinds_of_targets():
+def test_an_honest_strategy_passes_for_both_kinds_of_targets() -> None:
     kept = check_strategy(OneLayer())
     assert [one.target for one in kept] == ["cpu", "tensorrt"]
     assert [one.plan.symmetric for one in kept] == [False, True]
@@ -88,7 +88,7 @@ def test_an_honest_strategy_passes_for_both_kinds_of_targets():
         (Unwritable(), "cpu", "the plan can be written as a model"),
     ],
 )
-def test_a_broken_promise_is_named(strategy, target, told):
+def test_a_broken_promise_is_named(strategy: Any, target: str, told: str) -> None:
     with pytest.raises(PluginError) as caught:
         check_strategy(strategy, targets=[target])
     assert told in caught.value.what
@@ -97,7 +97,7 @@ def test_a_broken_promise_is_named(strategy, target, told):
         assert "KeyError" in caught.value.seen and "test_contract.py:" in caught.value.seen
 
 
-def test_the_workbench_is_real_and_answers_a_question_once():
+def test_the_workbench_is_real_and_answers_a_question_once() -> None:
     def ask(graph: Any, bench: Any) -> tuple[Any, ...]:
         plan = QuantizationPlan(graph.digest, owner="nobody", owner_version="1")
         return bench.error(plan), bench.latency(plan), bench.latency(plan), bench.keep_float
@@ -108,7 +108,7 @@ def test_the_workbench_is_real_and_answers_a_question_once():
     assert kept and all(kept.values())
 
 
-def test_a_quick_look_says_what_the_reference_says():
+def test_a_quick_look_says_what_the_reference_says() -> None:
     def ask(graph: Any, bench: Any) -> tuple[Any, Any]:
         plan = OneLayer().plan(graph, bench, NoOptions())
         whole = bench.error(plan)
@@ -121,7 +121,7 @@ def test_a_quick_look_says_what_the_reference_says():
         assert noise_db < 60
 
 
-def test_the_command_passes_a_built_in_strategy(tmp_path):
+def test_the_command_passes_a_built_in_strategy(tmp_path: Path) -> None:
     write_labelled_set(tmp_path / "scenes", seeds=range(7_100_000, 7_100_016))
     done = contract(
         "--quantizer", "static", "--option", "calibrator=minmax", "--option", "depthwise=int8", "--json",
@@ -171,7 +171,7 @@ def avq_register_engines():
         (("--engine", "dead"), "status carries the engine's name"),
     ],
 )
-def test_the_command_answers_no_for_a_broken_plugin(tmp_path, flags, rule):
+def test_the_command_answers_no_for_a_broken_plugin(tmp_path: Path, flags: Any, rule: str) -> None:
     (tmp_path / "broken_plugin.py").write_text(BROKEN)
     info = tmp_path / "broken_plugin-1.0.dist-info"
     info.mkdir()
@@ -182,12 +182,12 @@ def test_the_command_answers_no_for_a_broken_plugin(tmp_path, flags, rule):
     assert rule in done.stderr
 
 
-def test_the_command_checks_an_engine():
+def test_the_command_checks_an_engine() -> None:
     done = contract("--engine", "onnxruntime")
     assert done.returncode == 0 and "computes_the_network" in done.stdout
 
 
-def test_the_command_checks_a_decoder_on_a_model_of_its_family(tmp_path):
+def test_the_command_checks_a_decoder_on_a_model_of_its_family(tmp_path: Path) -> None:
     model = tmp_path / "head.onnx"
     onnx.save(yolov8(1, 3)[0].proto, str(model))
     done = contract("--decoder", "yolov8", "--model", model, "--json")
@@ -209,7 +209,7 @@ def test_the_command_checks_a_decoder_on_a_model_of_its_family(tmp_path):
         (("--decoder", "yolox"), "--model"),
     ],
 )
-def test_a_wrong_request_names_the_right_one(flags, fix):
+def test_a_wrong_request_names_the_right_one(flags: Any, fix: str) -> None:
     done = contract(*flags, "--json")
     assert done.returncode == 2
     assert fix in json.loads(done.stdout)["error"]["fix"]

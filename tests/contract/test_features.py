@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.conftest import ROOT
 REFUSED: set[str] = set()
 
 
-def refused(protocol: str, call) -> None:
+def refused(protocol: str, call: Any) -> None:
     """The call must break the contract of exactly this protocol."""
     with pytest.raises(PluginError) as caught:
         call()
@@ -78,13 +79,15 @@ class Compiling:
             raise RequestError("no such architecture")
         return ("sm00",)
 
-    def compile(self, model, architecture, options=None, report=print) -> CompiledEngine:
+    def compile(
+        self, model: Any, architecture: Any, options: Any = None, report: Any = print
+    ) -> CompiledEngine:
         if options is not None:
             raise RequestError("no options")
         time.sleep(0.02)
         return CompiledEngine(architecture, model, 0.02 * self.scale, 1)
 
-    def open_engine(self, engine, precision):
+    def open_engine(self, engine: Any, precision: Any) -> Any:
         return self._engine.open(
             engine, SimpleNamespace(precision="f32", threads=1, optimise=True, integers=True)
         )
@@ -102,7 +105,7 @@ class Profiling:
         engine = engine_by_name("onnxruntime")
         self.status, self.encodings, self.open = engine.status, engine.encodings, engine.open
 
-    def layer_times(self, models, options, picture, *, rounds=40):
+    def layer_times(self, models: Any, options: Any, picture: Any, *, rounds: int = 40) -> Any:
         time.sleep(0.001)
         return [[LayerTime("conv", ("conv",), self._ns)] for _ in models]  # type: ignore[arg-type]
 
@@ -115,11 +118,11 @@ class PlannedWrongly(Profiling):
 
 
 class Loose:
-    def __init__(self, session) -> None:
+    def __init__(self, session: Any) -> None:
         self.engine, self.precision = session.engine, session.precision
         self.infer, self.run, self.close = session.infer, session.run, session.close
 
-    def require_planned(self, wanted):
+    def require_planned(self, wanted: Any) -> Any:
         return len(wanted)
 
 
@@ -163,7 +166,7 @@ class Kind:
         self.__dict__.update(members)
 
 
-def _raises(error: Exception):
+def _raises(error: Exception) -> Any:
     def check(uri: str) -> None:
         raise error
 
@@ -195,7 +198,7 @@ class Writing:
     def __init__(self, **members: object) -> None:
         self.__dict__.update(members)
 
-    def write(self, message, frame) -> None:
+    def write(self, message: Any, frame: Any) -> None:
         """Takes it."""
 
     def close(self) -> None:
@@ -205,10 +208,10 @@ class Writing:
 class Raising(Writing):
     """An alert source whose event holds the time of the message in milliseconds."""
 
-    def connect(self, emit) -> None:
+    def connect(self, emit: Any) -> None:
         self._emit = emit
 
-    def write(self, message, frame) -> None:
+    def write(self, message: Any, frame: Any) -> None:
         self._emit({"kind": "alert", "t_ns": message.detections.t_capture_ns // 1_000_000 - 10**12})
 
 

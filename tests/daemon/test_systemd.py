@@ -69,7 +69,7 @@ def test_a_watchdog_for_another_process_is_not_ours(tmp_path: Path) -> None:
     assert SystemdNotifier.from_environment({**given, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 2.0
 
 
-def test_capture_processes_do_not_speak_for_the_service(monkeypatch) -> None:
+def test_capture_processes_do_not_speak_for_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(_environment())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,12 +30,12 @@ class Net:
     def name(self) -> str:
         return f"x{self.names.getrandbits(40):010x}"
 
-    def const(self, value: object, dtype: object = np.float32) -> str:
+    def const(self, value: Any, dtype: Any = np.float32) -> str:
         name = self.name()
         self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: object):
+    def op(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         names = [self.name() for _ in range(outputs)]
         if domain:
             self.domains.add(domain)
@@ -71,7 +72,7 @@ class Net:
 
     def model(
         self, *outputs: str, metadata: dict[str, str] | None = None, kinds: dict[str, int] | None = None
-    ):
+    ) -> Any:
         picture = helper.make_tensor_value_info(
             self.input, TensorProto.FLOAT, [1, 3, self.height, self.width]
         )
@@ -111,7 +112,7 @@ def yolox(
     decoded: bool = False,
     coarse_first: bool = False,
     metadata: dict[str, str] | None = None,
-):
+) -> Any:
     net = Net(seed)
     levels = net.levels()[::-1] if coarse_first else net.levels()
     parts = []
@@ -136,7 +137,7 @@ ANCHORS = [
 ]
 
 
-def yolov5(seed: int, classes: int):
+def yolov5(seed: int, classes: int) -> Any:
     net = Net(seed)
     levels = net.levels()
     features, parts = 5 + classes, []
@@ -154,7 +155,7 @@ def yolov5(seed: int, classes: int):
     return load(net.model(net.op("Concat", *parts, axis=1))), levels
 
 
-def yolov5_raw(seed: int, classes: int, *, five_axes: bool, sigmoid: bool = False):
+def yolov5_raw(seed: int, classes: int, *, five_axes: bool, sigmoid: bool = False) -> Any:
     net = Net(seed)
     levels = net.levels()
     features, outputs = 5 + classes, []
@@ -167,7 +168,7 @@ def yolov5_raw(seed: int, classes: int, *, five_axes: bool, sigmoid: bool = Fals
     return load(net.model(*reversed(outputs), metadata={"names": names})), levels
 
 
-def yolov6(seed: int, classes: int):
+def yolov6(seed: int, classes: int) -> Any:
     net = Net(seed)
     levels = net.levels()
     boxes, scores = [], []
@@ -187,7 +188,7 @@ def yolov6(seed: int, classes: int):
     return load(net.model(out)), levels
 
 
-def yolov8(seed: int, classes: int, *, rows: bool = False, metadata: dict[str, str] | None = None):
+def yolov8(seed: int, classes: int, *, rows: bool = False, metadata: dict[str, str] | None = None) -> Any:
     net = Net(seed)
     levels = net.levels()
     parts = []
@@ -215,7 +216,7 @@ def yolov8(seed: int, classes: int, *, rows: bool = False, metadata: dict[str, s
     return load(net.model(out, metadata=metadata)), levels
 
 
-def gfl(seed: int, classes: int, style: str, bins: int = 8):
+def gfl(seed: int, classes: int, style: str, bins: int = 8) -> Any:
     """style: nanodet (three pairs), plus (one output, four levels), picodet (four pairs, channels first)."""
     net = Net(seed)
     levels = net.levels((8, 16, 32) if style == "nanodet" else (8, 16, 32, 64))
@@ -237,7 +238,7 @@ def gfl(seed: int, classes: int, style: str, bins: int = 8):
     return load(net.model(*first, *second)), levels
 
 
-def yolov8_raw(seed: int, classes: int, *, joined: bool):
+def yolov8_raw(seed: int, classes: int, *, joined: bool) -> Any:
     """YOLOv8 cut before its decoding: one map of 64 + C channels per level, or distances and scores apart."""
     net = Net(seed)
     levels = net.levels()
@@ -248,7 +249,7 @@ def yolov8_raw(seed: int, classes: int, *, joined: bool):
     return load(net.model(*outputs)), levels
 
 
-def retinanet(seed: int, classes: int, *, joined: bool):
+def retinanet(seed: int, classes: int, *, joined: bool) -> Any:
     net = Net(seed)
     levels = net.levels()
     scores, boxes = [], []
@@ -264,7 +265,7 @@ def retinanet(seed: int, classes: int, *, joined: bool):
     return load(net.model(*scores, *boxes)), levels
 
 
-def boxes_and_scores(seed: int, classes: int, *, softmax: bool = False):
+def boxes_and_scores(seed: int, classes: int, *, softmax: bool = False) -> Any:
     """The built-in detector's head; with ``softmax`` an SSD head, background first, boxes in 0..1."""
     net = Net(seed)
     levels = net.levels()
@@ -290,7 +291,7 @@ def boxes_and_scores(seed: int, classes: int, *, softmax: bool = False):
     return load(net.model(box, net.op("Sigmoid", scores))), levels
 
 
-def end_to_end(seed: int, classes: int, most: int = 20, columns: str = "box score class"):
+def end_to_end(seed: int, classes: int, most: int = 20, columns: str = "box score class") -> Any:
     """YOLOv10: (1, K, 6) rows of x0, y0, x1, y1, score, class after a top-k; or with other columns.
 
     "batch" is the picture's index as YOLOv7 writes it, "angle" turns a box.
@@ -325,7 +326,7 @@ def end_to_end(seed: int, classes: int, most: int = 20, columns: str = "box scor
     return load(net.model(net.op("Concat", *(parts[name] for name in columns.split()), axis=2))), levels
 
 
-def suppressed(seed: int, classes: int, *, style: str, refined: bool = False):
+def suppressed(seed: int, classes: int, *, style: str, refined: bool = False) -> Any:
     """NonMaxSuppression in the graph. style: triplets (indices with all boxes and scores), lists (torchvision).
 
     ``refined`` moves the boxes once more, by deltas in tenths of their size, and clips them (Faster R-CNN).
@@ -375,7 +376,7 @@ def _refined(net: Net, boxes: str, levels: list[tuple[str, int, int, int]]) -> s
     return net.op("Gather", net.op("Concat", *sides, axis=2), net.const([0, 2, 1, 3], np.int64), axis=2)
 
 
-def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int = 20):
+def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int = 20) -> Any:
     """RT-DETR: query features to boxes through a sigmoid (cx, cy, w, h in 0..1) and class scores."""
     net = Net(seed)
     levels = net.levels()
@@ -393,7 +394,7 @@ def queries(seed: int, classes: int, *, joined: bool, sigmoid: bool, most: int =
     ), levels
 
 
-def query_rows(seed: int, classes: int, most: int = 20):
+def query_rows(seed: int, classes: int, most: int = 20) -> Any:
     """RT-DETR with its top-k in the graph: (1, K, 6) rows of cx, cy, w, h in 0..1, score, class."""
     net = Net(seed)
     x, h, w, _ = net.levels()[0]
@@ -413,7 +414,7 @@ def query_rows(seed: int, classes: int, most: int = 20):
     return load(net.model(net.op("Concat", *parts, axis=2))), [(x, h, w, 8)]
 
 
-def efficient_nms(seed: int, classes: int, most: int = 100):
+def efficient_nms(seed: int, classes: int, most: int = 100) -> Any:
     """TensorRT's plugin: num_dets (1, 1), boxes (1, K, 4), scores (1, K), classes (1, K)."""
     net = Net(seed)
     x, h, w, _ = net.levels()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_the_head_ends_at_the_bare_layers_and_holds_everything_after(label: str)
     assert not backbone & set(kept)
 
 
-def same(found, expected) -> None:
+def same(found: Any, expected: Any) -> None:
     """The same boxes in any order; at least one, or the test would prove nothing."""
     boxes, scores, class_ids = found
     assert len(scores) == len(expected) > 0
@@ -102,7 +103,7 @@ def same(found, expected) -> None:
         assert boxes[one].tolist() == pytest.approx(box, rel=1e-3, abs=1e-2)
 
 
-def decode(model, threshold: float = THRESHOLD):
+def decode(model: Any, threshold: float = THRESHOLD) -> Any:
     spec = recognise(model.view)
     raw = run(model)
     return find_decoder(spec.family).candidates(raw, spec, threshold), list(raw.values())
@@ -116,7 +117,7 @@ def corners(cx: float, cy: float, w: float, h: float) -> list[float]:
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 
 
-def best(scores) -> tuple[int, float]:
+def best(scores: Any) -> tuple[int, float]:
     k = int(np.argmax(scores))
     return k, float(scores[k])
 

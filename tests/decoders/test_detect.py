@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis
 import numpy as np
 import pytest
@@ -21,17 +23,17 @@ class Rows:
     family = "rows"
     nms_in_graph = False
 
-    def candidates(self, raw, spec, score_threshold):
+    def candidates(self, raw: Any, spec: Any, score_threshold: Any) -> Any:
         rows = raw["rows"][raw["rows"][:, 4] >= score_threshold]
         return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
 
 
-def given(scale: float = 1.0, shift: float = 0.0, size=(100, 80)) -> ModelInput:
+def given(scale: float = 1.0, shift: float = 0.0, size: Any = (100, 80)) -> ModelInput:
     affine = np.array([[scale, 0.0, shift], [0.0, scale, shift]])
     return ModelInput(np.zeros((1, 3, 80, 100), np.uint8), affine, size)
 
 
-def decode(rows, model_input=None, **settings):
+def decode(rows: Any, model_input: Any = None, **settings: Any) -> Any:
     decoder = DetectionDecoder(DecoderSpec("rows", num_classes=3, **settings), [Rows()])
     return decoder.decode({"rows": np.array(rows, np.float32).reshape(-1, 6)}, model_input or given())
 
@@ -159,7 +161,7 @@ def test_two_fitting_families_are_told_and_the_more_specific_taken() -> None:
     class Anything:
         family = "anything"
 
-        def recognise(self, graph):
+        def recognise(self, graph: Any) -> Any:
             return DecoderSpec("anything")
 
     from avq.decoders import builtin_decoders

@@ -44,12 +44,12 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_the_page_has_every_command_once():
+def test_the_page_has_every_command_once() -> None:
     assert sorted(sections()) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_page_has_every_flag_of_a_command_and_no_other(name: str):
+def test_the_page_has_every_flag_of_a_command_and_no_other(name: str) -> None:
     rows = re.findall(r"^\| `([^`]*)` \|", sections()[name], flags=re.MULTILINE)
     listed = {flag for row in rows for flag in FLAG.findall(row)}
     assert listed == FLAGS[name] - ALL_TAKE
@@ -61,7 +61,7 @@ def without_default(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_page_has_the_help_texts_of_the_program(name: str):
+def test_the_page_has_the_help_texts_of_the_program(name: str) -> None:
     summary = " ".join((COMMANDS[name].help or "").split())
     assert summary[1:] in " ".join(sections()[name].split())
     rows = dict(re.findall(r"^\| `([^`]*)` \| (.*) \|$", sections()[name], flags=re.MULTILINE))
@@ -95,7 +95,7 @@ def commands_in(snippet: str) -> Iterator[tuple[str, set[str]]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_and_their_flags_exist(page: Path):
+def test_commands_and_their_flags_exist(page: Path) -> None:
     for snippet in snippets(page):
         for name, flags in commands_in(snippet):
             known = [command for command in COMMANDS if f"{command} ".startswith(f"{name} ")]
@@ -104,7 +104,7 @@ def test_commands_and_their_flags_exist(page: Path):
             assert not missing, f"'{name}' has no {missing}: {snippet}"
 
 
-def test_the_other_pages_show_most_commands():
+def test_the_other_pages_show_most_commands() -> None:
     shown = {
         name
         for page in PAGES
@@ -116,7 +116,7 @@ def test_the_other_pages_show_most_commands():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_named_alone_exist_somewhere(page: Path):
+def test_flags_named_alone_exist_somewhere(page: Path) -> None:
     ours = ALL_TAKE.union(*FLAGS.values())
     ours |= set(FLAG.findall(Path(avq.replay.pytest_plugin.__file__).read_text()))
     for snippet in snippets(page):
@@ -127,7 +127,7 @@ def test_flags_named_alone_exist_somewhere(page: Path):
 SCRIPT = re.compile(r"(?:python3? (?:-m )?)((?:tests|avq)[\w./]*)(.*)")
 
 
-def test_scripts_that_pages_name_exist_and_know_their_flags():
+def test_scripts_that_pages_name_exist_and_know_their_flags() -> None:
     seen = 0
     for snippet in (snippet for page in PAGES for snippet in snippets(page)):
         for name, rest in SCRIPT.findall(snippet):

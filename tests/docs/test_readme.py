@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -31,7 +32,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README's commands name."""
     made = tmp_path_factory.mktemp("readme")
     shutil.copy(builtin_detector_path(), made / "detector.onnx")
@@ -53,14 +54,14 @@ def write_drive(path: Path) -> None:
     writer.release()
 
 
-def test_the_readme_has_commands_to_run():
+def test_the_readme_has_commands_to_run() -> None:
     assert {arguments[0] for arguments in commands()} >= {"build", "eval", "bench", "inspect", "run"}
 
 
-def test_every_command_runs_as_written(folder, monkeypatch):
+def test_every_command_runs_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with ThreadPoolExecutor() as waiting:
-        absent = []
+        absent: list[Any] = []
         for arguments in commands():
             if _needs_what_is_absent(arguments):  # waits half a minute for its camera, in a folder of its own
                 alone = Path(shutil.copytree("my.avq", f"alone-{len(absent)}/my.avq")).parent
@@ -95,7 +96,7 @@ def _failure(arguments: list[str], result: subprocess.CompletedProcess[str]) -> 
     return f"avq {' '.join(arguments)}\n{result.stdout[-500:]}{result.stderr[-1500:]}"
 
 
-def test_every_command_that_the_readme_lists_exists():
+def test_every_command_that_the_readme_lists_exists() -> None:
     from avq.cli import cli
 
     listed = re.search(r"`avq (demo \|.*?)`", README, flags=re.DOTALL)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,9 @@ def run_avq(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd, check=False)
 
 
-def built_once(factory: pytest.TempPathFactory, name: str, *arguments: str | Path) -> tuple[Path, dict]:
+def built_once(
+    factory: pytest.TempPathFactory, name: str, *arguments: str | Path
+) -> tuple[Path, dict[str, Any]]:
     """(bundle folder, object of ``avq build --json``): one build for all processes of a test run."""
     own = factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
@@ -44,14 +47,14 @@ def built_once(factory: pytest.TempPathFactory, name: str, *arguments: str | Pat
     return bundle, json.loads(result.read_text())
 
 
-def refused_for_time_only(answer: dict) -> bool:
+def refused_for_time_only(answer: dict[str, Any]) -> bool:
     """Where INT8 is no faster than float (a processor without dot products, a machine that stutters) the gate's no
     is right, and says nothing about what is in the bundle."""
     slower = any("slower than float" in reason and "not slower" not in reason for reason in answer["reasons"])
     return slower and answer["chosen"]["lost"] <= 0.01
 
 
-def put_in_place(answer: dict, bundle: Path) -> None:
+def put_in_place(answer: dict[str, Any], bundle: Path) -> None:
     """What was refused for its time alone lies in its place, as if this machine were another one."""
     if not bundle.exists():
         assert refused_for_time_only(answer), answer["reasons"]
@@ -60,7 +63,7 @@ def put_in_place(answer: dict, bundle: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """(bundle folder, object of ``avq build --json``) of the built-in detector."""
     from avq.scenes import builtin_detector_path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from tests.e2e.conftest import CALIBRATION, run_avq
 SMALL = ROOT / "tests" / "replicas" / "yolov6.onnx"
 
 
-def test_the_answer_has_every_key_of_the_contract(built):
+def test_the_answer_has_every_key_of_the_contract(built: tuple[Path, dict[str, Any]]) -> None:
     _, answer = built
     assert {
         "bundle", "strategy", "target", "engine", "accepted", "metric", "reasons", "float", "chosen",
@@ -30,7 +31,7 @@ def test_the_answer_has_every_key_of_the_contract(built):
     assert {"map", "p50_ms", "lost", "confidence_shift"} <= set(answer["chosen"])
 
 
-def test_int8_keeps_the_accuracy_of_the_built_in_detector(built):
+def test_int8_keeps_the_accuracy_of_the_built_in_detector(built: tuple[Path, dict[str, Any]]) -> None:
     """The time bar of the gate is the machine's business; the accuracy bar is ours on every machine."""
     _, answer = built
     loss = (answer["float"]["map"] - answer["chosen"]["map"]) / answer["float"]["map"]
@@ -38,7 +39,7 @@ def test_int8_keeps_the_accuracy_of_the_built_in_detector(built):
     assert answer["int8_mac_share"] > 0.9
 
 
-def test_the_bundle_checks_part_by_part_and_its_plan_says_why(built):
+def test_the_bundle_checks_part_by_part_and_its_plan_says_why(built: tuple[Path, dict[str, Any]]) -> None:
     bundle = open_bundle(folder_of(built), allow_unaccepted=True)
     bundle.verify()
     plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
@@ -47,7 +48,7 @@ def test_the_bundle_checks_part_by_part_and_its_plan_says_why(built):
     assert {p.precision for p in plan.precisions.values()} == {"int8", "fp32"}
 
 
-def test_golden_frames_come_out_again(built):
+def test_golden_frames_come_out_again(built: tuple[Path, dict[str, Any]]) -> None:
     from avq.engines import builtin_engines
     from avq.measure.detector import open_session
 
@@ -58,13 +59,15 @@ def test_golden_frames_come_out_again(built):
         np.testing.assert_array_equal(value, golden[f"output_0:{name}"])
 
 
-def test_the_report_is_one_small_page_that_asks_nothing_of_the_network(built):
+def test_the_report_is_one_small_page_that_asks_nothing_of_the_network(
+    built: tuple[Path, dict[str, Any]],
+) -> None:
     page = (folder_of(built) / "report.html").read_text()
     assert len(page) < 3_000_000 and "Precision of every layer" in page
     assert "http://" not in page and "https://" not in page
 
 
-def test_the_same_request_gives_the_same_plan(built, tmp_path):
+def test_the_same_request_gives_the_same_plan(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     result = run_avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--labels", CALIBRATION / "labels.json",
         "--target", "onnxruntime", "--no-gate", "-o", tmp_path / "again.avq", "--json",
@@ -75,7 +78,7 @@ def test_the_same_request_gives_the_same_plan(built, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory) -> tuple[Path, dict, int]:
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], int]:
     """A build that no engine can satisfy: a budget of a nanosecond."""
     output = tmp_path_factory.mktemp("refused") / "late.avq"
     result = run_avq(
@@ -85,14 +88,14 @@ def refused(tmp_path_factory) -> tuple[Path, dict, int]:
     return output, json.loads(result.stdout), result.returncode
 
 
-def test_a_refused_build_answers_no_and_keeps_the_evidence(refused):
+def test_a_refused_build_answers_no_and_keeps_the_evidence(refused: tuple[Path, dict[str, Any], int]) -> None:
     output, answer, code = refused
     assert code == 1 and answer["accepted"] is False and not output.exists()
     assert any("budget" in reason for reason in answer["reasons"]) and answer["next"]
     assert (Path(answer["bundle"]) / "report.html").is_file()
 
 
-def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path):
+def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path: Path) -> None:
     output = tmp_path / "late.avq"
     build = run_avq(
         "build", SMALL, "--data", CALIBRATION, "--budget-ms", "0.000001",
@@ -106,7 +109,7 @@ def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path):
     assert run_avq(*serve, "--allow-unaccepted").returncode == 0
 
 
-def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
+def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path: Path) -> None:
     pictures = tmp_path / "grey"
     pictures.mkdir()
     for index in range(4):
@@ -128,7 +131,9 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path):
         (["car", "truck", "pedestrian", "cyclist", "traffic_light"], 5000, "detects no labelled object"),
     ],
 )
-def test_useless_labels_are_refused_before_any_search(tmp_path, categories, moved_px, message):
+def test_useless_labels_are_refused_before_any_search(
+    tmp_path: Path, categories: Any, moved_px: int, message: str
+) -> None:
     table = json.loads((CALIBRATION / "labels.json").read_text())
     ids = [category["id"] for category in table["categories"]]
     table["categories"] = [{"id": i, "name": n} for i, n in zip(ids, categories, strict=False)]
@@ -144,7 +149,7 @@ def test_useless_labels_are_refused_before_any_search(tmp_path, categories, move
     assert not list(tmp_path.glob("*b.avq*"))
 
 
-def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):
+def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path: Path) -> None:
     output = tmp_path / "raw.avq"
     build = run_avq(
         "build", SMALL, "--data", CALIBRATION, "--decoder", "none",
@@ -157,6 +162,6 @@ def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path):
     assert serve.returncode == 2 and "--decoder" in json.loads(serve.stdout)["error"]["fix"]
 
 
-def folder_of(built: tuple[Path, dict]) -> Path:
+def folder_of(built: tuple[Path, dict[str, Any]]) -> Path:
     """Where the build left it: its place, or the staging folder when this machine's timing was refused."""
     return Path(built[1]["bundle"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mcap.reader import make_reader
@@ -23,13 +24,15 @@ SLOW_DRIVE = "scene://drive?seed=5&fps=8"
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_labelled_set(folder, seeds=range(4_000_000, 4_000_024), ignore_below_px=32)
     return folder
 
 
-def test_eval_measures_bundle_and_float_model_on_the_same_labels(built, scenes):
+def test_eval_measures_bundle_and_float_model_on_the_same_labels(
+    built: tuple[Path, dict[str, Any]], scenes: Path
+) -> None:
     result = run_avq(
         "eval", folder_of(built), "--data", scenes, "--labels", scenes / "labels.json",
         "--reference", builtin_detector_path(), "--json",
@@ -43,7 +46,9 @@ def test_eval_measures_bundle_and_float_model_on_the_same_labels(built, scenes):
     assert set(answer["per_class"]) == {"car", "truck", "pedestrian", "cyclist", "traffic_light"}
 
 
-def test_eval_without_labels_takes_the_float_models_boxes_as_truth(built, scenes):
+def test_eval_without_labels_takes_the_float_models_boxes_as_truth(
+    built: tuple[Path, dict[str, Any]], scenes: Path
+) -> None:
     result = run_avq(
         "eval", folder_of(built), "--data", scenes, "--reference", builtin_detector_path(), "--json"
     )
@@ -51,12 +56,14 @@ def test_eval_without_labels_takes_the_float_models_boxes_as_truth(built, scenes
     assert result.returncode == 0 and answer["map"] > 0.8 and answer["reference"]["lost"] <= 0.02
 
 
-def test_eval_with_nothing_to_compare_with_is_refused(built, scenes):
+def test_eval_with_nothing_to_compare_with_is_refused(
+    built: tuple[Path, dict[str, Any]], scenes: Path
+) -> None:
     result = run_avq("eval", folder_of(built), "--data", scenes, "--json")
     assert result.returncode == 2 and "--labels" in json.loads(result.stdout)["error"]["fix"]
 
 
-def test_bench_times_a_bundle_against_itself_as_equal(built):
+def test_bench_times_a_bundle_against_itself_as_equal(built: tuple[Path, dict[str, Any]]) -> None:
     result = run_avq("bench", folder_of(built), folder_of(built), "--frames", "30", "--json")
     answer = json.loads(result.stdout)
     assert result.returncode == 0 and len(answer["entries"]) == 2
@@ -64,18 +71,20 @@ def test_bench_times_a_bundle_against_itself_as_equal(built):
     assert ratio["low"] <= 1.1 and ratio["high"] >= 0.9
 
 
-def test_inspect_shows_the_decisions(built):
+def test_inspect_shows_the_decisions(built: tuple[Path, dict[str, Any]]) -> None:
     answer = json.loads(run_avq("inspect", folder_of(built), "--json").stdout)
     assert answer["kind"] == "bundle" and answer["plan"]["precisions"]["int8"] > 10
     assert {"digest", "accepted", "inputs", "outputs", "preprocess", "parts"} <= set(answer)
 
 
-def test_a_bundle_does_not_differ_from_itself(built):
+def test_a_bundle_does_not_differ_from_itself(built: tuple[Path, dict[str, Any]]) -> None:
     result = run_avq("diff", folder_of(built), folder_of(built), "--json")
     assert result.returncode == 0 and json.loads(result.stdout)["differences"] == []
 
 
-def test_run_publishes_lines_records_a_log_and_balances_its_books(built, tmp_path):
+def test_run_publishes_lines_records_a_log_and_balances_its_books(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     log = tmp_path / "drive.mcap"
     result = run_avq(
         "run", "--bundle", folder_of(built), "--source", DRIVE, "--frames", "40", "--log", log,
@@ -97,7 +106,7 @@ def test_run_publishes_lines_records_a_log_and_balances_its_books(built, tmp_pat
     assert {"/camera/camera/image", "/camera/camera/annotations", "/camera/camera/detections"} <= topics
 
 
-def test_the_log_level_filters_standard_error(built, tmp_path):
+def test_the_log_level_filters_standard_error(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     log = {}
     for level in ("debug", "info", "warning"):
         config = tmp_path / f"{level}.toml"
@@ -117,7 +126,7 @@ def test_the_log_level_filters_standard_error(built, tmp_path):
     assert not any("serving bundle" in line for line in log["warning"])
 
 
-def test_sigterm_ends_a_run_cleanly_with_its_summary(built):
+def test_sigterm_ends_a_run_cleanly_with_its_summary(built: tuple[Path, dict[str, Any]]) -> None:
     command = [
         sys.executable, "-c", "from avq.cli import main; main()", "run", "--bundle", str(folder_of(built)),
         "--source", DRIVE, "--allow-unaccepted", "--json",
@@ -135,7 +144,7 @@ def test_sigterm_ends_a_run_cleanly_with_its_summary(built):
     )
 
 
-def test_a_recorded_drive_can_be_served_again(built, tmp_path):
+def test_a_recorded_drive_can_be_served_again(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     log = tmp_path / "drive.mcap"
     base = ("run", "--bundle", folder_of(built), "--allow-unaccepted", "--json")
     run_avq(*base, "--source", SLOW_DRIVE, "--frames", "10", "--log", log)
@@ -143,7 +152,7 @@ def test_a_recorded_drive_can_be_served_again(built, tmp_path):
     assert result.returncode == 0 and json.loads(result.stdout.splitlines()[-1])["published"] == 10
 
 
-def test_eval_of_a_bundle_needs_no_onnx_package(built, scenes):
+def test_eval_of_a_bundle_needs_no_onnx_package(built: tuple[Path, dict[str, Any]], scenes: Path) -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"
         "from avq.cli import main\n"
@@ -154,7 +163,9 @@ def test_eval_of_a_bundle_needs_no_onnx_package(built, scenes):
     assert result.returncode == 0, result.stderr
 
 
-def test_calibrate_shards_merge_to_the_whole_and_thresholds_need_no_inference(tmp_path, scenes):
+def test_calibrate_shards_merge_to_the_whole_and_thresholds_need_no_inference(
+    tmp_path: Path, scenes: Path
+) -> None:
     base = ("calibrate", builtin_detector_path(), "--data", scenes, "--json")
     whole = json.loads(run_avq(*base, "-o", tmp_path / "whole.avqcal").stdout)
     for index in range(2):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -46,7 +47,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bundle(built: tuple[Path, dict], tmp_path: Path) -> Path:
+def bundle(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
     """A copy that may be changed."""
     return Path(shutil.copytree(built[0], tmp_path / "copy.avq"))
 
@@ -55,7 +56,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_a_bundle_is_made_ready_without_onnx_and_serves(bundle: Path, tmp_path: Path):
+def test_a_bundle_is_made_ready_without_onnx_and_serves(bundle: Path, tmp_path: Path) -> None:
     for name in ("onnx", "scipy", "matplotlib"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on a vehicle')\n")
     (bundle / "signature").write_bytes(b"of the old manifest")
@@ -80,14 +81,14 @@ def test_a_bundle_is_made_ready_without_onnx_and_serves(bundle: Path, tmp_path: 
     assert served.returncode == 0, served.stderr
 
 
-def test_compiling_again_says_it_once(bundle: Path):
+def test_compiling_again_says_it_once(bundle: Path) -> None:
     for _ in range(2):
         assert run_avq("compile", bundle).returncode == 0
     reasons = open_bundle(bundle).manifest.reasons
     assert len([r for r in reasons if r.startswith("on target: p50")]) == 1
 
 
-def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path):
+def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path) -> None:
     before = contents(bundle)
     assert run_avq("compile", bundle, "-o", tmp_path / "new.avq").returncode == 0
     assert contents(bundle) == before
@@ -108,7 +109,7 @@ def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path):
 )
 def test_what_is_not_proven_changes_nothing(
     bundle: Path, harm: Callable[[Path], object], flags: tuple[str, ...], code: int, message: str
-):
+) -> None:
     harm(bundle)
     before = contents(bundle)
     done = run_avq("compile", bundle, *flags)
@@ -117,7 +118,7 @@ def test_what_is_not_proven_changes_nothing(
     assert [p for p in bundle.parent.iterdir() if "staging" in p.name] == []
 
 
-def test_a_gpu_target_without_a_gpu_says_where_to_go(bundle: Path):
+def test_a_gpu_target_without_a_gpu_says_where_to_go(bundle: Path) -> None:
     if engine_by_name("tensorrt").status().can_run:
         pytest.skip("this machine has a card and TensorRT")
     done = run_avq("compile", bundle, "--target", "tensorrt")
@@ -190,7 +191,7 @@ class Host(PluginHost):
         super().__init__(allow=[])
         self._card = card
 
-    def engines(self):  # type: ignore[no-untyped-def]
+    def engines(self) -> Any:  # type: ignore[no-untyped-def]
         return (self._card,)
 
 
@@ -210,7 +211,7 @@ def compiled(
     output: Path | None = None,
     trusted: tuple[Path, ...] = (),
     **road: object,
-) -> dict:
+) -> dict[str, Any]:
     return compile_bundle(
         bundle,
         target="tensorrt",
@@ -227,7 +228,7 @@ def opened_on(bundle: OpenBundle, card: Card) -> None:
     open_session(bundle, {"tensorrt": card}).close()
 
 
-def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(bundle: Path):
+def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(bundle: Path) -> None:
     resealed(bundle, accepted="pending-target", isa="")
     with pytest.raises(RefusedError, match="not been measured on its target"):
         open_bundle(bundle)
@@ -244,7 +245,7 @@ def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(b
     assert not open_bundle(bundle).has("engine.sm110")
 
 
-def test_an_engine_is_taken_over_only_when_nothing_it_depends_on_has_changed(bundle: Path):
+def test_an_engine_is_taken_over_only_when_nothing_it_depends_on_has_changed(bundle: Path) -> None:
     resealed(bundle, accepted="pending-target", isa="")
     first, again, newer = Card(), Card(), Card(version="10.16.0")
     assert compiled(bundle, first)["build_s"] > 0 and first.compiled == 1
@@ -256,7 +257,7 @@ def test_an_engine_is_taken_over_only_when_nothing_it_depends_on_has_changed(bun
 
 
 @pytest.mark.parametrize("field", ["model", "version", "runtime", "architecture"])
-def test_an_engine_that_does_not_fit_is_refused_with_the_field_that_differs(bundle: Path, field: str):
+def test_an_engine_that_does_not_fit_is_refused_with_the_field_that_differs(bundle: Path, field: str) -> None:
     compiled(bundle, Card())
     opened = open_bundle(bundle)
     keys = {
@@ -269,7 +270,7 @@ def test_an_engine_that_does_not_fit_is_refused_with_the_field_that_differs(bund
     assert f"{field}: another" in refused.value.seen and card.opened == []
 
 
-def test_a_tampered_bundle_reaches_no_builder(bundle: Path, tmp_path: Path):
+def test_a_tampered_bundle_reaches_no_builder(bundle: Path, tmp_path: Path) -> None:
     keygen(tmp_path / "key")
     sign(bundle, tmp_path / "key")
     control, card = Card(), Card()
@@ -285,7 +286,7 @@ def test_a_tampered_bundle_reaches_no_builder(bundle: Path, tmp_path: Path):
     assert (card.compiled, card.opened, control.compiled) == (0, [], 1)
 
 
-def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path):
+def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path) -> None:
     resealed(bundle, {FP16_BASELINE: open_bundle(bundle).read(MODEL)}, accepted="pending-target")
     before = contents(bundle)
     answer = compiled(bundle, Card(slow=True))
@@ -295,7 +296,7 @@ def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path):
 
 def test_a_bundle_is_built_where_there_is_no_tensorrt_and_compiled_where_there_is(
     pending: Path, tmp_path: Path
-):
+) -> None:
     require_opset_23()
     bundle = Path(shutil.copytree(pending, tmp_path / "copy.avq"))
     assert not engine_keys(open_bundle(bundle, allow_unaccepted=True))
@@ -303,7 +304,9 @@ def test_a_bundle_is_built_where_there_is_no_tensorrt_and_compiled_where_there_i
     assert answer["ratio"] is not None, answer
 
 
-def test_dla_takes_the_plans_ranges_and_what_it_cannot_do_runs_on_the_gpu(pending: Path, tmp_path: Path):
+def test_dla_takes_the_plans_ranges_and_what_it_cannot_do_runs_on_the_gpu(
+    pending: Path, tmp_path: Path
+) -> None:
     bundle = Path(shutil.copytree(pending, tmp_path / "copy.avq"))
     card = Card()
     answer = compiled(bundle, card, dla_core=1)
@@ -320,7 +323,7 @@ def test_dla_takes_the_plans_ranges_and_what_it_cannot_do_runs_on_the_gpu(pendin
 
 def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     pending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -349,7 +352,7 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     assert len(more.pictures) == 3 and any("not used: images: " in line for line in messages)
 
 
-def test_roads_that_the_bundle_or_the_engine_has_not_are_refused(bundle: Path):
+def test_roads_that_the_bundle_or_the_engine_has_not_are_refused(bundle: Path) -> None:
     for flags, message in ((("--dla-core", "0"), "--dla"), (("--calibrate", "entropy"), "--dla")):
         done = run_avq("compile", bundle, "--target", "onnxruntime", *flags)
         assert done.returncode == 2 and message in done.stderr

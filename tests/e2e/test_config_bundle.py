@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from avq.recording import LogReader
 from tests.e2e.conftest import run_avq
@@ -32,7 +33,9 @@ image = "none"
 """
 
 
-def test_classes_are_checked_and_alerts_are_in_the_record(tmp_path: Path, built: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+def test_classes_are_checked_and_alerts_are_in_the_record(
+    tmp_path: Path, built: tuple[Path, dict[str, Any]]
+) -> None:
     path = tmp_path / "run.toml"
     path.write_text(CONFIG.format(bundle=built[0], name="caar"))
     refused = run_avq("config", "check", path)

@@ -26,7 +26,9 @@ def day_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("weather", "code"), [("day", 0), ("night", 1), ("rain", 1)])
-def test_nights_and_rain_are_told_from_days(day_bundle, tmp_path, weather, code):
+def test_nights_and_rain_are_told_from_days(
+    day_bundle: Path, tmp_path: Path, weather: str, code: int
+) -> None:
     write_labelled_set(tmp_path / weather, seeds=range(7000, 7020), weather=weather)
     result = run_avq("eval", day_bundle, "--data", tmp_path / weather, "--drift", "--json")
     assert result.returncode == code, result.stderr
@@ -36,13 +38,13 @@ def test_nights_and_rain_are_told_from_days(day_bundle, tmp_path, weather, code)
     assert (answer["chance"] <= answer["false_alarm_rate"]) is bool(code)
 
 
-def test_the_probe_is_smaller_than_the_model_it_watches(day_bundle):
+def test_the_probe_is_smaller_than_the_model_it_watches(day_bundle: Path) -> None:
     bundle = open_bundle(day_bundle, allow_unaccepted=True)
     parts = bundle.manifest.parts
     assert parts[PROBE].bytes <= parts["model.onnx"].bytes and parts[DRIFT].bytes < 20_000
 
 
-def test_the_text_output_has_the_result_and_the_deviations(day_bundle, tmp_path):
+def test_the_text_output_has_the_result_and_the_deviations(day_bundle: Path, tmp_path: Path) -> None:
     write_labelled_set(tmp_path / "night", seeds=range(7100, 7112), weather="night")
     result = run_avq("eval", day_bundle, "--data", tmp_path / "night", "--drift")
     assert (
@@ -52,7 +54,7 @@ def test_the_text_output_has_the_result_and_the_deviations(day_bundle, tmp_path)
     )
 
 
-def test_drift_without_a_probe_or_with_labels_is_refused(day_bundle, tmp_path):
+def test_drift_without_a_probe_or_with_labels_is_refused(day_bundle: Path, tmp_path: Path) -> None:
     model = run_avq("eval", builtin_detector_path(), "--data", day_bundle.parent / "days", "--drift")
     assert model.returncode == 2 and "--drift needs a bundle" in model.stderr
     labels = day_bundle.parent / "days" / "labels.json"

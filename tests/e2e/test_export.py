@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def graph_of(bundle: Path) -> GraphView:
 
 @pytest.mark.parametrize("version", WRITTEN_VERSIONS)
 def test_encodings_hold_the_plan_of_the_bundle(
-    built: tuple[Path, dict], version: str, tmp_path: Path
+    built: tuple[Path, dict[str, Any]], version: str, tmp_path: Path
 ) -> None:
     bundle, _ = built
     output = tmp_path / "builtin.encodings"
@@ -54,7 +55,7 @@ def test_encodings_hold_the_plan_of_the_bundle(
 
 
 def test_a_cache_of_a_plan_with_zero_points_is_refused_by_name(
-    built: tuple[Path, dict], tmp_path: Path
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     bundle, _ = built
     assert not plan_of(bundle).symmetric
@@ -64,7 +65,9 @@ def test_a_cache_of_a_plan_with_zero_points_is_refused_by_name(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_format_or_version_names_the_nearest(built: tuple[Path, dict], tmp_path: Path) -> None:
+def test_a_wrong_format_or_version_names_the_nearest(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     bundle, _ = built
     for arguments, hint in (
         (["--format", "aimmet"], "aimet"),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -93,22 +94,24 @@ class Vehicle:
 
 
 @pytest.fixture
-def vehicle(built: tuple[Path, dict], tmp_path: Path) -> Vehicle:
+def vehicle(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> Vehicle:
     return Vehicle(tmp_path, built[0])
 
 
-def lines_of(process: subprocess.Popen[str]) -> Iterator[dict]:
+def lines_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     for line in process.stdout:
         yield json.loads(line)
 
 
-def in_time(lines: Iterator[dict], mode: str, frames: int, within: int = 800) -> list[dict]:
+def in_time(
+    lines: Iterator[dict[str, Any]], mode: str, frames: int, within: int = 800
+) -> list[dict[str, Any]]:
     """The next lines, until ``frames`` of them in a row were served in ``mode``, none late.
 
     ``within`` lines, which ends a run that hangs in a mode: a busy machine makes frames late by itself.
     """
-    seen: list[dict] = []
+    seen: list[dict[str, Any]] = []
     for line in lines:
         assert "camera" in line, f"the run ended: {line}"
         seen.append(line)
@@ -118,7 +121,7 @@ def in_time(lines: Iterator[dict], mode: str, frames: int, within: int = 800) ->
     raise AssertionError("the run ended early")
 
 
-def late_in_a_row(lines: list[dict], mode: str) -> int:
+def late_in_a_row(lines: list[dict[str, Any]], mode: str) -> int:
     """The most late frames in a row that were served in ``mode``: the governor ends such a row, whatever made it."""
     rows = groupby(lines, key=lambda line: line["mode"] == mode and line["late"])
     return max((len(list(row)) for late, row in rows if late), default=0)

@@ -63,7 +63,7 @@ UNNAMED = """() => [...document.querySelectorAll("section, button, canvas[role],
 
 
 @pytest.fixture(scope="module")
-def vehicle(built: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> Vehicle:
+def vehicle(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Vehicle:
     return Vehicle(tmp_path_factory.mktemp("page"), built[0])
 
 
@@ -233,7 +233,9 @@ def test_the_page_fits_every_screen_in_both_schemes_and_reads_well(
                 assert page.evaluate("document.querySelectorAll('h1').length") == 1
 
 
-def test_without_the_libraries_of_the_page_a_run_says_so_and_serves(built: tuple[Path, dict]) -> None:
+def test_without_the_libraries_of_the_page_a_run_says_so_and_serves(
+    built: tuple[Path, dict[str, Any]],
+) -> None:
     arguments = ["run", "--bundle", str(built[0]), "--source", "scene://drive?frames=3", "--json"]
     code = f"""import sys
 sys.modules["starlette"] = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ KEYS = {"frames", "identical", "differences", "sha256", "seconds"}
 
 
 @pytest.fixture(scope="module")
-def drive(built, tmp_path_factory) -> Path:
+def drive(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flight record of 30 frames of a drawn drive, so slow that the recorder of a busy machine misses none."""
     log = tmp_path_factory.mktemp("drive") / "drive.mcap"
     done = run_avq(
@@ -33,7 +34,7 @@ def drive(built, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worse(built, tmp_path_factory) -> Path:
+def worse(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same bundle looking at exchanged colours."""
     good = open_bundle(folder_of(built), allow_unaccepted=True)
     spec = good.manifest.preprocess
@@ -47,13 +48,15 @@ def worse(built, tmp_path_factory) -> Path:
     return folder
 
 
-def answer_of(*arguments: str | Path, code: int) -> dict:
+def answer_of(*arguments: str | Path, code: int) -> dict[str, Any]:
     done = run_avq("replay", *arguments, "--json")
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
 
-def test_a_drive_replays_bit_for_bit_and_an_accepted_reference_holds(built, drive, tmp_path, monkeypatch):
+def test_a_drive_replays_bit_for_bit_and_an_accepted_reference_holds(
+    built: tuple[Path, dict[str, Any]], drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CI", raising=False)
     bundle, reference = folder_of(built), tmp_path / "ref.mcap"
     alone = answer_of(drive, "--bundle", bundle, code=0)
@@ -71,7 +74,9 @@ def test_a_drive_replays_bit_for_bit_and_an_accepted_reference_holds(built, driv
     assert "another log" in strange["error"]["what"]
 
 
-def test_nothing_is_accepted_under_ci(built, drive, tmp_path, monkeypatch):
+def test_nothing_is_accepted_under_ci(
+    built: tuple[Path, dict[str, Any]], drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CI", "true")
     answer = answer_of(
         drive, "--bundle", folder_of(built), "--baseline", tmp_path / "r.mcap", "--accept", code=2
@@ -79,7 +84,9 @@ def test_nothing_is_accepted_under_ci(built, drive, tmp_path, monkeypatch):
     assert "CI" in answer["error"]["what"] and not (tmp_path / "r.mcap").exists()
 
 
-def test_a_worse_bundle_is_named_with_its_classes_sizes_and_frames(built, drive, worse, tmp_path):
+def test_a_worse_bundle_is_named_with_its_classes_sizes_and_frames(
+    built: tuple[Path, dict[str, Any]], drive: Path, worse: Path, tmp_path: Path
+) -> None:
     report = tmp_path / "report"
     answer = answer_of(
         drive, "--bundle", worse, "--baseline", folder_of(built), "--report", report, code=1
@@ -96,7 +103,7 @@ def test_a_worse_bundle_is_named_with_its_classes_sizes_and_frames(built, drive,
     assert {"/camera/camera/image", "/camera/camera/reference", "/camera/camera/replay"} <= topics
 
 
-def test_five_runs_and_one_core_give_the_same_bits(built, drive):
+def test_five_runs_and_one_core_give_the_same_bits(built: tuple[Path, dict[str, Any]], drive: Path) -> None:
     request = ReplayRequest(str(drive), folder_of(built))
     runs = [replay(request) for _ in range(4)]
     digests = {(run.sha256, run.decisions_sha256) for run in runs}
@@ -114,7 +121,9 @@ def test_five_runs_and_one_core_give_the_same_bits(built, drive):
     assert tuple(done.stdout.split()) in digests, done.stderr
 
 
-def test_pytest_runs_case_folders(built, drive, worse, tmp_path):
+def test_pytest_runs_case_folders(
+    built: tuple[Path, dict[str, Any]], drive: Path, worse: Path, tmp_path: Path
+) -> None:
     cases = tmp_path / "cases"
     for name, bundle in (("good", folder_of(built)), ("worse", worse)):
         (cases / name).mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ PHONE_PX = 500  # the narrowest window a browser opens
 
 
 @pytest.fixture(scope="module")
-def page(built: tuple[Path, dict]) -> Path:
+def page(built: tuple[Path, dict[str, Any]]) -> Path:
     return Path(built[1]["bundle"]) / REPORT
 
 

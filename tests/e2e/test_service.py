@@ -14,6 +14,7 @@ import sys
 import termios
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -67,7 +68,7 @@ def with_other_answers(bundle: Path, copy: Path) -> Path:
 
 
 @pytest.fixture
-def folder(built: tuple[Path, dict], tmp_path: Path) -> Path:
+def folder(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
     bundle = built[0]
     variant(bundle, tmp_path / "first.avq", accepted=True)
     variant(bundle, tmp_path / "candidate.avq", accepted=True, created="2026-01-01T00:00:00Z")
@@ -125,7 +126,7 @@ class Service:
         self.hear("RELOADING")
         self.hear("READY")
 
-    def end(self) -> tuple[list[dict], dict]:
+    def end(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """(messages, summary)."""
         self.process.send_signal(signal.SIGTERM)
         self.hear("STOPPING")

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def signed(built: tuple[Path, dict], keys: Path, tmp_path: Path) -> Path:
+def signed(built: tuple[Path, dict[str, Any]], keys: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "signed.avq"
     shutil.copytree(built[0], copy)
     trust.sign(copy, keys)
@@ -46,12 +47,12 @@ class CountingHost(PluginHost):
         super().__init__()
         self.opened = 0
 
-    def running_engines(self):  # type: ignore[no-untyped-def]
+    def running_engines(self) -> Any:
         engines = super().running_engines()
         for engine in engines.values():
             original = engine.open
 
-            def counted(*given, _open=original, **named):  # type: ignore[no-untyped-def]
+            def counted(*given: Any, _open: Any = original, **named: Any) -> Any:
                 self.opened += 1
                 return _open(*given, **named)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import msgspec
@@ -37,7 +38,7 @@ class Looking(Listening):
 
     def __init__(self) -> None:
         super().__init__()
-        self.facts: dict = {}
+        self.facts: dict[str, Any] = {}
 
     def message(self, text: str) -> None:
         super().message(text)
@@ -49,7 +50,7 @@ class Looking(Listening):
 
 
 @pytest.fixture
-def good(built: tuple[Path, dict], tmp_path: Path) -> Path:
+def good(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
     return Path(shutil.copytree(built[0], tmp_path / "good.avq"))
 
 
@@ -88,29 +89,29 @@ def served(
     return published, report.lines
 
 
-def test_a_bundle_serves_after_its_golden_answers(good: Path):
+def test_a_bundle_serves_after_its_golden_answers(good: Path) -> None:
     published, messages = served(good)
     assert published == 2 and not [line for line in messages if "falling back" in line]
 
 
-def test_other_answers_than_were_accepted_are_not_served(bad: Path):
+def test_other_answers_than_were_accepted_are_not_served(bad: Path) -> None:
     with pytest.raises(BundleError, match="does not reproduce the golden outputs"):
         served(bad)
 
 
-def test_an_engine_that_is_not_here_is_not_replaced_unasked(elsewhere: Path, good: Path):
+def test_an_engine_that_is_not_here_is_not_replaced_unasked(elsewhere: Path, good: Path) -> None:
     with pytest.raises(MachineError, match="tensorrt"):
         served(elsewhere)
 
 
-def test_the_previous_bundle_takes_over_loudly(bad: Path, good: Path):
+def test_the_previous_bundle_takes_over_loudly(bad: Path, good: Path) -> None:
     published, messages = served(bad, bundle=good)
     assert published == 2
     assert [line for line in messages if "falling back to" in line and str(good) in line and "golden" in line]
     assert [line for line in messages if open_bundle(good).digest[:12] in line]
 
 
-def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path, good: Path):
+def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path, good: Path) -> None:
     pytest.importorskip("avq.web.app", reason="the extra 'web' is not installed")
     report = Looking()
     served(bad, report=report, bundle=good)
@@ -118,14 +119,14 @@ def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path
     assert (shown["name"], shown["digest"]) == ("good.avq", open_bundle(good).digest)
 
 
-def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path):
+def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path) -> None:
     published, messages = served(elsewhere, bundle=bad, onnxruntime=True)
     assert published == 2
     assert [line for line in messages if "does not start either" in line]
     assert [line for line in messages if "falling back to" in line and "onnxruntime" in line]
 
 
-def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path, tmp_path: Path):
+def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path, tmp_path: Path) -> None:
     require_opset_23()
     bundle = Path(shutil.copytree(pending, tmp_path / "gpu.avq"))
     resealed(bundle, accepted=True)
@@ -133,12 +134,12 @@ def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path
     assert published == 2 and [line for line in messages if "falling back to" in line]
 
 
-def test_wrong_answers_are_wrong_on_onnxruntime_too(bad: Path):
+def test_wrong_answers_are_wrong_on_onnxruntime_too(bad: Path) -> None:
     with pytest.raises(BundleError, match="does not compute"):
         served(bad, onnxruntime=True)
 
 
-def test_what_takes_over_must_be_signed_too(bad: Path, good: Path, tmp_path: Path):
+def test_what_takes_over_must_be_signed_too(bad: Path, good: Path, tmp_path: Path) -> None:
     keygen(tmp_path / "key")
     sign(bad, tmp_path / "key")
     security = Security(require_signature=True, trusted_keys=(tmp_path / "key.pub",))

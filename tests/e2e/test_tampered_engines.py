@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ ENGINE, OTHER = "engine.sm87", "engine.sm110"
 
 
 @pytest.fixture(scope="module")
-def signed(built: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def signed(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(bundle with engines of two cards, the key that signed it)."""
     folder = tmp_path_factory.mktemp("compiled")
     bundle = Path(shutil.copytree(built[0], folder / "b.avq"))
@@ -89,7 +90,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_the_untouched_one_opens_its_engine(signed: tuple[Path, Path]):
+def test_the_untouched_one_opens_its_engine(signed: tuple[Path, Path]) -> None:
     card = Card("sm110")
     opened_by(card, *signed)
     assert card.opened == ["engine"]
@@ -98,7 +99,7 @@ def test_the_untouched_one_opens_its_engine(signed: tuple[Path, Path]):
 @pytest.mark.parametrize("name", HARMS)
 def test_a_touched_one_is_refused_before_its_engine_is_read(
     signed: tuple[Path, Path], tmp_path: Path, name: str
-):
+) -> None:
     bundle = Path(shutil.copytree(signed[0], tmp_path / "b.avq"))
     HARMS[name](bundle)
     card = Card("sm87")
@@ -107,7 +108,7 @@ def test_a_touched_one_is_refused_before_its_engine_is_read(
     assert card.opened == [] and refused.value.what and refused.value.fix
 
 
-def test_an_older_one_is_refused(signed: tuple[Path, Path]):
+def test_an_older_one_is_refused(signed: tuple[Path, Path]) -> None:
     card = Card("sm87")
     with pytest.raises(BundleError, match="older"):
         opened_by(card, *signed, not_before="2999-01-01")

@@ -83,7 +83,7 @@ def opened(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> tuple[cuda.Bindin
     return cuda.Bindings(), runtime
 
 
-def test_bytes_come_back_as_they_went(opened):
+def test_bytes_come_back_as_they_went(opened: tuple[cuda.Bindings, Runtime]) -> None:
     bindings, runtime = opened
     sent, received = bindings.pinned((2, 3), "uint8"), bindings.pinned((2, 3), "uint8")
     sent[:] = np.arange(6).reshape(2, 3)
@@ -97,7 +97,7 @@ def test_bytes_come_back_as_they_went(opened):
     assert not runtime.blocks and runtime.calls[-1] == "cudaStreamDestroy"
 
 
-def test_a_recording_is_queued_in_one_call(opened, driver):
+def test_a_recording_is_queued_in_one_call(opened: tuple[cuda.Bindings, Runtime], driver: Driver) -> None:
     bindings, _ = opened
     queued: list[str] = []
     launch = bindings.capture(lambda: queued.append("work"))
@@ -113,7 +113,9 @@ def test_a_recording_is_queued_in_one_call(opened, driver):
     assert driver.calls.count("cuGraphDestroy") == driver.calls.count("cuGraphExecDestroy") == 1
 
 
-def test_a_recording_that_fails_leaves_the_stream_usable(opened, driver):
+def test_a_recording_that_fails_leaves_the_stream_usable(
+    opened: tuple[cuda.Bindings, Runtime], driver: Driver
+) -> None:
     bindings, _ = opened
 
     def refuse() -> None:
@@ -124,7 +126,9 @@ def test_a_recording_that_fails_leaves_the_stream_usable(opened, driver):
     assert driver.calls[-2:] == ["cuStreamEndCapture", "cuGraphDestroy"]
 
 
-def test_a_call_the_card_refuses_is_named(opened, monkeypatch):
+def test_a_call_the_card_refuses_is_named(
+    opened: tuple[cuda.Bindings, Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bindings, _ = opened
     monkeypatch.setattr(cuda, "_driver", lambda: Driver(failing="cuGraphInstantiateWithFlags"))
     with pytest.raises(MachineError) as refused:
@@ -140,7 +144,9 @@ def test_a_call_the_card_refuses_is_named(opened, monkeypatch):
         (set(), "", "neither pycuda nor cuda.bindings"),
     ],
 )
-def test_pycuda_goes_first_and_doctor_says_why(installed, name, why, monkeypatch):
+def test_pycuda_goes_first_and_doctor_says_why(
+    installed: Any, name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cuda, "_is_installed", lambda asked: asked in installed)
     described = cuda.describe_library()
     assert described["name"] == name and why in described["why"]
@@ -149,13 +155,13 @@ def test_pycuda_goes_first_and_doctor_says_why(installed, name, why, monkeypatch
             cuda.open_cuda()
 
 
-def test_a_machine_without_a_driver_says_so(monkeypatch):
+def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_driver", lambda: None)
     cuda.first_card.cache_clear()
     assert cuda.first_card() is None and cuda.why_no_card() == "no NVIDIA driver"
 
 
-def test_the_card_is_what_the_driver_says(monkeypatch):
+def test_the_card_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     class Orin(Driver):
         def __getattr__(self, name: str) -> Any:
             def call(*arguments: Any) -> int:
@@ -215,7 +221,9 @@ class PyCudaDriver:
         ctypes.memmove(array.ctypes.data, int(address), array.nbytes)
 
 
-def test_pycuda_is_entered_by_every_thread_that_calls(driver, monkeypatch):
+def test_pycuda_is_entered_by_every_thread_that_calls(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     double = PyCudaDriver()
     monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=double))
     monkeypatch.setattr(cuda, "_is_installed", lambda name: name == "pycuda")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,19 +28,19 @@ EACH = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name
 
 
 @EACH
-def test_an_engine_keeps_its_contract(engine):
+def test_an_engine_keeps_its_contract(engine: Any) -> None:
     assert len(check_engine(engine)) == 8
 
 
 @EACH
-def test_outputs_are_the_same_arrays_every_time(engine):
+def test_outputs_are_the_same_arrays_every_time(engine: Any) -> None:
     session = engine.open(sample_model(), SessionOptions())
     first = session.infer(sample_picture(0))[OUTPUT]
     assert session.infer(sample_picture(1))[OUTPUT] is first
 
 
 @EACH
-def test_memory_does_not_grow(engine):
+def test_memory_does_not_grow(engine: Any) -> None:
     session = engine.open(small_net().SerializeToString(), SessionOptions())
     process = psutil.Process()
     for seed in range(50):
@@ -54,7 +55,7 @@ def test_memory_does_not_grow(engine):
 
 
 @EACH
-def test_a_float_model_gives_what_the_reference_gives(engine):
+def test_a_float_model_gives_what_the_reference_gives(engine: Any) -> None:
     net = small_net()
     wanted = answers(net, [picture(0)])[0]
     got = engine.open(net.SerializeToString(), SessionOptions()).infer(picture(0))
@@ -63,7 +64,7 @@ def test_a_float_model_gives_what_the_reference_gives(engine):
 
 
 @EACH
-def test_a_quantized_model_unoptimised_is_the_reference(engine):
+def test_a_quantized_model_unoptimised_is_the_reference(engine: Any) -> None:
     """Every engine can be asked for plain Q/DQ semantics; a rounding tie may still fall the other way."""
     net = small_net()
     content = lower(net, simple_plan(net), "u8")
@@ -74,7 +75,7 @@ def test_a_quantized_model_unoptimised_is_the_reference(engine):
 
 
 @EACH
-def test_without_integers_quantizers_round_and_everything_runs_in_float(engine):
+def test_without_integers_quantizers_round_and_everything_runs_in_float(engine: Any) -> None:
     net = small_net()
     content = lower(net, simple_plan(net), "u8")
     wanted = answers(content, [picture(0)])[0]["boxes"]
@@ -84,7 +85,7 @@ def test_without_integers_quantizers_round_and_everything_runs_in_float(engine):
     assert float(((got - wanted) ** 2).mean() / (wanted**2).mean()) < 1e-4
 
 
-def test_openvino_reads_back_the_precision_it_ran():
+def test_openvino_reads_back_the_precision_it_ran() -> None:
     engine = engine_by_name("openvino")
     if not engine.status().available:
         pytest.skip("openvino is not installed")
@@ -101,12 +102,12 @@ def test_openvino_reads_back_the_precision_it_ran():
         assert not np.array_equal(half.infer(picture(0))["boxes"], whole)
 
 
-def test_onnxruntime_runs_floats_in_f32_only():
+def test_onnxruntime_runs_floats_in_f32_only() -> None:
     with pytest.raises(MachineError, match="bf16"):
         engine_by_name("onnxruntime").open(sample_model(), SessionOptions(precision="bf16"))
 
 
-def test_onnxruntime_says_int8_only_when_integer_kernels_ran():
+def test_onnxruntime_says_int8_only_when_integer_kernels_ran() -> None:
     """Data quantized on both sides of a convolution becomes QLinearConv; on one side it stays float."""
     from avq.types import Edge
     from tests.builder.lower.lowering_nets import data_point, peaks, with_points
@@ -122,7 +123,7 @@ def test_onnxruntime_says_int8_only_when_integer_kernels_ran():
 
 
 @EACH
-def test_models_without_a_picture_are_run_by_name(engine):
+def test_models_without_a_picture_are_run_by_name(engine: Any) -> None:
     node = onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["n", 2])], [value("y", 1, ["n", 2])])
@@ -136,7 +137,7 @@ def test_models_without_a_picture_are_run_by_name(engine):
 
 
 @EACH
-def test_packed_weights_of_a_pointwise_convolution_behind_a_split_are_read(engine):
+def test_packed_weights_of_a_pointwise_convolution_behind_a_split_are_read(engine: Any) -> None:
     """As attention blocks have them; the plugin of OpenVINO 2026.4 refuses the file as it stands."""
     node, value, rng = onnx.helper.make_node, onnx.helper.make_tensor_value_info, np.random.default_rng(0)
     constants = {
@@ -166,7 +167,7 @@ def test_packed_weights_of_a_pointwise_convolution_behind_a_split_are_read(engin
 
 
 @EACH
-def test_outputs_of_every_kind_come_back(engine):
+def test_outputs_of_every_kind_come_back(engine: Any) -> None:
     """Twins of one tensor, the input itself, scalars, integers, booleans, halves, lengths that vary."""
     node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     shape = list(SHAPE)
@@ -212,7 +213,7 @@ def test_outputs_of_every_kind_come_back(engine):
 
 
 @EACH
-def test_a_file_is_opened_by_path(engine, tmp_path: Path):
+def test_a_file_is_opened_by_path(engine: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(sample_model())
     by_path = engine.open(path, SessionOptions()).infer(sample_picture(0))[OUTPUT]
@@ -221,7 +222,7 @@ def test_a_file_is_opened_by_path(engine, tmp_path: Path):
 
 
 @EACH
-def test_opening_running_and_failing_print_nothing(engine):
+def test_opening_running_and_failing_print_nothing(engine: Any) -> None:
     script = (
         "from avq.engines import engine_by_name\n"
         "from avq.types import SessionOptions\n"
@@ -236,7 +237,7 @@ def test_opening_running_and_failing_print_nothing(engine):
     assert done.stdout == done.stderr == ""
 
 
-def test_vendor_libraries_are_imported_late():
+def test_vendor_libraries_are_imported_late() -> None:
     script = (
         "import sys, avq.engines, avq.plugins, avq.measure.latency\n"
         "from avq.plugins import PluginHost\n"
@@ -247,7 +248,7 @@ def test_vendor_libraries_are_imported_late():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
+def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path) -> None:
     """A fresh interpreter in which no vendor package can be imported."""
     for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')\n")
@@ -268,12 +269,12 @@ def test_a_missing_runtime_is_a_machine_error_with_the_command(tmp_path: Path):
     assert done.stdout.splitlines() == [f'pip install "avq[{extra}]"' for extra in extras]
 
 
-def test_an_unknown_engine_is_refused_with_the_nearest():
+def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     with pytest.raises(RequestError, match="did you mean 'openvino'"):
         engine_by_name("openvno")
 
 
-def test_the_contract_catches_an_engine_that_lies():
+def test_the_contract_catches_an_engine_that_lies() -> None:
     class Forgetful(type(ENGINES[0])):
         def status(self) -> EngineStatus:
             return EngineStatus("another name", True, "1", True, True, "")
@@ -282,13 +283,13 @@ def test_the_contract_catches_an_engine_that_lies():
         check_engine(Forgetful())
 
 
-def test_the_null_engine_answers_what_it_was_given():
+def test_the_null_engine_answers_what_it_was_given() -> None:
     canned = {"y": np.arange(4, dtype=np.float32)}
     session = NullEngine(canned, busy_ns=1000).open(b"", SessionOptions())
     assert session.infer(sample_picture(0))["y"] is canned["y"]
 
 
-def test_the_instruction_set_is_named_for_known_flags_only():
+def test_the_instruction_set_is_named_for_known_flags_only() -> None:
     x86 = "processor : 0\nflags\t\t: fpu avx2 fma avx512f avx512_vnni secret\n"
     assert describe("x86_64", x86) == "x86-64 avx2 fma avx512f avx512_vnni"
     assert describe("aarch64", "Features\t: fp asimd asimddp i8mm\n") == "aarch64 asimd asimddp i8mm"
@@ -312,7 +313,7 @@ print(seen)
 
 
 @EACH
-def test_a_runtime_reports_to_nobody(engine, tmp_path):
+def test_a_runtime_reports_to_nobody(engine: Any, tmp_path: Path) -> None:
     """No process, no connection, nothing kept in the home folder: some vendors count who uses them."""
     unwatched = {
         name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")

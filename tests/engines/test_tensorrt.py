@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def layer_counts(layers: Iterable[EngineLayer]) -> dict[str, int]:
     return dict(sorted(by_precision.items()))
 
 
-def built(double: Double, options: BuildOptions | None = None, report=None):
+def built(double: Double, options: BuildOptions | None = None, report: Any = None) -> Any:
     return build(
         double,
         make_log(double),
@@ -63,7 +64,7 @@ def built(double: Double, options: BuildOptions | None = None, report=None):
 
 
 @BOTH
-def test_the_files_own_types_are_kept_on_both_generations(release):
+def test_the_files_own_types_are_kept_on_both_generations(release: Any) -> None:
     double, phases = Double(release), []
     result = built(double, report=phases.append)
     assert result.data == ENGINE and result.layers == 2 and result.timing_cache == b"times"
@@ -74,7 +75,7 @@ def test_the_files_own_types_are_kept_on_both_generations(release):
 
 
 @BOTH
-def test_a_node_the_parser_refuses_is_named(release):
+def test_a_node_the_parser_refuses_is_named(release: Any) -> None:
     double = Double(release)
     double.refuse_node = "conv_7"
     with pytest.raises(ModelError, match=r"cannot read node 'conv_7' \(Conv\)") as refused:
@@ -83,7 +84,7 @@ def test_a_node_the_parser_refuses_is_named(release):
 
 
 @BOTH
-def test_a_build_that_fails_says_the_librarys_reason(release):
+def test_a_build_that_fails_says_the_librarys_reason(release: Any) -> None:
     double = Double(release)
     double.refuse_build = "could not find any implementation for node head"
     with pytest.raises(ModelError) as refused:
@@ -92,7 +93,7 @@ def test_a_build_that_fails_says_the_librarys_reason(release):
 
 
 @BOTH
-def test_times_of_another_card_are_dropped(release):
+def test_times_of_another_card_are_dropped(release: Any) -> None:
     double = Double(release)
     double.cache_matches = False
     assert built(double, BuildOptions(timing_cache=b"of another card")).data == ENGINE
@@ -107,7 +108,7 @@ def built_without_cache(release: str) -> Double:
 
 
 @pytest.mark.parametrize("method", ["entropy", "minmax"])
-def test_release_10_calibrates_with_avqs_own_network_inputs(method):
+def test_release_10_calibrates_with_avqs_own_network_inputs(method: str) -> None:
     double, kept = Double("10.16"), []
     asked = Calibration(method, PICTURES, keep=kept.append)
     built(double, BuildOptions(calibration=asked))
@@ -117,7 +118,7 @@ def test_release_10_calibrates_with_avqs_own_network_inputs(method):
     assert double.set("create_network") == 2  # 1 << EXPLICIT_BATCH, and not strongly typed
 
 
-def test_a_calibration_cache_is_read_in_place_of_pictures():
+def test_a_calibration_cache_is_read_in_place_of_pictures() -> None:
     double, kept = Double("10.16"), []
     cache = b"TRT-101600-EntropyCalibration2\nimages: 3c010a14\n"
     built(double, BuildOptions(calibration=Calibration(cache=cache, keep=kept.append)))
@@ -125,13 +126,13 @@ def test_a_calibration_cache_is_read_in_place_of_pictures():
     assert not kept and "batch" not in dict(double.said)
 
 
-def test_release_11_has_no_calibrators_and_says_what_to_give_it():
+def test_release_11_has_no_calibrators_and_says_what_to_give_it() -> None:
     with pytest.raises(RequestError, match="no calibrators") as refused:
         built(Double("11.4"), BuildOptions(calibration=Calibration("entropy", PICTURES)))
     assert "Q/DQ" in refused.value.fix
 
 
-def test_nothing_to_calibrate_with_is_refused():
+def test_nothing_to_calibrate_with_is_refused() -> None:
     asked = BuildOptions(calibration=Calibration())
     double = Double("10.16")
     with pytest.raises(RequestError, match="nothing to calibrate with"):
@@ -140,7 +141,7 @@ def test_nothing_to_calibrate_with_is_refused():
         built(Double("10.16"), BuildOptions(calibration=Calibration("median", PICTURES)))  # type: ignore[arg-type]
 
 
-def test_dla_takes_ranges_precisions_and_falls_back_to_the_gpu():
+def test_dla_takes_ranges_precisions_and_falls_back_to_the_gpu() -> None:
     double = Double("10.16")
     double.dla_cores = 2
     options = BuildOptions(
@@ -154,16 +155,16 @@ def test_dla_takes_ranges_precisions_and_falls_back_to_the_gpu():
 
 
 @BOTH
-def test_a_dla_core_that_is_not_there_is_refused(release):
+def test_a_dla_core_that_is_not_there_is_refused(release: Any) -> None:
     with pytest.raises(RequestError, match="no DLA core 0"):
         built(Double(release), BuildOptions(dla_core=0))
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch):
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine with a card: opens sessions of a double on host memory."""
 
-    def opened(release: str, *, graphs: bool = True, data: bytes = ENGINE, layers=()):
+    def opened(release: str, *, graphs: bool = True, data: bytes = ENGINE, layers: Any = ()) -> Any:
         double = Double(release, HostCuda(graphs=graphs))
         double.engine_layers = list(layers)
         monkeypatch.setattr(tensorrt, "open_cuda", lambda: double.cuda)
@@ -173,7 +174,7 @@ def card(monkeypatch: pytest.MonkeyPatch):
 
 
 @BOTH
-def test_a_frame_is_one_launch_and_its_outputs_are_its_own(release, card):
+def test_a_frame_is_one_launch_and_its_outputs_are_its_own(release: Any, card: Any) -> None:
     double, session = card(release)
     executed, launched = [k for k, _ in double.said].count("execute_async_v3"), double.cuda.launches
     for value in (7, 9):
@@ -189,7 +190,7 @@ def test_a_frame_is_one_launch_and_its_outputs_are_its_own(release, card):
 
 
 @BOTH
-def test_without_graphs_it_runs_and_says_why(release, card):
+def test_without_graphs_it_runs_and_says_why(release: Any, card: Any) -> None:
     _, session = card(release, graphs=False)
     assert "cuStreamEndCapture" in session.why_no_graph
     answer = session.run({"images": np.full(INPUT_SHAPE, 4, np.uint8)})
@@ -199,7 +200,7 @@ def test_without_graphs_it_runs_and_says_why(release, card):
 
 
 @BOTH
-def test_an_engine_of_another_release_is_refused(release, card):
+def test_an_engine_of_another_release_is_refused(release: Any, card: Any) -> None:
     with pytest.raises(BundleError, match="cannot load the engine") as refused:
         card(release, data=b"of another release")
     assert refused.value.seen == "magic tag does not match" and "avq compile" in refused.value.fix
@@ -220,7 +221,7 @@ def layer(release: str, name: str, kind: str, dtype: str) -> dict[str, object]:
 
 
 @BOTH
-def test_layers_that_silently_stayed_float_fail_with_their_names(release, card):
+def test_layers_that_silently_stayed_float_fail_with_their_names(release: Any, card: Any) -> None:
     listed = [
         layer(release, "conv_0 + relu_0", "CaskConvolution", "int8"),
         layer(release, "conv_1", "CaskConvolution", "f16"),
@@ -238,7 +239,7 @@ def test_layers_that_silently_stayed_float_fail_with_their_names(release, card):
     assert refused.value.seen == "conv_2 + relu_2"
 
 
-def test_an_inspector_that_tells_little_is_not_believed():
+def test_an_inspector_that_tells_little_is_not_believed() -> None:
     assert read_layers("no json") == () and precision_of((), "int8+f16") == "int8+f16"
     (only,) = read_layers('{"Layers": ["conv_0 + relu_0"]}')
     assert only.nodes == ("conv_0", "relu_0") and not only.is_compute
@@ -246,7 +247,7 @@ def test_an_inspector_that_tells_little_is_not_believed():
     require_planned([only], {"conv_0": "int8"})
 
 
-def test_a_machine_without_it_says_how_to_get_it():
+def test_a_machine_without_it_says_how_to_get_it() -> None:
     engine = TensorRtEngine()
     status = engine.status()
     if status.can_run:
@@ -258,7 +259,7 @@ def test_a_machine_without_it_says_how_to_get_it():
         engine.chosen_architectures(("sm87",))
 
 
-def test_a_library_that_is_there_reports_its_roads(monkeypatch):
+def test_a_library_that_is_there_reports_its_roads(monkeypatch: pytest.MonkeyPatch) -> None:
     for release, road in (("10.16", "calibrators"), ("11.4", "INT8 by Q/DQ;")):
         monkeypatch.setattr(tensorrt, "_load", lambda release=release: Double(release))
         monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: SimpleNamespace())
@@ -280,7 +281,7 @@ def used_names() -> set[str]:
     return found
 
 
-def test_every_name_the_sources_spell_is_one_of_a_release():
+def test_every_name_the_sources_spell_is_one_of_a_release() -> None:
     used = used_names()
     assert len(used) > 20
     known = names_of("10.16") | names_of("11.4")
@@ -288,7 +289,7 @@ def test_every_name_the_sources_spell_is_one_of_a_release():
 
 
 @BOTH
-def test_the_recorded_names_are_those_of_the_bindings(release):
+def test_the_recorded_names_are_those_of_the_bindings(release: Any) -> None:
     folder = Path(os.environ.get("AVQ_TENSORRT_WHEELS", "/nonexistent"))
     bindings = next(folder.glob(f"tensorrt_cu12_bindings-{release}*.whl"), None)
     stubs = next(folder.glob("tensorrt_stubs-*.whl"), None) if release == "10.16" else None
@@ -299,7 +300,7 @@ def test_the_recorded_names_are_those_of_the_bindings(release):
     assert frozenset(names(bindings, stubs)) == names_of(release)
 
 
-def test_the_builder_works_on_real_classes_of_the_11_kind():
+def test_the_builder_works_on_real_classes_of_the_11_kind() -> None:
     """TensorRT for RTX has the builder, parser and flags of 11.x, and builds without a card."""
     status = TensorRtRtxEngine().status()
     if not status.available:

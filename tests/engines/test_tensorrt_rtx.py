@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ NO_GPU = pytest.mark.skipif(ENGINE.status().can_run, reason="this machine has a 
 
 
 @HERE
-def test_it_builds_without_a_gpu_and_says_so():
+def test_it_builds_without_a_gpu_and_says_so() -> None:
     status = ENGINE.status()
     assert status.can_build and status.version
     assert "sm89" in status.why
@@ -38,13 +39,13 @@ def test_it_builds_without_a_gpu_and_says_so():
 
 @HERE
 @pytest.mark.parametrize("architecture", ["sm75", "sm86", "sm89", "sm120"])
-def test_a_float_model_becomes_an_engine_for_each_architecture(architecture):
+def test_a_float_model_becomes_an_engine_for_each_architecture(architecture: str) -> None:
     built = ENGINE.compile(sample_model(), architecture)
     assert built.architecture == architecture and len(built.data) > 1000 and built.layers > 0
 
 
 @HERE
-def test_names_of_architectures_are_read_as_people_write_them():
+def test_names_of_architectures_are_read_as_people_write_them() -> None:
     assert ENGINE.chosen_architectures(("8.9", "SM86", "sm_120", "89")) == ("sm89", "sm86", "sm120")
     assert set(ENGINE.chosen_architectures(())) <= set(ENGINE.architectures())
 
@@ -53,7 +54,7 @@ def test_names_of_architectures_are_read_as_people_write_them():
 @pytest.mark.parametrize(
     ("name", "said"), [("sm87", "Orin"), ("sm90", "Hopper"), ("sm110", "Thor"), ("sm98", "sm89")]
 )
-def test_other_cards_are_refused_with_where_they_belong(name, said):
+def test_other_cards_are_refused_with_where_they_belong(name: str, said: str) -> None:
     with pytest.raises(RequestError) as refused:
         ENGINE.chosen_architectures((name,))
     assert said in refused.value.seen + refused.value.fix
@@ -84,7 +85,7 @@ def qdq(scale: float, zero_point: np.ndarray) -> bytes:
     [(qdq(0.0, np.int8(0)), "AVQ-L04"), (qdq(0.1, np.int8(3)), "AVQ-L02")],
     ids=["zero scale", "zero point"],
 )
-def test_what_the_parser_refuses_is_told_with_its_node_and_lint_knew(model, rule):
+def test_what_the_parser_refuses_is_told_with_its_node_and_lint_knew(model: Any, rule: str) -> None:
     with pytest.raises(ModelError, match=r"cannot read node '(de)?quantize'") as refused:
         ENGINE.compile(model, "sm89")
     assert refused.value.seen and "lint" in refused.value.fix
@@ -92,13 +93,13 @@ def test_what_the_parser_refuses_is_told_with_its_node_and_lint_knew(model, rule
 
 
 @HERE
-def test_bytes_that_are_no_model_are_refused():
+def test_bytes_that_are_no_model_are_refused() -> None:
     with pytest.raises(ModelError, match="cannot read"):
         ENGINE.compile(b"no model", "sm89")
 
 
 @HERE
-def test_int8_with_an_fp16_side_is_what_the_parser_takes():
+def test_int8_with_an_fp16_side_is_what_the_parser_takes() -> None:
     proto = small_net()
     view = view_of(proto)
     peaks = activation_peaks(proto, view, [picture(0)], engine_by_name("onnxruntime"))
@@ -110,7 +111,7 @@ def test_int8_with_an_fp16_side_is_what_the_parser_takes():
 
 @HERE
 @NO_GPU
-def test_running_is_refused_where_there_is_no_card(tmp_path: Path):
+def test_running_is_refused_where_there_is_no_card(tmp_path: Path) -> None:
     for open_it in (
         lambda: ENGINE.open(sample_model(), SessionOptions()),
         lambda: ENGINE.open_engine(b"engine", "f16"),
@@ -122,7 +123,9 @@ def test_running_is_refused_where_there_is_no_card(tmp_path: Path):
 
 @HERE
 @pytest.mark.parametrize(("architecture", "runs"), [("sm89", True), ("sm90", False), ("sm87", False)])
-def test_a_card_it_does_not_know_is_named(architecture, runs, monkeypatch):
+def test_a_card_it_does_not_know_is_named(
+    architecture: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensorrt_rtx, "why_no_card", lambda: "")
     monkeypatch.setattr(tensorrt_rtx, "first_card", lambda: Card("a card", architecture))
     status = ENGINE.status()
@@ -157,7 +160,7 @@ print(len(engine.TensorRtRtxEngine().compile(sample_model(), "sm89").data) > 100
 
 
 @HERE
-def test_a_builder_that_was_left_to_the_collector_does_not_hang_the_next_one():
+def test_a_builder_that_was_left_to_the_collector_does_not_hang_the_next_one() -> None:
     """As after a refused model, whose error remembers its builder."""
     done = subprocess.run(
         [sys.executable, "-c", COLLECTED_IN_THE_LOG],

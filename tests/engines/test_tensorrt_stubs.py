@@ -58,7 +58,7 @@ def _mended(text: str) -> str:
     raise AssertionError("too much of the stubs is no Python")
 
 
-def test_every_attribute_is_one_that_the_stubs_declare(stubs: Path, tmp_path: Path):
+def test_every_attribute_is_one_that_the_stubs_declare(stubs: Path, tmp_path: Path) -> None:
     sources = []
     for name in SOURCES:
         text = (ROOT / "avq" / "engines" / f"{name}.py").read_text(encoding="utf-8")

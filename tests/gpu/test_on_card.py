@@ -18,7 +18,7 @@ STATUS = {name: engine_by_name(name).status() for name in card_table.ENGINES}
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", card_table.ENGINES)
-def test_an_engine_is_built_proven_and_right(name: str, tmp_path: Path):
+def test_an_engine_is_built_proven_and_right(name: str, tmp_path: Path) -> None:
     if not STATUS[name].can_run:
         pytest.skip(f"{name}: {STATUS[name].why}")
     rows = card_table.rows_of(name, tmp_path)
@@ -28,7 +28,7 @@ def test_an_engine_is_built_proven_and_right(name: str, tmp_path: Path):
 
 
 @pytest.mark.gpu
-def test_what_the_library_says_on_this_card():
+def test_what_the_library_says_on_this_card() -> None:
     said = card_table.validity_on_this_card()
     if not said:
         pytest.skip("no card, or no TensorRT for RTX")
@@ -36,7 +36,7 @@ def test_what_the_library_says_on_this_card():
 
 
 @pytest.mark.skipif(any(status.can_run for status in STATUS.values()), reason="there is a card")
-def test_the_script_says_what_is_missing_where_there_is_no_card():
+def test_the_script_says_what_is_missing_where_there_is_no_card() -> None:
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert all(f"{name}: " in done.stdout for name in card_table.ENGINES)

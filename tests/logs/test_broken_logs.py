@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -78,7 +79,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bag(drive, tmp_path_factory):
+def bag(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("rosbags", reason="rosbags is not installed")
     folder = tmp_path_factory.mktemp("bag") / "bag"
     arguments = ["log", "convert", str(drive), "-o", str(folder), "--storage", "sqlite3"]
@@ -88,7 +89,9 @@ def bag(drive, tmp_path_factory):
 
 @QUIET
 @given(accidents=ACCIDENTS)
-def test_whatever_happened_to_an_mcap_file_what_is_recovered_was_recorded(drive, tmp_path_factory, accidents):
+def test_whatever_happened_to_an_mcap_file_what_is_recovered_was_recorded(
+    drive: Path, tmp_path_factory: pytest.TempPathFactory, accidents: Any
+) -> None:
     folder = tmp_path_factory.mktemp("hurt")
     (folder / "hurt.mcap").write_bytes(hurt(drive.read_bytes(), accidents))
     answer = run_all(folder / "hurt.mcap", folder)
@@ -101,7 +104,9 @@ def test_whatever_happened_to_an_mcap_file_what_is_recovered_was_recorded(drive,
 
 @settings(QUIET, max_examples=50)
 @given(accidents=ACCIDENTS)
-def test_a_hurt_database_is_read_as_far_as_it_goes_or_refused(bag, tmp_path_factory, accidents):
+def test_a_hurt_database_is_read_as_far_as_it_goes_or_refused(
+    bag: Any, tmp_path_factory: pytest.TempPathFactory, accidents: Any
+) -> None:
     folder = tmp_path_factory.mktemp("hurt")
     (folder / "bag").mkdir()
     (folder / "bag" / "bag.db3").write_bytes(hurt((bag / "bag.db3").read_bytes(), accidents))
@@ -109,7 +114,7 @@ def test_a_hurt_database_is_read_as_far_as_it_goes_or_refused(bag, tmp_path_fact
     shutil.rmtree(folder)
 
 
-def test_cut_off_at_every_chunk_all_whole_chunks_are_recovered(drive, tmp_path):
+def test_cut_off_at_every_chunk_all_whole_chunks_are_recovered(drive: Path, tmp_path: Path) -> None:
     data = drive.read_bytes()
     whole = [(r.topic, r.data) for r in records(drive)]
     counts = []
@@ -123,7 +128,7 @@ def test_cut_off_at_every_chunk_all_whole_chunks_are_recovered(drive, tmp_path):
     assert counts == sorted(counts) and counts[-1] >= 0.8 * len(whole) and counts[3] > 0
 
 
-def test_every_flipped_byte_of_a_written_log_is_found(drive, tmp_path):
+def test_every_flipped_byte_of_a_written_log_is_found(drive: Path, tmp_path: Path) -> None:
     """Logs that avq log writes carry sums over everything."""
     cut(drive, tmp_path / "whole.mcap", Part(end_s=0.25), host=PluginHost(), report=Silent())
     data = (tmp_path / "whole.mcap").read_bytes()
@@ -139,7 +144,7 @@ def test_every_flipped_byte_of_a_written_log_is_found(drive, tmp_path):
     assert missed == []
 
 
-def test_a_killed_writer_leaves_a_log_that_cut_makes_whole(tmp_path):
+def test_a_killed_writer_leaves_a_log_that_cut_makes_whole(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; import itertools\n"
         "from tests.logs.log_kit import write_drive; write_drive(Path(sys.argv[1]), itertools.count(), image='jpeg')"
@@ -170,7 +175,7 @@ def test_a_killed_writer_leaves_a_log_that_cut_makes_whole(tmp_path):
         ("packed.mcap", b"\x28\xb5\x2f\xfd" + bytes(99), "compressed with zstd"),
     ],
 )
-def test_what_is_no_log_is_named(tmp_path, name, content, said):
+def test_what_is_no_log_is_named(tmp_path: Path, name: str, content: Any, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AvqError) as caught:
         cut(tmp_path / name, tmp_path / "out.mcap", Part(), host=PluginHost(), report=Silent())
@@ -178,14 +183,14 @@ def test_what_is_no_log_is_named(tmp_path, name, content, said):
     assert not (tmp_path / "out.mcap").exists()
 
 
-def test_missing_files_and_folders_without_a_recording_are_named(tmp_path):
+def test_missing_files_and_folders_without_a_recording_are_named(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "none.mcap", "cannot be read"), (tmp_path, "without a recording")):
         with pytest.raises(AvqError) as caught:
             info(path, Silent())
         assert said in caught.value.what
 
 
-def test_a_damaged_log_merges_with_what_is_left_of_it(drive, tmp_path):
+def test_a_damaged_log_merges_with_what_is_left_of_it(drive: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.mcap").write_bytes(drive.read_bytes()[: drive.stat().st_size // 2])
     answer = merge([tmp_path / "cut.mcap", drive], tmp_path / "out.mcap", Silent())
     assert list(answer["damage"]) == [str(tmp_path / "cut.mcap")]

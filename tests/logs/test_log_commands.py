@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,21 +33,21 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_info_tells_topics_rates_and_span(drive):
+def test_info_tells_topics_rates_and_span(drive: Path) -> None:
     told = avq("info", drive)
     assert (told["kind"], told["whole"], told["messages"], told["seconds"]) == ("mcap", True, 163, 3.9)
     rates = {row["topic"]: (row["messages"], row["hz"]) for row in told["topics"]}
     assert rates["/camera/front/image"] == (40, 10.0) and rates["/avq/events"][0] == 3
 
 
-def test_a_part_by_time_has_all_messages_of_its_frames_and_no_others(drive, tmp_path):
+def test_a_part_by_time_has_all_messages_of_its_frames_and_no_others(drive: Path, tmp_path: Path) -> None:
     answer = avq("cut", drive, "-o", tmp_path / "part.mcap", "--from", "1", "--to", "1.95")
     assert frames_of(tmp_path / "part.mcap") == list(range(10, 20))
     inside = [r for r in records(drive) if 1e9 <= r.log_time_ns - 1_700_000_001_005_000_000 <= 1.95e9]
     assert records(tmp_path / "part.mcap") == inside and answer["messages"] == len(inside)
 
 
-def test_around_events_joins_windows_that_touch(drive, tmp_path):
+def test_around_events_joins_windows_that_touch(drive: Path, tmp_path: Path) -> None:
     around = ("--around", "alert_raised", "--around", "mode", "--before", "0.3", "--after", "0.31")
     answer = avq("cut", drive, "-o", tmp_path / "part.mcap", *around)
     assert frames_of(tmp_path / "part.mcap") == [*range(7, 16), *range(27, 34)]
@@ -64,18 +65,20 @@ def test_around_events_joins_windows_that_touch(drive, tmp_path):
         (("--blur", "--blur-class", "cra"), "car"),
     ],
 )
-def test_a_wrong_cut_says_what_would_be_right_and_writes_nothing(drive, tmp_path, flags, said):
+def test_a_wrong_cut_says_what_would_be_right_and_writes_nothing(
+    drive: Path, tmp_path: Path, flags: Any, said: str
+) -> None:
     problem = avq("cut", drive, "-o", tmp_path / "part.mcap", *flags, code=2)["error"]
     assert said in problem["fix"] and not list(tmp_path.iterdir())
 
 
-def test_an_output_never_replaces_its_input(drive):
+def test_an_output_never_replaces_its_input(drive: Path) -> None:
     before = drive.read_bytes()
     assert "another file" in avq("cut", drive, "-o", drive, code=2)["error"]["fix"]
     assert drive.read_bytes() == before
 
 
-def test_parts_merge_to_the_whole_also_where_they_overlap(drive, tmp_path):
+def test_parts_merge_to_the_whole_also_where_they_overlap(drive: Path, tmp_path: Path) -> None:
     avq("cut", drive, "-o", tmp_path / "a.mcap", "--to", "2.5")
     avq("cut", drive, "-o", tmp_path / "b.mcap", "--from", "1.5")
     answer = avq("merge", tmp_path / "b.mcap", tmp_path / "a.mcap", "-o", tmp_path / "whole.mcap")
@@ -86,7 +89,7 @@ def test_parts_merge_to_the_whole_also_where_they_overlap(drive, tmp_path):
     assert times == sorted(times) and avq("verify", tmp_path / "whole.mcap")["whole"]
 
 
-def test_blurring_hides_people_and_vehicles_and_nothing_else(drive, tmp_path):
+def test_blurring_hides_people_and_vehicles_and_nothing_else(drive: Path, tmp_path: Path) -> None:
     answer = avq("cut", drive, "-o", tmp_path / "blurred.mcap", "--blur", "--to", "0.5")
     assert answer["blur"]["boxes"] == {"car": 6, "pedestrian": 6} and answer["blur"]["limits"]
     for record in records(tmp_path / "blurred.mcap"):
@@ -99,7 +102,7 @@ def test_blurring_hides_people_and_vehicles_and_nothing_else(drive, tmp_path):
             assert not changed.any(), "outside the boxes of people and vehicles every pixel stays"
 
 
-def test_what_cannot_be_blurred_does_not_leave_the_car(drive, tmp_path):
+def test_what_cannot_be_blurred_does_not_leave_the_car(drive: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd.mcap"
     with path.open("wb") as file:
         writer = Writer(file)
@@ -122,19 +125,21 @@ def test_what_cannot_be_blurred_does_not_leave_the_car(drive, tmp_path):
         assert list(make_reader(file).iter_attachments()) == []
 
 
-def add(writer, topic, schema, encoding, record):  # type: ignore[no-untyped-def]
+def add(writer: Any, topic: Any, schema: Any, encoding: Any, record: Any) -> None:
     number = writer.register_schema(schema, "x", b"") if schema else 0
     channel = writer.register_channel(topic, encoding, number)
     writer.add_message(channel, record.log_time_ns, record.data, record.publish_time_ns, record.sequence)
 
 
-def test_a_foreign_log_is_blurred_only_with_a_bundle(material, tmp_path):
+def test_a_foreign_log_is_blurred_only_with_a_bundle(material: Path, tmp_path: Path) -> None:
     problem = avq("cut", material / ROS, "-o", tmp_path / "out.mcap", "--blur", code=2)["error"]
     assert "--bundle" in problem["fix"]
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_ros_messages_survive_the_way_to_rosbag2_and_back(material, tmp_path, storage):
+def test_ros_messages_survive_the_way_to_rosbag2_and_back(
+    material: Path, tmp_path: Path, storage: str
+) -> None:
     pytest.importorskip("rosbags", reason="rosbags is not installed")
     avq("convert", material / ROS, "-o", tmp_path / "bag", "--storage", storage)
     avq("convert", tmp_path / "bag", "-o", tmp_path / "back.mcap")
@@ -142,7 +147,7 @@ def test_ros_messages_survive_the_way_to_rosbag2_and_back(material, tmp_path, st
     assert sorted(map(core, records(tmp_path / "back.mcap"))) == sorted(map(core, records(material / ROS)))
 
 
-def test_a_flight_record_becomes_ros_messages_that_rosbags_reads(drive, tmp_path):
+def test_a_flight_record_becomes_ros_messages_that_rosbags_reads(drive: Path, tmp_path: Path) -> None:
     highlevel = pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed")
     answer = avq("convert", drive, "-o", tmp_path / "bag", "--storage", "sqlite3")
     assert answer["messages"] == 163 and answer["left_out"] == {}
@@ -157,7 +162,7 @@ def test_a_flight_record_becomes_ros_messages_that_rosbags_reads(drive, tmp_path
     assert found[0].results[0].hypothesis.class_id == "car"
 
 
-def test_a_bag_whose_recorder_was_killed_is_read_without_its_metadata(drive, tmp_path):
+def test_a_bag_whose_recorder_was_killed_is_read_without_its_metadata(drive: Path, tmp_path: Path) -> None:
     pytest.importorskip("rosbags", reason="rosbags is not installed")
     avq("convert", drive, "-o", tmp_path / "bag", "--storage", "sqlite3")
     (tmp_path / "bag" / "metadata.yaml").unlink()

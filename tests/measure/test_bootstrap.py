@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def run(pictures: list[list[tuple[tuple[int, int, int, int], int, int]]]) -> dic
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.tuples(labelled, detected), min_size=1, max_size=4))
-def test_on_all_pictures_once_it_is_the_coco_metric(pictures: list[tuple[list, list]]) -> None:
+def test_on_all_pictures_once_it_is_the_coco_metric(pictures: list[tuple[list[Any], list[Any]]]) -> None:
     labels, found = truth([gold for gold, _ in pictures]), run([rows for _, rows in pictures])
     nothing = {n: Detections.none() for n in found}
     if all(image.ignore.all() for image in labels.images.values()):

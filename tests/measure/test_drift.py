@@ -24,7 +24,7 @@ def usual(seed: int, count: int, moved: float = 0.0) -> list[dict[str, float]]:
     return [dict(zip(NAMES, row, strict=True)) for row in np.clip(values, 0, 1).tolist()]
 
 
-def test_usual_sets_stay_quiet_and_moved_ones_are_told():
+def test_usual_sets_stay_quiet_and_moved_ones_are_told() -> None:
     reference = fit_reference(usual(0, 80))
     assert sum(judge_drift(reference, usual(seed, 40)).drifting for seed in range(1, 101)) == 0
     verdict = judge_drift(reference, usual(500, 40, moved=-0.12))
@@ -35,7 +35,7 @@ def test_usual_sets_stay_quiet_and_moved_ones_are_told():
 
 @given(st.integers(10, 200), st.integers(1, 60))
 @settings(max_examples=40, deadline=None)
-def test_the_alarm_rate_is_the_exact_one_of_ranks(pictures: int, window: int):
+def test_the_alarm_rate_is_the_exact_one_of_ranks(pictures: int, window: int) -> None:
     """Among n + W exchangeable scores every ranking is as likely: count directly, with rank sums."""
     reference = with_scores(pictures)
     tails = [reference.chance(c, window) for c in range(window + 1)]
@@ -55,12 +55,12 @@ def with_scores(pictures: int) -> DriftReference:
     return DriftReference(("t",), one, one, one, one, one, np.arange(pictures, dtype=np.float64))
 
 
-def test_two_pictures_prove_nothing():
+def test_two_pictures_prove_nothing() -> None:
     verdict = judge_drift(fit_reference(usual(0, 40)), usual(1, 2, moved=0.5))
     assert verdict.beyond == 2 and verdict.limit is None and not verdict.drifting
 
 
-def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one():
+def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one() -> None:
     monitor = DriftMonitor(fit_reference(usual(0, 80)), window=20)
     assert not any(monitor.update(row).drifting for row in usual(1, 60))
     states = [monitor.update(row) for row in usual(2, 20, moved=0.15)]
@@ -71,13 +71,13 @@ def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one():
     assert after[0] and not after[-1]
 
 
-def test_a_number_that_is_none_is_unusual():
+def test_a_number_that_is_none_is_unusual() -> None:
     reference = fit_reference(usual(0, 40))
     broken = {**usual(1, 1)[0], NAMES[0]: math.nan}
     assert reference.score(broken) == math.inf
 
 
-def test_a_reference_comes_back_from_its_file():
+def test_a_reference_comes_back_from_its_file() -> None:
     reference = fit_reference(usual(0, 40))
     again = DriftReference.from_json(reference.to_json())
     assert again.names == reference.names and again.rank == reference.rank
@@ -87,12 +87,12 @@ def test_a_reference_comes_back_from_its_file():
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"format":2}', b"\xff"])
-def test_a_damaged_file_is_refused(damage: bytes):
+def test_a_damaged_file_is_refused(damage: bytes) -> None:
     with pytest.raises(BundleError, match=r"drift\.json"):
         DriftReference.from_json(damage)
 
 
-def test_a_reference_needs_pictures():
+def test_a_reference_needs_pictures() -> None:
     with pytest.raises(DataError, match="too few pictures"):
         fit_reference(usual(0, 9))
     with pytest.raises(DataError, match="too short"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ NMS = DecoderSpec(
 
 
 def opened(
-    tmp_path: Path, outputs: dict[str, np.ndarray], precision: str = "int8+f32", **changes
+    tmp_path: Path, outputs: dict[str, np.ndarray], precision: str = "int8+f32", **changes: Any
 ) -> OpenBundle:
     packed = io.BytesIO()
     picture = RNG.integers(0, 255, (1, 3, 64, 96), np.uint8)
@@ -71,7 +72,7 @@ def noisy(outputs: dict[str, np.ndarray], decibel: float) -> dict[str, np.ndarra
 )
 def test_noise_decides(
     tmp_path: Path, precision: str, changed: Callable[[], dict[str, np.ndarray]], right: bool
-):
+) -> None:
     session = NullSession(changed(), 0, precision)
     bundle = opened(tmp_path, RAW, precision, decoder=None)
     answer = run_golden(bundle, session)
@@ -89,21 +90,21 @@ def test_noise_decides(
     [(ROWS, True), (ROWS[[1, 0, 2]], True), (ROWS[:1], False), (ROWS[:0], False), (ROWS + 30, False)],
     ids=["same", "reordered", "lost", "empty", "moved"],
 )
-def test_where_nms_is_in_the_graph_boxes_decide(tmp_path: Path, rows: np.ndarray, right: bool):
+def test_where_nms_is_in_the_graph_boxes_decide(tmp_path: Path, rows: np.ndarray, right: bool) -> None:
     bundle = opened(tmp_path, {"out": ROWS[None]}, decoder=NMS)
     assert run_golden(bundle, NullSession({"out": rows[None]}, 0, "int8+f32")).passed is right
     ghosts = np.concatenate([ROWS, ROWS + np.eye(6)[5], ROWS[:, [1, 0, 3, 2, 4, 5]]])
     assert not run_golden(bundle, NullSession({"out": ghosts[None]}, 0, "int8+f32")).passed
 
 
-def test_a_bundle_without_golden_frames_is_refused(tmp_path: Path):
+def test_a_bundle_without_golden_frames_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "b.avq"
     write_bundle(staging_folder(folder), folder, manifest(), {"model.onnx": b"model"})
     with pytest.raises(BundleError, match="no golden outputs"):
         golden_inputs(open_bundle(folder))
 
 
-def test_the_coarsest_part_sets_the_limit():
+def test_the_coarsest_part_sets_the_limit() -> None:
     assert limit_of("onnxruntime", "int8+f32") < limit_of("onnxruntime", "bf16") < limit_of("openvino", "f32")
     assert limit_of("tensorrt", "f32") < limit_of("onnxruntime", "f32")
     assert limit_of("openvino", "unheard of") == limit_of("openvino", "int8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ def _pair(seed: int, ratio: float, rounds: int = 80) -> tuple[LatencySamples, La
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 1.3])
-def test_the_interval_covers_the_true_ratio(ratio):
+def test_the_interval_covers_the_true_ratio(ratio: float) -> None:
     inside = 0
     for seed in range(200):
         middle, low, high = ratio_interval(*_pair(seed, ratio))
@@ -35,7 +37,7 @@ def test_the_interval_covers_the_true_ratio(ratio):
     assert inside >= 180  # 95 % of 200 is 190; three standard deviations less is 181
 
 
-def test_a_slow_first_half_does_not_move_the_ratio():
+def test_a_slow_first_half_does_not_move_the_ratio() -> None:
     rng = np.random.default_rng(3)
     drift = np.where(np.arange(60) < 30, 4.0, 1.0)
     one = LatencySamples((1e6 * drift * 1.1 * np.exp(rng.normal(0, 0.01, 60))).astype(np.int64))
@@ -49,7 +51,7 @@ def test_a_slow_first_half_does_not_move_the_ratio():
     ns=st.lists(st.integers(1_000, 10**9), min_size=2, max_size=40),
     factor=st.integers(1, 20),
 )
-def test_a_constant_factor_is_found_exactly(ns, factor):
+def test_a_constant_factor_is_found_exactly(ns: Any, factor: Any) -> None:
     base = np.array(ns, np.int64)
     middle, low, high = ratio_interval(LatencySamples(base * factor), LatencySamples(base))
     assert middle == pytest.approx(factor)
@@ -59,21 +61,21 @@ def test_a_constant_factor_is_found_exactly(ns, factor):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_swapping_the_two_inverts_the_ratio(seed):
+def test_swapping_the_two_inverts_the_ratio(seed: Any) -> None:
     one, other = _pair(seed, 1.2)
     forward, backward = ratio_interval(one, other), ratio_interval(other, one)
     assert forward[0] == pytest.approx(1 / backward[0])
     assert forward[1] == pytest.approx(1 / backward[2], rel=0.02)
 
 
-def test_the_same_samples_give_the_same_interval():
+def test_the_same_samples_give_the_same_interval() -> None:
     assert ratio_interval(*_pair(1, 1.1)) == ratio_interval(*_pair(1, 1.1))
 
 
-def test_every_round_runs_all_and_no_one_is_always_first():
+def test_every_round_runs_all_and_no_one_is_always_first() -> None:
     clock, order = ReplayClock(), []
 
-    def run(name: str, cost_ns: int):
+    def run(name: str, cost_ns: int) -> Any:
         def once() -> None:
             order.append(name)
             clock.advance_by(cost_ns)
@@ -92,7 +94,7 @@ def test_every_round_runs_all_and_no_one_is_always_first():
     assert [row["ratio"] for row in rows] == pytest.approx([0.5, 1.0, 2.0])
 
 
-def test_what_was_not_timed_together_is_not_compared():
+def test_what_was_not_timed_together_is_not_compared() -> None:
     with pytest.raises(RequestError, match="not from the same rounds"):
         ratio_interval(LatencySamples(np.ones(3, np.int64)), LatencySamples(np.ones(4, np.int64)))
     with pytest.raises(RequestError, match="nothing to time"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -27,7 +28,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(detector: Path) -> tuple[Path, dict]:
+def built(detector: Path) -> tuple[Path, dict[str, Any]]:
     bundle = detector.with_name("dynamic.avq")
     # --no-gate: whether INT8 is faster than BF16 is this machine's answer, not the strategy's promise.
     result = run_avq(
@@ -37,13 +38,13 @@ def built(detector: Path) -> tuple[Path, dict]:
     return bundle, json.loads(result.stdout)
 
 
-def test_next_to_nothing_is_lost(built):
+def test_next_to_nothing_is_lost(built: tuple[Path, dict[str, Any]]) -> None:
     _, answer = built
     assert answer["strategy"] == "dynamic"
     assert answer["chosen"]["lost"] <= 0.02 and abs(answer["chosen"]["confidence_shift"]) <= 0.01
 
 
-def test_the_head_is_recognised_and_most_products_are_integers(built):
+def test_the_head_is_recognised_and_most_products_are_integers(built: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = built
     bundle = open_bundle(folder, allow_unaccepted=True)
     assert bundle.manifest.decoder is not None and bundle.manifest.decoder.family == "nms_in_graph"
@@ -54,7 +55,7 @@ def test_the_head_is_recognised_and_most_products_are_integers(built):
     assert ops.count("MatMulInteger") >= 12 and "QuantizeLinear" not in ops
 
 
-def test_the_decoded_head_stays_float(built):
+def test_the_decoded_head_stays_float(built: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = built
     bundle = open_bundle(folder, allow_unaccepted=True)
     plan = plan_from_parts(bundle.read(PLAN_JSON), bundle.read(PLAN_ARRAYS))
@@ -63,7 +64,7 @@ def test_the_decoded_head_stays_float(built):
     assert all(p.reason for p in plan.precisions.values())
 
 
-def test_float_and_static_stand_beside_it(built):
+def test_float_and_static_stand_beside_it(built: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = built
     page = (folder / "report.html").read_text()
     assert "beside float and static" in page and "static, same operators" in page
@@ -72,7 +73,7 @@ def test_float_and_static_stand_beside_it(built):
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_is_refused_with_the_reason(detector, target, tmp_path):
+def test_tensorrt_is_refused_with_the_reason(detector: Path, target: str, tmp_path: Path) -> None:
     result = run_avq(
         "build", detector, "--data", CALIBRATION, "--strategy", "dynamic", "--target", target, "-o", tmp_path / "no"
     )  # fmt: skip
@@ -80,7 +81,7 @@ def test_tensorrt_is_refused_with_the_reason(detector, target, tmp_path):
     assert "DynamicQuantizeLinear" in result.stderr and not (tmp_path / "no").exists()
 
 
-def test_it_keeps_the_contract_of_strategies(detector):
+def test_it_keeps_the_contract_of_strategies(detector: Path) -> None:
     for options in ({"attention": "int8", "compare": "false"}, {"attention": "float", "compare": "false"}):
         (kept,) = check_strategy(DynamicQuantizer(), options=options, model=detector, data=CALIBRATION)
         assert kept.target == "cpu" and kept.plan.points
@@ -88,10 +89,10 @@ def test_it_keeps_the_contract_of_strategies(detector):
         assert bool(attention) is (options["attention"] == "int8")
 
 
-def test_a_network_of_convolutions_stays_float_and_it_is_said():
+def test_a_network_of_convolutions_stays_float_and_it_is_said() -> None:
     said: list[str] = []
 
-    def ask(graph, bench):
+    def ask(graph: Any, bench: Any) -> Any:
         bench.conclude = said.append
         return DynamicQuantizer().plan(graph, bench, DynamicOptions(compare=False))
 
@@ -99,8 +100,8 @@ def test_a_network_of_convolutions_stays_float_and_it_is_said():
     assert not plan.points and "no matrix product" in said[0]
 
 
-def test_convolutions_join_when_asked():
-    def ask(graph, bench):
+def test_convolutions_join_when_asked() -> None:
+    def ask(graph: Any, bench: Any) -> Any:
         bench.serve = lambda plans: [None] * len(plans)  # their times do not matter here
         options = DynamicOptions(convolutions="int8", compare=False)
         return DynamicQuantizer().plan(graph, bench, options), bench.keep_float, graph
@@ -111,8 +112,8 @@ def test_convolutions_join_when_asked():
     assert {graph.node(name).op for name in chosen} == {"Conv"}
 
 
-def test_signed_grids_only_is_no_place_for_it():
-    def ask(graph, bench):
+def test_signed_grids_only_is_no_place_for_it() -> None:
+    def ask(graph: Any, bench: Any) -> Any:
         return DynamicQuantizer().plan(graph, bench, DynamicOptions())
 
     with pytest.raises(RequestError, match="constant scales"):

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -91,7 +91,7 @@ def _dist(folder: Path, package: str, entry: str, code: str) -> Path:
     return folder
 
 
-def test_an_installed_package_brings_a_strategy(installed: Path):
+def test_an_installed_package_brings_a_strategy(installed: Path) -> None:
     script = (
         "import json\nfrom avq.plugins import PluginHost, validate_options\n"
         "host = PluginHost(allow=['outside'])\n"
@@ -110,7 +110,7 @@ def test_an_installed_package_brings_a_strategy(installed: Path):
     assert (strength, layers) == (0.25, ["a", "b"])
 
 
-def test_names_outside_the_allow_list_stay_out(installed: Path):
+def test_names_outside_the_allow_list_stay_out(installed: Path) -> None:
     script = (
         "from avq.plugins import PluginHost\n"
         "assert 'nothing' in {q.name for q in PluginHost().quantizers()}\n"
@@ -119,7 +119,7 @@ def test_names_outside_the_allow_list_stay_out(installed: Path):
     _in_fresh_python(script, installed)
 
 
-def test_a_broken_import_names_the_package(tmp_path: Path):
+def test_a_broken_import_names_the_package(tmp_path: Path) -> None:
     _dist(tmp_path, "broken-plugin", "broken", "import surely_not_installed\n")
     script = (
         "from avq.errors import PluginError\nfrom avq.plugins import PluginHost\n"
@@ -131,7 +131,7 @@ def test_a_broken_import_names_the_package(tmp_path: Path):
     assert "pip uninstall broken-plugin" in message
 
 
-def test_a_doctor_survives_a_broken_plugin(tmp_path: Path):
+def test_a_doctor_survives_a_broken_plugin(tmp_path: Path) -> None:
     _dist(tmp_path, "broken-plugin", "broken", "raise RuntimeError('on purpose')\n")
     script = "import json\nfrom avq.commands.doctor import examine\nprint(json.dumps(examine()))\n"
     findings = json.loads(_in_fresh_python(script, tmp_path))
@@ -139,7 +139,7 @@ def test_a_doctor_survives_a_broken_plugin(tmp_path: Path):
     assert {engine["name"] for engine in findings["engines"]} >= {"onnxruntime", "openvino"}
 
 
-def test_a_name_that_is_not_installed_stops_with_the_installed_ones():
+def test_a_name_that_is_not_installed_stops_with_the_installed_ones() -> None:
     with pytest.raises(PluginError, match=r"did you mean 'static'\?"):
         PluginHost(allow=["statik"])
 
@@ -160,7 +160,7 @@ class MinMax:
     def __init__(self, name: str = "outside-minmax") -> None:
         self.name = name
 
-    def plan(self, graph, bench, options):
+    def plan(self, graph: Any, bench: Any, options: Any) -> Any:
         convs = [n for n in graph.nodes if n.op == "Conv" and n.name not in bench.keep_float]
         stats = bench.collect([avq.types.StatRequest(n.inputs[0]) for n in convs])
         points = {}
@@ -184,7 +184,7 @@ class ExactStats:
     def tensors(self) -> Sequence[str]:
         return tuple(self._ranges)
 
-    def range(self, tensor, method, **_):
+    def range(self, tensor: Any, method: Any, **_: Any) -> Any:
         return Range(*self._ranges[tensor])
 
 
@@ -195,18 +195,18 @@ class Bench:
         self.keep_float = {"boxes_conv": "the head"}
         self._model = model
 
-    def collect(self, requests):
+    def collect(self, requests: Any) -> Any:
         return ExactStats(peaks(self._model, sorted({r.tensor for r in requests})))
 
 
-def _plugin(**hooks: object) -> SimpleNamespace:
+def _plugin(**hooks: Any) -> SimpleNamespace:
     for name, function in hooks.items():
         function.__name__ = name
         hooks[name] = hookimpl(function)
     return SimpleNamespace(__name__="plugin", **hooks)
 
 
-def test_the_quantizer_contract_passes_an_honest_strategy():
+def test_the_quantizer_contract_passes_an_honest_strategy() -> None:
     net = small_net()
     plan = check_quantizer(MinMax(), view_of(net), Bench(net), {"bits": "8"})
     assert {p.edge.node for p in plan.points if p.edge.node} == {"stem", "depth", "point"}
@@ -230,13 +230,13 @@ def test_the_quantizer_contract_passes_an_honest_strategy():
         ("overrides fit", lambda p, n: {"overrides": {"stem.b": np.zeros(3, np.float32)}}),
     ],
 )
-def test_the_quantizer_contract_catches(rule, change):
+def test_the_quantizer_contract_catches(rule: str, change: Any) -> None:
     from dataclasses import replace
 
     calls = iter(range(9))
 
     class Wrong(MinMax):
-        def plan(self, graph, bench, options):
+        def plan(self, graph: Any, bench: Any, options: Any) -> Any:
             plan = super().plan(graph, bench, options)
             return replace(plan, **change(plan, next(calls)))
 
@@ -245,7 +245,7 @@ def test_the_quantizer_contract_catches(rule, change):
         check_quantizer(Wrong(), view_of(net), Bench(net))
 
 
-def test_a_clash_names_both_owners():
+def test_a_clash_names_both_owners() -> None:
     two = {
         "first": _plugin(avq_register_quantizers=lambda: [MinMax("mine")]),
         "second": _plugin(avq_register_quantizers=lambda: [MinMax("mine")]),
@@ -257,7 +257,7 @@ def test_a_clash_names_both_owners():
     assert "'second'" in caught.value.seen
 
 
-def test_an_engine_with_a_built_in_name_is_refused():
+def test_an_engine_with_a_built_in_name_is_refused() -> None:
     from tests.engines.null import NullEngine
 
     impostor = NullEngine()
@@ -267,7 +267,7 @@ def test_an_engine_with_a_built_in_name_is_refused():
         host.engines()
 
 
-def test_a_decoder_with_a_built_in_name_is_refused():
+def test_a_decoder_with_a_built_in_name_is_refused() -> None:
     from avq.decoders import find_decoder
 
     host = PluginHost(extra={"impostor": _plugin(avq_register_decoders=lambda: [find_decoder("yolox")])})
@@ -275,19 +275,19 @@ def test_a_decoder_with_a_built_in_name_is_refused():
         host.decoders()
 
 
-def test_unknown_hooks_are_refused_with_the_nearest():
+def test_unknown_hooks_are_refused_with_the_nearest() -> None:
     plugin = _plugin(avq_register_quantisers=lambda: [])
     with pytest.raises(PluginError, match="did you mean 'avq_register_quantizers'"):
         PluginHost(extra={"typo": plugin})
 
 
-def test_a_hook_with_unknown_arguments_is_refused():
+def test_a_hook_with_unknown_arguments_is_refused() -> None:
     plugin = _plugin(avq_keep_float=lambda graph, weather: {})
     with pytest.raises(PluginError, match="does not fit a hook"):
         PluginHost(extra={"strange": plugin})
 
 
-def test_keep_float_is_united_and_checked():
+def test_keep_float_is_united_and_checked() -> None:
     net = small_net()
     recipe = Recipe(model=Path("m.onnx"), output=Path("b"))
     one = _plugin(avq_keep_float=lambda graph: {"stem": "first layer"})
@@ -299,16 +299,16 @@ def test_keep_float_is_united_and_checked():
         PluginHost(extra={"wrong": wrong}).keep_float(view_of(net), recipe)
 
 
-def test_findings_of_all_plugins_are_collected():
+def test_findings_of_all_plugins_are_collected() -> None:
     finding = Finding("error", "X1", "too large")
     host = PluginHost(extra={"strict": _plugin(avq_check_bundle=lambda bundle: [finding])})
     assert host.check_bundle(Path("b"), Recipe(model=Path("m"), output=Path("b"))) == [finding]
 
 
-def test_one_failing_observer_stops_no_other():
-    events: list[object] = []
+def test_one_failing_observer_stops_no_other() -> None:
+    events: list[Any] = []
 
-    def fails(event):
+    def fails(event: Any) -> None:
         raise RuntimeError("on purpose")
 
     bad = _plugin(avq_budget_missed=fails)
@@ -320,7 +320,7 @@ def test_one_failing_observer_stops_no_other():
     assert "on purpose" in failed[0]
 
 
-def test_options_from_text():
+def test_options_from_text() -> None:
     options = validate_options(MinMax(), {"bits": "6", "clip": "false", "layers": "a,b", "seed": "none"})
     assert options == Options(bits=6, clip=False, layers=("a", "b"), seed=None)
     with pytest.raises(RequestError, match="did you mean 'bits'"):
@@ -341,7 +341,7 @@ class Beside(BaseModel):
     text: str = ""
 
 
-def test_paths_among_options_are_relative_to_the_file_that_named_them(tmp_path: Path):
+def test_paths_among_options_are_relative_to_the_file_that_named_them(tmp_path: Path) -> None:
     (tmp_path / "real.json").touch()
     reads = SimpleNamespace(name="reads", options=Beside)
     named = {"table": "a.json", "maybe": "/b.json", "there": "real.json", "many": "c.json, sub/d.json"}
@@ -368,8 +368,8 @@ def _wrapping(hook: str, wrapper: Callable[..., Any]) -> SimpleNamespace:
     return SimpleNamespace(__name__="wrapping", **{hook: hookimpl(wrapper=True)(wrapper)})
 
 
-def test_a_wrapper_runs_around_every_implementation_of_its_hook():
-    def renamed():
+def test_a_wrapper_runs_around_every_implementation_of_its_hook() -> None:
+    def renamed() -> Iterator[Any]:
         answers = yield
         return [[MinMax(f"{strategy.name}-wrapped") for strategy in answer] for answer in answers]
 
@@ -387,16 +387,16 @@ def test_a_wrapper_runs_around_every_implementation_of_its_hook():
     assert rows["w"]["hooks"] == ["avq_register_quantizers"]
 
 
-def test_a_wrapper_of_the_same_plugin_wraps_the_others_too():
+def test_a_wrapper_of_the_same_plugin_wraps_the_others_too() -> None:
     calls: list[str] = []
 
     class Both:
         @hookimpl
-        def avq_budget_missed(self, event):
+        def avq_budget_missed(self, event: Any) -> None:
             calls.append("own")
 
         @hookimpl(wrapper=True, specname="avq_budget_missed")
-        def around(self, event):
+        def around(self, event: Any) -> Iterator[Any]:
             calls.append("before")
             answers = yield
             calls.append("after")
@@ -407,12 +407,12 @@ def test_a_wrapper_of_the_same_plugin_wraps_the_others_too():
     assert calls == ["before", "own", "after", "before", "other", "after"]
 
 
-def test_a_failing_wrapper_is_reported_and_observers_stay_apart():
-    def fails(event):
+def test_a_failing_wrapper_is_reported_and_observers_stay_apart() -> None:
+    def fails(event: Any) -> Iterator[Any]:
         yield
         raise RuntimeError("on purpose")
 
-    events: list[object] = []
+    events: list[Any] = []
     host = PluginHost(
         allow=[],
         extra={
@@ -424,16 +424,16 @@ def test_a_failing_wrapper_is_reported_and_observers_stay_apart():
     assert events == [{"misses": 1}] and "on purpose" in line and "avq_budget_missed" in line
 
 
-def test_tracing_sees_every_call():
+def test_tracing_sees_every_call() -> None:
     host = PluginHost(
         allow=[],
         extra={
             name: _plugin(avq_keep_float=lambda graph: {"stem": "first layer"}) for name in ("one", "two")
         },
     )
-    calls: list[tuple[str, list[str], object]] = []
+    calls: list[tuple[str, list[str], Any]] = []
 
-    def before(hook_name, hook_impls, kwargs):
+    def before(hook_name: Any, hook_impls: Any, kwargs: Any) -> None:
         calls.append((hook_name, [impl.plugin.owner.name for impl in hook_impls], kwargs["recipe"]))
 
     undo = host.manager.add_hookcall_monitoring(before, lambda *_: None)
@@ -443,7 +443,7 @@ def test_tracing_sees_every_call():
     assert calls == [("avq_keep_float", ["one"], recipe), ("avq_keep_float", ["two"], recipe)]
 
 
-def test_the_same_object_under_two_names_is_refused():
+def test_the_same_object_under_two_names_is_refused() -> None:
     plugin = _plugin(avq_register_quantizers=lambda: [])
     with pytest.raises(PluginError, match="already registered") as caught:
         PluginHost(allow=[], extra={"first": plugin, "second": plugin})

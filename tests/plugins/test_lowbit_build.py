@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ QUICK = ("activations=float", "correction=false", "pictures=2", "points=4", "rou
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     bundle = tmp_path_factory.mktemp("lowbit") / "lowbit.avq"
     options = [word for option in QUICK for word in ("--option", option)]
     result = run_avq(
@@ -40,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return Path(answer["bundle"]), answer
 
 
-def test_the_bundle_is_really_smaller(built):
+def test_the_bundle_is_really_smaller(built: tuple[Path, dict[str, Any]]) -> None:
     """Every file that holds weights, against one byte per weight."""
     folder, answer = built
     weights = sum(np.prod(t.dims) for t in onnx.load(builtin_detector_path()).graph.initializer)
@@ -50,7 +51,7 @@ def test_the_bundle_is_really_smaller(built):
     assert answer["chosen"]["lost"] <= 0.01 and "of their INT8 size" in " ".join(answer["reasons"])
 
 
-def test_every_group_tells_its_bits_and_how_they_are_stored(built):
+def test_every_group_tells_its_bits_and_how_they_are_stored(built: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = built
     bundle = open_bundle(folder, allow_unaccepted=True)
     bundle.verify()
@@ -63,7 +64,7 @@ def test_every_group_tells_its_bits_and_how_they_are_stored(built):
     assert "Accuracy against bits" in page and "unpacked at load" in page
 
 
-def test_every_runtime_opens_the_packed_file(built):
+def test_every_runtime_opens_the_packed_file(built: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = built
     golden = open_bundle(folder, allow_unaccepted=True).arrays(GOLDEN)
     wanted = {name.partition(":")[2]: v for name, v in golden.items() if name.startswith("output_0:")}
@@ -75,7 +76,7 @@ def test_every_runtime_opens_the_packed_file(built):
                 assert noise < 1e-3, (engine.name, name)
 
 
-def test_accuracy_holds_on_scenes_it_never_saw(built, tmp_path):
+def test_accuracy_holds_on_scenes_it_never_saw(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = built
     write_labelled_set(tmp_path / "scenes", seeds=range(6_000_000, 6_000_040), ignore_below_px=32)
     pictures, host, report = open_set(tmp_path / "scenes"), PluginHost(), Silent()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ QUICK = ("--option", "pictures=4", "--option", "maps=6", "--option", "steps=2", 
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     bundle = tmp_path_factory.mktemp("mixed") / "mixed.avq"
     result = run_avq(
         "build", SMALL, "--data", CALIBRATION, "--strategy", "mixed", *QUICK,
@@ -31,12 +32,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return Path(answer["bundle"]), answer
 
 
-def test_little_is_lost_whatever_was_chosen(built):
+def test_little_is_lost_whatever_was_chosen(built: tuple[Path, dict[str, Any]]) -> None:
     _, answer = built
     assert answer["strategy"] == "mixed" and answer["chosen"]["lost"] <= 0.01
 
 
-def test_the_verdict_says_what_was_chosen_and_why(built):
+def test_the_verdict_says_what_was_chosen_and_why(built: tuple[Path, dict[str, Any]]) -> None:
     _, answer = built
     said = " ".join(answer["reasons"])
     if answer["int8_mac_share"] == 0:
@@ -45,7 +46,7 @@ def test_the_verdict_says_what_was_chosen_and_why(built):
         assert "measured plans" in said
 
 
-def test_the_report_shows_the_front_and_every_group(built):
+def test_the_report_shows_the_front_and_every_group(built: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = built
     page = (folder / "report.html").read_text()
     assert "time against loss" in page and "Precision of every group" in page
@@ -53,7 +54,9 @@ def test_the_report_shows_the_front_and_every_group(built):
         assert anchor in page
 
 
-def test_every_operator_of_a_quantized_plan_has_its_reason_in_numbers(built):
+def test_every_operator_of_a_quantized_plan_has_its_reason_in_numbers(
+    built: tuple[Path, dict[str, Any]],
+) -> None:
     folder, answer = built
     bundle = open_bundle(folder, allow_unaccepted=True)
     bundle.verify()
@@ -72,7 +75,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(bundle: Path, data: Path, *flags: object) -> tuple[int, dict]:
+def build(bundle: Path, data: Path, *flags: object) -> tuple[int, dict[str, Any]]:
     result = run_avq(
         "build", SMALL, "--data", data, "--strategy", "mixed", *QUICK, *flags,
         "-o", bundle, "--json", timeout_s=1800,
@@ -86,7 +89,7 @@ def slower_than_float(said: str) -> bool:
     return "slower than float" in said.replace("not slower than float", "")
 
 
-def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path, scenes):
+def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path: Path, scenes: Path) -> None:
     """Judged by workers, where ray is installed: the same search ends in the same sentences."""
     ray = ("--ray", "local") if importlib.util.find_spec("ray") else ()
     labels = ("--labels", scenes / "labels.json", "--max-drop", "20")
@@ -97,13 +100,13 @@ def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path, scenes):
     assert "mAP loss %" in (Path(answer["bundle"]) / "report.html").read_text()
 
 
-def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path, scenes):
+def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path: Path, scenes: Path) -> None:
     code, answer = build(tmp_path / "b.avq", scenes, "--budget-ms", "0.001")
     said = " ".join(answer["reasons"])
     assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in said and "over" in said
 
 
-def test_wrong_options_are_refused_by_name(tmp_path):
+def test_wrong_options_are_refused_by_name(tmp_path: Path) -> None:
     result = run_avq(
         "build", SMALL, "--data", CALIBRATION, "--strategy", "mixed",
         "--option", "picture=4", "-o", tmp_path / "no",

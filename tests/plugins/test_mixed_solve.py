@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from avq.types import (
 
 
 @st.composite
-def problems(draw):
+def problems(draw: Any) -> Any:
     count = draw(st.integers(2, 7))
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
@@ -45,13 +46,13 @@ def problems(draw):
     return Problem(cost, rng.integers(0, 100, count) / 100, rng.integers(0, 100, count) / 100)
 
 
-def every_map(problem):
+def every_map(problem: Any) -> Any:
     return [np.array(bits, bool) for bits in itertools.product([False, True], repeat=problem.damage.size)]
 
 
 @settings(max_examples=40, deadline=None)
 @given(problems(), st.integers(0, 300), st.integers(0, 100))
-def test_no_map_within_the_limits_is_faster(problem, damage_percent, share_percent):
+def test_no_map_within_the_limits_is_faster(problem: Any, damage_percent: Any, share_percent: Any) -> None:
     max_damage, min_share = (damage_percent + 0.5) / 100, (share_percent - 0.5) / 100
     allowed = [
         m for m in every_map(problem) if problem.damage @ m <= max_damage and problem.share @ m >= min_share
@@ -65,7 +66,7 @@ def test_no_map_within_the_limits_is_faster(problem, damage_percent, share_perce
     assert problem.cost.predict(found) == pytest.approx(best, abs=1e-6)
 
 
-def test_candidates_are_unlike_and_hold_one_with_much_int8():
+def test_candidates_are_unlike_and_hold_one_with_much_int8() -> None:
     rng = np.random.default_rng(3)
     problem = Problem(
         CostModel(1.0, rng.normal(size=12) * 0.01, np.zeros(0), np.zeros(0), ()),
@@ -78,7 +79,7 @@ def test_candidates_are_unlike_and_hold_one_with_much_int8():
     assert min(problem.damage @ m for m in found) < 0.05
 
 
-def test_no_candidate_has_less_int8_than_asked_for():
+def test_no_candidate_has_less_int8_than_asked_for() -> None:
     rng = np.random.default_rng(4)
     slower = CostModel(1.0, np.abs(rng.normal(size=12)) * 0.01, np.zeros(0), np.zeros(0), ())
     problem = Problem(slower, rng.dirichlet(np.ones(12)), np.full(12, 1 / 12))
@@ -87,14 +88,14 @@ def test_no_candidate_has_less_int8_than_asked_for():
     assert found and all(problem.share @ m >= 0.75 - 1e-9 for m in found)
 
 
-def test_the_fit_finds_what_boundaries_cost():
+def test_the_fit_finds_what_boundaries_cost() -> None:
     groups = [Group(f"g{i}", "depthwise" if i % 3 == 0 else "dense", (f"g{i}",), (), 1) for i in range(20)]
     edges = [Boundary(i, i + 1, 100) for i in range(19)]
     rng = np.random.default_rng(0)
     gains = rng.normal(-0.01, 0.01, 20)
     maps = [rng.random(20) < 0.5 for _ in range(60)]
 
-    def truth(int8):
+    def truth(int8: Any) -> Any:
         up, down = crossings(edges, int8)
         return 1.0 + gains @ int8 + 0.004 * up.sum() + 0.002 * down.sum()
 
@@ -106,7 +107,7 @@ def test_the_fit_finds_what_boundaries_cost():
     assert (model.up >= 0).all() and (model.down >= 0).all()
 
 
-def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit():
+def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit() -> None:
     groups = [Group(f"g{i}", "dense", (f"g{i}",), (), 1) for i in range(12)]
     rng = np.random.default_rng(1)
     maps = [rng.random(12) < 0.5 for _ in range(40)]
@@ -122,7 +123,7 @@ def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit
     assert max(abs(clean.predict(m) - disturbed.predict(m)) for m in maps) < 0.012
 
 
-def test_a_group_is_counted_beside_many_neighbours():
+def test_a_group_is_counted_beside_many_neighbours() -> None:
     groups = [Group("a", "dense", ("a", "a_relu"), (), 1), Group("b", "dense", ("b",), (), 1)]
     maps = [np.array(m, bool) for m in ([0, 0], [1, 1], [0, 1], [1, 0], [0, 1])]
     times = [{"a": 8 + 2 * i, "a_relu": 1, "b": 10 - 4 * int(m[1])} for i, m in enumerate(maps)]
@@ -132,19 +133,19 @@ def test_a_group_is_counted_beside_many_neighbours():
     assert count(groups, maps, None) is None
 
 
-def test_large_networks_are_judged_in_runs_of_one_kind():
+def test_large_networks_are_judged_in_runs_of_one_kind() -> None:
     kinds = ["dense"] * 5 + ["depthwise"] + ["dense"] * 2
     groups = [Group(f"g{i}", kind, (), (), 1) for i, kind in enumerate(kinds)]
     assert neighbours(groups, 1) == [[i] for i in range(8)]
     assert neighbours(groups, 3) == [[0, 1, 2], [3, 4], [5], [6, 7]]
 
 
-def test_damages_add_up_and_follow_both_noise_and_boxes():
+def test_damages_add_up_and_follow_both_noise_and_boxes() -> None:
     found = damages([Sensitivity(1e-4, 0.0), Sensitivity(3e-4, 0.02)])
     assert found.sum() == pytest.approx(1.0) and found[1] > found[0] > 0
 
 
-def test_random_maps_reach_from_float_to_int8():
+def test_random_maps_reach_from_float_to_int8() -> None:
     groups = [Group(f"g{i}", "dense", (), (), 1) for i in range(40)]
     shares = [m.mean() for m in random_maps(groups, 20, 1)]
     assert min(shares) < 0.3 and max(shares) > 0.7
@@ -173,7 +174,7 @@ def silu_net() -> GraphView:
     return GraphView(nodes, (tensors["images"],), (tensors["out"],), tensors, weights, 17, "digest")
 
 
-def test_an_activation_and_a_residual_add_stay_with_their_convolution():
+def test_an_activation_and_a_residual_add_stay_with_their_convolution() -> None:
     graph = silu_net()
     placements = place(graph, {"head"})
     groups = fusion_groups(graph, placements)
@@ -181,7 +182,7 @@ def test_an_activation_and_a_residual_add_stay_with_their_convolution():
     assert [g.macs for g in groups] == [4 * 4 * 64] * 3
 
 
-def test_boundaries_run_through_pools_and_concatenations():
+def test_boundaries_run_through_pools_and_concatenations() -> None:
     graph = silu_net()
     found = {(b.writer, b.reader) for b in boundaries(graph, place(graph, {"head"}))}
     assert found == {(OUTSIDE, 0), (0, 1), (1, 2), (0, 2), (2, OUTSIDE)}
@@ -199,12 +200,12 @@ FLOAT = point("float", 1.0, 0.0, is_float=True, size=400)
 GOOD, BOLD, RUINED = point("good", 0.9, 0.003), point("bold", 0.88, 0.008), point("ruined", 0.6, 0.3)
 
 
-def test_the_knee_gains_most_of_the_time_for_little_loss():
+def test_the_knee_gains_most_of_the_time_for_little_loss() -> None:
     chosen, why = choose([FLOAT, GOOD, BOLD, RUINED], budget_ms=None, max_drop=None)
     assert chosen is GOOD and "knee" in why
 
 
-def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate():
+def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate() -> None:
     points = [FLOAT, GOOD, BOLD, RUINED]
     assert choose(points, budget_ms=None, max_drop=1.0)[0] is BOLD
     assert choose(points, budget_ms=9.5, max_drop=None)[0] is GOOD
@@ -212,7 +213,7 @@ def test_under_a_drop_the_fastest_and_under_a_budget_the_most_accurate():
     assert choose(points, budget_ms=1.0, max_drop=None)[0] is BOLD
 
 
-def test_a_least_share_of_int8_leaves_no_way_out_to_float():
+def test_a_least_share_of_int8_leaves_no_way_out_to_float() -> None:
     full = replace(point("slow but whole", 1.05, 0.002), share=0.9)
     float_ = replace(FLOAT, share=0.0)
     assert with_share([float_, GOOD, full], 0.85) == [full]
@@ -222,11 +223,11 @@ def test_a_least_share_of_int8_leaves_no_way_out_to_float():
     assert least_lossy.name == "bad" and "none is inside" in why
 
 
-def test_float_is_the_answer_when_int8_is_slower_or_ruined():
+def test_float_is_the_answer_when_int8_is_slower_or_ruined() -> None:
     assert choose([FLOAT, point("slow", 1.1, 0.0), RUINED], budget_ms=None, max_drop=None)[0] is FLOAT
 
 
-def test_with_labels_the_map_decides_and_not_the_boxes():
+def test_with_labels_the_map_decides_and_not_the_boxes() -> None:
     def labelled(name: str, ratio: float, lost: float, drop: float) -> Point:
         told = point(name, ratio, lost)
         return replace(
@@ -241,19 +242,19 @@ def test_with_labels_the_map_decides_and_not_the_boxes():
     assert "of the mAP" in choose(points, budget_ms=None, max_drop=1.0)[1]
 
 
-def test_times_that_cannot_be_told_apart_beat_nobody():
+def test_times_that_cannot_be_told_apart_beat_nobody() -> None:
     near = point("near", 0.903, 0.004)
     worse = point("worse", 0.95, 0.02)
     assert front([GOOD, near, worse]) == [GOOD, near]
 
 
-def test_a_model_with_nothing_to_quantize_stays_float_and_says_so():
+def test_a_model_with_nothing_to_quantize_stays_float_and_says_so() -> None:
     graph, bench = silu_net(), NothingRuns()
     plan = MixedQuantizer().plan(graph, bench, MixedOptions())
     assert plan.points == () and bench.said == ["INT8 did not win: nothing here can run in integers"]
 
 
-def test_a_model_whose_int8_no_engine_runs_rightly_stays_float_and_says_so():
+def test_a_model_whose_int8_no_engine_runs_rightly_stays_float_and_says_so() -> None:
     graph, bench = silu_net(), NothingRuns()
     bench.keep_float = {"head": "the head"}
     plan = MixedQuantizer().plan(graph, bench, MixedOptions(calibrator="minmax"))
@@ -270,14 +271,14 @@ class NothingRuns:
         self.keep_float = dict.fromkeys(("a", "b", "c", "head"), "asked for")
         self.said: list[str] = []
 
-    def collect(self, requests):
+    def collect(self, requests: Any) -> Any:
         return self
 
-    def range(self, tensor, method, **_):
+    def range(self, tensor: Any, method: Any, **_: Any) -> Any:
         return Range(-1.0, 1.0)
 
-    def serve(self, plans):
+    def serve(self, plans: Any) -> Any:
         return [None] * len(plans)
 
-    def conclude(self, reason):
+    def conclude(self, reason: Any) -> None:
         self.said.append(reason)

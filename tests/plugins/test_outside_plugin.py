@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ class Site:
             command, capture_output=True, text=True, env=environment, check=False, timeout=900
         )
 
-    def calls(self, hook: str) -> list[dict]:
+    def calls(self, hook: str) -> list[dict[str, Any]]:
         """What the plugin's hook was called with, so far."""
         lines = self._journal.read_text().splitlines() if self._journal.exists() else []
         return [entry for entry in map(json.loads, lines) if entry["hook"] == hook]
@@ -59,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture(scope="module")
-def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     bundle = tmp_path_factory.mktemp("bundles") / "outside.avq"
     result = site.avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "outside-margin",
@@ -97,7 +98,7 @@ def test_plugins_lists_what_was_installed(site: Site) -> None:
     }
 
 
-def test_its_strategy_builds_a_bundle(site: Site, built: tuple[Path, dict]) -> None:
+def test_its_strategy_builds_a_bundle(site: Site, built: tuple[Path, dict[str, Any]]) -> None:
     bundle, answer = built
     assert answer["strategy"] == "outside-margin"
     assert answer["int8_mac_share"] > 0.5
@@ -153,7 +154,7 @@ def test_a_wrong_option_is_refused_before_anything_is_read(site: Site, tmp_path:
 
 
 def test_its_source_feeds_a_run_and_its_sink_is_written(
-    site: Site, built: tuple[Path, dict], tmp_path: Path
+    site: Site, built: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     tally, config = tmp_path / "boxes.txt", tmp_path / "run.toml"
     config.write_text(
@@ -173,14 +174,14 @@ def test_its_source_feeds_a_run_and_its_sink_is_written(
 
 
 def test_its_source_says_what_is_wrong_from_inside_the_capture_process(
-    site: Site, built: tuple[Path, dict]
+    site: Site, built: tuple[Path, dict[str, Any]]
 ) -> None:
     result = site.avq("run", "--bundle", built[0], "--allow-unaccepted", "--source", "ramp://wide", "--json")
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"]["fix"] == "ramp://640x360?frames=30"
 
 
-def test_its_hooks_were_called_by_the_build(site: Site, built: tuple[Path, dict]) -> None:
+def test_its_hooks_were_called_by_the_build(site: Site, built: tuple[Path, dict[str, Any]]) -> None:
     bundle, answer = built
     kept = json.dumps(json.loads((bundle / "plan.json").read_bytes()))
     assert "the first layer reads the whole range of the camera" in kept
@@ -188,7 +189,7 @@ def test_its_hooks_were_called_by_the_build(site: Site, built: tuple[Path, dict]
     assert [entry["bundle"] for entry in site.calls("build_finished")] == [str(bundle)]
 
 
-def test_it_hears_of_a_missed_budget(site: Site, built: tuple[Path, dict]) -> None:
+def test_it_hears_of_a_missed_budget(site: Site, built: tuple[Path, dict[str, Any]]) -> None:
     before = len(site.calls("budget_missed"))
     result = site.avq(
         "run", "--bundle", built[0], "--allow-unaccepted", "--source", "ramp://320x192?frames=40",

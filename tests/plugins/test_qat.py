@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,17 +42,17 @@ from tests.conftest import PRODUCTS_SATURATE
 class Bench:
     """The part of the workbench that an import asks for; errors are the real ones, on noise."""
 
-    imported: object
+    imported: Any
     symmetric_only: bool = False
     keep_float: dict[str, str] = field(default_factory=dict)
-    notes: list[tuple[str, list]] = field(default_factory=list)
+    notes: list[tuple[str, list[Any]]] = field(default_factory=list[Any])
     said: list[str] = field(default_factory=list)
 
     @property
-    def foreign(self):
+    def foreign(self) -> Any:
         return self.imported.foreign
 
-    def note(self, title: str, rows: Sequence) -> None:
+    def note(self, title: str, rows: Sequence[Any]) -> None:
         self.notes.append((title, list(rows)))
 
     def conclude(self, reason: str) -> None:
@@ -71,21 +72,21 @@ def _encoding(plan: QuantizationPlan) -> str:
     return "s8" if plan.symmetric else "asymmetric"
 
 
-def planned(model: onnx.ModelProto, *, symmetric_only: bool = False, **options: bool):
+def planned(model: onnx.ModelProto, *, symmetric_only: bool = False, **options: bool) -> Any:
     """(plan, bench) of the strategy on an imported file."""
     imported = import_model(model, where="file")
     bench = Bench(imported, symmetric_only)
     return QatQuantizer().plan(imported.model.view, bench, QatOptions(**options)), bench
 
 
-def test_without_options_the_plan_is_what_the_file_says():
+def test_without_options_the_plan_is_what_the_file_says() -> None:
     plan, bench = planned(OnnxruntimeQdq(nets.residual()).write())
     assert plan.points == bench.foreign.points
     assert (plan.owner, bench.said) == ("qat", [])
     assert plan.precisions["c1"].precision == "int8"
 
 
-def test_every_finding_is_shown_with_what_to_do():
+def test_every_finding_is_shown_with_what_to_do() -> None:
     _, bench = planned(OnnxruntimeQdq(nets.joined()).write())
     ((title, rows),) = bench.notes
     assert "onnxruntime-qdq" in title
@@ -93,14 +94,14 @@ def test_every_finding_is_shown_with_what_to_do():
     assert all(row["do"] for row in rows)
 
 
-def test_a_float_model_is_sent_to_static():
+def test_a_float_model_is_sent_to_static() -> None:
     imported = SimpleNamespace(foreign=None)
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
         QatQuantizer().plan(SimpleNamespace(), Bench(imported), QatOptions())
     assert "--strategy static" in refusal.value.fix
 
 
-def test_a_side_file_without_a_grid_is_told_as_that():
+def test_a_side_file_without_a_grid_is_told_as_that() -> None:
     empty = SimpleNamespace(foreign=ImportedQuantization("trt-cache", "TRT-8501"))
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
         QatQuantizer().plan(SimpleNamespace(), Bench(empty), QatOptions())
@@ -110,7 +111,7 @@ def test_a_side_file_without_a_grid_is_told_as_that():
 @pytest.mark.parametrize(
     "name", [name for name, f in FAULTS.items() if f.ending == "error" and f.code != "AVQ-Q01"]
 )
-def test_what_no_plan_can_say_is_refused_by_its_code_unless_dropped(name):
+def test_what_no_plan_can_say_is_refused_by_its_code_unless_dropped(name: Any) -> None:
     with pytest.raises(PlanError, match=FAULTS[name].code) as refusal:
         planned(FAULTS[name].make())
     assert "drop=true" in refusal.value.fix
@@ -118,7 +119,7 @@ def test_what_no_plan_can_say_is_refused_by_its_code_unless_dropped(name):
     assert lower(bench.imported.model.proto, plan, _encoding(plan))
 
 
-def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended():
+def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended() -> None:
     model = OnnxruntimeSigned8(nets.plain()).write()
     with pytest.raises(PlanError, match="AVQ-Q02") as refusal:
         planned(model, symmetric_only=True)
@@ -129,12 +130,12 @@ def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended
     assert any("cost of resymmetrize" in title for title, _ in bench.notes)
 
 
-def test_a_target_with_symmetric_grids_takes_symmetric_files_as_they_are():
+def test_a_target_with_symmetric_grids_takes_symmetric_files_as_they_are() -> None:
     plan, bench = planned(VitisAi(nets.plain()).write(), symmetric_only=True)
     assert plan.points == bench.foreign.points
 
 
-def test_an_unsigned_grid_around_128_is_renamed_without_loss():
+def test_an_unsigned_grid_around_128_is_renamed_without_loss() -> None:
     point = QuantPoint(Edge("x"), np.float32(0.1).reshape(()), np.asarray(128, np.int64), signed=False)
     (mended,) = resymmetrized([point])
     assert mended.symmetric
@@ -145,13 +146,13 @@ def test_an_unsigned_grid_around_128_is_renamed_without_loss():
     )
 
 
-def test_resymmetrized_grids_cover_the_old_range():
+def test_resymmetrized_grids_cover_the_old_range() -> None:
     point = QuantPoint(Edge("x"), np.float32(0.1).reshape(()), np.asarray(20, np.int64), signed=False)
     (mended,) = resymmetrized([point])
     assert mended.qmax * float(mended.scale) == pytest.approx((255 - 20) * 0.1, rel=1e-6)
 
 
-def test_scales_per_channel_of_activations_merge_into_one():
+def test_scales_per_channel_of_activations_merge_into_one() -> None:
     plan, bench = planned(FAULTS["activation-per-channel"].make(), per_tensor=True)
     before = {p.edge: p for p in bench.foreign.points}
     (merged,) = [p for p in plan.points if before[p.edge].scale.ndim and p.edge.tensor == "r1"]
@@ -159,12 +160,12 @@ def test_scales_per_channel_of_activations_merge_into_one():
     assert float(merged.scale) == pytest.approx(float(before[merged.edge].scale.max()))
 
 
-def test_denormal_scales_are_raised():
+def test_denormal_scales_are_raised() -> None:
     plan, _ = planned(FAULTS["scale-denormal"].make(), raise_scales=True)
     assert all(float(np.min(p.scale)) >= np.finfo(np.float32).tiny for p in plan.points)
 
 
-def test_depthwise_convolutions_can_be_left_float():
+def test_depthwise_convolutions_can_be_left_float() -> None:
     plan, bench = planned(VitisAi(nets.depthwise()).write(), float_depthwise=True)
     edges = {point.edge.tensor for point in plan.points}
     assert "d1.w" not in edges
@@ -172,12 +173,12 @@ def test_depthwise_convolutions_can_be_left_float():
     assert bench.said
 
 
-def test_operators_that_decode_can_be_left_float():
+def test_operators_that_decode_can_be_left_float() -> None:
     plan, _ = planned(FAULTS["sigmoid-quantized"].make(), float_heads=True)
     assert Edge("scores") not in {point.edge for point in plan.points}
 
 
-def test_an_option_that_finds_nothing_says_so():
+def test_an_option_that_finds_nothing_says_so() -> None:
     _, bench = planned(PytorchQuantization(nets.plain()).write(), resymmetrize=True)
     assert bench.said == ["resymmetrize=true changed nothing"]
 
@@ -194,7 +195,7 @@ def half_range(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("half_range")
 @pytest.mark.parametrize("writer", [OnnxruntimeQdq, Qonnx, BrevitasQcdq, NncfFakeQuantize])
-def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path, writer):
+def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path: Path, writer: Any) -> None:
     path = tmp_path / "quantized.onnx"
     onnx.save(writer(nets.plain()).write(), str(path))
     outcome = _build(path, tmp_path / "bundle")
@@ -207,7 +208,9 @@ def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path, writer):
 
 
 @pytest.mark.parametrize("weights", ["full_range", "half_range"])
-def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch, request, weights):
+def test_an_import_that_is_not_its_source_is_not_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, weights: str
+) -> None:
     """A reader with a bug: one activation scale is 10 % too large, or four times behind coarser weights."""
     if weights == "half_range":
         request.getfixturevalue("half_range")
@@ -219,7 +222,7 @@ def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch,
     path = tmp_path / "quantized.onnx"
     onnx.save(OnnxruntimeQdq(nets.plain()).write(), str(path))
 
-    def wrong(*arguments, **named):
+    def wrong(*arguments: Any, **named: Any) -> Any:
         imported = import_model(*arguments, **named)
         points = tuple(
             replace(p, scale=p.scale * factor) if p.edge.tensor == "r1" else p
@@ -234,7 +237,7 @@ def test_an_import_that_is_not_its_source_is_not_accepted(tmp_path, monkeypatch,
     assert outcome.verdict.fixes[0].startswith("from the float model: --strategy ")
 
 
-def test_a_refused_import_names_the_option_that_mends_it_before_anything_else():
+def test_a_refused_import_names_the_option_that_mends_it_before_anything_else() -> None:
     foreign = import_model(FAULTS["sigmoid-quantized"].make(), where="file").foreign
     refused = ("--strategy mixed", "take more pictures")
     others = ("from the float model: --strategy mixed", "take more pictures")
@@ -245,7 +248,7 @@ def test_a_refused_import_names_the_option_that_mends_it_before_anything_else():
     assert with_suggestions(refused, foreign, {}, in_model=False) == (fixes[0], *refused)
 
 
-def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path):
+def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path: Path) -> None:
     path = tmp_path / "quantized.onnx"
     onnx.save(NncfFakeQuantize(nets.plain()).write(), str(path))
     scenes = Path(__file__).parents[2] / "calibration_data" / "road_scenes"
@@ -254,6 +257,8 @@ def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path):
     assert "--strategy qat" in refusal.value.fix
 
 
-def _build(path: Path, output: Path, *, strategy: str = "qat", data: Path | None = None, gate: bool = False):
+def _build(
+    path: Path, output: Path, *, strategy: str = "qat", data: Path | None = None, gate: bool = False
+) -> Any:
     recipe = Recipe(model=path, output=output, strategy=strategy, decoder="none", data=data, gate=gate)
     return build(recipe, PluginHost(), Silent())

@@ -7,6 +7,7 @@ on the picture; nothing is learnt, and nothing needs to be: INT8 is compared wit
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,14 +22,14 @@ class _Net:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def add(self, op: str, *inputs: str, **attributes) -> str:
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(
             helper.make_node(op, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes)
         )
         return name
 
-    def constant(self, value) -> str:
+    def constant(self, value: Any) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name

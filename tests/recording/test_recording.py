@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_record_opens_in_the_standard_reader_with_foxglove_channels(tmp_path: 
     record(tmp_path / "run.mcap", 5)
     with (tmp_path / "run.mcap").open("rb") as file:
         rows = list(make_reader(file).iter_messages())
-    topics = {}
+    topics: dict[Any, Any] = {}
     for schema, channel, _ in rows:
         assert (schema.encoding, channel.message_encoding) == ("jsonschema", "json")
         check_whole(json.loads(schema.data))

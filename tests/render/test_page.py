@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -119,7 +120,7 @@ def test_eight_pairs_of_pictures_fit_three_megabytes() -> None:
 
 
 @given(st.text(max_size=40), st.floats() | st.integers() | st.none() | st.booleans())
-def test_any_text_and_number_is_shown_and_never_markup(text: str, value: object) -> None:
+def test_any_text_and_number_is_shown_and_never_markup(text: str, value: Any) -> None:
     blocks = [
         table([{text: value, "b": text}], caption=text, chosen=0),
         key_figures([Fact(text, text, text)]),

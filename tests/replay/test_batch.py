@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from avq_mixed.sensitivity import measure
@@ -41,7 +42,7 @@ def avq(*arguments: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_real_bundle(tmp_path_factory.mktemp("bundles") / "float.avq")
 
 
@@ -58,7 +59,9 @@ def core(answer: dict) -> list[tuple]:  # type: ignore[type-arg]
     return [tuple(row[key] for key in keys) for row in answer["replays"]]
 
 
-def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(bundle, ray_workers):
+def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(
+    bundle: Any, ray_workers: Any
+) -> None:
     serial = many(bundle, WorkerPool())
     assert serial["frames"] == 48 and len({row["sha256"] for row in serial["replays"]}) == 6
     with KillsAWorker() as accident:
@@ -68,7 +71,7 @@ def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(bun
     assert spread["sha256"] == serial["sha256"] and spread["decisions_sha256"] == serial["decisions_sha256"]
 
 
-def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers, tmp_path):
+def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers: Any, tmp_path: Path) -> None:
     model = builtin_detector_path()
     avq("calibrate", model, "--data", CALIBRATION, "-o", tmp_path / "one.avqcal")
     with KillsAWorker() as accident:
@@ -78,7 +81,7 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.avqcal", "ray.avqcal"]
 
 
-def test_plans_are_judged_alike_by_workers(ray_workers):
+def test_plans_are_judged_alike_by_workers(ray_workers: Any) -> None:
     it = known()
     reference = ReferenceRun(
         it.analysis.model.proto,
@@ -107,7 +110,7 @@ class Ranking(MixedQuantizer):
         return maps.plan(maps.all_float())
 
 
-def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_workers):
+def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_workers: Any) -> None:
     it = known(ROOT / "tests" / "replicas" / "yolov8.onnx")
 
     def ranked(pool: WorkerPool) -> tuple[object, ...]:
@@ -124,13 +127,13 @@ def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_worke
     assert accident.killed is not None
 
 
-def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle, tmp_path):
+def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle: Any, tmp_path: Path) -> None:
     answer = avq("replay", DRIVES[0], tmp_path / "none.mp4", DRIVES[1], "--bundle", bundle, code=1)
     assert [row["error"] is None for row in answer["replays"]] == [True, False, True]
     assert answer["failed"][0]["log"].endswith("none.mp4") and answer["frames"] == 16
 
 
-def test_an_interrupted_night_goes_on_where_it_stopped(bundle, tmp_path):
+def test_an_interrupted_night_goes_on_where_it_stopped(bundle: Any, tmp_path: Path) -> None:
     night = tmp_path / "night"
     many(bundle, WorkerPool(), night, DRIVES[:2])
     first = {path: path.stat().st_mtime_ns for path in (night / "rows").iterdir()}
@@ -143,7 +146,7 @@ def test_an_interrupted_night_goes_on_where_it_stopped(bundle, tmp_path):
     assert len(list(night.glob("*/report.html"))) == 3
 
 
-def test_changes_are_told_over_all_logs(bundle, tmp_path, monkeypatch):
+def test_changes_are_told_over_all_logs(bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)  # where references are never accepted
     refs = tmp_path / "refs"
     avq("replay", *DRIVES[:2], "--bundle", bundle, "--baseline", refs, "--accept", "--runs", "1")
@@ -173,17 +176,17 @@ def test_changes_are_told_over_all_logs(bundle, tmp_path, monkeypatch):
         (("--bundle", "x.avq", "--baseline", "refs", "--accept"), "right"),
     ],
 )
-def test_wrong_requests_over_many_are_refused(bundle, flags, said):
+def test_wrong_requests_over_many_are_refused(bundle: Any, flags: Any, said: str) -> None:
     problem = avq("replay", *DRIVES[:2], "--bundle", bundle, *flags, code=2)["error"]
     assert said in problem["fix"]
 
 
-def test_a_shard_is_not_spread(tmp_path):
+def test_a_shard_is_not_spread(tmp_path: Path) -> None:
     flags = ("--data", CALIBRATION, "--shard", "0/2", "--ray", "local", "-o", tmp_path / "x.avqcal")
     assert "--shard" in avq("calibrate", builtin_detector_path(), *flags, code=2)["error"]["seen"]
 
 
-def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
+def test_kept_shards_of_another_set_are_counted_anew(tmp_path: Path) -> None:
     """What an interrupted calibration left is used only where it fits."""
     from avq.builder.calibrate import avqcal
     from avq.builder.calibrate.calibration import calibration_run
@@ -194,7 +197,7 @@ def test_kept_shards_of_another_set_are_counted_anew(tmp_path):
     it, pictures = known(), open_set(CALIBRATION)
     tensors = calibration_tensors(it.analysis.model.view)[:2]
 
-    def run(items):  # type: ignore[no-untyped-def]
+    def run(items: Any) -> Any:
         made = calibration_run(it.request, it.analysis, pictures, tensors, Silent())
         made.items = items
         return made

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def avq(*arguments: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg
     count=st.integers(1, 300),
     causes=st.lists(st.sets(st.integers(0, 299), min_size=1, max_size=3), min_size=1, max_size=2),
 )
-def test_what_is_found_shows_it_and_nothing_of_it_can_be_left_out(count, causes):
+def test_what_is_found_shows_it_and_nothing_of_it_can_be_left_out(count: Any, causes: Any) -> None:
     sets = [frozenset(number % count for number in cause) for cause in causes]
     asked = []
 
@@ -65,7 +66,9 @@ def middle_activation(plan: QuantizationPlan) -> str:
     return nodes[len(nodes) // 2]
 
 
-def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halving(tmp_path, monkeypatch):
+def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = int8_plan(RTDETR, everything=True)
     culprit = middle_activation(plan)
     good = write_real_bundle(tmp_path / "good.avq", plan, model=RTDETR)
@@ -82,13 +85,13 @@ def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halvi
     assert "report.html" in {path.name for path in (tmp_path / "report").iterdir()}
 
 
-def test_plans_that_answer_alike_have_no_culprit(tmp_path):
+def test_plans_that_answer_alike_have_no_culprit(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "good.avq", int8_plan())
     answer = avq("bisect", DRIVE, "--good", good, "--bad", good)
     assert (answer["differing"], answer["culprits"], answer["damage"], answer["frame"]) == (0, [], 0.0, None)
 
 
-def test_against_the_float_bundle_groups_that_were_quantized_are_named(tmp_path):
+def test_against_the_float_bundle_groups_that_were_quantized_are_named(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "float.avq")
     culprit = middle_activation(int8_plan())
     bad = write_real_bundle(tmp_path / "bad.avq", scaled(int8_plan(), 1 / 60, culprit))
@@ -98,7 +101,7 @@ def test_against_the_float_bundle_groups_that_were_quantized_are_named(tmp_path)
     assert fields == {"quantizer", "precision"}
 
 
-def test_bundles_of_other_networks_cannot_be_exchanged(tmp_path):
+def test_bundles_of_other_networks_cannot_be_exchanged(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "good.avq", int8_plan())
     other = write_real_bundle(tmp_path / "other.avq", model=RTDETR)
     problem = avq("bisect", DRIVE, "--good", good, "--bad", other, code=2)["error"]
@@ -108,7 +111,7 @@ def test_bundles_of_other_networks_cannot_be_exchanged(tmp_path):
     )
 
 
-def test_missing_bundles_and_logs_are_named(tmp_path):
+def test_missing_bundles_and_logs_are_named(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "good.avq", int8_plan())
     bad = write_real_bundle(tmp_path / "bad.avq", scaled(int8_plan(), 1.5))
     assert (

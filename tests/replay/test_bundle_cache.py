@@ -43,7 +43,7 @@ def name_of(recipe: Path, host: PluginHost) -> str:
 @pytest.mark.parametrize("changed", ["recipe.toml", "model.onnx", "grids.encodings", "pictures/c.jpg"])
 def test_whatever_a_bundle_is_made_from_makes_it_another(
     recipe: Path, host: PluginHost, changed: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     before = name_of(recipe, host)
     monkeypatch.chdir("/")
     assert name_of(recipe, host) == before, "from any folder"
@@ -67,7 +67,7 @@ def avq_register_quantizers():
 """
 
 
-def test_the_strategys_code_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_strategys_code_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = recipe.with_name("changing_strategy.py")
     code.write_text(STRATEGY)
     monkeypatch.syspath_prepend(str(recipe.parent))
@@ -79,12 +79,14 @@ def test_the_strategys_code_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch
     assert name_of(recipe, host) != before
 
 
-def test_a_kept_bundle_is_not_built_again(recipe: Path, host: PluginHost, tmp_path: Path):
+def test_a_kept_bundle_is_not_built_again(recipe: Path, host: PluginHost, tmp_path: Path) -> None:
     kept = null_bundle(tmp_path / "cache" / name_of(recipe, host))
     assert cached_bundle(recipe, tmp_path / "cache", host, Silent()) == kept  # its model could not be built
 
 
-def test_the_projects_own_recipes_name_files_that_are_there(host: PluginHost, monkeypatch):
+def test_the_projects_own_recipes_name_files_that_are_there(
+    host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/")
     for path in sorted(RECIPES.glob("*.toml")):
         recipe = load_recipe(path, {"output": Path("-")})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,12 @@ addopts = "-ra --strict-markers"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_real_bundle(tmp_path_factory.mktemp("bundles") / "float.avq")
 
 
 @pytest.fixture
-def elsewhere(bundle, tmp_path):
+def elsewhere(bundle: Any, tmp_path: Path) -> Any:
     """A project whose conftest.py only works in its own root folder, with two cases inside."""
     project = tmp_path / "elsewhere"
     write_cases(project / "tests" / "cases", bundle)
@@ -66,7 +67,7 @@ def collected(*arguments: str, cwd: Path) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
-def test_an_empty_folder_with_cases_of_its_own(bundle, tmp_path):
+def test_an_empty_folder_with_cases_of_its_own(bundle: Any, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", bundle)
     assert passed(run_pytest("--avq-cases", "cases/", "-n", "2", cwd=tmp_path), 2)
 
@@ -74,7 +75,9 @@ def test_an_empty_folder_with_cases_of_its_own(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("ini", "xdist"), [("", ()), (OWN_PROJECT, ("-n", "2"))], ids=["no pyproject", "own pyproject, xdist"]
 )
-def test_the_cases_of_another_project(elsewhere, bundle, tmp_path, ini, xdist):
+def test_the_cases_of_another_project(
+    elsewhere: Any, bundle: Any, tmp_path: Path, ini: Any, xdist: Any
+) -> None:
     """Two folders: pytest roots itself in the current one, and knows no setting of the other project."""
     car = tmp_path / "car"
     write_cases(car / "cases", bundle)
@@ -84,7 +87,7 @@ def test_the_cases_of_another_project(elsewhere, bundle, tmp_path, ini, xdist):
     assert passed(run_pytest(*folders, *xdist, cwd=car), 4)
 
 
-def test_cases_beside_the_tests_of_the_project(tmp_path):
+def test_cases_beside_the_tests_of_the_project(tmp_path: Path) -> None:
     write_cases(tmp_path / "checks" / "cases", Path("none.avq"))
     (tmp_path / "pyproject.toml").write_text(OWN_PROJECT)
     (tmp_path / "checks" / "test_own.py").write_text("def test_own():\n    pass\n")
@@ -96,13 +99,13 @@ def test_cases_beside_the_tests_of_the_project(tmp_path):
     assert collected(cwd=tmp_path) == [own], "without the flag a case is a file like any other"
 
 
-def test_a_case_is_run_once(tmp_path):
+def test_a_case_is_run_once(tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", Path("none.avq"))
     folders = ("--avq-cases", "cases", "--avq-cases", "cases/day", "--avq-cases", "cases/day/case.toml")
     assert collected(*folders, cwd=tmp_path) == ["cases/day/case.toml::day", "cases/night/case.toml::night"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run_pytest("--avq-cases", "cases", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"the folder {tmp_path / 'cases'} does not exist" in done.stderr

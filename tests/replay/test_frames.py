@@ -23,12 +23,12 @@ def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[Logged
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_pictures_come_in_order(workers):
+def test_pictures_come_in_order(workers: int) -> None:
     got = list(load_ahead(frames(50, []), workers=workers))
     assert [(frame.seq, int(pixels[0, 0, 0])) for frame, pixels in got] == [(n, n) for n in range(50)]
 
 
-def test_no_more_than_asked_for_is_decoded_ahead():
+def test_no_more_than_asked_for_is_decoded_ahead() -> None:
     loaded: list[int] = []
     before = set(threading.enumerate())
     running = load_ahead(frames(500, loaded), workers=2)
@@ -42,7 +42,7 @@ def test_no_more_than_asked_for_is_decoded_ahead():
         assert not thread.is_alive()
 
 
-def test_an_error_is_raised_at_its_place():
+def test_an_error_is_raised_at_its_place() -> None:
     running = load_ahead(frames(9, [], fail_at=3), workers=2)
     assert [next(running)[0].seq for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="picture 3"):

@@ -25,17 +25,17 @@ DRIVE = "scene://drive?seed=6&frames=8"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> ReplayResult:
+def run(tmp_path_factory: pytest.TempPathFactory) -> ReplayResult:
     bundle = null_bundle(tmp_path_factory.mktemp("bundles") / "plain.avq")
     return replay(ReplayRequest(DRIVE, bundle), host=null_host())
 
 
-def test_there_are_fifty_kinds_of_change():
+def test_there_are_fifty_kinds_of_change() -> None:
     assert len({change.name for change in CHANGES}) >= 50
 
 
 @pytest.mark.parametrize("injected", CHANGES, ids=lambda change: change.name)
-def test_an_injected_change_is_found_and_named(run: ReplayResult, injected: Injected):
+def test_an_injected_change_is_found_and_named(run: ReplayResult, injected: Injected) -> None:
     changed = injected.change(run)
     if injected.name == "camera renamed":
         with pytest.raises(DataError, match="no frame in common"):
@@ -50,7 +50,7 @@ def test_an_injected_change_is_found_and_named(run: ReplayResult, injected: Inje
         assert verdict.reasons
 
 
-def test_runs_without_change_raise_no_alarm(run: ReplayResult, tmp_path):
+def test_runs_without_change_raise_no_alarm(run: ReplayResult, tmp_path: Path) -> None:
     bundle = null_bundle(tmp_path / "again.avq")
     for _ in range(5):
         again = replay(ReplayRequest(DRIVE, bundle), host=null_host())
@@ -58,7 +58,7 @@ def test_runs_without_change_raise_no_alarm(run: ReplayResult, tmp_path):
         assert verdict.tier == "exact" and verdict.identical and not verdict.differences
 
 
-def test_what_is_within_learned_tolerances_is_no_difference(run: ReplayResult):
+def test_what_is_within_learned_tolerances_is_no_difference(run: ReplayResult) -> None:
     moved = CHANGES[0].change(run)  # one pixel
     spread = learn_tolerances([run.detections, moved.detections])
     assert spread.runs == 2 and not spread.repeatable and spread.spread_px == pytest.approx(1.0)
@@ -82,7 +82,7 @@ OTHER_BUNDLES = {
 
 
 @pytest.mark.parametrize("name", OTHER_BUNDLES)
-def test_another_bundle_is_listed_frame_by_frame(run: ReplayResult, name: str, tmp_path):
+def test_another_bundle_is_listed_frame_by_frame(run: ReplayResult, name: str, tmp_path: Path) -> None:
     host = null_host(
         {
             b"quantized": lambda table: np.round(table * 2.0) / 2.0,
@@ -113,7 +113,7 @@ def rebuilt(folder: Path, *, calibrator: Calibrator = "minmax", **preprocess: An
 
 
 @pytest.mark.parametrize("name", OTHER_BUILDS)
-def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
+def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path: Path) -> None:
     changes, cause = OTHER_BUILDS[name]
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq", **changes)
     outcome = compare(ReplayRequest(ROAD, after), CompareOptions(before), PluginHost(), Silent())
@@ -125,14 +125,14 @@ def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path):
     assert (cause == "preprocess") == all(row["where"] == "preprocess" for row in outcome.built)
 
 
-def test_a_bundle_built_again_the_same_way_raises_no_alarm(tmp_path):
+def test_a_bundle_built_again_the_same_way_raises_no_alarm(tmp_path: Path) -> None:
     before, after = rebuilt(tmp_path / "before.avq"), rebuilt(tmp_path / "after.avq")
     outcome = compare(ReplayRequest(ROAD, after), CompareOptions(before), PluginHost(), Silent())
     assert outcome.passed and outcome.verdict is not None
     assert outcome.verdict.identical and not outcome.built
 
 
-def test_a_reference_comes_back_whole_and_notices_an_edit(run: ReplayResult, tmp_path):
+def test_a_reference_comes_back_whole_and_notices_an_edit(run: ReplayResult, tmp_path: Path) -> None:
     path = tmp_path / "ref.mcap"
     nan = next(change for change in CHANGES if change.name == "NaN box").change(run)
     address = write_reference(path, nan, Tolerances(box_px=0.25))

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ def avq(*arguments: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     plan = scaled(int8_plan(), 1 / 3, middle_activation(int8_plan()))
     return write_real_bundle(tmp_path_factory.mktemp("bundles") / "int8.avq", plan)
 
@@ -38,19 +39,19 @@ def frame(index: int, log: str = "a", **signals: float) -> Frame:
     return Frame(log, ("front", index), index * 100_000_000, signals)
 
 
-def test_a_frame_ranks_by_its_strongest_signal_whatever_its_unit():
+def test_a_frame_ranks_by_its_strongest_signal_whatever_its_unit() -> None:
     frames = [frame(0, float=0.1, drift=50.0), frame(1, float=9.0, drift=1.0), frame(2, float=0.2, drift=2.0)]
     ranked = rank(frames)
     assert {row.frame.key[1] for row in ranked[:2]} == {0, 1} and ranked[2].frame.key[1] == 2
     assert {row.why for row in ranked[:2]} == {"float", "drift"}
 
 
-def test_frames_without_a_signal_are_never_chosen():
+def test_frames_without_a_signal_are_never_chosen() -> None:
     frames = [frame(0, float=0.0), frame(5), frame(9, float=0.3)]
     assert [row.frame.key[1] for row in choose(rank(frames), 10, 0)] == [9]
 
 
-def test_chosen_frames_lie_apart_unless_there_are_not_enough():
+def test_chosen_frames_lie_apart_unless_there_are_not_enough() -> None:
     frames = [frame(i, float=100.0 - i) for i in range(20)] + [frame(0, "b", float=0.5)]
     spread = [row.frame for row in choose(rank(frames), 4, 500_000_000)]
     assert [f.key[1] for f in spread] == [0, 5, 10, 15]
@@ -58,7 +59,7 @@ def test_chosen_frames_lie_apart_unless_there_are_not_enough():
     assert len(everything) == 21 and everything[-1].frame.log == "b"
 
 
-def test_mined_frames_are_a_set_with_its_digests_and_sources(bundle, tmp_path):
+def test_mined_frames_are_a_set_with_its_digests_and_sources(bundle: Any, tmp_path: Path) -> None:
     answer = avq(
         "replay",
         DRIVE,
@@ -91,7 +92,7 @@ def test_mined_frames_are_a_set_with_its_digests_and_sources(bundle, tmp_path):
     assert proposals["annotations"] and all(0.3 <= box["score"] <= 1 for box in proposals["annotations"])
 
 
-def test_mining_again_adds_only_what_is_new(bundle, tmp_path):
+def test_mining_again_adds_only_what_is_new(bundle: Any, tmp_path: Path) -> None:
     first = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", "--mine-count", "2")
     again = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", "--mine-count", "3")
     assert (first["added"], again["added"]) == (2, 1)
@@ -100,7 +101,7 @@ def test_mining_again_adds_only_what_is_new(bundle, tmp_path):
     assert [image["id"] for image in proposals["images"]] == [1, 2, 3]
 
 
-def test_what_another_bundle_saw_on_the_road_speaks_too(bundle, tmp_path):
+def test_what_another_bundle_saw_on_the_road_speaks_too(bundle: Any, tmp_path: Path) -> None:
     served = write_real_bundle(tmp_path / "float.avq")
     log = tmp_path / "drive.mcap"
     run = ["run", "--bundle", str(served), "--source", f"{DRIVE}", "--every-frame", "--log", str(log)]
@@ -117,18 +118,18 @@ def test_what_another_bundle_saw_on_the_road_speaks_too(bundle, tmp_path):
         (("--bundle", "other.avq"), "--baseline"),
     ],
 )
-def test_wrong_ways_to_mine_are_refused(bundle, tmp_path, flags, said):
+def test_wrong_ways_to_mine_are_refused(bundle: Any, tmp_path: Path, flags: Any, said: str) -> None:
     problem = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", *flags, code=2)["error"]
     assert said in problem["fix"] and not (tmp_path / "set").exists()
 
 
-def test_a_float_bundle_alone_has_nothing_to_disagree_with(tmp_path):
+def test_a_float_bundle_alone_has_nothing_to_disagree_with(tmp_path: Path) -> None:
     served = write_real_bundle(tmp_path / "float.avq")
     problem = avq("replay", DRIVE, "--bundle", served, "--mine", tmp_path / "set", code=2)["error"]
     assert "--baseline" in problem["fix"]
 
 
-def test_a_folder_with_other_things_is_left_alone(bundle, tmp_path):
+def test_a_folder_with_other_things_is_left_alone(bundle: Any, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "notes.txt").write_text("mine")
     problem = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", code=2)["error"]

@@ -18,13 +18,13 @@ def video(tmp_path: Path) -> Path:
     return tmp_path / "drive.mkv"
 
 
-def test_the_pictures_of_a_video_are_those_of_the_frames_asked_for(video):
+def test_the_pictures_of_a_video_are_those_of_the_frames_asked_for(video: Path) -> None:
     wanted = {("camera", 0), ("camera", 7), ("camera", FRAMES - 1)}
     found = read_pictures(open_log(str(video)), wanted)
     assert {key: number_of(pixels) for key, pixels in found.items()} == {key: key[1] for key in wanted}
 
 
-def test_a_video_without_a_steady_rate_keeps_its_times(video):
+def test_a_video_without_a_steady_rate_keeps_its_times(video: Path) -> None:
     video.write_bytes(retimed(video.read_bytes(), lambda ms: ms if ms < 400 else 3 * ms))
     log = open_log(str(video))
     frames = log.frames()

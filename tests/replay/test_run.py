@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return null_bundle(tmp_path_factory.mktemp("bundles") / "null.avq")
 
 
@@ -41,7 +41,7 @@ def flight_record(
     return path
 
 
-def test_a_flight_record_comes_back_with_its_own_times(bundle, tmp_path):
+def test_a_flight_record_comes_back_with_its_own_times(bundle: Path, tmp_path: Path) -> None:
     digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
     log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[10.0, 20.0, 12.5])
     result = replay(ReplayRequest(str(log), bundle), host=null_host())
@@ -52,7 +52,7 @@ def test_a_flight_record_comes_back_with_its_own_times(bundle, tmp_path):
     assert result.account.balanced and result.account.captured == 3
 
 
-def test_slower_work_drops_frames_and_is_late_on_the_replay_clock(bundle, tmp_path):
+def test_slower_work_drops_frames_and_is_late_on_the_replay_clock(bundle: Path, tmp_path: Path) -> None:
     digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
     log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[150.0] * 12)
     result = replay(ReplayRequest(str(log), bundle), host=null_host())
@@ -62,7 +62,7 @@ def test_slower_work_drops_frames_and_is_late_on_the_replay_clock(bundle, tmp_pa
     assert every.frames == 12 and every.account.dropped == {}
 
 
-def test_the_same_log_gives_the_same_bits_and_survives_pickling(bundle):
+def test_the_same_log_gives_the_same_bits_and_survives_pickling(bundle: Path) -> None:
     request = pickle.loads(pickle.dumps(ReplayRequest("scene://drive?seed=2&frames=8", bundle)))
     one, two = (replay(request, host=null_host()) for _ in range(2))
     assert (one.sha256, one.decisions_sha256) == (two.sha256, two.decisions_sha256)
@@ -72,7 +72,7 @@ def test_the_same_log_gives_the_same_bits_and_survives_pickling(bundle):
     assert other.sha256 != one.sha256
 
 
-def test_frames_that_the_road_dropped_are_in_the_books(bundle, tmp_path):
+def test_frames_that_the_road_dropped_are_in_the_books(bundle: Path, tmp_path: Path) -> None:
     log = tmp_path / "gaps.mcap"
     sink = RecorderSink(log, labels=("car",), image="png")
     for seq in (2, 3, 7):
@@ -84,7 +84,7 @@ def test_frames_that_the_road_dropped_are_in_the_books(bundle, tmp_path):
     assert result.account.captured == 8 and result.account.dropped == {"unrecorded": 5}
 
 
-def test_a_video_is_served_frame_by_frame_and_a_folder_in_its_order(bundle, tmp_path):
+def test_a_video_is_served_frame_by_frame_and_a_folder_in_its_order(bundle: Path, tmp_path: Path) -> None:
     writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (64, 48))
     for seq in range(9):
         pixels = np.full((48, 64, 3), seq * 20, np.uint8)
@@ -98,7 +98,7 @@ def test_a_video_is_served_frame_by_frame_and_a_folder_in_its_order(bundle, tmp_
     assert limited.frames == 4
 
 
-def test_what_cannot_be_replayed_says_why(bundle, tmp_path):
+def test_what_cannot_be_replayed_says_why(bundle: Path, tmp_path: Path) -> None:
     bare = flight_record(tmp_path / "bare.mcap", "x", infer_ms=[1.0, 1.0], image="none")
     with pytest.raises(DataError, match="holds no images") as told:
         replay(ReplayRequest(str(bare), bundle), host=null_host())
@@ -112,7 +112,7 @@ def test_what_cannot_be_replayed_says_why(bundle, tmp_path):
         replay(ReplayRequest(str(tmp_path / "noise.mcap"), bundle), host=null_host())
 
 
-def test_a_configured_ladder_is_climbed_on_the_replay_clock(bundle, tmp_path):
+def test_a_configured_ladder_is_climbed_on_the_replay_clock(bundle: Path, tmp_path: Path) -> None:
     digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
     log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[45.0] * 60)
     config = tmp_path / "run.toml"
@@ -128,7 +128,7 @@ def test_a_configured_ladder_is_climbed_on_the_replay_clock(bundle, tmp_path):
     assert plain.config_digest != runs[0].config_digest and "stride" not in plain.account.dropped
 
 
-def test_a_miss_of_a_camera_with_its_own_deadline_is_counted(bundle, tmp_path):
+def test_a_miss_of_a_camera_with_its_own_deadline_is_counted(bundle: Path, tmp_path: Path) -> None:
     digest = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host()).bundle_digest
     log = flight_record(tmp_path / "drive.mcap", digest, infer_ms=[10.0, 25.0, 10.0])
 
@@ -146,7 +146,7 @@ def test_a_miss_of_a_camera_with_its_own_deadline_is_counted(bundle, tmp_path):
     assert own.config_digest != shared.config_digest, "references of another deadline do not compare"
 
 
-def test_another_bundle_takes_the_ratio_of_the_two_builds(bundle, tmp_path):
+def test_another_bundle_takes_the_ratio_of_the_two_builds(bundle: Path, tmp_path: Path) -> None:
     first = replay(ReplayRequest("scene://drive?frames=1", bundle), host=null_host())
     log = flight_record(tmp_path / "drive.mcap", first.bundle_digest, infer_ms=[12.0] * 4)
     slow = null_bundle(tmp_path / "slow.avq", p50_ms=15.0)  # the first one: 5 ms
@@ -157,7 +157,7 @@ def test_another_bundle_takes_the_ratio_of_the_two_builds(bundle, tmp_path):
     assert [a.virtual.infer_ns for a in own.answers] == [15 * MS] * 2
 
 
-def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle, tmp_path):
+def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle: Path, tmp_path: Path) -> None:
     log = flight_record(tmp_path / "drive.mcap", "x", infer_ms=[1.0] * 300)
     whole = log.read_bytes()
     log.write_bytes(whole[: len(whole) // 2])
@@ -165,7 +165,7 @@ def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(bundle, tmp_path):
     assert 0 < result.frames < 300 and result.remark
 
 
-def test_limits_of_stage_times_name_the_slowest_frame(bundle):
+def test_limits_of_stage_times_name_the_slowest_frame(bundle: Path) -> None:
     asked = CompareOptions(limits=(("infer_worst_ms", 1e-6), ("total_mean_ms", 1e6)))
     outcome = compare(ReplayRequest("scene://drive?seed=2&frames=6", bundle), asked, null_host(), Silent())
     (late,) = outcome.differences

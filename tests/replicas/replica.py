@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class Replica(nn.Module):
         self.trunk = Trunk(recipe.kind, recipe.act)
         self.head = recipe.head(recipe.act)
 
-    def forward(self, images: Tensor) -> list:
+    def forward(self, images: Tensor) -> list[Any]:
         return self.head(self.trunk(images))
 
 

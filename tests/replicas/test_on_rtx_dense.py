@@ -15,5 +15,5 @@ pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {ST
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("model", DENSE)
-def test_the_real_parser_and_builder_take_it(model: str, strategy: str, pictures: Path, folder: Path):
+def test_the_real_parser_and_builder_take_it(model: str, strategy: str, pictures: Path, folder: Path) -> None:
     require_engine(model, strategy, pictures, folder / model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -46,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path):
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Any:
     """(replica, what the build said, the model that is served), under names that were never seen before."""
     folder = tmp_path_factory.mktemp(request.param)
     model = folder / "m.onnx"
@@ -72,7 +73,7 @@ def test_exactly_its_own_family_recognises_a_replica(name: str) -> None:
         assert [d.family for d in builtin_decoders() if d.recognise(graph)] == [FAMILIES[name]]
 
 
-def test_default_options_keep_the_boxes(built) -> None:
+def test_default_options_keep_the_boxes(built: Any) -> None:
     _, outcome, _ = built
     fidelity = outcome.verified.measured.fidelity
     assert fidelity.boxes >= 150, "too few firm boxes to judge one in a hundred"
@@ -80,7 +81,7 @@ def test_default_options_keep_the_boxes(built) -> None:
     assert abs(fidelity.confidence_shift) <= MAX_CONFIDENCE_SHIFT
 
 
-def test_nothing_is_quantized_at_or_after_the_last_layers(built) -> None:
+def test_nothing_is_quantized_at_or_after_the_last_layers(built: Any) -> None:
     _, outcome, lowered = built
     assert outcome.int8_mac_share > 0.5 and any(n.op_type in QDQ for n in lowered.graph.node)
     ends = last_layers(lowered)
@@ -88,7 +89,7 @@ def test_nothing_is_quantized_at_or_after_the_last_layers(built) -> None:
     assert quantized_at_or_after(lowered, ends) == []
 
 
-def test_what_follows_the_selection_of_queries_is_float(built) -> None:
+def test_what_follows_the_selection_of_queries_is_float(built: Any) -> None:
     _, _, lowered = built
     selections = [node for node in lowered.graph.node if node.op_type == "TopK"]
     assert not [n for n in downstream(lowered, selections) if n.op_type in QDQ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ PLAIN = {"Conv", "Relu", "Add", "Resize", "Concat", "Reshape", "Transpose", "Mul
 
 
 @pytest.fixture(scope="module")
-def model() -> object:
+def model() -> Any:
     return onnx.load(builtin_detector_path())
 
 
-def test_the_file_is_small_and_holds_plain_nodes_only(model) -> None:  # type: ignore[no-untyped-def]
+def test_the_file_is_small_and_holds_plain_nodes_only(model: Any) -> None:
     assert builtin_detector_path().stat().st_size <= 5_000_000
     kinds = Counter(node.op_type for node in model.graph.node)
     assert set(kinds) <= PLAIN
@@ -31,8 +32,8 @@ def test_the_file_is_small_and_holds_plain_nodes_only(model) -> None:  # type: i
     assert len({n.name for n in model.graph.node}) == len(model.graph.node)
 
 
-def test_inputs_outputs_and_metadata(model) -> None:  # type: ignore[no-untyped-def]
-    def shape(value) -> list[int]:  # type: ignore[no-untyped-def]
+def test_inputs_outputs_and_metadata(model: Any) -> None:
+    def shape(value: Any) -> list[int]:
         return [d.dim_value for d in value.type.tensor_type.shape.dim]
 
     assert {v.name: shape(v) for v in model.graph.input} == {"images": [1, 3, 192, 320]}

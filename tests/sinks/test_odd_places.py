@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("uri", "place"), REFUSED, ids=lambda part: getattr(part, "__name__", part))
-def test_a_place_that_cannot_be_written_is_told_and_left_alone(tmp_path, uri, place):
+def test_a_place_that_cannot_be_written_is_told_and_left_alone(tmp_path: Path, uri: Any, place: Any) -> None:
     if uri.startswith("mqtt"):
         pytest.importorskip("paho.mqtt", reason='paho-mqtt is not installed (pip install "avq[mqtt]")')
     path = place(tmp_path)
@@ -112,19 +113,19 @@ def read_only() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("uri", ["jsonl:{}/lines", "{}/log.mcap?image=none", "{}/log.mcap?rotate_s=1"])
-def test_a_folder_that_may_only_be_read_is_told(read_only, uri):
+def test_a_folder_that_may_only_be_read_is_told(read_only: Path, uri: str) -> None:
     error = in_time(lambda: open_sink(uri.format(read_only), sink_types(), labels=LABELS))
     assert isinstance(error, AvqError) and str(read_only) in str(error)
     assert "Permission denied" in error.seen
 
 
-def test_a_standard_output_that_is_closed_is_told(monkeypatch):
+def test_a_standard_output_that_is_closed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     error = in_time(lambda: open_sink("-", sink_types(), labels=LABELS))
     assert isinstance(error, AvqError) and "standard output" in str(error)
 
 
-def test_readers_of_a_fifo_come_late_leave_and_come_back(tmp_path):
+def test_readers_of_a_fifo_come_late_leave_and_come_back(tmp_path: Path) -> None:
     path = fifo(tmp_path)
     sink = open_sink(f"jsonl:{path}", sink_types(), labels=LABELS)
     sink.write(published(1)[0], None)
@@ -140,14 +141,14 @@ def test_readers_of_a_fifo_come_late_leave_and_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("place", [fifo, listening])
-def test_no_file_written_whole_takes_the_place_of_what_is_no_file(tmp_path, place):
+def test_no_file_written_whole_takes_the_place_of_what_is_no_file(tmp_path: Path, place: Any) -> None:
     path = place(tmp_path)
     assert isinstance(in_time(lambda: atomic_write(path, "text")), AvqError)
     assert not path.is_file()
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_lies_in_a_spool_and_is_no_message_is_left_alone(tmp_path):
+def test_what_lies_in_a_spool_and_is_no_message_is_left_alone(tmp_path: Path) -> None:
     from avq.sinks.spool import Spool
 
     os.mkfifo(tmp_path / "0000000000000007.json")
@@ -157,7 +158,7 @@ def test_what_lies_in_a_spool_and_is_no_message_is_left_alone(tmp_path):
     assert (tmp_path / "0000000000000001.json").read_bytes() == b"alert"
 
 
-def test_a_rotating_log_counts_no_folder_as_a_file_of_its_own(tmp_path):
+def test_a_rotating_log_counts_no_folder_as_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "log-20261127T101530.250Z.mcap").mkdir()
     uri = f"{tmp_path / 'log.mcap'}?image=none&rotate_mb=1&keep_mb=1"
     sink = open_sink(uri, sink_types(), labels=LABELS)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_peer_in_another_process_reads_ros_messages() -> None:
     ]
 
 
-def _publish_until_heard(sink, peer, message) -> dict:  # type: ignore[no-untyped-def,type-arg]
+def _publish_until_heard(sink: Any, peer: Any, message: Any) -> dict:
     """The link and the subscription take a moment; messages before them are nobody's."""
     import selectors
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from avq.replay import ReplayRequest, replay
 from avq.replay.differences import Tolerances
@@ -59,7 +60,7 @@ def main() -> int:
 
 def phase(
     asked: argparse.Namespace, reference: Path, cores: list[int], loaded: bool, runs: int
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     with burners(cores if loaded else []):
         while runs > 0:
             some = min(_PER_PROCESS, runs)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -71,7 +72,7 @@ def test_a_cut_off_video_delivers_what_is_left_and_then_tells(tmp_path: Path, na
     cut = tmp_path / f"cut_{name}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 7 // 10])
     assert declared_bytes(whole) <= whole.stat().st_size
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(DataError, match=r"ends early: \d+ frames could be read, \d+ are declared") as error:
         seen.extend(numbers(opened(cut)))
     assert 10 <= len(seen) < FRAMES
@@ -249,7 +250,7 @@ def test_a_stalled_stream_is_told_within_its_time_out(camera: str) -> None:
     source = opened(f"{camera}/stall")
     assert source.live
     started = time.monotonic()
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(DataError, match="stopped delivering"):
         seen.extend(numbers(source))
     assert seen == list(range(len(seen)))

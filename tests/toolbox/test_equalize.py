@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -58,7 +60,7 @@ def outputs(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nda
         session.close()
 
 
-def with_overrides(proto: onnx.ModelProto, overrides) -> onnx.ModelProto:
+def with_overrides(proto: onnx.ModelProto, overrides: Any) -> onnx.ModelProto:
     changed = Model(proto)
     for name, value in overrides.items():
         changed.replace_constant(name, value)
@@ -66,7 +68,7 @@ def with_overrides(proto: onnx.ModelProto, overrides) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("with_peaks", [False, True])
-def test_the_network_computes_the_same_through_homogeneous_functions(with_peaks):
+def test_the_network_computes_the_same_through_homogeneous_functions(with_peaks: bool) -> None:
     joints = [
         joined("Relu", 0),
         joined("LeakyRelu", 1, alpha=0.1),
@@ -86,7 +88,7 @@ def test_the_network_computes_the_same_through_homogeneous_functions(with_peaks)
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
 
 
-def test_ranges_of_weights_meet():
+def test_ranges_of_weights_meet() -> None:
     model = normalise(chain(joined("Relu", 0)))
     found = equalize(model.view)
     written = np.abs(found.overrides["w0"]).reshape(8, -1).max(axis=1)
@@ -94,14 +96,14 @@ def test_ranges_of_weights_meet():
     np.testing.assert_allclose(written, read, rtol=1e-3)
 
 
-def test_channels_before_a_depthwise_convolution_become_equal_by_their_peaks():
+def test_channels_before_a_depthwise_convolution_become_equal_by_their_peaks() -> None:
     model = normalise(chain(joined("Relu", 0)))
     peaks = np.exp(np.arange(8.0))
     ((_, factor),) = equalize(model.view, {"a0": peaks}).factors.items()
     np.testing.assert_allclose(peaks / factor, np.full(8, np.exp(3.5)), rtol=1e-6)
 
 
-def test_the_built_in_detector_answers_the_same():
+def test_the_built_in_detector_answers_the_same() -> None:
     model = load_graph(builtin_detector_path())
     found = equalize(model.view)
     assert found.factors
@@ -130,12 +132,12 @@ def test_the_built_in_detector_answers_the_same():
         ([helper.make_node("Add", ["c0", "c0"], ["a0"], name="twice")], "2 readers"),
     ],
 )
-def test_other_functions_are_refused_with_their_reason(joint, reason):
+def test_other_functions_are_refused_with_their_reason(joint: Any, reason: str) -> None:
     pairs, refused = find_pairs(normalise(chain(joint)).view)
     assert not pairs and reason in refused["conv0"]
 
 
-def test_shared_weights_and_outputs_are_refused():
+def test_shared_weights_and_outputs_are_refused() -> None:
     weights = {"w": np.ones((8, 8, 1, 1), np.float32), "v": np.ones((8, 8, 1, 1), np.float32)}
     shared = view([conv("a", "x", "t", "w"), conv("b", "t", "y", "w")], weights, ["y"])
     assert "shared" in find_pairs(shared)[1]["a"]

@@ -110,7 +110,7 @@ def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
     del tmp_path
     with live(SCENE) as run:
         run.wait_for(1)
-        seen = []
+        seen: list[Any] = []
         for _ in range(4):
             answer = run.get(f"/camera/front.jpg?after={seen[-1]['number'] if seen else 0}")
             assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -16,7 +18,7 @@ pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)
 
 
-def model_of(op: str, weight: np.ndarray, data: tuple[int, ...], **attributes: object):
+def model_of(op: str, weight: np.ndarray, data: tuple[int, ...], **attributes: object) -> Any:
     node = helper.make_node(op, ["x", "w"], ["y"], name="node", **attributes)
     value = helper.make_tensor_value_info
     constant = helper.make_tensor("w", TensorProto.FLOAT, weight.shape, weight.ravel())
@@ -26,7 +28,7 @@ def model_of(op: str, weight: np.ndarray, data: tuple[int, ...], **attributes: o
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def answer(model, x: np.ndarray) -> np.ndarray:
+def answer(model: Any, x: np.ndarray) -> np.ndarray:
     session = engine_by_name("onnxruntime").open(model.SerializeToString(), SessionOptions(optimise=False))
     try:
         return np.array(session.run({"x": x})["y"])
@@ -47,7 +49,7 @@ def answer(model, x: np.ndarray) -> np.ndarray:
         ((4, 6, 3, 3), {"auto_pad": "VALID"}),
     ],
 )
-def test_rows_times_weights_are_the_convolution(weight, attributes):
+def test_rows_times_weights_are_the_convolution(weight: Any, attributes: dict[str, Any]) -> None:
     weights = RNG.normal(size=weight).astype(np.float32)
     x = RNG.normal(size=(1, 6, 11, 9)).astype(np.float32)
     model = model_of("Conv", weights, x.shape, **attributes)
@@ -60,7 +62,7 @@ def test_rows_times_weights_are_the_convolution(weight, attributes):
     )
 
 
-def test_rows_of_a_matrix_product_and_a_limit():
+def test_rows_of_a_matrix_product_and_a_limit() -> None:
     weights = RNG.normal(size=(6, 4)).astype(np.float32)
     x = RNG.normal(size=(1, 300, 6)).astype(np.float32)
     model = model_of("MatMul", weights, x.shape)
@@ -70,7 +72,7 @@ def test_rows_of_a_matrix_product_and_a_limit():
     assert taken.shape == (1, 7, 6) and np.array_equal(taken[0, 1], x[0, 300 // 7])
 
 
-def test_other_operators_have_no_gram_matrix():
+def test_other_operators_have_no_gram_matrix() -> None:
     model = model_of("ConvTranspose", RNG.normal(size=(6, 4, 2, 2)).astype(np.float32), (1, 6, 4, 4))
     with pytest.raises(CalibrationError, match="no Gram matrix of 'node'"):
         unfold_of(view_of(model), "node")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 
 from avq.builder.cross_compile.fp16 import activation_peaks, to_fp16
 from avq.builder.emulated_target import EmulatedEngine, to_opset_21
+from avq.builder.graph.view import view_of
 from avq.builder.lower import lower
 from avq.engines import engine_by_name
 from avq.engines.onnxruntime import OnnxRuntimeEngine
 from avq.engines.tensorrt_rtx import TensorRtRtxEngine
 from avq.errors import MachineError
 from avq.types import SessionOptions
-from tests.builder.lower.lowering_nets import picture, simple_plan, small_net, view_of
+from tests.builder.lower.lowering_nets import picture, simple_plan, small_net
 
 PLAIN = SessionOptions(optimise=False)
 PICTURES = [picture(seed) for seed in range(3)]
@@ -36,13 +39,13 @@ def opset(model: bytes) -> int:
 class Older(OnnxRuntimeEngine):
     """onnxruntime as 1.23 is: the newest that Python 3.10 has."""
 
-    def open(self, model, options):
+    def open(self, model: Any, options: Any) -> Any:
         if opset(model) > 22:
             raise MachineError("onnxruntime has no kernel for a node of the model", seen="QuantizeLinear(23)")
         return super().open(model, options)
 
 
-def answers(engine, model: bytes) -> list[dict[str, np.ndarray]]:
+def answers(engine: Any, model: bytes) -> list[dict[str, np.ndarray]]:
     session = engine.open(model, PLAIN)
     try:
         return [{k: np.array(v) for k, v in session.infer(one).items()} for one in PICTURES]
@@ -50,7 +53,7 @@ def answers(engine, model: bytes) -> list[dict[str, np.ndarray]]:
         session.close()
 
 
-def test_the_answers_are_the_same_bits(sided: bytes):
+def test_the_answers_are_the_same_bits(sided: bytes) -> None:
     older = to_opset_21(sided)
     assert (opset(sided), opset(older)) == (23, 21)
     kinds = [node.op_type for node in onnx.load_model_from_string(sided).graph.node]
@@ -64,14 +67,14 @@ def test_the_answers_are_the_same_bits(sided: bytes):
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_reference_without_that_operator_set_rehearses_it_all_the_same(sided: bytes):
+def test_a_reference_without_that_operator_set_rehearses_it_all_the_same(sided: bytes) -> None:
     stand_in = EmulatedEngine(TensorRtRtxEngine(), Older())
     assert all(np.isfinite(value).all() for one in answers(stand_in, sided) for value in one.values())
 
 
-def test_what_is_in_older_operators_already_is_refused_as_before():
+def test_what_is_in_older_operators_already_is_refused_as_before() -> None:
     class Without(OnnxRuntimeEngine):
-        def open(self, model, options):
+        def open(self, model: Any, options: Any) -> None:
             raise MachineError("onnxruntime has no kernel for a node of the model", seen="Fancy(1)")
 
     with pytest.raises(MachineError, match="no kernel"):

@@ -44,7 +44,9 @@ def nothing(view: GraphView) -> QuantizationPlan:
     return QuantizationPlan(graph_digest=view.digest)
 
 
-def test_int8_with_an_fp16_side_means_nearly_the_same(net, view, halved):
+def test_int8_with_an_fp16_side_means_nearly_the_same(
+    net: onnx.ModelProto, view: GraphView, halved: QuantizationPlan
+) -> None:
     require_opset_23()
     before = answers(lower(net, simple_plan(net, view), "s8"), [picture(3)])[0]
     after = answers(lower(net, halved, "s8"), [picture(3)])[0]
@@ -53,7 +55,9 @@ def test_int8_with_an_fp16_side_means_nearly_the_same(net, view, halved):
         assert np.abs(after[name] - before[name]).max() <= 0.05 * np.abs(before[name]).max()
 
 
-def test_pairs_keep_their_fp32_scales_and_hand_on_fp16(net, halved):
+def test_pairs_keep_their_fp32_scales_and_hand_on_fp16(
+    net: onnx.ModelProto, halved: QuantizationPlan
+) -> None:
     model = onnx.load_model_from_string(lower(net, halved, "s8"))
     scales = {n.input[1] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     kinds = {t.data_type for t in model.graph.initializer if t.name in scales}
@@ -67,12 +71,12 @@ def test_pairs_keep_their_fp32_scales_and_hand_on_fp16(net, halved):
     assert not [n.name for n in model.graph.node if n.name in integer and casts & set(n.input[:2])]
 
 
-def test_the_plan_survives_its_files(halved):
+def test_the_plan_survives_its_files(halved: QuantizationPlan) -> None:
     assert any(chosen.float_side == "fp16" for chosen in halved.precisions.values())
     assert plan_from_parts(*plan_to_parts(halved)).digest == halved.digest
 
 
-def test_pictures_are_looked_at_for_their_largest_values(net, view):
+def test_pictures_are_looked_at_for_their_largest_values(net: onnx.ModelProto, view: GraphView) -> None:
     peaks = activation_peaks(net, view, [picture(0)], REFERENCE)
     assert set(peaks) >= {name for node in view.nodes for name in node.outputs if name in OUTPUTS}
     raw = answers(net, [picture(0)])[0]
@@ -80,7 +84,7 @@ def test_pictures_are_looked_at_for_their_largest_values(net, view):
         assert peaks[name] == pytest.approx(float(np.abs(raw[name]).max()), rel=1e-3)
 
 
-def test_what_goes_beyond_fp16s_safe_range_stays_fp32_and_says_why(view):
+def test_what_goes_beyond_fp16s_safe_range_stays_fp32_and_says_why(view: GraphView) -> None:
     names = {name for node in view.nodes for name in node.outputs}
     plan = to_fp16(view, nothing(view), dict.fromkeys(names, 1.0))
     chosen = next(node for node, p in plan.precisions.items() if p.precision == "fp16")
@@ -109,20 +113,22 @@ def scaled(factor: float) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("factor", "precision"), [(2.0, "fp16"), (1e5, "fp32")])
-def test_constants_that_fp16_cannot_hold_stay_fp32(factor, precision):
+def test_constants_that_fp16_cannot_hold_stay_fp32(factor: float, precision: str) -> None:
     view = view_of(scaled(factor))
     plan = to_fp16(view, nothing(view), {"y": 1.0, "v": 1.0, "x": 1.0})
     assert plan.precisions["scale"].precision == precision
 
 
-def test_a_float_model_in_half_is_fp16_all_through(net, view):
+def test_a_float_model_in_half_is_fp16_all_through(net: onnx.ModelProto, view: GraphView) -> None:
     peaks = activation_peaks(net, view, [picture(0)], REFERENCE)
     model = onnx.load_model_from_string(lower(net, to_fp16(view, nothing(view), peaks), "s8"))
     weights = Counter(t.data_type for t in model.graph.initializer if len(t.dims) == 4)
     assert set(weights) == {TensorProto.FLOAT16}
 
 
-def test_the_cost_model_prefers_int8_and_charges_for_boundaries(net, view, halved):
+def test_the_cost_model_prefers_int8_and_charges_for_boundaries(
+    net: onnx.ModelProto, view: GraphView, halved: QuantizationPlan
+) -> None:
     peaks = activation_peaks(net, view, [picture(0)], REFERENCE)
     half = target_cost(view, to_fp16(view, nothing(view), peaks))
     assert target_cost(view, halved) < half < target_cost(view, nothing(view))
@@ -156,7 +162,7 @@ def int4_reader(model: onnx.ModelProto) -> tuple[int, list[int]]:
     return kinds[node.input[1]], [a.i for a in node.attribute if a.name == "output_dtype"]
 
 
-def test_int4_weights_of_an_fp16_node_have_fp16_scales(net, view):
+def test_int4_weights_of_an_fp16_node_have_fp16_scales(net: onnx.ModelProto, view: GraphView) -> None:
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     plan = to_fp16(view, four_bits(net, view), quiet)
     assert plan.precisions["fc"].precision == "fp16"
@@ -168,7 +174,9 @@ def test_int4_weights_of_an_fp16_node_have_fp16_scales(net, view):
     assert np.abs(halved - single).max() <= 5e-3 * np.abs(single).max()
 
 
-def test_int4_weights_whose_scales_do_not_fit_fp16_keep_their_node_in_fp32_and_say_why(net, view):
+def test_int4_weights_whose_scales_do_not_fit_fp16_keep_their_node_in_fp32_and_say_why(
+    net: onnx.ModelProto, view: GraphView
+) -> None:
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     tiny = np.array([0.02, 0.02, 1e-6, 0.02, 0.02], np.float32)
     plan = to_fp16(view, four_bits(net, view, tiny), quiet)
@@ -180,7 +188,7 @@ def test_int4_weights_whose_scales_do_not_fit_fp16_keep_their_node_in_fp32_and_s
         lower(net, forced, "s8")
 
 
-def test_a_dead_channels_scale_keeps_nothing_from_fp16(net, view):
+def test_a_dead_channels_scale_keeps_nothing_from_fp16(net: onnx.ModelProto, view: GraphView) -> None:
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     weights = view.constants["fc.w"].copy()
     weights[2] = 0.0
@@ -194,7 +202,9 @@ def test_a_dead_channels_scale_keeps_nothing_from_fp16(net, view):
 
 @pytest.mark.skipif(not RTX.status().can_build, reason=f"tensorrt-rtx: {RTX.status().why}")
 @pytest.mark.parametrize("smallest", [0.02, 1e-6], ids=["fp16", "fp32"])
-def test_the_real_builder_takes_int4_weights_either_way(net, view, smallest):
+def test_the_real_builder_takes_int4_weights_either_way(
+    net: onnx.ModelProto, view: GraphView, smallest: float
+) -> None:
     quiet = dict.fromkeys((name for node in view.nodes for name in node.outputs), 1.0)
     scale = np.array([0.02, 0.02, smallest, 0.02, 0.02], np.float32)
     model = lower(net, to_fp16(view, four_bits(net, view, scale), quiet), "s8")

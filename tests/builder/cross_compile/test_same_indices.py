@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -81,7 +83,7 @@ def row_by_row(other: bytes) -> dict[str, float]:
     return meter.result_db()
 
 
-def test_another_order_of_nearly_equal_scores_is_no_difference():
+def test_another_order_of_nearly_equal_scores_is_no_difference() -> None:
     other = detector(jitter=5e-4)
     assert row_by_row(other)["boxes"] < 6.0  # rows that hold other boxes
     assert compared(other)["boxes"] == np.inf
@@ -92,11 +94,11 @@ def test_another_order_of_nearly_equal_scores_is_no_difference():
     ("wrong", "where"),
     [({"box_gain": 1.3}, "boxes"), ({"score_gain": 1.3}, "input 0 of select"), ({"score_gain": 1.3}, "best")],
 )
-def test_wrong_numbers_before_and_behind_a_choice_are_seen(wrong, where):
+def test_wrong_numbers_before_and_behind_a_choice_are_seen(wrong: dict[str, Any], where: str) -> None:
     assert compared(detector(jitter=5e-4, **wrong))[where] == pytest.approx(10.5, abs=0.2)
 
 
-def test_without_choices_it_is_the_plain_ratio():
+def test_without_choices_it_is_the_plain_ratio() -> None:
     def plain(gain: float) -> bytes:
         proto = onnx.load_model_from_string(detector(box_gain=gain))
         kept = [n for n in proto.graph.node if n.name in ("cast", "line", "matmul", "to_rows")]
@@ -142,6 +144,6 @@ def suppressing(lift: float) -> bytes:
     ).SerializeToString()
 
 
-def test_suppression_that_keeps_others_of_equal_boxes_is_no_difference():
+def test_suppression_that_keeps_others_of_equal_boxes_is_no_difference() -> None:
     ratios = sqnr_with_same_indices(suppressing(0.0), suppressing(2e-4), opened, PICTURES[:1])
     assert ratios["out"] == np.inf and ratios["input 1 of suppress"] > 60.0

@@ -59,7 +59,7 @@ def built(scenes: Path, folder: Path, net: onnx.ModelProto, **fields: Any) -> Ou
 @pytest.mark.parametrize("gate", [True, False])
 def test_what_lint_refuses_reaches_no_builder_and_is_refused_by_its_name(
     scenes: Path, tmp_path: Path, gate: bool
-):
+) -> None:
     outcome = built(scenes, tmp_path, with_determinants(), strategy="float", gate=gate)
     reasons = " ".join(outcome.summary()["reasons"])
     assert "error AVQ-L43: volumes_of" in reasons and "nothing was compiled" in reasons
@@ -82,7 +82,9 @@ def with_a_product() -> onnx.ModelProto:
     return net
 
 
-def test_an_architecture_that_lint_refuses_is_not_compiled_and_another_one_is(scenes: Path, tmp_path: Path):
+def test_an_architecture_that_lint_refuses_is_not_compiled_and_another_one_is(
+    scenes: Path, tmp_path: Path
+) -> None:
     old = built(scenes, tmp_path / "old", with_a_product(), strategy="float", gpu_arch=("7.5", "sm86"))
     reasons = " ".join(old.summary()["reasons"])
     assert old.accepted is False and old.compiled.rows == ()
@@ -93,7 +95,7 @@ def test_an_architecture_that_lint_refuses_is_not_compiled_and_another_one_is(sc
 
 
 @pytest.mark.slow
-def test_each_model_is_linted_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_model_is_linted_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import avq.builder.lint
 
     compiled: list[bytes] = []

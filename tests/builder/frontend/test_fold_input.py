@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -43,7 +45,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (1, 3, HEIGHT, WIDTH), np.uin
     st.tuples(*[st.floats(-200, 200, width=32)] * 3),
     st.tuples(*[st.floats(0.015625, 200, width=32)] * 3),
 )
-def test_numbers_equal_float_preprocessing(scale: float, mean, std) -> None:
+def test_numbers_equal_float_preprocessing(scale: float, mean: Any, std: Any) -> None:
     spec = PreprocessSpec(width_px=WIDTH, height_px=HEIGHT, scale=scale, mean=mean, std=std)
     m, s = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (mean, std))
     expected = (PIXELS.astype(np.float64) * scale - m) / s

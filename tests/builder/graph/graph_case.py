@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,11 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from avq.builder.graph.model import FloatModel
 
 
-def info(name: str, shape, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+def info(name: str, shape: Any, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def model_of(nodes, inputs, outputs, weights=None, *, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+def model_of(
+    nodes: Any, inputs: Any, outputs: Any, weights: Any = None, *, opset: int = 17, ir: int = 8
+) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
@@ -34,13 +38,13 @@ def weights(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
 
 
-def conv(x: str = "x", y: str = "y", w: str = "w", *more: str, **attributes) -> onnx.NodeProto:
+def conv(x: str = "x", y: str = "y", w: str = "w", *more: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(
         "Conv", [x, w, *more], [y], **{"kernel_shape": [3, 3], "pads": [1] * 4} | attributes
     )
 
 
-def small(**options) -> onnx.ModelProto:
+def small(**options: Any) -> onnx.ModelProto:
     node = conv(y="y")
     return model_of(
         [node], [info("x", [1, 3, 8, 8])], [info("y", None)], {"w": weights(4, 3, 3, 3)}, **options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,7 +179,9 @@ def test_old_operator_sets_are_raised_and_compute_the_same(opset: int) -> None:
     np.testing.assert_allclose(run(model.proto, x)[0], run(proto, x)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_converter_refuses_is_raised_by_hand(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_what_the_converter_refuses_is_raised_by_hand(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("no adapter")
 
@@ -257,7 +260,7 @@ def test_names_are_unique_and_order_is_topological() -> None:
         ([helper.make_node("Relu", ["x", "x"], ["y"])], "not a valid ONNX graph"),
     ],
 )
-def test_broken_graphs_are_refused_in_words(nodes, said: str) -> None:
+def test_broken_graphs_are_refused_in_words(nodes: Any, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         normalise(model_of(nodes, [info("x", [1, 3, 8, 8])], [info("y", None)]))
 

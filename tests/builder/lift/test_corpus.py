@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,13 +37,13 @@ def _counted(one: Ended) -> Ended:
     return one
 
 
-def test_the_corpus_holds_more_than_sixty_files_over_ten_dialects():
+def test_the_corpus_holds_more_than_sixty_files_over_ten_dialects() -> None:
     assert len(DIALECTS) >= 10
     assert len(FILES) + len(FAULTS) + len(ODD) >= 60
 
 
 @pytest.mark.parametrize(("dialect", "net"), FILES)
-def test_a_file_is_imported_equal_to_its_source(dialect, net):
+def test_a_file_is_imported_equal_to_its_source(dialect: Any, net: Any) -> None:
     one = _counted(ended(DIALECTS[dialect](NETS[net]()).write()))
     assert one.ending == "equal", one.parity.summary if one.parity else one.codes
     assert one.parity.exact or dialect in NOT_TO_THE_BIT, one.parity.summary
@@ -50,19 +51,19 @@ def test_a_file_is_imported_equal_to_its_source(dialect, net):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_and_never_passed_over(name):
+def test_a_fault_is_named_and_never_passed_over(name: Any) -> None:
     fault = FAULTS[name]
     one = _counted(ended(fault.make()))
     assert (one.ending, fault.code in one.codes) == (fault.ending, True), (one.codes, one.parity)
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_is_only_unusual_is_imported(name):
+def test_what_is_only_unusual_is_imported(name: Any) -> None:
     one = _counted(ended(ODD[name]()))
     assert one.ending == "equal", one.codes
 
 
-def test_every_pitfall_of_the_table_is_injected_somewhere():
+def test_every_pitfall_of_the_table_is_injected_somewhere() -> None:
     parity = "AVQ-Q41"  # that an import differs is shown with a damaged plan, in test_lift
     assert {fault.code for fault in FAULTS.values()} == set(PITFALLS) - {parity} - {
         p.code for p in SIDE_FILE_PITFALLS
@@ -70,7 +71,7 @@ def test_every_pitfall_of_the_table_is_injected_somewhere():
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_finding_says_what_was_seen_and_what_to_do(name):
+def test_a_finding_says_what_was_seen_and_what_to_do(name: Any) -> None:
     row = PITFALLS[FAULTS[name].code]
     assert row.what
     assert row.why
@@ -79,7 +80,7 @@ def test_a_finding_says_what_was_seen_and_what_to_do(name):
 
 
 @pytest.mark.parametrize(("dialect", "net"), [(d, n) for d in SPELLED for n in NETS])
-def test_an_import_equals_the_same_file_written_in_plain_operators(dialect, net):
+def test_an_import_equals_the_same_file_written_in_plain_operators(dialect: Any, net: Any) -> None:
     """Independent of every reader: the dialect's writer itself emits Div, Round, Clip and Mul."""
     imported = ended(DIALECTS[dialect](NETS[net]()).write()).imported
     plain = SPELLED[dialect](NETS[net]()).write()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,13 +33,13 @@ REAL = {
 }
 
 
-def _points(imported) -> dict[Edge, object]:
+def _points(imported: Any) -> dict[Edge, Any]:
     return {point.edge: point for point in imported.foreign.points}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name):
+def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name: Any) -> None:
     dialect, count = REAL[name]
     imported = import_model(onnx.load(str(material / "quantized" / name)), where=name)
     assert (imported.foreign.dialect, len(imported.foreign.points)) == (dialect, count)
@@ -49,7 +50,7 @@ def test_files_of_real_exporters_are_imported_to_the_bit(material: Path, name):
     assert proof.exact, proof.summary
 
 
-def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path):
+def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path) -> None:
     """Its picture is a constant, which a build refuses and a lift need not."""
     source = onnx.load(str(material / "quantized" / "polygraphy_qdq_conv.onnx"))
     bare, foreign = lift(source)
@@ -62,19 +63,19 @@ def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_run_time_scales_are_refused_with_the_way_out(material: Path):
+def test_run_time_scales_are_refused_with_the_way_out(material: Path) -> None:
     source = onnx.load(str(material / "quantized" / "twinlitenet_ort_dynamic.onnx"))
     with pytest.raises(ModelError, match="AVQ-Q33") as refusal:
         import_model(source, where="twinlitenet_ort_dynamic.onnx")
     assert "--strategy static" in refusal.value.fix
 
 
-def test_float_files_are_no_imports(material: Path):
+def test_float_files_are_no_imports(material: Path) -> None:
     for name in ("twinlitenet_float_parent.onnx", "qonnx_espcn_subpixel_float.onnx"):
         assert not is_quantized(onnx.load(str(material / "quantized" / name)))
 
 
-def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path):
+def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path: Path) -> None:
     """Not a file written by these tests: the exporter itself, with the settings people use."""
     source = _quantized_by_onnxruntime(nets.residual().model(), pictures(4), tmp_path)
     imported = import_model(source, where="file")
@@ -86,7 +87,7 @@ def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
-def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path, kind):
+def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path: Path, kind: str) -> None:
     """With the exporter's defaults the bins 0 to 15 of a distribution lie on an 8-bit grid as well."""
     head = yolov8(3, 4)[0]
     rng = np.random.default_rng(0)
@@ -100,11 +101,11 @@ def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path, kind
     assert (recognise(view).family, recognise(view).num_classes) == ("yolov8", 4)
 
 
-def _quantized_by_onnxruntime(model, feeds, folder, **options) -> onnx.ModelProto:
+def _quantized_by_onnxruntime(model: Any, feeds: Any, folder: Any, **options: Any) -> onnx.ModelProto:
     left, name = list(feeds), model.graph.input[0].name
 
     class Reader(quantization.CalibrationDataReader):
-        def get_next(self):
+        def get_next(self) -> Any:
             return {name: left.pop()} if left else None
 
     onnx.save(model, str(folder / "float.onnx"))
@@ -115,7 +116,7 @@ def _quantized_by_onnxruntime(model, feeds, folder, **options) -> onnx.ModelProt
     return onnx.load(str(folder / "quantized.onnx"))
 
 
-def test_the_file_given_is_left_as_it_is():
+def test_the_file_given_is_left_as_it_is() -> None:
     source = OnnxruntimeQdq(nets.residual()).write()
     before = source.SerializeToString(deterministic=True)
     lift(source)
@@ -123,14 +124,14 @@ def test_the_file_given_is_left_as_it_is():
     assert source.SerializeToString(deterministic=True) == before
 
 
-def test_the_float_graph_has_the_outputs_and_constants_of_its_file():
+def test_the_float_graph_has_the_outputs_and_constants_of_its_file() -> None:
     imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
     assert imported.model.view.output_names == ("out",)
     assert {"c1.w", "out.w"} <= set(imported.model.view.constants)
     assert not is_quantized(imported.model.proto)
 
 
-def test_one_branch_of_a_residual_alone_is_a_point_of_its_edge():
+def test_one_branch_of_a_residual_alone_is_a_point_of_its_edge() -> None:
     """The convolution reads r1 quantized, the sum reads it in float."""
     imported = import_model(PytorchQuantization(nets.residual()).write(), where="file")
     points = _points(imported)
@@ -139,19 +140,19 @@ def test_one_branch_of_a_residual_alone_is_a_point_of_its_edge():
     assert Edge("r1", "sum", 1) not in points
 
 
-def test_two_quantizers_on_one_tensor_are_two_points():
+def test_two_quantizers_on_one_tensor_are_two_points() -> None:
     imported = import_model(FAULTS["two-quantizers-one-tensor"].make(), where="file")
     points = _points(imported)
     one, other = points[Edge("r1", "c2", 0)], points[Edge("r1", "sum", 1)]
     assert float(other.scale) == pytest.approx(2 * float(one.scale))
 
 
-def test_equal_pairs_of_several_readers_are_one_point():
+def test_equal_pairs_of_several_readers_are_one_point() -> None:
     imported = import_model(ModelOptimizer(nets.joined()).write(), where="file")
     assert Edge("x") in _points(imported)
 
 
-def test_marks_keep_their_places_when_the_input_is_folded():
+def test_marks_keep_their_places_when_the_input_is_folded() -> None:
     """Mean and scale move in front of the network; the picture's point moves behind them."""
     imported = import_model(PytorchQuantization(nets.plain()).write(), where="file")
     spec = PreprocessSpec(
@@ -167,7 +168,7 @@ def test_marks_keep_their_places_when_the_input_is_folded():
 
 
 @pytest.mark.parametrize("field", ["scale", "zero_point"])
-def test_a_damaged_plan_is_not_proven(field):
+def test_a_damaged_plan_is_not_proven(field: str) -> None:
     """The proof is worth what it catches: a scale that is 5 % off, a zero point that clips."""
     imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
     points = list(imported.foreign.points)
@@ -182,7 +183,7 @@ def test_a_damaged_plan_is_not_proven(field):
     assert "AVQ-Q41" in proof.summary
 
 
-def test_a_source_that_cannot_run_is_not_proven():
+def test_a_source_that_cannot_run_is_not_proven() -> None:
     model = Qonnx(nets.plain()).write()
     imported = import_model(model, where="file")
     broken = onnx.ModelProto()
@@ -193,7 +194,7 @@ def test_a_source_that_cannot_run_is_not_proven():
     assert "cannot be run" in proof.summary
 
 
-def test_one_step_of_the_last_scale_is_a_rounding_and_is_told():
+def test_one_step_of_the_last_scale_is_a_rounding_and_is_told() -> None:
     imported = import_model(OnnxruntimeQdq(nets.plain()).write(), where="file")
     ours = onnx.load_model_from_string(lowered(imported))
     bias = next(t for t in ours.graph.initializer if t.name == "out.b")
@@ -206,12 +207,12 @@ def test_one_step_of_the_last_scale_is_a_rounding_and_is_told():
     assert "within one step" in proof.summary
 
 
-def test_the_same_file_gives_the_same_plan():
+def test_the_same_file_gives_the_same_plan() -> None:
     digests = {
         as_read_digest(import_model(OnnxruntimeQdq(nets.residual()).write(), where="file")) for _ in range(2)
     }
     assert len(digests) == 1
 
 
-def as_read_digest(imported) -> str:
+def as_read_digest(imported: Any) -> str:
     return QuantizationPlan(imported.model.view.digest, imported.foreign.points).digest

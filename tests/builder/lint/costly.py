@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -43,7 +44,7 @@ def with_pattern(seed: int, pattern: Costly) -> Made:
 
 
 @costly(32)
-def pair_between_pad_and_conv(maker, x):
+def pair_between_pad_and_conv(maker: Any, x: Any) -> Any:
     pads = maker.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "pads")
     padded = maker.pair(maker.op("Pad", [x.name, pads]))
     out = maker.op("Conv", [padded, maker.weight((8, x.channels, 3, 3), "Conv", 0)])
@@ -51,7 +52,7 @@ def pair_between_pad_and_conv(maker, x):
 
 
 @costly(33)
-def gate_of_a_silu_quantized(maker, x):
+def gate_of_a_silu_quantized(maker: Any, x: Any) -> Any:
     inner = maker.conv(Value(x.name, x.channels, 4), act="none")
     gate = maker.pair(maker.op("Sigmoid", [inner.name]))
     both = [inner.name, gate] if maker.chance(0.5) else [gate, inner.name]
@@ -59,39 +60,39 @@ def gate_of_a_silu_quantized(maker, x):
 
 
 @costly(33)
-def input_of_a_sigmoid_quantized(maker, x):
+def input_of_a_sigmoid_quantized(maker: Any, x: Any) -> Any:
     inner = maker.conv(Value(x.name, x.channels, 4), act="none")
     gate = maker.op("Sigmoid", [maker.pair(inner.name)])
     return Value(maker.op("Mul", [inner.name, gate]), inner.channels, x.size)
 
 
 @costly(15)
-def concat_with_two_scales(maker, x):
+def concat_with_two_scales(maker: Any, x: Any) -> Any:
     names = [maker.pair(maker.op("Relu", [x.name]), scale) for scale in (0.0625, 0.125)]
     return Value(maker.op("Concat", names, axis=1), 2 * x.channels, x.size)
 
 
 @costly(34)
-def boxes_and_scores_quantized_after_their_concat(maker, x):
+def boxes_and_scores_quantized_after_their_concat(maker: Any, x: Any) -> Any:
     names = [x.name, maker.op("Sigmoid", [maker.op("Neg", [x.name])])]
     return Value(maker.pair(maker.op("Concat", names, axis=1)), 2 * x.channels, x.size)
 
 
 @costly(34)
-def boxes_and_scores_tied_to_one_scale(maker, x):
+def boxes_and_scores_tied_to_one_scale(maker: Any, x: Any) -> Any:
     scores = maker.op("Transpose", [maker.op("Sigmoid", [maker.op("Neg", [x.name])])], perm=[0, 1, 3, 2])
     names = [maker.pair(name, scale=0.0625) for name in (x.name, scores)]
     return Value(maker.op("Concat", names, axis=1), 2 * x.channels, x.size)
 
 
 @costly(17)
-def pair_between_conv_and_relu(maker, x):
+def pair_between_conv_and_relu(maker: Any, x: Any) -> Any:
     inner = maker.conv(Value(x.name, x.channels, 4), act="none")
     return Value(maker.op("Relu", [maker.pair(inner.name)]), inner.channels, x.size)
 
 
 @costly(19)
-def depthwise_with_one_scale(maker, x):
+def depthwise_with_one_scale(maker: Any, x: Any) -> Any:
     parameters = maker._parameters(0)
     integers = maker.constant(maker.rng.integers(-127, 128, (x.channels, 1, 3, 3)).astype(np.int8), "weight")
     weight = maker.op("DequantizeLinear", [integers, *parameters], **maker._to_float())
@@ -100,20 +101,20 @@ def depthwise_with_one_scale(maker, x):
 
 
 @costly(35)
-def both_branches_of_a_residual_quantized(maker, x):
+def both_branches_of_a_residual_quantized(maker: Any, x: Any) -> Any:
     inner = maker.conv(Value(x.name, x.channels, 4), x.channels, act="none")
     return Value(maker.op("Add", [maker.pair(inner.name), maker.pair(x.name)]), x.channels, x.size)
 
 
 @costly(28)
-def pair_of_two_scales(maker, x):
+def pair_of_two_scales(maker: Any, x: Any) -> Any:
     first, second = maker._parameters(0, 0.03125), maker._parameters(0, 0.0625)
     integers = maker.op("QuantizeLinear", [x.name, *first])
     return Value(maker.op("DequantizeLinear", [integers, *second], **maker._to_float()), x.channels, x.size)
 
 
 @costly(26)
-def bias_in_eight_bits(maker, x):
+def bias_in_eight_bits(maker: Any, x: Any) -> Any:
     scale, zero = maker._parameters(0)
     integers = maker.constant(np.arange(8, dtype=np.int8), "bias")
     bias = maker.op("DequantizeLinear", [integers, scale, zero], **maker._to_float())
@@ -122,7 +123,7 @@ def bias_in_eight_bits(maker, x):
 
 
 @costly(30)
-def pair_of_another_domain(maker, x):
+def pair_of_another_domain(maker: Any, x: Any) -> Any:
     back = maker.pair(x.name)
     for node in maker.nodes[-2:]:
         node.domain = "com.microsoft"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def fault(rule: int, parser: str) -> Callable[[Inject], Inject]:
     return add
 
 
-def one(rng: np.random.Generator, items: list) -> object:
+def one(rng: np.random.Generator, items: list[Any]) -> object:
     return items[int(rng.integers(len(items)))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,53 +38,53 @@ def _zeroed(
 
 
 @fault(4, "rejects")
-def zero_scale(made, rng):
+def zero_scale(made: Any, rng: Any) -> Any:
     return _scaled(made, rng, 0.0, made.sites)
 
 
 @fault(4, "rejects")
-def negative_scale(made, rng):
+def negative_scale(made: Any, rng: Any) -> Any:
     return _scaled(made, rng, -0.02, made.sites)
 
 
 @fault(4, "rejects")
-def nan_scale(made, rng):
+def nan_scale(made: Any, rng: Any) -> Any:
     return _scaled(made, rng, np.nan, made.sites)
 
 
 @fault(4, "accepts")
-def infinite_scale(made, rng):
+def infinite_scale(made: Any, rng: Any) -> Any:
     return _scaled(made, rng, np.inf, made.sites)
 
 
 @fault(4, "accepts")
-def denormal_scale(made, rng):
+def denormal_scale(made: Any, rng: Any) -> Any:
     tiny = 1e-6 if made.get(made.sites[0].dq.input[1]).dtype == np.float16 else 1e-41
     return _scaled(made, rng, tiny, made.sites)
 
 
 @fault(1, "warns")
-def unsigned_data(made, rng):
+def unsigned_data(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: z.astype(np.uint8))
 
 
 @fault(23, "warns")
-def integers_of_32_bits(made, rng):
+def integers_of_32_bits(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: z.astype(np.int32))
 
 
 @fault(2, "rejects")
-def unsigned_data_around_128(made, rng):
+def unsigned_data_around_128(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: np.full_like(z, 128, np.uint8))
 
 
 @fault(2, "rejects")
-def shifted_data(made, rng):
+def shifted_data(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: np.full_like(z, int(rng.integers(1, 100))))
 
 
 @fault(2, "rejects")
-def one_shifted_weight_channel(made, rng):
+def one_shifted_weight_channel(made: Any, rng: Any) -> Any:
     def shift(zero: np.ndarray) -> np.ndarray:
         return np.where(np.arange(zero.size) == zero.size // 2, 1, 0).astype(np.int8)
 
@@ -91,7 +92,7 @@ def one_shifted_weight_channel(made, rng):
 
 
 @fault(1, "rejects")
-def unsigned_weights(made, rng):
+def unsigned_weights(made: Any, rng: Any) -> bool:
     sites = [site for site in made.weights() if site.q is None]
     if not sites:
         return False
@@ -102,7 +103,7 @@ def unsigned_weights(made, rng):
 
 
 @fault(3, "rejects")
-def integer_bias(made, rng):
+def integer_bias(made: Any, rng: Any) -> bool:
     nodes = [node for node in made.nodes("Conv") if len(node.input) == 3]
     if not nodes:
         return False
@@ -120,7 +121,7 @@ def integer_bias(made, rng):
 
 
 @fault(5, "accepts")
-def data_scale_per_channel(made, rng):
+def data_scale_per_channel(made: Any, rng: Any) -> bool:
     sites = [s for s in made.data() if any("Conv" in n.op_type for n in _readers(made, s.dq.output[0]))]
     if not sites:
         return False
@@ -148,7 +149,7 @@ def _channels_of_reader(made: Made, site: Site) -> int:
 
 
 @fault(21, "rejects")
-def too_few_scales(made, rng):
+def too_few_scales(made: Any, rng: Any) -> Any:
     sites = channelwise(made, made.weights())
     if not sites:
         return False
@@ -159,12 +160,12 @@ def too_few_scales(made, rng):
 
 
 @fault(21, "rejects")
-def fewer_zero_points(made, rng):
+def fewer_zero_points(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, channelwise(made, made.weights()), lambda z: np.zeros((), np.int8))
 
 
 @fault(21, "rejects")
-def scale_of_two_axes(made, rng):
+def scale_of_two_axes(made: Any, rng: Any) -> bool:
     sites = made.data()
     if not sites:
         return False
@@ -175,7 +176,7 @@ def scale_of_two_axes(made, rng):
 
 
 @fault(21, "rejects")
-def axis_out_of_range(made, rng):
+def axis_out_of_range(made: Any, rng: Any) -> bool:
     sites = channelwise(made, made.weights())
     if not sites:
         return False
@@ -185,7 +186,7 @@ def axis_out_of_range(made, rng):
 
 
 @fault(31, "accepts")
-def scales_along_the_summed_axis(made, rng):
+def scales_along_the_summed_axis(made: Any, rng: Any) -> bool:
     """As many scales as input channels: the counts fit, the axis does not."""
     sites = channelwise(made, made.weights("Conv", "ConvTranspose", "Gemm"))
     shaped = [(s, made.get((s.q or s.dq).input[0]).shape) for s in sites]
@@ -204,7 +205,7 @@ def scales_along_the_summed_axis(made, rng):
 
 
 @fault(11, "accepts")
-def no_zero_point(made, rng):
+def no_zero_point(made: Any, rng: Any) -> bool:
     if not made.data():
         return False
     del one(rng, made.data()).q.input[2:]
@@ -212,19 +213,19 @@ def no_zero_point(made, rng):
 
 
 @fault(24, "rejects")
-def integer_scale(made, rng):
+def integer_scale(made: Any, rng: Any) -> bool:
     node = one(rng, made.sites).dq
     made.put(node.input[1], np.ones(made.get(node.input[1]).shape, np.int32))
     return True
 
 
 @fault(13, "rejects")
-def half_scale_at_an_old_opset(made, rng):
+def half_scale_at_an_old_opset(made: Any, rng: Any) -> Any:
     return _retyped_scale(made, rng, np.float16) if made.opset < 19 else False
 
 
 @fault(41, "rejects")
-def float_weight_scale_among_halves(made, rng):
+def float_weight_scale_among_halves(made: Any, rng: Any) -> Any:
     halves = [s for s in made.weights("Conv") if made.get(s.dq.input[1]).dtype == np.float16]
     if not halves:
         return False
@@ -241,7 +242,7 @@ def _retyped_scale(made: Made, rng: np.random.Generator, kind: type) -> bool:
 
 
 @fault(9, "accepts")
-def computed_scale(made, rng):
+def computed_scale(made: Any, rng: Any) -> bool:
     site = one(rng, made.sites)
     name = site.dq.input[1]
     made.put("one", np.ones((), made.get(name).dtype))
@@ -252,7 +253,7 @@ def computed_scale(made, rng):
 
 
 @fault(9, "accepts")
-def computed_zero_point(made, rng):
+def computed_zero_point(made: Any, rng: Any) -> bool:
     site = one(rng, made.sites)
     name = site.dq.input[2]
     made.insert_before(site.pair[0], helper.make_node("Identity", [name], ["handed_on"], name="handing"))
@@ -262,17 +263,17 @@ def computed_zero_point(made, rng):
 
 
 @fault(44, "rejects")
-def sixteen_bits(made, rng):
+def sixteen_bits(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: z.astype(np.int16)) if made.opset >= 21 else False
 
 
 @fault(14, "rejects")
-def sixteen_bits_at_an_old_opset(made, rng):
+def sixteen_bits_at_an_old_opset(made: Any, rng: Any) -> Any:
     return _zeroed(made, rng, made.data(), lambda z: z.astype(np.int16)) if made.opset < 21 else False
 
 
 @fault(22, "rejects")
-def scales_per_block(made, rng):
+def scales_per_block(made: Any, rng: Any) -> bool:
     sites = [s for s in made.weights("Conv") if s.q is None and made.get(s.dq.input[0]).shape[1] % 2 == 0]
     if made.opset < 21 or not sites:
         return False
@@ -290,7 +291,7 @@ def scales_per_block(made, rng):
 
 
 @fault(7, "accepts")
-def integers_cast_to_float(made, rng):
+def integers_cast_to_float(made: Any, rng: Any) -> bool:
     if not made.data():
         return False
     site = one(rng, made.data())
@@ -301,7 +302,7 @@ def integers_cast_to_float(made, rng):
 
 
 @fault(8, "accepts")
-def clipped_integers(made, rng):
+def clipped_integers(made: Any, rng: Any) -> bool:
     if not made.data():
         return False
     site = one(rng, made.data())
@@ -312,7 +313,7 @@ def clipped_integers(made, rng):
 
 
 @fault(27, "rejects")
-def quantized_integers(made, rng):
+def quantized_integers(made: Any, rng: Any) -> bool:
     sites = [s for s in made.data() if not made.half]
     if not sites:
         return False
@@ -322,7 +323,7 @@ def quantized_integers(made, rng):
 
 
 @fault(10, "rejects")
-def dynamic_quantization(made, rng):
+def dynamic_quantization(made: Any, rng: Any) -> bool:
     sites = [s for s in made.data() if not made.half]
     if not sites:
         return False
@@ -335,7 +336,7 @@ def dynamic_quantization(made, rng):
 
 
 @fault(10, "rejects")
-def integer_convolution(made, rng):
+def integer_convolution(made: Any, rng: Any) -> bool:
     """QLinearConv instead of DQ, Conv, Q: what onnxruntime's other format writes."""
     site = _float_conv_site(made, rng)
     if site is None:
@@ -354,7 +355,7 @@ def integer_convolution(made, rng):
     return True
 
 
-def _float_conv_site(made, rng):
+def _float_conv_site(made: Any, rng: Any) -> Any:
     found = []
     for conv in made.nodes("Conv"):
         data = next((s for s in made.data() if s.dq.output[0] == conv.input[0]), None)
@@ -367,7 +368,7 @@ def _float_conv_site(made, rng):
 
 
 @fault(20, "rejects")
-def training_dialect(made, rng):
+def training_dialect(made: Any, rng: Any) -> bool:
     if not made.data():
         return False
     site = one(rng, made.data())

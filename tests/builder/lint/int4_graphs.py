@@ -7,6 +7,7 @@ per block, data in float, 8 or 4 bits, and now and then what goes wrong in pract
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,10 +39,10 @@ class Sketch:
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
-    def pick(self, *items: object) -> object:
+    def pick(self, *items: Any) -> Any:
         return items[int(self.rng.integers(len(items)))]
 
-    def op(self, op_type: str, inputs: list[str], **attributes: object) -> str:
+    def op(self, op_type: str, inputs: list[str], **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [name], name=f"{op_type}_{name}", **attributes))
         return name
@@ -64,7 +65,7 @@ class Sketch:
 
     # Q/DQ
 
-    def parameters(self, shape: tuple[int, ...], kind: int) -> tuple[list[str], dict[str, object]]:
+    def parameters(self, shape: tuple[int, ...], kind: int) -> tuple[list[str], dict[str, Any]]:
         """Scale and zero point, and what DequantizeLinear has to be told to write the network's float type."""
         scale_kind, told = self.float, {}
         if self.opset >= 23 and self.chance(0.15):
@@ -124,7 +125,7 @@ class Grid:
     block: int = 0
 
     @property
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> dict[str, Any]:
         told = {} if self.axis is None else {"axis": self.axis}
         return {**told, "block_size": self.block} if self.block else told
 

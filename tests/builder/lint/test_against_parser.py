@@ -6,6 +6,7 @@ No broken network passes, no legal one fails, and the parser rejects nothing tha
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ REMARKS = {"AVQ-L25"}
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser() -> Any:
     return real_parser()
 
 
@@ -38,12 +39,12 @@ def _found(made: Made) -> tuple[set[str], set[str]]:
     return errors, {finding.id for finding in findings} - errors
 
 
-def _ask(parser, made: Made) -> Answer:
+def _ask(parser: Any, made: Made) -> Answer:
     return parser.ask(made.proto.SerializeToString())
 
 
 @pytest.mark.parametrize("first", range(0, LEGAL, 30))
-def test_no_legal_network_fails_and_the_parser_takes_each(parser, first):
+def test_no_legal_network_fails_and_the_parser_takes_each(parser: Any, first: Any) -> None:
     for seed in range(first, first + 30):
         made = make(seed)
         onnx.checker.check_model(made.proto)
@@ -53,14 +54,14 @@ def test_no_legal_network_fails_and_the_parser_takes_each(parser, first):
 
 
 @pytest.mark.slow
-def test_legal_networks_are_legal_to_others_too(parser):
+def test_legal_networks_are_legal_to_others_too(parser: Any) -> None:
     for seed in range(0, LEGAL, 15):
         model = make(seed).proto.SerializeToString()
         onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         assert (seed, parser.builds(model)) == (seed, "")
 
 
-def test_the_networks_differ():
+def test_the_networks_differ() -> None:
     made = [make(seed) for seed in range(LEGAL)]
     assert {network.opset for network in made} == set(OPSETS)
     assert 20 < sum(network.half for network in made) < LEGAL - 20
@@ -90,7 +91,7 @@ def _broken(fault: Fault, seed: int) -> Made:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-def test_no_broken_network_passes_and_the_parser_says_what_is_known(parser, fault):
+def test_no_broken_network_passes_and_the_parser_says_what_is_known(parser: Any, fault: Any) -> None:
     for turn in range(FOR_EACH_FAULT):
         made = _broken(fault, 1000 + 200 * turn)
         errors, _ = _found(made)
@@ -102,7 +103,7 @@ def test_no_broken_network_passes_and_the_parser_says_what_is_known(parser, faul
 
 
 @pytest.mark.parametrize("pattern", COSTLY, ids=[pattern.name for pattern in COSTLY])
-def test_a_costly_pattern_is_warned_of_and_the_parser_takes_it_silently(parser, pattern):
+def test_a_costly_pattern_is_warned_of_and_the_parser_takes_it_silently(parser: Any, pattern: Any) -> None:
     for seed in range(FOR_EACH_PATTERN):
         made = with_pattern(seed, pattern)
         errors, warnings = _found(made)
@@ -110,7 +111,7 @@ def test_a_costly_pattern_is_warned_of_and_the_parser_takes_it_silently(parser, 
         assert _ask(parser, made) == Answer("accepts")
 
 
-def test_integers_and_one_grid_at_the_output_and_open_sizes_are_warned_of(parser):
+def test_integers_and_one_grid_at_the_output_and_open_sizes_are_warned_of(parser: Any) -> None:
     for seed in range(FOR_EACH_PATTERN):
         cases = {
             "AVQ-L16": output_quantized(seed),
@@ -125,20 +126,20 @@ def test_integers_and_one_grid_at_the_output_and_open_sizes_are_warned_of(parser
         assert "no optimization profile" in words
 
 
-def test_half_scales_are_converted_back_by_the_builder(parser):
+def test_half_scales_are_converted_back_by_the_builder(parser: Any) -> None:
     """Why AVQ-L25 remarks on them."""
     made = next(made for made in map(make, range(50)) if "AVQ-L25" in _found(made)[1])
     assert parser.builds(made.proto.SerializeToString()) == ""
     assert any("scales to fp32" in words for words in parser.said)
 
 
-def test_the_list_of_operators_is_the_parsers_own(parser):
+def test_the_list_of_operators_is_the_parsers_own(parser: Any) -> None:
     standard = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     unread = {name for name in standard if not parser.reads(name)}
     assert unread <= UNSUPPORTED and not {name for name in UNSUPPORTED if parser.reads(name)}
 
 
-def test_more_than_300_networks_and_every_error_of_the_table_are_shown():
+def test_more_than_300_networks_and_every_error_of_the_table_are_shown() -> None:
     assert LEGAL + len(FAULTS) * FOR_EACH_FAULT + (len(COSTLY) + 3) * FOR_EACH_PATTERN >= 300
     shown = {fault.rule for fault in FAULTS} | {pattern.rule for pattern in COSTLY}
     shown |= {"AVQ-L16", "AVQ-L25", "AVQ-L29", "AVQ-L46"}

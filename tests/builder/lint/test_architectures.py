@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ DRAWN = 40
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser() -> Any:
     return real_parser()
 
 
@@ -76,7 +77,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_turing_lacks_and_later_cards_have(parser, name: str):
+def test_what_turing_lacks_and_later_cards_have(parser: Any, name: str) -> None:
     model, rule = CASES[name]
     content = model.SerializeToString()
     assert errors_of(model, TURING) == ({rule} if rule else set())
@@ -87,7 +88,7 @@ def test_what_turing_lacks_and_later_cards_have(parser, name: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", [products, convolutions])
-def test_drawn_networks_that_later_cards_take(parser, draw: Callable[[int], onnx.ModelProto]):
+def test_drawn_networks_that_later_cards_take(parser: Any, draw: Callable[[int], onnx.ModelProto]) -> None:
     verdicts: Counter[str] = Counter()
     for seed in range(DRAWN):
         model = draw(seed)
@@ -99,7 +100,7 @@ def test_drawn_networks_that_later_cards_take(parser, draw: Callable[[int], onnx
     assert verdicts["legal"] >= 2
 
 
-def test_the_command_names_the_node_the_type_and_the_card(tmp_path: Path):
+def test_the_command_names_the_node_the_type_and_the_card(tmp_path: Path) -> None:
     model, _ = CASES["float32 Gemm"]
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     (found,) = lint_file(tmp_path / "net.onnx", TARGET, ["8.6", "7.5"])["findings"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ DEADLY = {"AVQ-L50"}
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser() -> Any:
     return real_parser()
 
 
@@ -42,7 +43,7 @@ def drawn(draw: Callable[[int], onnx.ModelProto], seed: int) -> tuple[onnx.Model
     return model, frozenset(errors_of(model))
 
 
-def _refusal(parser, model: onnx.ModelProto) -> str:
+def _refusal(parser: Any, model: onnx.ModelProto) -> str:
     """'' when an engine comes out."""
     content = model.SerializeToString()
     answer = parser.ask(content)
@@ -51,7 +52,9 @@ def _refusal(parser, model: onnx.ModelProto) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", [products, convolutions])
-def test_what_lint_passes_is_built_and_what_it_refuses_is_not(parser, draw: Callable[[int], onnx.ModelProto]):
+def test_what_lint_passes_is_built_and_what_it_refuses_is_not(
+    parser: Any, draw: Callable[[int], onnx.ModelProto]
+) -> None:
     verdicts: Counter[str] = Counter()
     for seed in range(DRAWN):
         model, errors = drawn(draw, seed)
@@ -62,7 +65,7 @@ def test_what_lint_passes_is_built_and_what_it_refuses_is_not(parser, draw: Call
     assert min(verdicts.values()) >= DRAWN // 4
 
 
-def test_the_draws_hold_every_kind_of_grid_and_most_rules(parser):
+def test_the_draws_hold_every_kind_of_grid_and_most_rules(parser: Any) -> None:
     models = [drawn(draw, seed) for draw in (products, convolutions) for seed in range(DRAWN)]
     found = Counter(rule for _, errors in models for rule in errors)
     assert {"AVQ-L01", "AVQ-L02", "AVQ-L22", "AVQ-L47", "AVQ-L48", "AVQ-L49", "AVQ-L51"} <= set(found)
@@ -73,7 +76,7 @@ def test_the_draws_hold_every_kind_of_grid_and_most_rules(parser):
     assert len(blocked) >= 10
 
 
-def test_legal_ones_are_legal_to_onnxruntime_too():
+def test_legal_ones_are_legal_to_onnxruntime_too() -> None:
     for draw in (products, convolutions):
         legal = [model for model, errors in (drawn(draw, seed) for seed in range(DRAWN)) if not errors]
         for model in legal[:8]:
@@ -116,7 +119,7 @@ FOUR, BLOCKS = Grid(TensorProto.INT4, 1), Grid(TensorProto.INT4, 0, 16)
 
 @pytest.mark.parametrize("grid", [Grid(TensorProto.INT4), FOUR, BLOCKS], ids=["tensor", "channel", "block"])
 @pytest.mark.parametrize("half", [False, True])
-def test_scales_are_in_the_type_of_the_result(parser, grid: Grid, half: bool):
+def test_scales_are_in_the_type_of_the_result(parser: Any, grid: Grid, half: bool) -> None:
     legal = sketch(half=half)
     model = multiplied(legal, weights(legal, grid))
     assert errors_of(model) == set() and _refusal(parser, model) == ""
@@ -127,7 +130,7 @@ def test_scales_are_in_the_type_of_the_result(parser, grid: Grid, half: bool):
     assert "infer output types" in _refusal(parser, model)
 
 
-def test_eight_bits_may_have_scales_of_another_type_than_their_result(parser):
+def test_eight_bits_may_have_scales_of_another_type_than_their_result(parser: Any) -> None:
     s = sketch(half=True)
     grid = Grid(TensorProto.INT8, 1)
     model = multiplied(s, weights(s, grid, scale=TensorProto.FLOAT, result=TensorProto.FLOAT16))
@@ -145,7 +148,9 @@ def _shared(s: Sketch, weight: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("build", [_left, _shared])
-def test_blocks_that_kill_the_builder_are_named_before(build: Callable[[Sketch, str], onnx.ModelProto]):
+def test_blocks_that_kill_the_builder_are_named_before(
+    build: Callable[[Sketch, str], onnx.ModelProto],
+) -> None:
     real_parser()
     for kind, lives in ((TensorProto.INT4, False), (TensorProto.INT8, True)):
         s = sketch()
@@ -154,7 +159,7 @@ def test_blocks_that_kill_the_builder_are_named_before(build: Callable[[Sketch, 
         assert survives(model.SerializeToString()) is lives
 
 
-def test_blocks_that_do_not_fit_are_cut_into_others_without_a_word(parser):
+def test_blocks_that_do_not_fit_are_cut_into_others_without_a_word(parser: Any) -> None:
     s = sketch()
     model = multiplied(
         s, weights(s, Grid(TensorProto.INT4, 1, 24))
@@ -162,14 +167,14 @@ def test_blocks_that_do_not_fit_are_cut_into_others_without_a_word(parser):
     assert errors_of(model) == {"AVQ-L22"} and parser.ask(model.SerializeToString()).verdict == "accepts"
 
 
-def test_what_tensorrt_10_does_not_read_is_an_error_for_it_and_none_for_cards_that_do(parser):
+def test_what_tensorrt_10_does_not_read_is_an_error_for_it_and_none_for_cards_that_do(parser: Any) -> None:
     s = sketch()
     model = multiplied(s, weights(s, Grid(TensorProto.INT8, 0, 16)))
     assert errors_of(model) == set() and _refusal(parser, model) == ""
     assert errors_of(model, "tensorrt") == {"AVQ-L22"}
 
 
-def test_data_in_four_bits_is_warned_of(parser):
+def test_data_in_four_bits_is_warned_of(parser: Any) -> None:
     s = sketch()
     parameters = [s.array(np.float32(0.02)), s.integers((), TensorProto.INT4, 0)]
     pair = s.op("DequantizeLinear", [s.op("QuantizeLinear", ["x", *parameters]), *parameters])
@@ -180,7 +185,7 @@ def test_data_in_four_bits_is_warned_of(parser):
 
 @pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.INT8])
 @pytest.mark.parametrize("use", ["Transpose", "Cast"])
-def test_integer_constants_go_straight_to_their_dequantizer(parser, kind: int, use: str):
+def test_integer_constants_go_straight_to_their_dequantizer(parser: Any, kind: int, use: str) -> None:
     s = sketch()
     integers = s.integers((32, 32), kind)
     if use == "Cast":
@@ -194,7 +199,7 @@ def test_integer_constants_go_straight_to_their_dequantizer(parser, kind: int, u
     )
 
 
-def test_integers_of_four_bits_are_reshaped_and_nothing_else_on_their_way(parser):
+def test_integers_of_four_bits_are_reshaped_and_nothing_else_on_their_way(parser: Any) -> None:
     for op, attributes, legal in (("Transpose", {"perm": [1, 0]}, True), ("Unsqueeze", {}, False)):
         s = sketch()
         parameters = [s.array(np.float32(0.02)), s.integers((), TensorProto.INT4, 0)]
@@ -205,7 +210,7 @@ def test_integers_of_four_bits_are_reshaped_and_nothing_else_on_their_way(parser
         assert (_refusal(parser, model) == "") is legal
 
 
-def test_a_summed_axis_may_have_the_scales_of_four_bits(parser):
+def test_a_summed_axis_may_have_the_scales_of_four_bits(parser: Any) -> None:
     s = sketch()
     model = multiplied(s, weights(s, Grid(TensorProto.INT4, 0)))
     assert errors_of(model) == set() and _refusal(parser, model) == ""
@@ -215,7 +220,7 @@ def test_a_summed_axis_may_have_the_scales_of_four_bits(parser):
 
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("scale", [TensorProto.FLOAT, TensorProto.FLOAT16])
-def test_repeated_weights_beside_integers_need_scales_of_one_type(parser, rank: int, scale: int):
+def test_repeated_weights_beside_integers_need_scales_of_one_type(parser: Any, rank: int, scale: int) -> None:
     """8-bit weights too: in FP16 networks the builder compares the scales of both sides."""
     s = sketch(half=True)
     x = s.op("Cast", ["x"], to=s.float)
@@ -230,7 +235,7 @@ def test_repeated_weights_beside_integers_need_scales_of_one_type(parser, rank: 
     assert (_refusal(parser, model) == "") is legal
 
 
-def test_a_cycle_and_missing_tensors_do_not_stop_the_rules():
+def test_a_cycle_and_missing_tensors_do_not_stop_the_rules() -> None:
     s = sketch()
     weight = weights(s, BLOCKS)
     s.op("Transpose", [weight], perm=[1, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,15 +75,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("rule", sorted(CASES))
-def test_a_rule_finds_its_own_case(rule):
+def test_a_rule_finds_its_own_case(rule: Any) -> None:
     assert rule in _ids(CASES[rule])
 
 
-def test_a_legal_pair_has_no_findings():
+def test_a_legal_pair_has_no_findings() -> None:
     assert _ids(_chain(zero=S8, scale=ONE)) == set()
 
 
-def test_weights_along_the_wrong_axis_and_coarse_depthwise_weights():
+def test_weights_along_the_wrong_axis_and_coarse_depthwise_weights() -> None:
     net = small_net()
     plan = simple_plan(net)
     wrong = with_points(
@@ -95,7 +96,7 @@ def test_weights_along_the_wrong_axis_and_coarse_depthwise_weights():
     }
 
 
-def _reshaped(plan, tensor, *, axis, channels=0):
+def _reshaped(plan: Any, tensor: Any, *, axis: Any, channels: int = 0) -> Any:
     from dataclasses import replace
 
     point = plan.by_edge[Edge(tensor)]
@@ -104,7 +105,7 @@ def _reshaped(plan, tensor, *, axis, channels=0):
     return replace(point, scale=scale, zero_point=np.zeros(shape, np.int64), axis=axis)
 
 
-def test_placement_rules_warn():
+def test_placement_rules_warn() -> None:
     net = small_net()
     tensors = ["x1", "x2", "x7", "boxes"]
     ranges = peaks(net, tensors)
@@ -118,7 +119,7 @@ def test_placement_rules_warn():
     assert all(f.severity == "warning" for f in lint(model, "tensorrt"))
 
 
-def test_the_signed_file_is_for_tensorrt_and_the_unsigned_one_for_cpus():
+def test_the_signed_file_is_for_tensorrt_and_the_unsigned_one_for_cpus() -> None:
     net = small_net()
     plan = simple_plan(net)
     signed, unsigned = (onnx.ModelProto.FromString(lower(net, plan, e)) for e in ("s8", "u8"))
@@ -128,7 +129,7 @@ def test_the_signed_file_is_for_tensorrt_and_the_unsigned_one_for_cpus():
     assert _ids(unsigned, "tensorrt") == {"AVQ-L01", "AVQ-L02"}
 
 
-def test_integer_operators_computed_scales_and_training_dialects():
+def test_integer_operators_computed_scales_and_training_dialects() -> None:
     node = helper.make_node
     tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "s", "y")]
     graph = helper.make_graph(
@@ -145,7 +146,7 @@ def test_integer_operators_computed_scales_and_training_dialects():
     assert {("AVQ-L10", "dyn"), ("AVQ-L09", "late"), ("AVQ-L08", "late"), ("AVQ-L20", "brevitas")} <= found
 
 
-def test_operators_of_onnxruntime_are_no_fault_on_a_cpu_and_hide_nothing_behind_them():
+def test_operators_of_onnxruntime_are_no_fault_on_a_cpu_and_hide_nothing_behind_them() -> None:
     node = helper.make_node
     value = helper.make_tensor_value_info
     nodes = [
@@ -165,18 +166,18 @@ def test_operators_of_onnxruntime_are_no_fault_on_a_cpu_and_hide_nothing_behind_
     assert _ids(model, "onnxruntime") == {"AVQ-L40", "AVQ-L41"} or _ids(model, "onnxruntime") == {"AVQ-L40"}
 
 
-def test_an_unknown_target_is_refused_with_the_nearest():
+def test_an_unknown_target_is_refused_with_the_nearest() -> None:
     with pytest.raises(RequestError, match="did you mean 'tensorrt'"):
         lint(_chain(zero=S8, scale=ONE), "tensorrtt")
 
 
-def test_ids_are_unique_and_every_rule_says_what_to_do():
+def test_ids_are_unique_and_every_rule_says_what_to_do() -> None:
     assert [rule.id for rule in RULES] == [f"AVQ-L{n:02d}" for n in range(1, len(RULES) + 1)]
     assert all(rule.fix and rule.what and rule.severity in ("error", "warning") for rule in RULES)
 
 
 @pytest.mark.material
-def test_real_files_of_other_tools(material: Path):
+def test_real_files_of_other_tools(material: Path) -> None:
     read = {p.name: onnx.load(p) for p in (material / "quantized").glob("*.onnx")}
     assert {"AVQ-L02", "AVQ-L03"} <= _ids(read["twinlitenet_ort_static.onnx"])
     assert "AVQ-L10" in _ids(read["twinlitenet_ort_dynamic.onnx"])

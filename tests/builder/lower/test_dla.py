@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,19 +21,19 @@ from tests.builder.lower.lowering_nets import answers, picture, simple_plan, sma
 
 
 @pytest.fixture(scope="module")
-def net():
+def net() -> Any:
     return small_net()
 
 
 @pytest.fixture(scope="module")
-def plan(net):
+def plan(net: Any) -> Any:
     view = view_of(net)
     peaks = activation_peaks(net, view, [picture(0)], engine_by_name("onnxruntime"))
     planned = to_fp16(view, simple_plan(net, view), peaks)
     return replace(planned, ranges={name: (-peak, peak) for name, peak in peaks.items()})
 
 
-def test_the_model_has_no_pairs_and_computes_the_float_network(net, plan):
+def test_the_model_has_no_pairs_and_computes_the_float_network(net: Any, plan: Any) -> None:
     written = lower_implicit(net, plan)
     model = onnx.load_model_from_string(written.model)
     assert not [node for node in model.graph.node if "QuantizeLinear" in node.op_type]
@@ -40,7 +41,7 @@ def test_the_model_has_no_pairs_and_computes_the_float_network(net, plan):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_every_float_tensor_has_a_scale_and_the_plans_are_exact(net, plan):
+def test_every_float_tensor_has_a_scale_and_the_plans_are_exact(net: Any, plan: Any) -> None:
     written = lower_implicit(net, plan)
     scales = {entry.tensor: entry.scale for entry in parse_cache(written.cache).entries}
     made = [name for node in net.graph.node for name in node.output]
@@ -51,7 +52,7 @@ def test_every_float_tensor_has_a_scale_and_the_plans_are_exact(net, plan):
     assert scales[free] == pytest.approx(plan.ranges[free][1] / 127)
 
 
-def test_layers_keep_the_plans_precisions(net, plan):
+def test_layers_keep_the_plans_precisions(net: Any, plan: Any) -> None:
     precisions = lower_implicit(net, plan).precisions
     assert {"int8", "fp16"} <= set(precisions.values())
     assert {n for n, p in precisions.items() if p == "int8"} == {
@@ -59,17 +60,17 @@ def test_layers_keep_the_plans_precisions(net, plan):
     }
 
 
-def test_the_same_plan_gives_the_same_bytes(net, plan):
+def test_the_same_plan_gives_the_same_bytes(net: Any, plan: Any) -> None:
     assert lower_implicit(net, plan) == lower_implicit(net, plan)
 
 
-def test_the_parser_takes_the_model(net, plan):
+def test_the_parser_takes_the_model(net: Any, plan: Any) -> None:
     parser = real_parser()
     model = lower_implicit(net, plan).model
     assert parser.ask(model).verdict == "accepts" and parser.builds(model) == ""
 
 
-def test_what_dla_cannot_say_is_refused(net, plan):
+def test_what_dla_cannot_say_is_refused(net: Any, plan: Any) -> None:
     with pytest.raises(PlanError, match="no range for"):
         lower_implicit(net, replace(plan, ranges={}))
     point = next(p for p in plan.points if p.edge == Edge(p.edge.tensor) and p.edge.tensor in plan.ranges)
@@ -78,7 +79,7 @@ def test_what_dla_cannot_say_is_refused(net, plan):
         lower_implicit(net, replace(plan, points=points))
 
 
-def test_a_dead_tensor_gets_a_small_scale(net, plan):
+def test_a_dead_tensor_gets_a_small_scale(net: Any, plan: Any) -> None:
     free = next(t for t in plan.ranges if Edge(t) not in plan.by_edge)
     dead = replace(plan, ranges={**plan.ranges, free: (0.0, 0.0)})
     scales = {e.tensor: e.scale for e in parse_cache(lower_implicit(net, dead).cache).entries}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from tests.conftest import PRODUCTS_SATURATE
 ROWS, INS, OUTS = 12, 24, 16
 
 
-def network(op: str, attributes: dict, weight_shape: tuple[int, ...]) -> onnx.ModelProto:
+def network(op: str, attributes: dict[str, Any], weight_shape: tuple[int, ...]) -> onnx.ModelProto:
     rng = np.random.default_rng(3)
     constants = {
         "w": rng.normal(size=weight_shape).astype(np.float32),
@@ -88,7 +89,9 @@ def picture(*shape: int) -> np.ndarray:
         ("Gemm", {"transB": 1, "alpha": 0.25}, (OUTS, INS)),
     ],
 )
-def test_the_integers_mean_what_the_pairs_mean(op, attributes, weight_shape, tmp_path):
+def test_the_integers_mean_what_the_pairs_mean(
+    op: str, attributes: dict[str, Any], weight_shape: Any, tmp_path: Path
+) -> None:
     proto, plan = dynamic(network(op, attributes, weight_shape), tmp_path)
     pairs = lower_qdq(proto, plan, "asymmetric").SerializeToString()
     integers = lower(proto, plan, "asymmetric")
@@ -99,7 +102,7 @@ def test_the_integers_mean_what_the_pairs_mean(op, attributes, weight_shape, tmp
         np.testing.assert_allclose(answer, answers(pairs, x), rtol=0, atol=2e-5)
 
 
-def test_onnxruntime_runs_product_and_bias_as_one_integer_kernel(tmp_path):
+def test_onnxruntime_runs_product_and_bias_as_one_integer_kernel(tmp_path: Path) -> None:
     proto, plan = dynamic(network("MatMul", {}, (INS, OUTS)), tmp_path)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -111,13 +114,13 @@ def test_onnxruntime_runs_product_and_bias_as_one_integer_kernel(tmp_path):
 
 
 @pytest.mark.parametrize("attributes", [{"beta": 0.5}, {"transA": 1}])
-def test_forms_that_the_integer_operator_lacks_stay_pairs(attributes, tmp_path):
+def test_forms_that_the_integer_operator_lacks_stay_pairs(attributes: dict[str, Any], tmp_path: Path) -> None:
     proto, plan = dynamic(network("Gemm", attributes, (INS, OUTS)), tmp_path)
     lowered = onnx.load_model_from_string(lower(proto, plan, "asymmetric"))
     assert "Gemm" in {n.op_type for n in lowered.graph.node}
 
 
-def test_two_activations_are_both_quantized_at_run_time(tmp_path):
+def test_two_activations_are_both_quantized_at_run_time(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [
             helper.make_node("Transpose", ["q"], ["k"], name="turn", perm=[0, 2, 1]),
@@ -138,7 +141,7 @@ def test_two_activations_are_both_quantized_at_run_time(tmp_path):
     np.testing.assert_allclose(found, answers(pairs, q), rtol=0, atol=2e-5)
 
 
-def test_scales_follow_the_picture(tmp_path):
+def test_scales_follow_the_picture(tmp_path: Path) -> None:
     """A hundred times darker input keeps its relative precision: what no calibrated scale can do."""
     float_model = network("MatMul", {}, (INS, OUTS))
     proto, plan = dynamic(float_model, tmp_path)
@@ -151,7 +154,7 @@ def test_scales_follow_the_picture(tmp_path):
             assert np.square(noise).mean() < 1e-3 * np.square(exact).mean()
 
 
-def test_weights_of_two_readers_stay_for_the_one_that_needs_them_in_float(tmp_path):
+def test_weights_of_two_readers_stay_for_the_one_that_needs_them_in_float(tmp_path: Path) -> None:
     """A weight read by a dynamic product and by a float one keeps its pair for the latter."""
     base = network("MatMul", {}, (INS, OUTS))
     base.graph.node.append(helper.make_node("Relu", ["x"], ["r"], name="relu"))

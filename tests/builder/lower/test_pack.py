@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from avq.builder.graph.view import view_of
 from avq.builder.lower import lower, saturation_probe
 from avq.builder.lower.grid import quantize_constant, spread
 from avq.builder.lower.model import Model
@@ -19,7 +22,7 @@ from avq.bundle.plan import plan_from_parts, plan_to_parts
 from avq.engines import builtin_engines, engine_by_name
 from avq.errors import PlanError
 from avq.types import Edge, QuantizationPlan, QuantPoint, SessionOptions
-from tests.builder.lower.lowering_nets import answers, picture, simple_plan, small_net, view_of
+from tests.builder.lower.lowering_nets import answers, picture, simple_plan, small_net
 
 BITS = (1, 2, 3, 4, 5, 6, 7)
 
@@ -46,7 +49,7 @@ def unpacked(integers: np.ndarray, bits: int, *, signed: bool) -> tuple[np.ndarr
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_unpacking_returns_what_was_packed(bits, signed, shape, seed):
+def test_unpacking_returns_what_was_packed(bits: Any, signed: Any, shape: Any, seed: Any) -> None:
     rng = np.random.default_rng(seed)
     if bits == 1:
         integers = rng.choice(np.array([-1, 1]), shape)
@@ -59,7 +62,7 @@ def test_unpacking_returns_what_was_packed(bits, signed, shape, seed):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_packing_wastes_nothing(bits):
+def test_packing_wastes_nothing(bits: Any) -> None:
     levels = np.random.default_rng(bits).integers(0, 1 << bits, 640)
     assert sum(plane.data.nbytes for plane in pack(levels, bits)) == 80 * bits
 
@@ -92,7 +95,7 @@ def with_planned_weights(net: onnx.ModelProto, plan: QuantizationPlan) -> dict[s
 
 @pytest.mark.parametrize("bits", [*BITS, 8])
 @pytest.mark.parametrize("data", [False, True])
-def test_the_reference_computes_the_planned_numbers(bits, data):
+def test_the_reference_computes_the_planned_numbers(bits: Any, data: bool) -> None:
     net = small_net()
     plan = packed_plan(net, bits, data=data)
     numbers = with_planned_weights(net, plan)
@@ -106,7 +109,7 @@ def test_the_reference_computes_the_planned_numbers(bits, data):
 
 
 @pytest.mark.parametrize("bits", [*BITS, 8])
-def test_every_runtime_opens_packed_weights(bits):
+def test_every_runtime_opens_packed_weights(bits: Any) -> None:
     net = small_net()
     model = lower(net, packed_plan(net, bits, data=False), "u8")
     wanted = answers(model, [picture(0)])[0]
@@ -117,7 +120,7 @@ def test_every_runtime_opens_packed_weights(bits):
                 np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-3)
 
 
-def test_asymmetric_weights_keep_their_zero_point():
+def test_asymmetric_weights_keep_their_zero_point() -> None:
     net = small_net()
     point = QuantPoint(
         Edge("fc.w"),
@@ -138,7 +141,7 @@ def test_asymmetric_weights_keep_their_zero_point():
     )
 
 
-def test_one_bit_and_packed_belong_on_constants():
+def test_one_bit_and_packed_belong_on_constants() -> None:
     scale, zero = np.float32(0.1).reshape(()), np.zeros((), np.int64)
     for point in (
         QuantPoint(Edge("x2"), scale, zero, bits=1),
@@ -150,13 +153,13 @@ def test_one_bit_and_packed_belong_on_constants():
         QuantPoint(Edge("x2"), scale, zero, bits=1, signed=False)
 
 
-def test_a_packed_plan_survives_the_bundle_and_older_plans_keep_their_digest():
+def test_a_packed_plan_survives_the_bundle_and_older_plans_keep_their_digest() -> None:
     plan = packed_plan(small_net(), 3, data=True)
     assert plan_from_parts(*plan_to_parts(plan)).digest == plan.digest
     assert all("packed" not in p.settings() for p in simple_plan(small_net()).points)
 
 
-def test_the_probe_does_not_carry_the_float_weights_along():
+def test_the_probe_does_not_carry_the_float_weights_along() -> None:
     net = small_net()
     plan = packed_plan(net, 2, data=True)
     probe, floats = saturation_probe(net, plan), saturation_probe(net, without_weights(plan, net))
@@ -170,7 +173,7 @@ def test_the_probe_does_not_carry_the_float_weights_along():
         assert got[name] == pytest.approx(value, abs=2e-3)
 
 
-def test_a_plan_with_float_data_has_nothing_to_probe():
+def test_a_plan_with_float_data_has_nothing_to_probe() -> None:
     net = small_net()
     assert not saturation_probe(net, packed_plan(net, 4, data=False)).graph.output
 
@@ -198,7 +201,9 @@ def weight_bytes(net: onnx.ModelProto, model: onnx.ModelProto) -> int:
     kind=st.sampled_from(["f4", "f2", "f8", "i8"]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_overrides_survive_the_bundle_bit_by_bit(rows, columns, levels, kind, seed):
+def test_overrides_survive_the_bundle_bit_by_bit(
+    rows: Any, columns: Any, levels: Any, kind: Any, seed: Any
+) -> None:
     rng = np.random.default_rng(seed)
     grid = np.concatenate([rng.normal(size=(rows, levels)), np.full((rows, 1), -0.0)], axis=1).astype(kind)
     array = np.take_along_axis(grid, rng.integers(0, levels + 1, (rows, columns)), axis=1)
@@ -207,7 +212,7 @@ def test_overrides_survive_the_bundle_bit_by_bit(rows, columns, levels, kind, se
         assert plan_from_parts(*plan_to_parts(plan)).digest == plan.digest
 
 
-def test_rounded_weights_do_not_lie_in_the_plan_as_floats():
+def test_rounded_weights_do_not_lie_in_the_plan_as_floats() -> None:
     levels = np.random.default_rng(0).integers(-4, 4, (64, 64, 3, 3))
     weights = (levels * np.linspace(0.01, 0.1, 64)[:, None, None, None]).astype(np.float32)
     _, arrays = plan_to_parts(QuantizationPlan("", overrides={"w": weights}))
@@ -216,7 +221,7 @@ def test_rounded_weights_do_not_lie_in_the_plan_as_floats():
 
 @pytest.mark.parametrize("bits", [1, 3, 6])
 @pytest.mark.parametrize("data", [False, True])
-def test_runtimes_unpack_once_when_they_load(tmp_path, bits, data):
+def test_runtimes_unpack_once_when_they_load(tmp_path: Path, bits: int, data: bool) -> None:
     """What is left to do per inference holds no table: the weights were unpacked before."""
     ort, ov = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
     net = small_net()

@@ -37,7 +37,7 @@ def _halves(*names: str) -> QuantizationPlan:
     return QuantizationPlan("", precisions=dict.fromkeys(names, HALF))
 
 
-def test_an_fp16_island_computes_in_fp16_and_keeps_all_names():
+def test_an_fp16_island_computes_in_fp16_and_keeps_all_names() -> None:
     net = small_net()
     lowered = lower(net, _halves("depth", "sig", "silu", "point"), "s8")
     model = onnx.ModelProto.FromString(lowered)
@@ -52,27 +52,27 @@ def test_an_fp16_island_computes_in_fp16_and_keeps_all_names():
     assert 0 < error < 5e-3
 
 
-def test_int8_and_fp16_live_in_one_file():
+def test_int8_and_fp16_live_in_one_file() -> None:
     net = small_net()
     plan = replace(simple_plan(net), precisions={"add": HALF, "cat": HALF})
     assert set(answers(lower(net, plan, "u8"), [picture(0)])[0]) == set(OUTPUTS)
 
 
-def test_constants_outside_fp16_are_refused():
+def test_constants_outside_fp16_are_refused() -> None:
     net = small_net()
     plan = replace(_halves("point"), overrides={"point.b": np.full(8, 7e4, np.float32)})
     with pytest.raises(PlanError, match=r"point\.b"):
         lower(net, plan, "s8")
 
 
-def test_operators_without_an_fp16_form_are_refused():
+def test_operators_without_an_fp16_form_are_refused() -> None:
     net = small_net()
     net.graph.node.append(onnx.helper.make_node("Shape", ["x2"], ["shape"], name="shape_of"))
     with pytest.raises(PlanError, match="has no FP16 form"):
         lower(net, _halves("shape_of"), "s8")
 
 
-def test_the_probe_tells_the_share_outside_the_range():
+def test_the_probe_tells_the_share_outside_the_range() -> None:
     net = small_net()
     low, high = peaks(net, ["x2"])["x2"]
     wide, tight = data_point(Edge("x2"), low, high * 4), data_point(Edge("x2", "cat", 1), low, high / 4)
@@ -94,7 +94,7 @@ def test_the_probe_tells_the_share_outside_the_range():
     assert not ops(probe, "Gemm")  # the probe stops at the last tensor it watches
 
 
-def test_multiply_adds_are_counted_by_hand():
+def test_multiply_adds_are_counted_by_hand() -> None:
     view = view_of(small_net())
     assert macs_by_node(view) == {
         "stem": 16 * 16 * 8 * 3 * 9,
@@ -106,7 +106,7 @@ def test_multiply_adds_are_counted_by_hand():
     }
 
 
-def test_the_int8_share_counts_nodes_with_both_inputs_quantized():
+def test_the_int8_share_counts_nodes_with_both_inputs_quantized() -> None:
     net = small_net()
     view, plan = view_of(net), simple_plan(net)
     assert int8_mac_share(view, plan) == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,14 +43,16 @@ def plan(net: onnx.ModelProto) -> QuantizationPlan:
     return simple_plan(net)
 
 
-def test_signed_and_unsigned_files_give_the_same_bits_on_100_pictures(net, plan):
+def test_signed_and_unsigned_files_give_the_same_bits_on_100_pictures(
+    net: onnx.ModelProto, plan: QuantizationPlan
+) -> None:
     pictures = [picture(seed) for seed in range(100)]
     signed, unsigned = (answers(lower(net, plan, encoding), pictures) for encoding in ("s8", "u8"))
     for one, other in zip(signed, unsigned, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in OUTPUTS)
 
 
-def test_asymmetric_is_closer_to_float_than_symmetric(net, plan):
+def test_asymmetric_is_closer_to_float_than_symmetric(net: onnx.ModelProto, plan: QuantizationPlan) -> None:
     pictures = [picture(seed) for seed in range(5)]
     floats = answers(net, pictures)
 
@@ -62,17 +65,21 @@ def test_asymmetric_is_closer_to_float_than_symmetric(net, plan):
     assert 0 < asymmetric < symmetric
 
 
-def test_symmetric_plan_as_asymmetric_is_the_unsigned_file(net, plan):
+def test_symmetric_plan_as_asymmetric_is_the_unsigned_file(
+    net: onnx.ModelProto, plan: QuantizationPlan
+) -> None:
     assert lower(net, plan, "asymmetric") == lower(net, plan, "u8")
 
 
-def test_the_same_plan_gives_the_same_file_and_leaves_the_model_alone(net, plan):
+def test_the_same_plan_gives_the_same_file_and_leaves_the_model_alone(
+    net: onnx.ModelProto, plan: QuantizationPlan
+) -> None:
     before = net.SerializeToString(deterministic=True)
     assert lower(net, plan, "s8") == lower(net, plan, "s8")
     assert net.SerializeToString(deterministic=True) == before
 
 
-def test_a_written_point_computes_what_the_plan_says(net):
+def test_a_written_point_computes_what_the_plan_says(net: onnx.ModelProto) -> None:
     """One quantized activation, compared with the formula on the float tensor."""
     point = data_point(Edge("x2"), *peaks(net, ["x2"])["x2"])
     watched = onnx.ModelProto.FromString(lower(net, QuantizationPlan("", (point,)), "s8"))
@@ -85,7 +92,7 @@ def test_a_written_point_computes_what_the_plan_says(net):
     assert np.array_equal(got[dequantized], wanted.astype(np.float32))
 
 
-def test_nothing_is_written_that_the_plan_does_not_name(net, plan):
+def test_nothing_is_written_that_the_plan_does_not_name(net: onnx.ModelProto, plan: QuantizationPlan) -> None:
     empty = lower_qdq(net, QuantizationPlan("any"), "s8")
     assert [n.SerializeToString() for n in empty.graph.node] == [
         n.SerializeToString() for n in net.graph.node
@@ -95,7 +102,7 @@ def test_nothing_is_written_that_the_plan_does_not_name(net, plan):
     assert len(ops(one, "DequantizeLinear")) == 1
 
 
-def test_readers_with_the_same_grid_share_one_pair(net):
+def test_readers_with_the_same_grid_share_one_pair(net: onnx.ModelProto) -> None:
     low, high = peaks(net, ["x2"])["x2"]
     edges = [Edge("x2", "depth", 0), Edge("x2", "add", 1), Edge("x2", "cat", 1)]
     same = tuple(data_point(edge, low, high) for edge in edges)
@@ -105,7 +112,7 @@ def test_readers_with_the_same_grid_share_one_pair(net):
     assert len(ops(other, "QuantizeLinear")) == 2
 
 
-def test_only_the_named_reader_sees_the_quantized_value(net):
+def test_only_the_named_reader_sees_the_quantized_value(net: onnx.ModelProto) -> None:
     point = data_point(Edge("x2", "add", 1), *peaks(net, ["x2"])["x2"])
     model = lower_qdq(net, QuantizationPlan("", (point,)), "s8")
     inputs = {node.name: list(node.input) for node in model.graph.node}
@@ -115,7 +122,7 @@ def test_only_the_named_reader_sees_the_quantized_value(net):
     assert inputs["add"][1] == ops(model, "DequantizeLinear")[0].output[0]
 
 
-def test_a_reader_of_its_own_overrules_the_tensor(net):
+def test_a_reader_of_its_own_overrules_the_tensor(net: onnx.ModelProto) -> None:
     low, high = peaks(net, ["x2"])["x2"]
     whole = data_point(Edge("x2"), low, high)
     own = data_point(Edge("x2", "cat", 1), low, high / 4)
@@ -124,7 +131,7 @@ def test_a_reader_of_its_own_overrules_the_tensor(net):
     assert inputs["depth"][0] == inputs["add"][1] != inputs["cat"][1]
 
 
-def test_output_names_survive_a_quantized_output(net):
+def test_output_names_survive_a_quantized_output(net: onnx.ModelProto) -> None:
     point = data_point(Edge("boxes"), *peaks(net, ["boxes"])["boxes"])
     lowered = lower(net, QuantizationPlan("", (point,)), "s8")
     got, floats = answers(lowered, [picture(0)])[0], answers(net, [picture(0)])[0]
@@ -133,7 +140,7 @@ def test_output_names_survive_a_quantized_output(net):
     assert np.array_equal(got["boxes"], wanted.astype(np.float32))
 
 
-def test_new_names_do_not_meet_names_of_the_model(net, plan):
+def test_new_names_do_not_meet_names_of_the_model(net: onnx.ModelProto, plan: QuantizationPlan) -> None:
     """A model that already uses the very names the writer would choose."""
     hostile = onnx.ModelProto()
     hostile.CopyFrom(net)
@@ -151,7 +158,9 @@ def test_new_names_do_not_meet_names_of_the_model(net, plan):
     )
 
 
-def test_weights_become_signed_bytes_and_biases_stay_float(net, plan):
+def test_weights_become_signed_bytes_and_biases_stay_float(
+    net: onnx.ModelProto, plan: QuantizationPlan
+) -> None:
     model = onnx.ModelProto.FromString(lower(net, plan, "u8"))
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     for node in (n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm")):
@@ -161,7 +170,7 @@ def test_weights_become_signed_bytes_and_biases_stay_float(net, plan):
     assert "stem.w" not in kinds
 
 
-def test_overrides_replace_constants(net, plan):
+def test_overrides_replace_constants(net: onnx.ModelProto, plan: QuantizationPlan) -> None:
     corrected = numpy_helper.to_array(next(t for t in net.graph.initializer if t.name == "fc.b")) + 1
     changed = lower(net, replace(plan, overrides={"fc.b": corrected}), "s8")
     shift = (
@@ -174,7 +183,7 @@ def test_overrides_replace_constants(net, plan):
 
 
 @pytest.mark.parametrize(("bits", "narrow"), [(4, False), (6, False), (8, True), (2, False)])
-def test_small_grids_only_reach_their_levels(net, bits, narrow):
+def test_small_grids_only_reach_their_levels(net: onnx.ModelProto, bits: int, narrow: bool) -> None:
     low, high = peaks(net, ["x3"])["x3"]
     point = replace(data_point(Edge("x3"), low / 3, high / 3, bits=bits), narrow=narrow)
     model = onnx.ModelProto.FromString(lower(net, QuantizationPlan("", (point,)), "s8"))
@@ -187,7 +196,7 @@ def test_small_grids_only_reach_their_levels(net, bits, narrow):
     assert np.array_equal(unsigned["boxes"], answers(model, [picture(0)])[0]["boxes"])
 
 
-def test_packed_four_bit_blocks_and_sixteen_bits_raise_the_opset(net):
+def test_packed_four_bit_blocks_and_sixteen_bits_raise_the_opset(net: onnx.ModelProto) -> None:
     weight = view_of(net).constants["point.w"]
     blocks = np.abs(weight).reshape(8, 2, 4).max(axis=2).reshape(8, 2, 1, 1).astype(np.float32) / 7
     packed = QuantPoint(
@@ -209,7 +218,7 @@ def test_packed_four_bit_blocks_and_sixteen_bits_raise_the_opset(net):
     assert 0 < error < 0.05
 
 
-def test_dynamic_scales_follow_the_picture(net, plan):
+def test_dynamic_scales_follow_the_picture(net: onnx.ModelProto, plan: QuantizationPlan) -> None:
     """No calibration: the grid of each picture is its own minimum and maximum."""
     constants = view_of(net).constants
     dynamic = tuple(
@@ -221,7 +230,7 @@ def test_dynamic_scales_follow_the_picture(net, plan):
     got, floats = answers(lowered, pictures), answers(net, pictures)
     static = answers(lower(net, plan, "s8"), pictures)
 
-    def noise(answer, index):
+    def noise(answer: Any, index: Any) -> Any:
         return float(((answer[index]["boxes"] - floats[index]["boxes"]) ** 2).mean())
 
     assert 0 < noise(got, 1) < noise(static, 1) / 4
@@ -232,7 +241,7 @@ def test_dynamic_scales_follow_the_picture(net, plan):
 
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_up", "floor", "ceil", "toward_zero"])
-def test_constants_are_rounded_as_planned(net, rounding):
+def test_constants_are_rounded_as_planned(net: onnx.ModelProto, rounding: str) -> None:
     formula = {
         "half_even": np.rint,
         "half_up": lambda x: np.floor(x + 0.5),
@@ -286,21 +295,25 @@ def _refusals(plan: QuantizationPlan) -> list[tuple[str, QuantizationPlan]]:
 
 
 @pytest.mark.parametrize("index", range(10))
-def test_plans_that_do_not_fit_are_refused_by_name(net, plan, index):
+def test_plans_that_do_not_fit_are_refused_by_name(
+    net: onnx.ModelProto, plan: QuantizationPlan, index: Any
+) -> None:
     words, broken = _refusals(plan)[index]
     with pytest.raises(PlanError) as caught:
         lower(net, broken, "s8")
     assert words in str(caught.value)
 
 
-def test_an_unknown_encoding_is_refused_with_the_nearest(net, plan):
+def test_an_unknown_encoding_is_refused_with_the_nearest(
+    net: onnx.ModelProto, plan: QuantizationPlan
+) -> None:
     with pytest.raises(RequestError, match="did you mean 'asymmetric'"):
         lower(net, plan, "asymetric")
 
 
 @pytest.mark.slow
 @pytest.mark.material
-def test_signed_and_unsigned_agree_on_a_real_detector(material: Path):
+def test_signed_and_unsigned_agree_on_a_real_detector(material: Path) -> None:
     """YOLOX-Nano with a min-max plan over all its convolutions, on real pictures."""
     spec = PreprocessSpec(width_px=416, height_px=416, anchor="top-left", channel_order="BGR", scale=1.0)
     model = fold_input(load_graph(material / "models" / "yolox_nano_416.onnx"), spec)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from avq.builder.graph.view import view_of
 from avq.builder.trials.int8_slowdowns import Context, Slowdown, find_slowdowns
 from avq.builder.trials.layer_times import LayerCosts
 from avq.builder.trials.serving import Candidate
 from avq.types import Edge, QuantizationPlan
-from tests.builder.lower.lowering_nets import data_point, simple_plan, small_net, view_of, with_points
+from tests.builder.lower.lowering_nets import data_point, simple_plan, small_net, with_points
 
 VNNI = "x86-64 avx2 avx512f avx512_vnni"
 
@@ -35,11 +37,11 @@ def causes(
     return {cause.name: cause for cause in found}
 
 
-def test_the_float_model_has_no_causes():
+def test_the_float_model_has_no_causes() -> None:
     assert causes(QuantizationPlan("")) == {}
 
 
-def test_operators_that_integers_do_not_speed_up_are_named():
+def test_operators_that_integers_do_not_speed_up_are_named() -> None:
     found = causes()
     assert found["depthwise"].nodes == ("depth",)
     assert found["single-rows"].nodes == ("fc",)
@@ -47,7 +49,7 @@ def test_operators_that_integers_do_not_speed_up_are_named():
     assert "no-dot-product" not in found and "ran-in-float" not in found and "signed-on-x86" not in found
 
 
-def test_a_curved_activation_costs_in_onnxruntime_only():
+def test_a_curved_activation_costs_in_onnxruntime_only() -> None:
     assert "depth" in causes()["curved-activations"].nodes
     assert "curved-activations" not in causes(engine="openvino", encoding="asymmetric")
 
@@ -60,19 +62,19 @@ def test_a_curved_activation_costs_in_onnxruntime_only():
         ("ran-in-float", {"runs_in": "f32"}),
     ],
 )
-def test_engine_and_processor_are_blamed_when_it_is_them(name, change):
+def test_engine_and_processor_are_blamed_when_it_is_them(name: str, change: dict[str, Any]) -> None:
     assert name in causes(**change) and name not in causes()
 
 
-def test_an_engine_that_was_not_asked_is_not_accused():
+def test_an_engine_that_was_not_asked_is_not_accused() -> None:
     assert "ran-in-float" not in causes(runs_in="")
 
 
-def test_arm_is_not_blamed_for_x86():
+def test_arm_is_not_blamed_for_x86() -> None:
     assert not {"signed-on-x86", "no-dot-product"} & set(causes(encoding="s8", isa="aarch64 asimd asimddp"))
 
 
-def test_a_float_operator_amid_integers_is_a_boundary():
+def test_a_float_operator_amid_integers_is_a_boundary() -> None:
     plan = simple_plan(small_net())
     island = replace(plan, points=tuple(p for p in plan.points if p.edge.tensor not in ("depth.w", "x2")))
     assert "boundaries" not in causes()
@@ -81,7 +83,7 @@ def test_a_float_operator_amid_integers_is_a_boundary():
     assert {"stem", "point"} <= set(boundary.nodes) and boundary.ms == pytest.approx(0.3)
 
 
-def test_concatenations_of_unlike_scales_and_quantized_outputs_are_found():
+def test_concatenations_of_unlike_scales_and_quantized_outputs_are_found() -> None:
     plan = simple_plan(small_net())
     apart = with_points(
         plan, data_point(Edge("x7", "cat", 0), -1, 1), data_point(Edge("x2", "cat", 1), -4, 4)
@@ -95,7 +97,7 @@ def test_concatenations_of_unlike_scales_and_quantized_outputs_are_found():
     assert output in causes(with_points(plan, data_point(Edge(output), -4, 4)))["quantized-outputs"].what
 
 
-def test_what_was_measured_comes_first_and_with_its_milliseconds():
+def test_what_was_measured_comes_first_and_with_its_milliseconds() -> None:
     costs = LayerCosts({"depth": 100_000, "fc": 50_000}, {"depth": 900_000, "fc": 20_000}, 0, 300_000)
     found = causes(costs=costs)
     assert found["depthwise"].ms == pytest.approx(0.8) and found["single-rows"].ms == pytest.approx(-0.03)
