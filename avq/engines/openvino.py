@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,7 @@ class OpenVinoSession:
     def _run(self, arrays: list[AnyArray]) -> RawOutputs:
         tensor_type = _load().Tensor
         for index, array in enumerate(arrays):  # shared: the request reads the caller's memory
-            self._request.set_input_tensor(index, tensor_type(array, shared_memory=True))
+            self._request.set_input_tensor(index, tensor_type(_writeable(array), shared_memory=True))
         try:
             self._request.infer(share_inputs=True, share_outputs=True)
         except RuntimeError as error:
@@ -223,6 +224,15 @@ class OpenVinoSession:
                 seen=error.seen,
                 fix="check the model: avq inspect MODEL.onnx",
             ) from error
+
+
+def _writeable(array: AnyArray) -> AnyArray:
+    """Return a writeable view of an input: OpenVINO shares no other memory, and only reads its inputs."""
+    if array.flags.writeable:
+        return array
+    address = array.__array_interface__["data"][0]
+    interface = {**array.__array_interface__, "data": (address, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=array))
 
 
 def _load() -> Any:

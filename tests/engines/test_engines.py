@@ -40,6 +40,18 @@ def test_outputs_are_the_same_arrays_every_time(engine: Any) -> None:
 
 
 @EACH
+def test_read_only_inputs_are_run(engine: Any) -> None:
+    session = engine.open(sample_model(), SessionOptions())
+    picture_in = sample_picture(0)
+    expected = session.infer(picture_in)[OUTPUT].copy()
+    frozen = picture_in.view()
+    frozen.flags.writeable = False
+    assert np.array_equal(session.infer(frozen)[OUTPUT], expected)
+    assert np.array_equal(session.run({INPUT: frozen})[OUTPUT], expected)
+    assert np.array_equal(frozen, sample_picture(0)) and not frozen.flags.writeable
+
+
+@EACH
 def test_memory_does_not_grow(engine: Any) -> None:
     session = engine.open(small_net().SerializeToString(), SessionOptions())
     process = psutil.Process()
