@@ -1,4 +1,4 @@
-"""The state machine: published frames and events in, alerts out. No clock, no I/O; replay runs the same code."""
+"""Alert rules as a state machine: published frames and events in, alerts out. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from avq.errors import DataError
 from avq.types import F64, AnyArray, Published
-
-# Polygons in the picture, in shares of its width and height: they hold for every resolution of the
-# camera.
+from avq.types.frame import AlertEvent
 
 Anchor = Literal["bottom", "center"]
 _EDGE = 1e-6
@@ -23,19 +21,19 @@ _EDGE = 1e-6
 
 @dataclass(frozen=True)
 class Zone:
-    """Where a detection counts.
+    """A polygon in shares of width and height of the picture, so that it fits every resolution.
 
     Attributes:
-        corners: (x, y) of at least three corners, 0..1 from the left and from the top.
+        corners: (x, y) of at least three corners, 0..1 from left and top.
         anchor: the point of a box that must lie inside: "bottom", the middle of its lower edge, where an object
-            stands on the road, or "center".
+            touches the ground, or "center".
     """
 
     corners: tuple[tuple[float, float], ...]
     anchor: Anchor = "bottom"
 
     def holds(self, boxes_xyxy_px: AnyArray, picture_size_px: tuple[int, int]) -> AnyArray:
-        """(N,) bool: which boxes (N, 4) have their anchor inside; by the even-odd rule."""
+        """Return (N,) bool: which boxes (N, 4) in pixels have their anchor inside, by the even-odd rule."""
         boxes = boxes_xyxy_px.astype(np.float64)
         x = (boxes[:, 0] + boxes[:, 2]) / 2 / picture_size_px[0]
         y = boxes[:, 3] if self.anchor == "bottom" else (boxes[:, 1] + boxes[:, 3]) / 2
@@ -43,7 +41,7 @@ class Zone:
 
 
 def _in_picture(share: F64) -> F64:
-    """A box that leaves the picture, or ends on its border, is still in a zone that ends there."""
+    """Clip to the picture, so that a box on its border is in a zone that ends there."""
     return np.clip(share, _EDGE, 1 - _EDGE)
 
 
@@ -58,10 +56,8 @@ def _inside(x: F64, y: F64, corners: F64) -> AnyArray:
     return odd
 
 
-# What an alert asks for, and what it says when it is raised.
-
-#: object: something is seen. budget_miss: a frame was late. camera_dead: a camera delivers nothing more.
-#: drift: the scene is unlike the calibration pictures.
+#: object: an object is detected. budget_miss: a frame was late. camera_dead: a camera delivers no more frames.
+#: drift: the scene differs from the calibration pictures.
 Condition = Literal["object", "budget_miss", "camera_dead", "drift"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
@@ -72,13 +68,13 @@ class Rule:
 
     Attributes:
         name: unique; part of every id.
-        condition: what is watched for.
+        condition: that raises it.
         classes: class names; any of them counts.
         min_score: of a detection, 0..1.
-        zone: where in the picture; None for anywhere.
+        zone: part of the picture; None for all of it.
         cameras: ids; empty for all.
         hits, frames: raised when at least ``hits`` of a camera's last ``frames`` published frames showed it.
-        cooldown_ns: silence of this rule and camera after an alert.
+        cooldown_ns: shortest time between two alerts of this rule and camera.
     """
 
     name: str
@@ -100,12 +96,12 @@ class Alert:
     """One raised alert.
 
     Attributes:
-        id: the same whenever the same rule is raised for the same camera within the same cooldown period.
-        rule, condition, camera: what was raised, for whom.
+        id: equal for alerts of one rule and camera within one cooldown period.
+        rule, condition, camera: name and condition of the rule, and the camera id.
         t_ns: monotonic time of the capture (or event) that raised it; unix_ns: the same as Unix time.
-        reason: in words.
+        reason: one line of text.
         seq: of the frame, -1 where an event raised it.
-        label, score, box_xyxy_px: the best detection that counted; "" where an event raised it.
+        label, score, box_xyxy_px: the best matching detection; "" where an event raised it.
     """
 
     id: str
@@ -121,15 +117,15 @@ class Alert:
     box_xyxy_px: tuple[float, ...] = ()
     vehicle: str = ""
 
-    def as_event(self) -> dict[str, Any]:
-        """The event sinks and uplinks receive; its ``kind`` is "alert"."""
-        seen: dict[str, Any] = {}
+    def as_event(self) -> AlertEvent:
+        """Return the event of kind "alert" that sinks receive."""
+        detection: dict[str, Any] = {}
         if self.seq >= 0:
-            seen["seq"] = self.seq
+            detection["seq"] = self.seq
         if self.label:
-            seen |= {"label": self.label, "score": self.score, "box_xyxy_px": list(self.box_xyxy_px)}
+            detection |= {"label": self.label, "score": self.score, "box_xyxy_px": list(self.box_xyxy_px)}
         at = datetime.fromtimestamp(self.unix_ns / 1e9, timezone.utc)
-        return {
+        event = {
             "kind": "alert",
             "t_ns": self.t_ns,
             "id": self.id,
@@ -138,9 +134,10 @@ class Alert:
             "vehicle": self.vehicle,
             "camera": self.camera,
             "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            **seen,
+            **detection,
             "reason": self.reason,
         }
+        return cast("AlertEvent", event)
 
 
 #: Kinds of event that raise an alert -> condition.
@@ -153,11 +150,11 @@ EVENTS: Mapping[str, Condition] = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one rule has come for one camera.
+    """State of one rule for one camera.
 
     Attributes:
         window: the last frames as bits, newest lowest; 1 is a hit.
-        raised_ns: when it was raised last; None before.
+        raised_ns: time of the last alert; None before the first.
     """
 
     window: int = 0
@@ -168,18 +165,18 @@ class Progress:
 
 
 def advance(rule: Rule, state: Progress, hit: bool, t_ns: int) -> tuple[Progress, bool]:
-    """One more frame: the new state, and whether the alert is raised now."""
-    seen = replace(state, window=((state.window << 1) | hit) & ((1 << rule.frames) - 1))
+    """Add one frame; return the new state, and whether the alert is raised now."""
+    after = replace(state, window=((state.window << 1) | hit) & ((1 << rule.frames) - 1))
     silent = state.raised_ns is not None and t_ns - state.raised_ns < rule.cooldown_ns
-    raised = hit and not silent and seen.hits() >= rule.hits
-    return (replace(seen, raised_ns=t_ns) if raised else seen), raised
+    raised = hit and not silent and after.hits() >= rule.hits
+    return (replace(after, raised_ns=t_ns) if raised else after), raised
 
 
 def alert_id(vehicle: str, rule: Rule, camera: str, unix_ns: int) -> str:
-    """24 hexadecimal digits out of who, what and when; "when" is counted in cooldown periods.
+    """Hash vehicle, rule, camera and cooldown period into 24 hexadecimal digits.
 
-    Two alerts of one run are a cooldown apart, so their ids differ; what a restarted process raises again within the
-    same period has the same id, and receivers can tell that they know it.
+    Alerts of one run are a cooldown apart, so their ids differ. A restarted process that raises an alert again within
+    the same period gives it the same id, so receivers can drop the duplicate.
     """
     period = unix_ns // max(rule.cooldown_ns, 1)
     words = "\n".join((vehicle, rule.name, camera, str(period)))
@@ -193,7 +190,7 @@ class AlertWatch:
         rules: with unique names.
         labels: class names by id.
         unix_minus_monotonic_ns: the offset from capture times to Unix time.
-        vehicle: stands in every alert and its id.
+        vehicle: part of every alert and its id.
     """
 
     def __init__(
@@ -211,14 +208,17 @@ class AlertWatch:
         return [index for index, name in enumerate(self._labels) if name in rule.classes]
 
     def on_frame(self, message: Published) -> list[Alert]:
-        """Alerts that this published frame raises, in the order of the rules."""
+        """Return the alerts that a published frame raises, in the order of the rules."""
         camera = message.detections.camera
         return [
-            alert for rule in self._on_frames if rule.concerns(camera) for alert in self._look(rule, message)
+            alert
+            for rule in self._on_frames
+            if rule.concerns(camera)
+            for alert in self._on_message(rule, message)
         ]
 
     def on_event(self, event: Mapping[str, Any]) -> list[Alert]:
-        """Alerts that this event raises."""
+        """Return the alerts that an event raises."""
         condition = EVENTS.get(str(event.get("kind")))
         camera, t_ns = str(event.get("camera", "")), int(event.get("t_ns", 0))
         raised: list[Alert] = []
@@ -228,7 +228,7 @@ class AlertWatch:
                 raised += self._step(rule, camera, True, t_ns, partial(self._alert, reason=reason))
         return raised
 
-    def _look(self, rule: Rule, message: Published) -> list[Alert]:
+    def _on_message(self, rule: Rule, message: Published) -> list[Alert]:
         seen = message.detections
         if rule.condition == "budget_miss":
             reason = f"published {message.age_ns / 1e6:.0f} ms after capture"
@@ -245,7 +245,7 @@ class AlertWatch:
         return [raise_it(rule, camera, t_ns)] if raised else []
 
     def _best(self, rule: Rule, message: Published) -> int:
-        """Index of the best detection that counts, -1 when none does."""
+        """Return the index of the best matching detection, -1 when none matches."""
         seen = message.detections
         counts = np.isin(seen.class_ids, self._class_ids[rule.name]) & (seen.scores >= rule.min_score)
         if rule.zone is not None and counts.any():
@@ -253,7 +253,7 @@ class AlertWatch:
                 raise DataError(
                     f"the zone of alert '{rule.name}' needs the size of the picture",
                     seen=f"{message.picture_size_px} px",
-                    fix="whoever publishes must tell picture_size_px",
+                    fix="set picture_size_px on every Published",
                 )
             counts &= rule.zone.holds(seen.boxes_xyxy_px, message.picture_size_px)
         found = np.flatnonzero(counts)
@@ -280,9 +280,6 @@ class AlertWatch:
         name = alert_id(self._vehicle, rule, camera, unix_ns)
         return Alert(name, rule.name, rule.condition, camera, t_ns, unix_ns, vehicle=self._vehicle, **found)
 
-
-# When what is seen is worth a message from the car: rules, zones and the state machine over published
-# frames.
 
 __all__ = [
     "CONDITIONS",

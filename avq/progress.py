@@ -1,4 +1,4 @@
-"""How long work talks to a person: messages, tables and progress, on standard error or nowhere."""
+"""Reporters of long work: messages, tables and progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Reporter(Protocol):
-    """Where a build, a calibration or a demo says what it is doing."""
+    """Receives the messages of a build, a calibration or a demo."""
 
     def message(self, text: str) -> None: ...
 
@@ -18,12 +18,12 @@ class Reporter(Protocol):
     def table(self, title: str, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
-        """Yield ``items`` and show how far it is."""
+        """Yield ``items`` and show the progress."""
         ...
 
 
 class Silent:
-    """Says nothing; for tests and library use."""
+    """Ignores everything; for tests and library use."""
 
     def message(self, text: str) -> None:
         pass

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from avq.daemon.events import EventQueue
-from avq.daemon.modes import ActiveModes, Mode, require_classes, warmed
+from avq.daemon.modes import ActiveModes, Mode, require_classes, warm_modes
 from avq.daemon.pipeline import Pipeline
 from avq.daemon.systemd import SystemdNotifier
 from avq.errors import AvqError, MachineError, RefusedError
@@ -220,7 +220,7 @@ class BundleSwapper:
                 )
             name = "the new bundle" if path is None else f"the bundle {path}"
             require_classes(served.modes[0].parts, self.serving.modes[0].parts.labels, name)
-            return replace(served, modes=warmed(served.modes))
+            return replace(served, modes=warm_modes(served.modes))
         except BaseException:
             served.close()
             raise

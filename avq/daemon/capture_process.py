@@ -40,7 +40,7 @@ from avq.types import U8, Frame
 
 NO_FREE_SLOT = "no_free_slot"
 REPEATED = "repeated"
-_SAMPLES = 32  # rows and columns that are looked at
+_SAMPLES = 32  # rows and columns that are compared
 _SHOW_AGAIN_NS = 1_000_000_000
 _DEFAULT_FPS = 30.0
 
@@ -71,22 +71,22 @@ class Link:
                 if byte == STOP:
                     self.stopping.set()
                 self._free.put(byte)  # STOP also wakes a capture that waits for a slot
-        os._exit(0)  # the daemon is gone
+        os._exit(0)  # the daemon has ended
 
     def free_slot(self, *, wait: bool) -> int | None:
-        """A slot we may write; None when there is none (or the daemon wants us to stop)."""
+        """Take a slot to write; None when there is none, or the daemon requests the stop."""
         try:
             slot = self._free.get(block=wait)
         except Empty:
             return None
         return None if slot == STOP else slot
 
-    def keep(self, slot: int) -> None:
-        """Take back a slot that was not used."""
+    def put_back(self, slot: int) -> None:
+        """Return an unused slot."""
         self._free.put(slot)
 
     def send(self, message: msgspec.Struct) -> None:
-        """Announce; blocks while the pipe is full."""
+        """Send a message; blocks while the pipe is full."""
         data = memoryview(framed(message))
         while data:
             data = data[os.write(self._announce_fd, data) :]
@@ -105,9 +105,9 @@ class Pacer:
 
 
 class Repeats:
-    """Recognises a picture that is bit for bit the one before: a camera or decoder that shows it again.
+    """Recognises a picture that equals the one before bit for bit.
 
-    A sparse sample decides nearly always; only where it is equal, the whole picture is looked at.
+    A sparse sample decides nearly always; only when it is equal, the whole picture is compared.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Repeats:
         self._shown_ns = 0
 
     def again(self, pixels: U8, now_ns: int) -> bool:
-        """True for a repeat that needs no work. Once a second one passes: a still picture is served, too."""
+        """Whether a picture is a repeat; one per second passes, so that a still picture is served too."""
         sample = pixels[
             :: max(1, pixels.shape[0] // _SAMPLES), :: max(1, pixels.shape[1] // _SAMPLES)
         ].tobytes()
@@ -138,7 +138,7 @@ class Repeats:
 
 
 class Pump:
-    """Moves pictures from the source into slots and counts what found none."""
+    """Moves pictures from the source into slots and counts those that met no free slot."""
 
     def __init__(self, source: FrameSource, settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
         self._source = source
@@ -152,7 +152,7 @@ class Pump:
         self._watched = source.live and not self._every
 
     def run(self) -> None:
-        """Until the source ends, the limit is reached or the daemon asks to stop."""
+        """Run until the source ends, the limit is reached or the daemon requests the stop."""
         self._link.send(Opened(self._source.live, self._every, self._source.fps))
         read, limit = 0, self._settings.limit_if_every if self._every else None
         while not self._link.stopping.is_set() and (limit is None or read < limit):
@@ -184,7 +184,7 @@ class Pump:
         return self._source.lost if isinstance(self._source, FileSource) else {}
 
     def lost(self) -> dict[str, int]:
-        """Frames dropped here so far, by cause: no slot free, the same picture again, or unreadable."""
+        """Return the frames dropped so far, by cause: no free slot, a repeat, or unreadable."""
         own = {NO_FREE_SLOT: self._no_free_slot, REPEATED: self._repeats.count}
         return {**{cause: count for cause, count in own.items() if count}, **self._source_lost()}
 
@@ -194,7 +194,7 @@ class Pump:
 
 
 def source_types(providers: tuple[str, ...]) -> list[SourceType]:
-    """What ``module:name`` providers give: a function's source types, or one type made without arguments."""
+    """Load the source types of ``module:name`` providers: functions that return them, or classes."""
     types: list[SourceType] = []
     for provider in providers:
         module, _, name = provider.partition(":")
@@ -204,7 +204,7 @@ def source_types(providers: tuple[str, ...]) -> list[SourceType]:
 
 
 def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
-    """Open the source, pump it dry, and tell how it ended; no error leaves this function."""
+    """Read the source to its end and send how it ended; raises nothing."""
     pump: Pump | None = None
     live = False
     try:
@@ -226,7 +226,7 @@ def capture(settings: CaptureSettings, link: Link, slots: list[Slot]) -> None:
 
 
 def expects_live(uri: str, types: list[SourceType]) -> bool:
-    """Whether what cannot be opened now may be there later: kinds of cameras and streams say so by ``live``."""
+    """Whether a source that cannot be opened now may be available later: its type sets ``live``."""
     scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     return any(isinstance(kind, LiveSourceType) and kind.live for kind in types if scheme in kind.schemes)
 
@@ -256,13 +256,13 @@ def _failure(error: Exception, lost: dict[str, int], *, again: bool) -> Failed:
 
 
 def main(argv: list[str]) -> Any:
-    """Entry of the process; the arguments are descriptors it inherited."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when we end, by its pipe
+    """Run the process; the arguments are inherited descriptors."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon ends the process, by its pipe
         signal.signal(ignored, signal.SIG_IGN)
     announce_fd, credit_fd, *slot_fds = (int(text) for text in argv)
     link = Link(announce_fd, credit_fd, len(slot_fds))
     capture(link.settings(), link, [Slot(fd) for fd in slot_fds])
-    os._exit(0)  # no exit handlers: a decoder's thread must not hold us
+    os._exit(0)  # no exit handlers: the thread of a decoder must not delay the exit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the capture process and the daemon tell each other, and how it is framed on a pipe.
+"""Messages between capture process and daemon, their framing on a pipe, and the shared picture memory.
 
 Child to daemon: length-prefixed MessagePack. Daemon to child: the settings once, framed alike, then single bytes:
 a slot number that is free again, or STOP.
@@ -72,7 +72,7 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
-    """The source came to its end, or the daemon asked to stop."""
+    """The source has ended, or the daemon stopped it."""
 
     lost: dict[str, int]
     remark: str = ""
@@ -97,19 +97,19 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
 
 
 def framed(message: msgspec.Struct) -> bytes:
-    """Length and MessagePack of one message."""
+    """Encode one message: length and MessagePack."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 class Unframer:
-    """Bytes as they come to whole messages; what is left of a killed writer is never looked at."""
+    """Splits a byte stream into messages; an incomplete last one is ignored."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Bodies that are complete with ``data``."""
+        """Add bytes; yield the bodies of complete messages."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
@@ -121,24 +121,20 @@ class Unframer:
 
 
 def decode(body: bytes) -> Message:
-    """One message of the capture process."""
+    """Decode one message of the capture process."""
     return _decoder.decode(body)
 
 
 def decode_settings(body: bytes) -> CaptureSettings:
-    """The first thing a capture process is told."""
+    """Decode the first message to a capture process."""
     return msgspec.msgpack.decode(body, type=CaptureSettings)
 
 
-# Picture memory shared with a capture process: one memfd per slot, inherited by descriptor, never
-# locked.
-
-
 class Slot:
-    """Shared memory for one picture of any size.
+    """Shared memory for one picture of any size: a memfd, inherited by descriptor, never locked.
 
     Args:
-        fd: a memfd; ``Slot.create()`` makes one, the capture process gets its number.
+        fd: a memfd; ``Slot.create()`` creates one, the capture process inherits it.
     """
 
     def __init__(self, fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Decides, frame by frame, what to do about a missed latency budget. A pure state machine: no clock, no I/O.
+"""Decides per frame how to react to a missed latency budget: a pure state machine without clock or I/O.
 
 First cheaper work (the ladder of modes), and where that does not help, an alert. A decision is data, and the same
 frames give the same decisions.
@@ -12,8 +12,6 @@ from statistics import median
 
 from avq.daemon.metrics import Judgement
 from avq.types import LatencyBudget
-
-# Which rung of cheaper work to stand on: a pure state machine over service times, no clock, no I/O.
 
 #: Frames in a row that must overrun before work is made cheaper: one may be an accident.
 OVERRUNS = 3
@@ -228,12 +226,12 @@ class GovernorState:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of state, told to sinks as an event.
+    """A change of state, published as an event.
 
     Attributes:
         kind: "mode_changed", "alert_raised" or "alert_cleared".
         before, after: the states.
-        reason: in words, with the numbers it was decided on.
+        reason: one line of text with the numbers of the decision.
     """
 
     kind: str

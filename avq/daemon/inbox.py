@@ -1,4 +1,4 @@
-"""Frames that wait for the engine: the newest per camera, or every one, and exact books of both.
+"""Queue of captured frames (the newest per camera, or all), and exact frame accounting.
 
 Pure data: no thread, no clock. ``SharedInbox`` puts a lock around it and lets the loop wait.
 """
@@ -14,8 +14,6 @@ from queue import Empty, SimpleQueue
 
 from avq.types import Frame
 
-# Where every captured frame went: captured == published + sum(dropped by cause) + in flight, always.
-
 SUPERSEDED = "superseded"
 STOPPED = "stopped"
 STRIDE = "stride"
@@ -23,34 +21,34 @@ STRIDE = "stride"
 
 @dataclass
 class FrameCounters:
-    """Counts of one camera. ``in_flight`` is not kept here: whoever holds the frames counts them."""
+    """Counts of one camera: captured == published + sum(dropped) + frames in flight, at all times."""
 
     captured: int = 0
     published: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     _lost_before: dict[str, int] = field(default_factory=dict)
 
-    def announced(self, lost: dict[str, int]) -> None:
-        """One frame was handed over; ``lost`` are the cumulative drops of its capture process."""
+    def on_captured(self, lost: dict[str, int]) -> None:
+        """Count one captured frame; ``lost`` are the cumulative drops of its capture process."""
         self.lost_so_far(lost)
         self.captured += 1
 
     def lost_so_far(self, lost: dict[str, int]) -> None:
-        """Take over what the capture process dropped since the last message."""
+        """Count the frames that the capture process dropped since its last message."""
         for cause, total in lost.items():
             new = total - self._lost_before.get(cause, 0)
             self.captured += new
             self.dropped[cause] += new
         self._lost_before = dict(lost)
 
-    def replaced(self) -> None:
-        """A fresh capture process counts its drops from zero."""
+    def on_restart(self) -> None:
+        """Expect drops from zero: another capture process has started."""
         self._lost_before = {}
 
 
 @dataclass(frozen=True, slots=True)
 class FrameCounts:
-    """The books at one instant, over all cameras."""
+    """Frame counts at one instant."""
 
     captured: int
     published: int
@@ -59,18 +57,18 @@ class FrameCounts:
 
     @property
     def balanced(self) -> bool:
-        """Nothing vanished and nothing was counted twice."""
+        """Whether every captured frame is counted exactly once."""
         return self.captured == self.published + sum(self.dropped.values()) + self.in_flight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """A frame on its way, with what must happen when nobody needs its pixels any more.
+    """A frame in flight, and the release of its slot.
 
     Attributes:
         frame: its pixels are borrowed until ``release`` is called.
-        live: False for files: they wait for us, so their frames are captured when they are taken.
-        release: gives the slot back; called exactly once, by whoever ends the frame's way.
+        live: False for files, whose frames count as captured when they are taken.
+        release: returns the slot; called exactly once.
     """
 
     frame: Frame
@@ -87,7 +85,7 @@ class _Camera:
 
 
 class Inbox:
-    """Cameras take turns; within one camera frames keep their order."""
+    """Takes frames of all cameras in turn, in order within one camera."""
 
     def __init__(self) -> None:
         self._cameras: dict[str, _Camera] = {}
@@ -102,23 +100,23 @@ class Inbox:
             self._turns.append(camera)
         else:
             known.every, known.open = every, True
-            known.counters.replaced()
+            known.counters.on_restart()
 
     def close_camera(self, camera: str, lost: dict[str, int] | None = None) -> None:
-        """No more frames will come; ``lost`` are its capture process's last cumulative drops, when it told."""
+        """Expect no more frames; ``lost`` are the last cumulative drops of the capture process, when known."""
         known = self._cameras.setdefault(camera, _Camera(every=True))
         known.open = False
         if lost is not None:
             known.counters.lost_so_far(lost)
 
     def lost_so_far(self, camera: str, lost: dict[str, int]) -> None:
-        """Frames that its capture process dropped since it began, by cause."""
+        """Count frames that the capture process dropped since its start, by cause."""
         self._cameras[camera].counters.lost_so_far(lost)
 
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> Arrival | None:
-        """Take a frame in; returns the one it superseded, whose pixels must be released."""
+        """Queue a frame; return the one it superseded, which must be released."""
         camera = self._cameras[arrival.frame.camera]
-        camera.counters.announced(lost)
+        camera.counters.on_captured(lost)
         old = camera.waiting.popleft() if camera.waiting and not camera.every else None
         if old is not None:
             camera.counters.dropped[SUPERSEDED] += 1
@@ -126,7 +124,7 @@ class Inbox:
         return old
 
     def take(self) -> Arrival | None:
-        """The next frame of the camera that has waited longest for its turn; it counts as in flight."""
+        """Take the next frame, of the camera that has waited longest; it counts as in flight."""
         for _ in range(len(self._turns)):
             name = self._turns[0]
             self._turns.rotate(-1)
@@ -136,7 +134,7 @@ class Inbox:
         return None
 
     def finished(self, camera: str, dropped: str | None = None) -> None:
-        """A taken frame was published, or dropped for the cause named."""
+        """Count a taken frame as published, or as dropped for a cause."""
         self._working[camera] -= 1
         counters = self._cameras[camera].counters
         if dropped is None:
@@ -145,7 +143,7 @@ class Inbox:
             counters.dropped[dropped] += 1
 
     def drop_waiting(self, cause: str = STOPPED) -> list[Arrival]:
-        """Empty the queues; returns the frames, whose pixels must be released."""
+        """Empty the queues; return the frames, which must be released."""
         gone: list[Arrival] = []
         for camera in self._cameras.values():
             camera.counters.dropped[cause] += len(camera.waiting)
@@ -155,22 +153,22 @@ class Inbox:
 
     @property
     def exhausted(self) -> bool:
-        """Every camera has ended and nothing waits."""
+        """Whether every camera has ended and the queues are empty."""
         return all(not camera.open and not camera.waiting for camera in self._cameras.values())
 
     def counts(self) -> FrameCounts:
-        """The books, in flight counted from the queues themselves."""
-        each = self.counts_by_camera().values()
-        dropped = sum((Counter(one.dropped) for one in each), Counter[str]())
+        """Return the counts over all cameras."""
+        cameras = self.counts_by_camera().values()
+        dropped = sum((Counter(camera.dropped) for camera in cameras), Counter[str]())
         return FrameCounts(
-            sum(one.captured for one in each),
-            sum(one.published for one in each),
+            sum(camera.captured for camera in cameras),
+            sum(camera.published for camera in cameras),
             dict(sorted(dropped.items())),
-            sum(one.in_flight for one in each),
+            sum(camera.in_flight for camera in cameras),
         )
 
     def counts_by_camera(self) -> dict[str, FrameCounts]:
-        """The books of each camera."""
+        """Return the counts of each camera."""
         return {
             name: FrameCounts(
                 camera.counters.captured,
@@ -209,7 +207,7 @@ class SharedInbox:
             self._inbox.lost_so_far(camera, lost)
 
     def offer(self, arrival: Arrival, lost: dict[str, int]) -> None:
-        """As ``Inbox.offer``; the superseded frame is released here."""
+        """Queue a frame; release the one it supersedes."""
         with self._lock:
             old = self._inbox.offer(arrival, lost)
         self.wake()
@@ -217,20 +215,20 @@ class SharedInbox:
             old.release()
 
     def wake(self) -> None:
-        """There is something else to tell than a frame."""
+        """Wake the loop for something other than a frame."""
         if self._waiting:
             self._wakes.put(None)
 
     def stop(self) -> None:
-        """No frame is taken any more; takes no lock, so a signal handler may call it."""
+        """Give out no more frames; takes no lock, so a signal handler may call it."""
         self._stopped = True
         self._wakes.put(None)
 
     def next(self, wait_s: float) -> Arrival | None:
-        """The next frame; None after ``wait_s`` without one, when stopped, or when nothing will come."""
+        """Take the next frame; None after ``wait_s`` without one, when stopped, or when no more will come."""
         taken = self._take()
         if taken is None and not self.over:
-            with suppress(Empty):  # a wake-up left over from before only makes the loop look once more
+            with suppress(Empty):  # an older wake-up only makes the loop check once more
                 self._wakes.get(timeout=wait_s)
             self._waiting = False
             taken = self._take()
@@ -254,7 +252,7 @@ class SharedInbox:
 
     @property
     def over(self) -> bool:
-        """Stopped, or every camera has ended and nothing waits."""
+        """Whether it is stopped, or every camera has ended and the queues are empty."""
         with self._lock:
             return self._stopped or self._inbox.exhausted
 

@@ -13,7 +13,7 @@ from avq.daemon.capture_protocol import CaptureSettings
 from avq.daemon.inbox import STRIDE, Arrival, SharedInbox
 from avq.daemon.memory import MemoryWatch
 from avq.daemon.metrics import RunSummary
-from avq.daemon.modes import ActiveModes, Mode, as_modes, warmed
+from avq.daemon.modes import ActiveModes, Mode, as_modes, warm_modes
 from avq.daemon.observer import RunView
 from avq.daemon.options import RunOptions
 from avq.daemon.pipeline import FrameResult, Pipeline
@@ -103,7 +103,7 @@ def serve_bundle(
         try:
             _check(modes, sources)
             settings.notifier.extend_timeout("engine warm-up")
-            modes = warmed(modes)
+            modes = warm_modes(modes)
             if swapper is not None:
                 swapper.started(modes)
             pipeline = Pipeline(

@@ -1,4 +1,4 @@
-"""Modes: opened bundles in the order of the ladder, warm, with what one frame costs on each."""
+"""Modes: open bundles in the order of the ladder, warm, with the cost of one frame on each."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _PICTURE_PX = (1280, 720)
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to do the work.
+    """One rung of the ladder: a bundle and a stride.
 
     Attributes:
-        parts: an opened bundle; modes may share its session, they are never used at once.
-        stride: every so many-th frame of each camera is processed.
-        cost_ns: service time of one frame on this machine when nothing else runs; 0 until measured.
+        parts: an open bundle; modes may share its session, because they never run at once.
+        stride: process every n-th frame of each camera.
+        cost_ns: service time of one frame on this machine without other load; 0 until measured.
     """
 
     parts: Parts
@@ -51,7 +51,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class ActiveModes:
-    """All modes of a run, best first, how to free them, and the bundle of the best one."""
+    """All modes of a run, best first, the function that frees them, and the bundle of the best one."""
 
     modes: tuple[Mode, ...]
     close: Callable[[], None] = lambda: None
@@ -59,24 +59,25 @@ class ActiveModes:
 
     @property
     def bundle_digest(self) -> str:
-        """Of the best mode."""
+        """Digest of the bundle of the best mode."""
         return self.modes[0].parts.bundle_digest
 
 
 def as_modes(work: Parts | Sequence[Mode]) -> tuple[Mode, ...]:
-    """One bundle is a ladder of one mode."""
+    """Return modes; one bundle is a ladder of one mode."""
     return (Mode(work),) if isinstance(work, Parts) else tuple(work)
 
 
 def rungs(modes: Sequence[Mode], cameras: int = 1) -> tuple[Rung, ...]:
-    """The ladder of a round: cameras take turns, so a frame may wait for one of each other camera."""
+    """Return the rungs with costs of a round: a frame may wait for one frame of each other camera."""
     return tuple(Rung(mode.name, max(mode.cost_ns, 1.0) * cameras, mode.stride) for mode in modes)
 
 
-def warmed(modes: Sequence[Mode], clock: Clock | None = None) -> tuple[Mode, ...]:
-    """The modes after their first, slow inferences, with their costs where there is a choice between them.
+def warm_modes(modes: Sequence[Mode], clock: Clock | None = None) -> tuple[Mode, ...]:
+    """Warm up the modes, and measure their costs when there is more than one.
 
-    Whatever an engine or decoder raises on a synthetic picture is raised here, before any camera is opened.
+    Raises:
+        Exception: an engine or decoder raised it on a synthetic picture; no camera is open yet.
     """
     distinct = list({id(mode.parts.session): mode.parts for mode in modes}.values())
     for parts in distinct:
@@ -90,14 +91,14 @@ def warmed(modes: Sequence[Mode], clock: Clock | None = None) -> tuple[Mode, ...
 
 
 def warm_up(parts: Parts) -> None:
-    """First inferences are slow (allocation, code paths): have them before a camera is opened."""
+    """Run the first, slow inferences (allocation, code paths) before a camera is opened."""
     width_px, height_px = parts.input_size_px
     for _ in range(WARM_UPS):
         parts.session.infer(np.zeros((1, 3, height_px, width_px), np.uint8))
 
 
 def _costs(distinct: Sequence[Parts], clock: Clock) -> dict[int, float]:
-    """Median nanoseconds per frame of each session; they take turns, so a busy moment hits all alike."""
+    """Median nanoseconds per frame of each session, interleaved so that other load affects all alike."""
     picture = Frame("warm-up", 0, 0, _picture())
     spent: list[list[int]] = [[] for _ in distinct]
     machine = SystemClock()
@@ -121,13 +122,9 @@ def _picture() -> U8:
     return picture
 
 
-# Bundles from disk to modes that can serve: signature, digests, machine, engine, and the same classes
-# everywhere.
-
-
 @dataclass(frozen=True, slots=True)
 class ModeSource:
-    """One rung as the configuration names it."""
+    """One mode as the configuration names it."""
 
     name: str
     bundle: Path
@@ -147,7 +144,7 @@ def mode_sources(bundle: Path, modes: Sequence[ModeConfig] = ()) -> list[ModeSou
 
 @dataclass(frozen=True)
 class Opened:
-    """One bundle, opened and ready."""
+    """One open bundle."""
 
     bundle: OpenBundle
     parts: Parts
@@ -156,15 +153,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Opener:
-    """How this run opens bundles, at its start and for swaps.
+    """Opens bundles, at the start of a run and for swaps.
 
     Attributes:
-        engines: that run here, by name.
+        engines: available on this machine, by name.
         families: head families of plugins.
-        trust: signature policy; None asks for no signature.
-        allow_unaccepted: also serve what a gate refused.
-        on_open: told every bundle and its detector; raises what speaks against serving it.
-        on_begin: told every bundle that is about to be opened, which may take long.
+        trust: signature policy; None requires no signature.
+        allow_unaccepted: also serve bundles that a gate refused.
+        on_open: called with every open bundle and its detector; raises AvqError to refuse it.
+        on_begin: called with the path of every bundle before it is opened, which may take long.
     """
 
     engines: Mapping[str, Engine]
@@ -175,12 +172,16 @@ class Opener:
     on_begin: Callable[[Path], None] = field(default=lambda path: None)
 
     def open(self, path: Path, mode: str = "normal") -> Opened:
-        """Raises BundleError, RefusedError or MachineError; then nothing is left open."""
+        """Open one bundle; its parts, digests and signature are verified first.
+
+        Raises:
+            BundleError, RefusedError, MachineError: it cannot serve here; nothing is left open.
+        """
         self.on_begin(path)
         bundle = open_bundle(
             path, allow_unaccepted=self.allow_unaccepted, isa=instruction_set(), trust=self.trust
         )
-        bundle.verify()  # every part, also those that are read later or by people
+        bundle.verify()  # every part, also those that are not read here
         detector = detector_of(bundle, self.engines, families=self.families)
         try:
             self.on_open(bundle, detector)
@@ -190,12 +191,12 @@ class Opener:
         return Opened(bundle, replace(parts_of(bundle, detector), mode=mode), detector.close)
 
     def ladder(self, sources: Sequence[ModeSource]) -> ActiveModes:
-        """Every distinct bundle once, as modes in the order given."""
+        """Open every distinct bundle once; return the modes in the given order."""
         opened: dict[Path, Opened] = {}
 
         def close() -> None:
-            for one in opened.values():
-                one.close()
+            for bundle in opened.values():
+                bundle.close()
 
         try:
             for source in sources:
@@ -212,7 +213,7 @@ class Opener:
 
 
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
-    """An opened bundle as the daemon takes it."""
+    """Convert an open bundle into the parts that the daemon uses."""
     spec = detector.preprocessor.spec
     return Parts(
         preprocessor=detector.preprocessor,
@@ -224,13 +225,13 @@ def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:
     )
 
 
-def require_classes(parts: Parts, labels: Sequence[str], what: str) -> None:
-    """Raise BundleError unless ``parts`` name the classes that messages already go out with."""
+def require_classes(parts: Parts, labels: Sequence[str], name: str) -> None:
+    """Raise BundleError unless the classes of ``parts`` equal those of the serving bundle."""
     if tuple(parts.labels) == tuple(labels):
         return
     here, there = (", ".join(names[:6]) or "none" for names in (parts.labels, tuple(labels)))
     raise BundleError(
-        f"{what} knows other classes than the bundle that serves",
+        f"{name} has other classes than the serving bundle",
         seen=f"{len(parts.labels)}: {here}; serving {len(labels)}: {there}",
         fix="build both from models with the same classes in the same order (--classes)",
     )

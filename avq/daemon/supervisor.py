@@ -1,7 +1,7 @@
-"""When a camera is called stalled, when its capture process is replaced, and when to wait: pure, without a clock.
+"""Supervision of one camera: when it is stalled, when its capture process is restarted. Pure, without a clock.
 
-Silence is counted in observed ticks: the time nobody looked (a suspended machine, a starved daemon) counts only up
-to the moment the next look was due, so a late look by itself never ends a capture process.
+Silence is counted between checks: time without checks (a suspended machine, a starved daemon) counts only up to the
+moment the next check was due, so a late check alone never ends a capture process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _GAP_MEMORY = 256
 _DEFAULT_PERIOD_NS = 1_000_000_000 // 30
 _START_ALLOWANCE_NS = 10_000_000_000  # a fresh interpreter on a loaded machine, beyond the open time-out
 _OPEN_REPORT_NS = 2_000_000_000
-_LOOK_NS = 100_000_000
-_UNSEEN_NS = 1_000_000_000  # ten looks: the thread that looks is in trouble
+_CHECK_NS = 100_000_000
+_UNCHECKED_NS = 1_000_000_000  # ten checks: the thread that checks is stuck
 _BACKOFF_NS = (0, 250_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 4_000_000_000, 8_000_000_000)
 _HEALTHY_FRAMES = 30
 _NS = 1_000_000_000
@@ -36,7 +36,7 @@ Kind = Literal["kill", "start", "camera_stalled", "camera_restarted", "camera_re
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How a live camera is brought back.
+    """How a live camera is restarted.
 
     Attributes:
         reconnect: False: the first failure is the camera's end.
@@ -51,7 +51,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the receiver must do ("kill", "start") or tell (every other kind)."""
+    """An action of the receiver: "kill", "start", or an event of any other kind to report."""
 
     kind: Kind
     cause: str = ""
@@ -59,7 +59,7 @@ class Action:
 
 
 class FrameIntervals:
-    """How often frames come, and how long this source has been silent and come back by itself."""
+    """Frame intervals of a source, and the longest gaps it recovered from by itself."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -70,7 +70,7 @@ class FrameIntervals:
         self._last_ns: int | None = None
 
     def on_open(self, fps: float) -> None:
-        """A fresh capture process: its first gap is none."""
+        """Start anew: the first frame of a capture process has no interval."""
         self.frames, self._last_ns = 0, None
         self.declared = fps > 0
         if self.declared:
@@ -84,13 +84,13 @@ class FrameIntervals:
         self._last_ns = now_ns
 
     @property
-    def seen(self) -> bool:
-        """A gap was seen: what a source says of itself may be wrong (MJPEG over HTTP always says 25)."""
+    def measured(self) -> bool:
+        """Whether an interval was measured: declared rates may be wrong (MJPEG over HTTP always declares 25)."""
         return bool(self._gaps_ns)
 
     @property
     def period_ns(self) -> int:
-        """The mean of the last gaps (bursts have a median of nothing); the longest, or what it says, before."""
+        """Mean of the last intervals (the median of bursts is 0); before, the longest or the declared one."""
         known = self._gaps_ns
         if len(known) < _GAPS_TO_KNOW:
             return max(self._nominal_ns, *known, 0)
@@ -102,12 +102,12 @@ class FrameIntervals:
 
 
 class Supervisor:
-    """One camera's state. Every method takes the time; ``actions()`` gives what is to be done by then.
+    """State of one camera. Every method takes the time; ``actions()`` returns what is due by then.
 
     Args:
-        policy: how often it may be restarted.
-        open_timeout_ns, read_timeout_ns: what the source was given; the process is ended when it outstays them.
-        now_ns: the first capture process starts now.
+        policy: limit of restarts.
+        open_timeout_ns, read_timeout_ns: of the source; a process that exceeds them is ended.
+        now_ns: start of the first capture process.
     """
 
     def __init__(
@@ -117,61 +117,61 @@ class Supervisor:
         self.state: State = "opening"
         self.live = False
         self.ever_opened = False
-        self.exhausted = False  # the bound was reached, and no frame has come since
+        self.exhausted = False  # the limit was reached, and no frame has come since
         self.restarts = 0
         self.cause = ""
         self._policy = policy
         self._open_timeout_ns = open_timeout_ns
         self._read_timeout_ns = read_timeout_ns
         self._silence_ns = 0
-        self._looked_ns = now_ns
+        self._checked_ns = now_ns
         self._start_at_ns = 0
-        self._outage_ns: int | None = None  # since when the camera is reported to be away
-        self._failures = 0  # starts in a row that did not bring it back for good
+        self._outage_ns: int | None = None  # when the camera was reported stalled
+        self._failures = 0  # starts in a row without lasting success
         self._started: deque[int] = deque()
-        self._told: list[Action] = []
+        self._pending: list[Action] = []
 
     def on_open(self, *, live: bool, fps: float, now_ns: int) -> None:
-        """The source is open."""
+        """Record that the source is open."""
         self.state, self.live, self.ever_opened = "open", live, True
         self.intervals.on_open(fps)
-        self._heard(now_ns)
+        self._reset_silence(now_ns)
 
     def on_frame(self, now_ns: int) -> None:
-        """A frame came, or was lost on the way: the source lives."""
+        """Record a frame, also one that was dropped at capture."""
         self.intervals.on_frame(now_ns)
-        self._heard(now_ns)
-        if self.state != "open":  # what a process that was killed had still announced
+        self._reset_silence(now_ns)
+        if self.state != "open":  # sent by a process before it was killed
             return
         self.exhausted = False
         if self._outage_ns is not None:
             away_ms = (now_ns - self._outage_ns) / 1e6
-            self._tell("camera_resumed", self.cause, f"frames again after {away_ms:.0f} ms ({self.cause})")
+            self._add("camera_resumed", self.cause, f"frames again after {away_ms:.0f} ms ({self.cause})")
             self._outage_ns = None
         if self.intervals.frames == _HEALTHY_FRAMES:
             self._failures = 0
 
-    def _heard(self, now_ns: int) -> None:
-        self._silence_ns, self._looked_ns = 0, now_ns
+    def _reset_silence(self, now_ns: int) -> None:
+        self._silence_ns, self._checked_ns = 0, now_ns
 
     def on_failure(self, cause: str, reason: str, now_ns: int) -> None:
-        """The process is about to end by itself: tell at once, ``gone`` comes when it is buried."""
+        """Report that the process ends by itself; ``on_exit`` follows when it has ended."""
         if self._policy.reconnect:
             self._stalled(cause, reason, now_ns)
         self.state, self.cause = "ending", cause
 
     def on_exit(self, cause: str, reason: str, now_ns: int, *, again: bool) -> None:
-        """The process has ended. ``again``: such an end may pass; else the camera is done."""
+        """Record the end of the process; without ``again`` the camera has ended too."""
         if not (again and self._policy.reconnect):
             self.state = "ended"
             return
         self._stalled(self.cause if self.state == "ending" else cause, reason, now_ns)
         self.state = "waiting"
         self._start_at_ns = now_ns + _BACKOFF_NS[min(self._failures, len(_BACKOFF_NS) - 1)]
-        self._bound(now_ns)
+        self._limit_restarts(now_ns)
 
-    def _bound(self, now_ns: int) -> None:
-        """No more than ``max_restarts`` within the window: the next one waits until there is room."""
+    def _limit_restarts(self, now_ns: int) -> None:
+        """Delay the next start while the window holds ``max_restarts`` starts."""
         window_ns = int(self._policy.window_s * _NS)
         while self._started and self._started[0] <= now_ns - window_ns:
             self._started.popleft()
@@ -180,27 +180,27 @@ class Supervisor:
         self._start_at_ns = max(self._start_at_ns, self._started[0] + window_ns)
         if not self.exhausted:
             wait_s = (self._start_at_ns - now_ns) / _NS
-            bound = f"{len(self._started)} restarts within {self._policy.window_s:g} s"
-            self._tell("camera_dead", self.cause, f"{bound} were in vain; tried again in {wait_s:.0f} s")
+            limit = f"{len(self._started)} restarts within {self._policy.window_s:g} s"
+            self._add("camera_dead", self.cause, f"{limit} failed; the next one is in {wait_s:.0f} s")
         self.exhausted = True
 
     def _stalled(self, cause: str, reason: str, now_ns: int) -> None:
         self.cause = cause
         if self._outage_ns is None:
             self._outage_ns = now_ns
-            self._tell("camera_stalled", cause, reason)
+            self._add("camera_stalled", cause, reason)
 
-    def _tell(self, kind: Kind, cause: str, reason: str) -> None:
-        self._told.append(Action(kind, cause, reason))
+    def _add(self, kind: Kind, cause: str, reason: str) -> None:
+        self._pending.append(Action(kind, cause, reason))
 
     @property
     def away(self) -> bool:
-        """It delivers nothing, and that was told."""
+        """Whether it delivers no frames and that was reported."""
         return self._outage_ns is not None
 
     def silence_explained(self, now_ns: int) -> bool:
-        """Whether its silence is known, or is none yet. False too when nobody has looked at it for a while."""
-        if now_ns - self._looked_ns > _UNSEEN_NS:
+        """Whether the absence of frames is reported or not due yet; False when checks stopped."""
+        if now_ns - self._checked_ns > _UNCHECKED_NS:
             return False
         waits_for_file = self.state == "open" and not self.live
         return not waits_for_file or self._silence_ns < self._read_timeout_ns
@@ -208,34 +208,34 @@ class Supervisor:
     def actions(
         self, now_ns: int, *, held: bool = False, busy: Callable[[], bool] = lambda: False
     ) -> list[Action]:
-        """What is to be done and told now.
+        """Return the actions that are due.
 
         Args:
             now_ns: monotonic.
-            held: the process waits for us, so its silence is not its own.
+            held: the process waits for a free slot, so its silence is not the camera's.
             busy: whether the process is computing or waiting for a processor: it gets the read time-out then.
         """
-        self._look(now_ns, held)
+        self._count_silence(now_ns, held)
         if self.state == "open" and self.live:
             self._watch_frames(now_ns, busy)
         elif self.state == "opening":
             self._watch_open(now_ns)
         elif self.state == "waiting" and now_ns >= self._start_at_ns:
             self._start(now_ns)
-        told, self._told = self._told, []
-        return told
+        actions, self._pending = self._pending, []
+        return actions
 
-    def _look(self, now_ns: int, held: bool) -> None:
+    def _count_silence(self, now_ns: int, held: bool) -> None:
         if not held:
-            self._silence_ns += min(now_ns, self.due_ns) - self._looked_ns
-        self._looked_ns = now_ns
+            self._silence_ns += min(now_ns, self.due_ns) - self._checked_ns
+        self._checked_ns = now_ns
 
     def _watch_frames(self, now_ns: int, busy: Callable[[], bool]) -> None:
         silent_ms = self._silence_ns / 1e6
         if self._silence_ns >= self._report_after_ns:
             periods = self._silence_ns / self.intervals.period_ns
-            said = f"no frame for {silent_ms:.0f} ms, {periods:.1f} frame periods"
-            self._stalled("silent", said, now_ns)
+            reason = f"no frame for {silent_ms:.0f} ms, {periods:.1f} frame periods"
+            self._stalled("silent", reason, now_ns)
         hopeless = self._silence_ns >= max(self._read_timeout_ns, self._replace_after_ns)
         if hopeless or (self._silence_ns >= self._replace_after_ns and not busy()):
             self._end("silent")
@@ -248,28 +248,28 @@ class Supervisor:
 
     def _end(self, cause: str) -> None:
         self.state, self.cause = "ending", cause
-        self._tell("kill", cause, "")
+        self._add("kill", cause, "")
 
     def _start(self, now_ns: int) -> None:
         self.state = "opening"
         self._failures += 1
         self.restarts += 1
         self._started.append(now_ns)
-        self._heard(now_ns)
-        self._tell("start", self.cause, "")
-        self._tell("camera_restarted", self.cause, f"restart {self.restarts} ({self.cause})")
+        self._reset_silence(now_ns)
+        self._add("start", self.cause, "")
+        self._add("camera_restarted", self.cause, f"restart {self.restarts} ({self.cause})")
 
     @property
     def _report_after_ns(self) -> int:
-        """Before its first frame a camera may take longer: sensors settle, streams wait for a key frame."""
+        """Longer before the first frame: sensors settle, streams wait for a key frame."""
         periods_ns = int(REPORT_PERIODS * self.intervals.period_ns)
-        expected = self.intervals.frames and (self.intervals.declared or self.intervals.seen)
+        expected = self.intervals.frames and (self.intervals.declared or self.intervals.measured)
         return max(periods_ns, _REPORT_LEAST_NS if expected else _NS)
 
     @property
     def _replace_after_ns(self) -> int:
         report_ns, period_ns = self._report_after_ns, self.intervals.period_ns
-        if not (self.intervals.frames and self.intervals.seen):
+        if not (self.intervals.frames and self.intervals.measured):
             return max(self._read_timeout_ns, report_ns)
         patience_ns = max(_REPLACE_PERIODS * period_ns, _GAP_FACTOR * self.intervals.longest_gap_ns)
         least_ns = report_ns + _REPLACE_AFTER_REPORT_NS
@@ -277,12 +277,12 @@ class Supervisor:
 
     @property
     def due_ns(self) -> int:
-        """When ``actions`` must be asked next, unless something happens before."""
+        """When ``actions`` must be called next, unless something happens before."""
         if self.state == "waiting":
             return self._start_at_ns
-        limit_ns = self._looked_ns + _LOOK_NS
+        limit_ns = self._checked_ns + _CHECK_NS
         if self.state == "open" and self.live:
             for after_ns in (self._report_after_ns, self._replace_after_ns):
                 if self._silence_ns < after_ns:
-                    return min(limit_ns, self._looked_ns + after_ns - self._silence_ns)
+                    return min(limit_ns, self._checked_ns + after_ns - self._silence_ns)
         return limit_ns

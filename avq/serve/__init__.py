@@ -1,4 +1,4 @@
-"""A run configuration put to work: checked before anything is opened, then served with its page, sinks and alerts."""
+"""Runs of a configuration: checks, components, log records and the run itself."""
 
 from avq.serve.run import run_config, serve, summary_tables
 

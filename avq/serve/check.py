@@ -1,6 +1,6 @@
-"""``avq config check``: a file against its models, its own tables, the plugins here, and the bundle it names.
+"""``avq config check``: a file against its model, the installed plugins, and the bundle it names.
 
-It opens nothing and asks no network: what a source or sink needs at run time may be missing here.
+No source, sink or network is opened, so the check also works on another machine.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def _cameras(config: RunConfig, host: PluginHost) -> Iterator[Problem]:
         if remote and scheme != "file":
             known = [name for name in kinds if name[0].isalpha()]
             yield from _unknown(at, scheme.lower(), known, "no source opens")
-            yield from _asked(at, kinds.get(scheme.lower()), camera.source)
+            yield from _check_uri(at, kinds.get(scheme.lower()), camera.source)
             continue
         suffix = Path(camera.source.removeprefix("file://").partition("?")[0]).suffix.lower()
         if suffix and not Path(camera.source).exists():
             yield from _unknown(at, suffix, [name for name in kinds if name[0] == "."], "no source opens")
-        yield from _asked(at, kinds.get(suffix), camera.source)
+        yield from _check_uri(at, kinds.get(suffix), camera.source)
         for key in _LIVE_ONLY:
             if key in camera.model_fields_set:
                 reason = f"{camera.source} is a file or folder: it does not go away and come back"
@@ -67,7 +67,7 @@ def _sinks(config: RunConfig, host: PluginHost) -> Iterator[Problem]:
         at: _Location = ("sinks", index, "uri")
         key = sink_key(sink.uri, set(kinds))
         yield from _unknown(at, key, kinds, "no sink writes")
-        yield from _asked(at, kinds.get(key), sink.address())
+        yield from _check_uri(at, kinds.get(key), sink.address())
 
 
 def _unknown(at: _Location, key: str, known: Mapping[str, Any] | list[str], what: str) -> Iterator[Problem]:
@@ -75,16 +75,16 @@ def _unknown(at: _Location, key: str, known: Mapping[str, Any] | list[str], what
         yield Problem(at, f"{what} '{key or 'names without a suffix'}'", nearest(key, known))
 
 
-def _asked(at: _Location, kind: Any, uri: str) -> Iterator[Problem]:
+def _check_uri(at: _Location, kind: Any, uri: str) -> Iterator[Problem]:
     """What the type that claims a URI says against it."""
     if isinstance(kind, UriChecker):
         try:
             kind.check(uri)
         except AvqError as error:
-            yield _told(at, error)
+            yield _problem(at, error)
 
 
-def _told(at: _Location, error: AvqError) -> Problem:
+def _problem(at: _Location, error: AvqError) -> Problem:
     what = error.what[:1].lower() + error.what[1:]
     return Problem(at, f"{what}, got {error.seen}" if error.seen else what, error.fix)
 
@@ -98,7 +98,7 @@ def _bundle(config: RunConfig, remarks: list[str]) -> Iterator[Problem]:
     try:
         labels = open_bundle(config.bundle, allow_unaccepted=True).manifest.class_names
     except AvqError as error:
-        yield _told(("bundle",), error)
+        yield _problem(("bundle",), error)
         return
     for index, alert in enumerate(config.alerts):
         for name in alert.classes or ():
@@ -116,7 +116,7 @@ def _recipe(recipe: RecipeFile, host: PluginHost, folder: Path) -> Iterator[Prob
             validate_options(strategies[recipe.strategy], recipe.options, folders)
         except AvqError as error:
             key = next((key for key in recipe.options if f"'{key}'" in error.what), None)
-            yield _told(("options",) if key is None else ("options", key), error)
+            yield _problem(("options",) if key is None else ("options", key), error)
     targets = ["cpu", *(engine.name for engine in host.engines())]
     yield from _unknown(("target",), recipe.target, targets, "there is no target")
     families = ["none", *(one.family for one in (*builtin_decoders(), *host.decoders()))]

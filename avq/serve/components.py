@@ -1,4 +1,4 @@
-"""What a run has beside its frame path, as the configuration asks: other bundles on request, a shadow, drift."""
+"""Components of a run around its frame path: the bundle opener, bundle swaps, shadow and drift watch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from avq.measure.detector import Detector
 from avq.measure.golden import require_golden
 from avq.plugins import PluginHost
 
-#: What a reload takes over; every other key needs a restart.
+#: Keys that a reload applies; every other key needs a restart.
 _RELOADED = {"bundle", "modes"}
 _log = logging.getLogger("avq.serve")
 
 
 def opener_of(config: RunConfig, host: PluginHost, notifier: SystemdNotifier) -> Opener:
-    """How this run opens bundles, telling the service manager before each of them."""
+    """Create the bundle opener of a run; it extends the start timeout of systemd before each bundle."""
     return Opener(
         host.running_engines(),
         families=host.decoders(),
@@ -49,10 +49,10 @@ def make_bundle_swapper(
     reread: Callable[[], RunConfig] | None,
     notifier: SystemdNotifier,
 ) -> BundleSwapper:
-    """Swaps for this run. A candidate must also give the golden answers it was accepted for.
+    """Create the bundle swapper of a run; a new bundle must reproduce its golden outputs.
 
     Args:
-        reread: the configuration as it stands now, for SIGHUP; None where there is no file.
+        reread: the configuration as it is now, for SIGHUP; None without a file.
     """
 
     def golden(bundle: OpenBundle, detector: Detector) -> None:
@@ -73,7 +73,7 @@ def make_bundle_swapper(
 
 
 def _has_terminal() -> bool:
-    """Whether somebody may close the terminal we run in: then SIGHUP is no request to reload."""
+    """Whether standard input is a terminal: then SIGHUP means that it was closed, not a reload."""
     try:
         return os.isatty(0)
     except OSError:
@@ -88,7 +88,11 @@ def _changed(before: RunConfig, after: RunConfig) -> list[str]:
 def make_side_tasks(
     config: RunConfig, host: PluginHost, opener: Opener, served: ActiveModes
 ) -> tuple[SideTaskWorker, ...]:
-    """The shadow and the drift watch that are configured, open and warm. Raises what opening the shadow raises."""
+    """Open the configured shadow and drift watch.
+
+    Raises:
+        AvqError: the shadow bundle cannot be opened.
+    """
     side_tasks: list[SideTaskWorker] = []
     if config.shadow is not None:
         candidate = opener.open(config.shadow.bundle, "shadow")

@@ -107,10 +107,14 @@ def run_config(
     web: str | None = None,
     log: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration file with the flags on top, or one made of flags alone.
+    """Merge the configuration file with the flags, or build a configuration from flags alone.
 
-    ``log`` holds keys of the table [recorder]; None is not given.
-    Raises RequestError when neither says what to serve and what to look at; ConfigError with file:line.
+    Args:
+        log: keys of the table [recorder]; None for a flag that was not given.
+
+    Raises:
+        RequestError: bundle or source is missing.
+        ConfigError: the file is not valid.
     """
     base = load_run(config) if config is not None else _from_flags(bundle, source)
     changes: dict[str, Any] = {}
@@ -137,7 +141,7 @@ def _from_flags(bundle: Path | None, source: str | None) -> RunConfig:
     if bundle is None or not source:
         missing = "--bundle" if bundle is None else "--source"
         raise RequestError(
-            "what to serve is not complete",
+            "bundle or source is missing",
             seen=f"no configuration file and no {missing}",
             fix="avq run CONFIG.toml, or avq run --bundle B --source scene://drive",
         )
@@ -272,15 +276,15 @@ def _options(config: RunConfig, host: PluginHost) -> RunOptions:
 
 
 def _distinct(kind: str, ours: Sequence[KindT], theirs: Sequence[KindT]) -> Sequence[KindT]:
-    """``theirs``, when none of them takes a scheme that avq has itself."""
+    """Return ``theirs``; raise PluginError when one of them has a built-in scheme."""
     taken = {scheme for one in ours for scheme in one.schemes}
     for one in theirs:
         for scheme in one.schemes:
             if scheme in taken:
                 raise PluginError(
-                    f"a plugin brings the {kind} scheme '{scheme}', which avq has itself",
+                    f"a plugin registers the built-in {kind} scheme '{scheme}'",
                     seen=f"{type(one).__module__}.{type(one).__qualname__}",
-                    fix="uninstall it, or have its author choose another scheme",
+                    fix="uninstall the plugin, or report the scheme to its author",
                 )
     return theirs
 
@@ -288,7 +292,7 @@ def _distinct(kind: str, ours: Sequence[KindT], theirs: Sequence[KindT]) -> Sequ
 def _sinks(
     config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json_lines: bool
 ) -> tuple[list[Sink], tuple[str, ...]]:
-    """The sinks, opened, and where each of them writes, as people may read it."""
+    """Open the sinks; return them and their addresses without credentials."""
     uris = [sink.address() for sink in config.sinks]
     if json_lines and STANDARD_OUTPUT not in uris:
         uris.append(STANDARD_OUTPUT)
@@ -317,7 +321,7 @@ def _alert_watch(config: RunConfig, labels: tuple[str, ...]) -> AlertWatch:
         for name in alert.classes or ():
             if name not in labels:
                 raise RequestError(
-                    f"the alert '{alert.name}' waits for a class that the bundle does not have",
+                    f"alert '{alert.name}' names a class that the bundle does not have",
                     seen=name,
                     fix=nearest(name, labels),
                 )

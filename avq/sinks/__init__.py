@@ -16,15 +16,12 @@ from avq.sinks.mqtt import MqttSinkType
 from avq.sinks.zenoh import ZenohSinkType
 from avq.uris import redact_credentials
 
-# Which kind of sink a URI or path asks for: ``-``, ``out.jsonl``, ``jsonl:out``,
-# ``out.mcap?image=png``.
-
 
 def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> Sink:
-    """Open ``uri`` with the type that claims its scheme or suffix.
+    """Open ``uri`` (``-``, ``out.jsonl``, ``jsonl:out``, ``out.mcap?image=png``) with the type that claims it.
 
     Raises:
-        RequestError: nobody claims it, or its folder does not exist.
+        RequestError: no type claims it, or its folder does not exist.
         DataError: it cannot be created.
     """
     claims = {scheme: kind for kind in types for scheme in kind.schemes}
@@ -37,7 +34,7 @@ def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> 
 
 
 def sink_key(uri: str, known: set[str]) -> str:
-    """The scheme or suffix by which a type claims ``uri``."""
+    """Return the scheme or suffix by which a type claims ``uri``."""
     scheme, colon, _ = uri.partition(":")
     if uri in known:
         return uri
@@ -47,7 +44,7 @@ def sink_key(uri: str, known: set[str]) -> str:
 
 
 def builtin_sinks() -> tuple[SinkType, ...]:
-    """The kinds avq brings, except the recorder (``avq.recording.RecorderSinkType``)."""
+    """Return the built-in types, except the recorder (``avq.recording.RecorderSinkType``)."""
     return (JsonLinesSinkType(), MqttSinkType(), ZenohSinkType())
 
 

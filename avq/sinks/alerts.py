@@ -1,4 +1,4 @@
-"""Alerts are watched for on a worker of their own: a sink that turns what it is told into events for the others."""
+"""The alert rules as a sink: messages and events in, alert events for the other sinks out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avq.types import Frame, Published
 
 
 def rule_of(config: AlertConfig) -> Rule:
-    """One ``[[alerts]]`` table as the state machine takes it."""
+    """Convert one ``[[alerts]]`` table into a rule."""
     counted = config.kind in ("object", "budget_miss")
     frames = config.frames if counted else 1
     return Rule(
@@ -28,10 +28,10 @@ def rule_of(config: AlertConfig) -> Rule:
 
 
 class AlertSink:
-    """Feeds a watch; what it raises is told as events of kind "alert".
+    """Feeds an alert watch and publishes its alerts as events of kind "alert".
 
     Args:
-        watch: used on the worker's thread only.
+        watch: used on the thread of this sink only.
     """
 
     wants_pixels = False
@@ -42,7 +42,7 @@ class AlertSink:
         self._emit: Callable[[Mapping[str, Any]], None] = lambda event: None
 
     def connect(self, emit: Callable[[Mapping[str, Any]], None]) -> None:
-        """Where raised alerts go; called once, before the first message."""
+        """Set the receiver of alerts; called once, before the first message."""
         self._emit = emit
 
     def write(self, message: Published, frame: Frame | None) -> None:

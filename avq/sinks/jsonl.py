@@ -20,7 +20,7 @@ from avq.types import Frame, Published
 class JsonLinesSinkType:
     """``-`` is standard output. A file is written in place, so that another program can follow it.
 
-    Readers of a FIFO may come late, leave and come back: what finds it full is missed, as with any slow reader.
+    Readers of a FIFO may connect late and reconnect; messages that meet a full FIFO are missed.
     """
 
     schemes = ("-", "jsonl", ".jsonl", ".ndjson")
@@ -40,7 +40,7 @@ class JsonLinesSinkType:
 
 
 def _writable(name: str) -> BinaryIO:
-    """Never waits for a FIFO's reader or a serial line. A FIFO is held at both ends: writing to it never fails."""
+    """Open without waiting for a reader or a serial line; a FIFO is opened at both ends, so writes never fail."""
     access = os.O_RDWR if Path(name).is_fifo() else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     descriptor = os.open(name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     os.set_blocking(descriptor, True)
@@ -48,7 +48,7 @@ def _writable(name: str) -> BinaryIO:
 
 
 def _standard_output() -> BinaryIO:
-    """A descriptor of our own: a reader that hangs then holds no lock that the end of the process needs."""
+    """Duplicate standard output, so that a blocked reader holds no lock that the exit needs."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, "it is closed")
     sys.stdout.flush()
@@ -78,7 +78,7 @@ class JsonLinesSink:
             done = 0
             while done < len(line):
                 written = self._file.write(line[done:])
-                if written is None:  # whoever shares it made it non-blocking
+                if written is None:  # another process made it non-blocking
                     select.select([], [self._file], [])
                 done += written or 0
         self._file.flush()
@@ -87,14 +87,11 @@ class JsonLinesSink:
         self._file.close()
 
 
-# Published messages handed to a function of the same process, on the sink's own thread.
-
-
 class CallbackSink:
     """Calls ``function(message, frame)`` per published frame.
 
     Args:
-        function: runs on the sink's thread; what it raises ends this sink, not the run.
+        function: runs on the sink's thread; an exception ends this sink, not the run.
         wants_pixels: whether it gets the frame (a copy it may keep) or None.
     """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -30,15 +31,13 @@ from avq.sinks.spool import Spool
 from avq.types import Frame, Published
 from avq.uris import parameters, redact_credentials, whole
 
-# Where alerts go: ``mqtt://user@host:1883/topic`` or ``mqtts://``, and where they wait.
-
 PARAMETERS = ("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages")
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 @dataclass(frozen=True)
 class MqttTarget:
-    """A broker, a topic, and a folder for what cannot be delivered yet."""
+    """A broker, a topic, and the folder of undelivered messages."""
 
     host: str
     port: int
@@ -55,7 +54,11 @@ class MqttTarget:
 def mqtt_target(
     uri: str, environment: Mapping[str, str] = os.environ, *, with_password: bool = True
 ) -> MqttTarget:
-    """Read a URI and the password it points to. Raises RequestError."""
+    """Read ``mqtt://user@host:1883/topic`` and the password it points to.
+
+    Raises:
+        RequestError: the URI or its password file is not valid.
+    """
     parts, port = _split(uri)
     table = parameters(uri, PARAMETERS)
     topic = unquote(parts.path.strip("/"))
@@ -67,7 +70,7 @@ def mqtt_target(
         )
     if parts.password is not None:
         raise RequestError(
-            "a password does not belong in a URI: URIs are logged",
+            "the MQTT URI holds a password, and URIs are logged",
             seen=redact_credentials(uri),
             fix="password_file = FILE, or password_env = NAME of an environment variable",
         )
@@ -117,7 +120,7 @@ def _password(table: Mapping[str, str], user: str, environment: Mapping[str, str
 
 
 def plain_file(name: str) -> Path:
-    """``name``, which reading does not wait for. Raises OSError for a FIFO, device or folder."""
+    """Return the path of a regular file; raise OSError for a FIFO, device or folder, whose reading may block."""
     path = Path(name)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "a FIFO, device or folder, not a file", name)
@@ -149,6 +152,7 @@ _CONNECT_S = 5.0
 #: A broker that lost our session lost its subscribers' as well: they are given time to come back.
 _SETTLE_S = 3.0
 _NEVER = float("inf")
+_log = logging.getLogger("avq.sinks.mqtt")
 
 
 class MqttSinkType:
@@ -195,13 +199,13 @@ class MqttSink:
         self._connect(new_session=True)
 
     def write(self, message: Published, frame: Frame | None) -> None:
-        """Frames stay in the car."""
+        """Frames are not sent."""
 
     def write_event(self, event: Mapping[str, Any]) -> None:
         """Spool an alert; it is on disk when this returns, if the disk takes it."""
         if event.get("kind") == "alert":
             self._spool.add(self._encode({key: value for key, value in event.items() if key != "kind"}))
-            self._calls.put(("look", 0))
+            self._calls.put(("poll", 0))
 
     def report(self) -> Mapping[str, int]:
         """Alerts spooled since the start, delivered, waiting on disk or in memory alone, given up for newer ones."""
@@ -226,8 +230,8 @@ class MqttSink:
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError:
             raise MachineError(
-                "alerts cannot be sent over MQTT here",
-                seen="paho-mqtt is missing",
+                "the MQTT sink needs paho-mqtt",
+                seen="it is not installed",
                 fix='pip install "avq[mqtt]"',
             ) from None
         target = self._target
@@ -239,7 +243,7 @@ class MqttSink:
         client.will_set(f"{target.topic}/status", self._encode({"online": False}), qos=1, retain=True)
         client.reconnect_delay_set(1, 30)
         client.connect_timeout = _CONNECT_S
-        # called on paho's thread while it holds its locks: they only leave a note for ours
+        # called on the thread of paho while it holds its locks: they only queue a call
         client.on_connect = self._on_connect
         client.on_disconnect = lambda *_: self._calls.put(("disconnected", 0))
         client.on_publish = lambda _c, _u, mid, code, _p: self._calls.put(
@@ -249,7 +253,11 @@ class MqttSink:
 
     def _on_connect(self, client: Any, _user: Any, flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:
+            _log.warning(
+                "the broker %s:%d refused the connection: %s", self._target.host, self._target.port, code
+            )
             return
+        _log.info("connected to the broker %s:%d", self._target.host, self._target.port)
         if not flags.session_present:
             client.drop_out_messages()  # paho would only confirm what the broker has forgotten
         self._calls.put(("connected", int(flags.session_present)))
@@ -288,6 +296,8 @@ class MqttSink:
                 on_its_way = on_its_way if value else None
                 self._arrive(resumed=bool(value))
             elif what == "disconnected":
+                if self._connected:
+                    _log.warning("connection to the broker lost; alerts wait in %s", self._target.spool)
                 self._connected, self._settled_at_s = False, _NEVER
             elif what in ("sent", "refused") and on_its_way is not None and value == on_its_way[0]:
                 if what == "sent":
@@ -306,7 +316,7 @@ class MqttSink:
                 timeout=None if until_s == _NEVER else max(0.0, until_s - time.monotonic())
             )
         except Empty:
-            return "look", 0
+            return "poll", 0
 
     def _send_next(self) -> tuple[int, int] | None:
         if time.monotonic() < self._settled_at_s < _NEVER:

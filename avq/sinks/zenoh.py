@@ -152,7 +152,7 @@ def _endpoint(text: str, uri: str) -> str:
 
 
 class ZenohSink:
-    """One publisher per camera, declared with its first message; nobody has to listen.
+    """One publisher per camera, declared with its first message; subscribers are optional.
 
     A listener that takes too little is waited for, on the sink's thread: what it misses is then counted. (Zenoh alone
     would drop it and not say so.) One that takes nothing for five seconds is given up by Zenoh, until it comes back.
@@ -166,14 +166,12 @@ class ZenohSink:
     wants_pixels = False
 
     def __init__(self, key: str, settings: Mapping[str, Any], labels: Sequence[str]) -> None:
-        pass
-
         try:
             import zenoh
         except ImportError:
             raise MachineError(
-                "nothing can be published over Zenoh here",
-                seen="eclipse-zenoh is missing",
+                "the Zenoh sink needs eclipse-zenoh",
+                seen="it is not installed",
                 fix='pip install "avq[zenoh]"',
             ) from None
         self._arrays = DetectionArrays(vision_types())

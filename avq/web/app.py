@@ -1,4 +1,4 @@
-"""The endpoints: page, pictures, health, metrics, status, events, and the swap of a bundle."""
+"""HTTP endpoints: page, pictures, health, metrics, status, events, and the swap of a bundle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_VIEWERS = 128
 _BODY_BYTES = 4096
 _BODY_WAIT_S = 3.0
 
-#: Nothing is fetched from elsewhere, nothing inline runs, nobody may frame it.
+#: No resources of other hosts, no inline scripts, no framing.
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -65,7 +65,7 @@ class Endpoints:
         self._swapping = threading.Lock()
 
     async def page(self, request: Request) -> Response:
-        """One of the page's few files, by name: there is no path to walk."""
+        """Return one file of the page, by name only."""
         name = request.path_params.get("name", "index.html")
         if (body := self._page.get(name)) is None:
             return PlainTextResponse(f"there is no {name!r} here\n", 404)
@@ -83,14 +83,14 @@ class Endpoints:
         return Response(text, headers={"content-type": METRICS_TYPE, **_HEADERS})
 
     async def status(self, request: Request) -> Response:
-        """All that is told of a run; the keys of the summary of ``avq run --json`` stand on top, as they do there."""
+        """Return the state of the run; the keys of the summary of ``avq run --json`` are at the top level too."""
         now = self._status.read()
         age = {key: now["age"][key] for key in ("p50_ms", "p99_ms", "max_ms")}
         answer = {**self._live_state.run_info, **now, **now["frames"], **age, "events": self._status.events()}
         return JSONResponse(answer, headers=_HEADERS)
 
     async def events(self, request: Request) -> Response | EventStream:
-        """``?only=status,frames``: some kinds of news; without it all of them."""
+        """Stream server-sent events; ``?only=status,frames`` selects kinds."""
         wanted = request.query_params.get("only")
         kinds = wanted.split(",") if wanted else KINDS
         if unknown := set(kinds) - set(KINDS):
@@ -98,11 +98,11 @@ class Endpoints:
                 400, f"there are no {', '.join(sorted(unknown))}", f"choose from {', '.join(KINDS)}"
             )
         if self._counts.now >= MOST_VIEWERS:
-            return _refused(503, "too many are watching", f"{MOST_VIEWERS} viewers")
+            return _refused(503, "too many viewers", f"{MOST_VIEWERS} viewers")
         return EventStream(self._feed, kinds, request.headers.get("last-event-id", ""), self._stopping)
 
     async def camera(self, request: Request) -> Response:
-        """The newest picture; its boxes are in the header ``Avq-Frame``. 204 when it shows none."""
+        """Return the newest picture, with its boxes in the header ``Avq-Frame``; 204 when there is none."""
         camera = request.path_params["camera"]
         after = request.query_params.get("after", "")
         if camera not in self._live_state.cameras:
@@ -123,16 +123,28 @@ class Endpoints:
             body = await asyncio.wait_for(_body(request), _BODY_WAIT_S)
             folder = Path(json.loads(body)["bundle"])
         except (ValueError, TypeError, KeyError, RecursionError, asyncio.TimeoutError, ClientDisconnect):
-            return _refused(400, "the request names no bundle", 'send {"bundle": "/path/to/folder"}')
+            return _refused(
+                400,
+                "the request names no bundle",
+                "body of the request",
+                'send {"bundle": "/path/to/folder"}',
+            )
         run = self._live_state.run
         if run is None or run.swap is None:
             return _refused(
-                501, "nothing was swapped", "the run is starting" if run is None else "it cannot swap"
+                501,
+                "the bundle was not swapped",
+                "the run is starting" if run is None else "the run cannot swap",
             )
         if not self._swapping.acquire(blocking=False):
-            return _refused(409, "another swap is going on", "ask again when it is done")
+            return _refused(
+                409,
+                "another swap is in progress",
+                "one at a time",
+                "send the request again when it has ended",
+            )
         try:
-            return JSONResponse(dict(await _beside(run.swap, folder)), headers=_HEADERS)
+            return JSONResponse(dict(await _on_thread(run.swap, folder)), headers=_HEADERS)
         except AvqError as error:
             return _refused(409, error.what, error.seen, error.fix)
         finally:
@@ -152,8 +164,8 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-async def _beside(function: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-    """The answer of a function on a thread that keeps no process alive."""
+async def _on_thread(function: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+    """Await a function on a daemon thread."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Mapping[str, Any]] = loop.create_future()
 
@@ -186,9 +198,9 @@ def _refused(code: int, what: str, seen: str, fix: str = "") -> Response:
 
 
 def page_files() -> dict[str, bytes]:
-    """Name -> content of everything the page is made of."""
+    """Read the files of the page: name -> content."""
     folder = files("avq.web") / "page"
-    return {one.name: one.read_bytes() for one in folder.iterdir() if Path(one.name).suffix in _TYPES}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in _TYPES}
 
 
 def application(endpoints: Endpoints, token: str | None) -> Starlette:

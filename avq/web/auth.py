@@ -1,4 +1,4 @@
-"""Who may ask: anybody on this machine, or whoever shows the token; never a foreign web page."""
+"""Access control: programs of this machine, or holders of the token; never another web site."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Guard:
         try:
             answer = self._answer(Request(scope)) if scope["type"] == "http" else None
         except ValueError:  # a Host or Origin that is no address at all
-            answer = PlainTextResponse("the request says nowhere it goes to\n", 400)
+            answer = PlainTextResponse("the Host or Origin header is not an address\n", 400)
         await (answer or self._app)(scope, receive, send)
 
     def _answer(self, request: Request) -> Response | None:
         """None to let the request pass."""
         if request.method not in ("GET", "HEAD") and not _same_origin(request):
-            return PlainTextResponse("another site asked\n", 403)
+            return PlainTextResponse("requests from another site are refused\n", 403)
         if self._token is None:
             host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
             return (
@@ -50,7 +50,7 @@ class Guard:
         in_link = request.query_params.get("token", "")
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         shown = (bearer if scheme.lower() == "bearer" else "", request.cookies.get(COOKIE, ""), in_link)
-        if not any(hmac.compare_digest(one.encode(), token.encode()) for one in shown):
+        if not any(hmac.compare_digest(value.encode(), token.encode()) for value in shown):
             text = "show the token of the configuration: /?token=..., or Authorization: Bearer\n"
             return PlainTextResponse(text, 401, {"www-authenticate": "Bearer"})
         if in_link and request.url.path == "/":  # out of the address bar, into a cookie scripts cannot read

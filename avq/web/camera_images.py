@@ -1,4 +1,4 @@
-"""Pictures for viewers: copied by the loop when asked, scaled and encoded here, once for all viewers."""
+"""Camera pictures for viewers: copied by the loop on request, scaled and encoded here once for all viewers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from avq.web.live_state import LiveState, Snapshot
 
 WIDEST_PX = 1280
 _QUALITY = 80
-_BOXES_TOLD = 60
-#: A picture older than this is not shown to somebody new.
+_MAX_BOXES = 60
+#: A picture older than this is not sent to a new viewer.
 _FRESH_NS = 500_000_000
-#: No camera is copied for viewers more often than this, however many look.
+#: Shortest time between two copies of one camera, for any number of viewers.
 _LEAST_APART_NS = 150_000_000
 _WAIT_S = 2.0
-_LOOK_AGAIN_S = 0.02
+_POLL_S = 0.02
 
 
 class CameraSnapshots:
     """The newest picture of each camera as JPEG.
 
     Args:
-        live_state: asked for the pictures.
+        live_state: takes requests for pictures and holds the copies.
     """
 
     def __init__(self, live_state: LiveState) -> None:
@@ -47,15 +47,15 @@ class CameraSnapshots:
         return await asyncio.shield(coming)
 
     async def _take(self, camera: str) -> tuple[Snapshot, bytes] | None:
-        """One new picture for everybody who waits for it."""
-        live_state = self._live_state.cameras[camera]
-        if live_state.snapshot is not None:
-            await asyncio.sleep(max(0.0, (_LEAST_APART_NS - _old_ns(live_state.snapshot)) / 1e9))
-        before = live_state.snapshot
-        live_state.requested = True
-        for _ in range(round(_WAIT_S / _LOOK_AGAIN_S)):
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            if (snapshot := live_state.snapshot) is not None and snapshot is not before:
+        """Take one new picture for all waiting viewers."""
+        state = self._live_state.cameras[camera]
+        if state.snapshot is not None:
+            await asyncio.sleep(max(0.0, (_LEAST_APART_NS - _old_ns(state.snapshot)) / 1e9))
+        before = state.snapshot
+        state.requested = True
+        for _ in range(round(_WAIT_S / _POLL_S)):
+            await asyncio.sleep(_POLL_S)
+            if (snapshot := state.snapshot) is not None and snapshot is not before:
                 loop = asyncio.get_running_loop()
                 jpeg = await loop.run_in_executor(self._one_at_a_time, encode, snapshot)
                 self._encoded[camera] = (snapshot, jpeg)
@@ -86,17 +86,17 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def boxes_of(snapshot: Snapshot, labels: tuple[str, ...]) -> str:
-    """What belongs to the picture, as JSON for a header: boxes as [x0, y0, x1, y1, score, class] in its pixels."""
+    """Return the message of a picture as JSON for a header: boxes as [x0, y0, x1, y1, score, class] in its pixels."""
     published = snapshot.published
-    seen = published.detections
+    detections = published.detections
     height_px, width_px = snapshot.frame.pixels.shape[:2]
     rows = zip(
-        seen.boxes_xyxy_px[:_BOXES_TOLD].tolist(),
-        seen.scores[:_BOXES_TOLD].tolist(),
-        seen.class_ids[:_BOXES_TOLD].tolist(),
+        detections.boxes_xyxy_px[:_MAX_BOXES].tolist(),
+        detections.scores[:_MAX_BOXES].tolist(),
+        detections.class_ids[:_MAX_BOXES].tolist(),
         strict=True,
     )
-    told = {
+    row = {
         "number": snapshot.number,
         "camera": snapshot.frame.camera,
         "seq": snapshot.frame.seq,
@@ -105,12 +105,12 @@ def boxes_of(snapshot: Snapshot, labels: tuple[str, ...]) -> str:
         "age_ms": round(published.age_ns / 1e6, 2),
         "late": published.late,
         "mode": published.mode,
-        "count": len(seen),
+        "count": len(detections),
         "boxes": [
             [*(round(v, 1) for v in box), round(score, 3), _name(kind, labels)] for box, score, kind in rows
         ],
     }
-    return json.dumps(told, separators=(",", ":"))
+    return json.dumps(row, separators=(",", ":"))
 
 
 def _name(class_id: int, labels: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""What the loop leaves for the web thread to read: newest wins, nobody waits.
+"""State of a run, written by the loop and read by the web thread without locks.
 
 One writer (the loop; for events, their thread) and readers that copy whole dictionaries and deques in one step,
-so no lock is needed. Nothing here calls back: a web thread that hangs or is gone leaves a live_state nobody reads.
+so no lock is needed. No code here calls the web thread, so one that hangs or has ended delays nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Snapshot:
 
 @dataclass
 class CameraState:
-    """What one camera's frames have shown."""
+    """State of one camera."""
 
     age: Histogram = field(default_factory=Histogram)
     stages: dict[str, Histogram] = field(default_factory=dict)
@@ -79,15 +79,15 @@ class CameraState:
         self.last, self.seen_ns = row, now_ns
 
     def take_snapshot(self, frame: Frame, published: Published, now_ns: int) -> None:
-        """Copy the pixels: the only work the frame path does for a viewer, and only when one asked."""
+        """Copy the pixels: the only work of the frame path for viewers, and only on request."""
         number = self.snapshot.number + 1 if self.snapshot else 1
-        kept = Frame(frame.camera, frame.seq, frame.t_capture_ns, frame.pixels.copy())
+        copied = Frame(frame.camera, frame.seq, frame.t_capture_ns, frame.pixels.copy())
         self.requested = False
-        self.snapshot = Snapshot(number, kept, published, now_ns)
+        self.snapshot = Snapshot(number, copied, published, now_ns)
 
 
 class LiveState:
-    """A ``RunObserver``: written by the loop, read by anybody."""
+    """A ``RunObserver``: written by the loop, read by any thread."""
 
     def __init__(self) -> None:
         self.boot = uuid.uuid4().hex
@@ -107,10 +107,10 @@ class LiveState:
         self.mode = ""
         self.alert = False
         self._published = 0
-        self._told = 0
+        self._event_count = 0
 
     def describe(self, run_info: Mapping[str, Any]) -> None:
-        """What does not change while the run lasts: the bundle, the cameras."""
+        """Set what stays the same until another bundle serves: bundle, modes, cameras."""
         self.run_info = dict(run_info)
 
     @property
@@ -140,9 +140,9 @@ class LiveState:
         if camera.requested:
             camera.take_snapshot(frame, published, now_ns)
         if result.transition is not None:
-            self._moved(result.transition)
+            self._on_transition(result.transition)
 
-    def _moved(self, transition: Transition) -> None:
+    def _on_transition(self, transition: Transition) -> None:
         before, after = transition.before, transition.after
         self.transitions[before.mode, after.mode, transition.kind] += 1
         self.mode, self.alert = after.mode, after.alert
@@ -159,33 +159,30 @@ class LiveState:
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Keep an event; called on the thread that hands out events."""
-        self._told += 1
+        self._event_count += 1
         ago_s = max(0.0, (time.monotonic_ns() - event["t_ns"]) / 1e9) if "t_ns" in event else 0.0
         kind, camera = str(event.get("kind", "")), str(event.get("camera", ""))
         self.counted_events[kind, camera] += 1
         if kind == "camera_restarted":
             self.reconnects[camera, str(event.get("cause", ""))] += 1
-        self.events.append((self._told, {**event, "at": round(time.time() - ago_s, 3)}))
+        self.events.append((self._event_count, {**event, "at": round(time.time() - ago_s, 3)}))
 
     def on_end(self) -> None:
         self.over = True
 
 
-# What became of those who look.
-
-
 @dataclass
 class ViewerCounts:
-    """Of the event stream; written by the web thread only.
+    """Viewers of the event stream; written by the web thread only.
 
     Attributes:
         now: open streams.
-        dropped: viewers whose connection did not take what it was sent.
-        told: frames, summed over viewers.
-        missed: frames that left the live_state before anybody could be told.
+        dropped: viewers whose connection was too slow.
+        sent: frames, summed over viewers.
+        missed: frames that left the state before they could be sent.
     """
 
     now: int = 0
     dropped: int = 0
-    told: int = 0
+    sent: int = 0
     missed: int = 0

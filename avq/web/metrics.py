@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run, collected when asked: counts and histograms are the loop's own, not samples."""
+"""Prometheus metrics of a run, collected on request from the counts and histograms of the loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cumulative(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
 
 
 class RunCollector(Collector):
-    """Everything about a run, read from its live_state at the moment of the scrape."""
+    """Everything about a run, read at the moment of the scrape."""
 
     def __init__(self, live_state: LiveState, machine: MachineReader, web: ViewerCounts) -> None:
         self._live_state = live_state
@@ -51,14 +51,14 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         cameras = dict(self._live_state.cameras)
         if self._live_state.run is not None:
-            yield from _books(self._live_state.run.counts_by_camera())
+            yield from _frame_counts(self._live_state.run.counts_by_camera())
             yield from _sinks(self._live_state.run)
-            yield from _beside(self._live_state.run)
+            yield from _side_tasks(self._live_state.run)
         yield from _times(cameras)
         yield from self._modes()
         yield _counter(
             "avq_events",
-            "What the run told, by kind",
+            "Events by kind",
             ("kind", "camera"),
             dict(self._live_state.counted_events),
         )
@@ -66,7 +66,7 @@ class RunCollector(Collector):
             "avq_source_reconnects", "Capture processes started again", ("camera", "cause"),
             dict(self._live_state.reconnects),
         )  # fmt: skip
-        yield from self._about()
+        yield from self._engine()
         yield from self._readings()
 
     def _modes(self) -> Iterator[Metric]:
@@ -85,7 +85,7 @@ class RunCollector(Collector):
             dict(live_state.transitions),
         )  # fmt: skip
 
-    def _about(self) -> Iterator[Metric]:
+    def _engine(self) -> Iterator[Metric]:
         bundle = self._live_state.run_info.get("bundle")
         if bundle:
             labels = {
@@ -93,7 +93,7 @@ class RunCollector(Collector):
                 "precision": bundle["precision"],
                 "sha256": bundle["digest"],
             }
-            yield InfoMetricFamily("avq_engine", "What serves", value=labels)
+            yield InfoMetricFamily("avq_engine", "The serving bundle", value=labels)
 
     def _readings(self) -> Iterator[Metric]:
         now = self._machine.read()
@@ -108,24 +108,24 @@ class RunCollector(Collector):
             "avq_web_viewers_dropped", "Viewers that did not keep up", value=self._web.dropped
         )
         yield CounterMetricFamily(
-            "avq_web_frames_missed", "Frames that could not be told any viewer", value=self._web.missed
+            "avq_web_frames_missed", "Frames that could not be sent to any viewer", value=self._web.missed
         )
 
 
-def _books(counts_by_camera: Mapping[str, FrameCounts]) -> Iterator[Metric]:
+def _frame_counts(counts_by_camera: Mapping[str, FrameCounts]) -> Iterator[Metric]:
     captured = {(camera,): counts.captured for camera, counts in counts_by_camera.items()}
     yield _counter("avq_frames_captured", "Frames that came from a camera", ("camera",), captured)
     outcomes = {}
     for camera, counts in counts_by_camera.items():
         outcomes[camera, "published"] = counts.published
         outcomes[camera, "dropped"] = sum(counts.dropped.values())
-    yield _counter("avq_frames", "Frames by what became of them", ("camera", "outcome"), outcomes)
+    yield _counter("avq_frames", "Frames by outcome", ("camera", "outcome"), outcomes)
     causes = {
         (c, cause): count for c, counts in counts_by_camera.items() for cause, count in counts.dropped.items()
     }
     yield _counter("avq_frames_dropped", "Dropped frames by cause", ("camera", "cause"), causes)
     waiting = {camera: counts.in_flight for camera, counts in counts_by_camera.items()}
-    yield _gauge("avq_frames_in_flight", "Frames on their way", "camera", waiting)
+    yield _gauge("avq_frames_in_flight", "Frames in flight", "camera", waiting)
 
 
 def _sinks(run: RunView) -> Iterator[Metric]:
@@ -142,23 +142,23 @@ def _sinks(run: RunView) -> Iterator[Metric]:
         for name, value in sink.numbers.items():
             own = gauges if name in sink.gauges else counts
             own[sink.name, str(number), name] = value
-    yield _counter("avq_sink_messages", "Messages by what a sink did", (*label, "outcome"), messages)
-    yield _counter("avq_sink_own", "What a sink counts itself", (*label, "count"), counts)
-    yield _gauges("avq_sink_state", "What a sink tells of its state", (*label, "state"), gauges)
+    yield _counter("avq_sink_messages", "Messages by outcome at a sink", (*label, "outcome"), messages)
+    yield _counter("avq_sink_own", "Counters that a sink reports", (*label, "count"), counts)
+    yield _gauges("avq_sink_state", "State values that a sink reports", (*label, "state"), gauges)
     yield _gauges("avq_sink_queued_messages", "Messages that wait for a sink", label, queued)
-    yield _gauges("avq_sink_working", "0 when a sink has broken", label, working)
+    yield _gauges("avq_sink_working", "0 when a sink has failed", label, working)
 
 
-def _beside(run: RunView) -> Iterator[Metric]:
-    """What a drift watch and a shadow found; nothing where there is none."""
+def _side_tasks(run: RunView) -> Iterator[Metric]:
+    """Metrics of drift watch and shadow, where they are configured."""
     cameras = (run.drift() or {}).get("cameras", {})
     share = {camera: row["share"] for camera, row in cameras.items()}
     yield _gauge("avq_drift_share_ratio", "Activations outside the calibrated ranges", "camera", share)
     drifting = {camera: float(row["drifting"]) for camera, row in cameras.items()}
-    yield _gauge("avq_drifting", "1 while pictures are unlike the calibration pictures", "camera", drifting)
+    yield _gauge("avq_drifting", "1 while pictures differ from the calibration pictures", "camera", drifting)
     agreement = (run.shadow() or {}).get("agreement")
     if agreement is not None:
-        yield GaugeMetricFamily("avq_shadow_agreement_ratio", "Boxes that found a partner", value=agreement)
+        yield GaugeMetricFamily("avq_shadow_agreement_ratio", "Share of matched boxes", value=agreement)
 
 
 def _times(cameras: Mapping[str, CameraState]) -> Iterator[Metric]:

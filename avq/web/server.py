@@ -1,4 +1,4 @@
-"""The web server of a run: a socket taken before anything else starts, and a thread that ends with the run."""
+"""The web server of a run: its socket is bound before anything else starts, its thread ends with the run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _log = logging.getLogger("avq.web")
 def open_site(
     host: str, port: int, token: str | None, *, live_state: LiveState | None = None
 ) -> Iterator[tuple[LiveState, str]]:
-    """Serve until the block is left; gives the live_state to write on and the page's address.
+    """Serve until the block is left; gives the state to write and the address of the page.
 
     Args:
         host, port: where to listen; port 0 takes a free one.
-        token: what visitors must show.
+        token: that visitors must send; None for no token.
         live_state: to read from, instead of a new one.
 
     Raises:
@@ -70,7 +70,7 @@ class _Server:
             from avq.web.app import Endpoints, application
         except ImportError as error:
             raise MachineError(
-                "the page of a run needs libraries that are not installed here",
+                "the page needs libraries that are not installed",
                 seen=str(error),
                 fix='pip install "avq[web]"',
             ) from None
@@ -94,7 +94,7 @@ class _Server:
         self._thread.start()
 
     def _run(self) -> None:
-        """Serve; what ends the server without being asked to costs a second of it, not the page of months."""
+        """Serve until closed; a server that fails starts again after a second."""
         while not self._closing.is_set():
             try:
                 with self._listener.dup() as listener:
@@ -133,7 +133,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> RequestError:
     return RequestError(
         f"the page cannot listen on {host}:{port}",
         seen=error.strerror or str(error),
-        fix="is another run there? choose another port: --web 127.0.0.1:8788, or port 0 for a free one",
+        fix="end the other program, or choose another port: --web 127.0.0.1:8788, or port 0 for a free one",
     )
 
 
@@ -142,23 +142,21 @@ def _address(listener: socket.socket, host: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-# From a configuration to a page: where it listens, what it says the run is, and what happens without
-# one.
-
 OFF = "off"
 
 
 def web_from_flag(text: str, base: WebConfig) -> WebConfig:
     """``HOST:PORT``, ``PORT``, ``[::1]:PORT`` or ``off`` on top of the configuration.
 
-    Raises RequestError when it is none of them, or when the address asks for a token that is not configured.
+    Raises:
+        RequestError: it is none of them, or the address needs a token that is not configured.
     """
     if text == OFF:
         return base.model_copy(update={"enabled": False})
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if colon else base.host
     if not re.fullmatch(r"[0-9]{1,5}", port) or not host:
-        raise RequestError("where the page listens is not HOST:PORT", seen=text, fix="--web 127.0.0.1:8787")
+        raise RequestError("--web is not HOST:PORT", seen=text, fix="--web 127.0.0.1:8787")
     try:
         return WebConfig(host=host, port=int(port), token=base.token)
     except ValueError:
@@ -172,13 +170,15 @@ def web_from_flag(text: str, base: WebConfig) -> WebConfig:
 
 
 @contextmanager
-def open_page(web: WebConfig, wanted: bool) -> Iterator[LiveState | None]:
-    """A live_state with its page for the time of a run; None when there is none, and then why was said.
+def open_page(web: WebConfig, required: bool) -> Iterator[LiveState | None]:
+    """Serve the page for the time of a run; gives its state, or None without a page, which is logged.
 
     Args:
-        wanted: the address was asked for. Else a port that is taken is no reason not to run.
+        web: table ``[web]``.
+        required: the address was configured; else an address in use only costs the page.
 
-    Raises RequestError when a wanted address cannot be listened on.
+    Raises:
+        RequestError: a required address cannot be listened on.
     """
     with ExitStack() as stack:
         live_state = None
@@ -187,16 +187,16 @@ def open_page(web: WebConfig, wanted: bool) -> Iterator[LiveState | None]:
                 live_state, address = stack.enter_context(open_site(web.host, web.port, web.token))
                 _log.info("page: %s", address)
             except (MachineError, RequestError) as error:
-                if wanted and isinstance(error, RequestError):
+                if required and isinstance(error, RequestError):
                     raise
                 _log.warning("no page: %s (%s); %s", error.what, error.seen, error.fix)
         yield live_state
 
 
 def run_info(config: RunConfig, served: ActiveModes) -> dict[str, Any]:
-    """What does not change while the run lasts, or until another bundle serves.
+    """Describe what stays the same until another bundle serves.
 
-    What serves need not be what the configuration names: a fallback, or a bundle that was swapped in.
+    The serving bundle may differ from the configured one: a fallback, or a swapped one.
     """
     parts = served.modes[0].parts
     folder = served.bundle.path if served.bundle is not None else config.bundle

@@ -1,4 +1,4 @@
-"""The run as one JSON object: what /status answers and the page shows."""
+"""State of a run as one JSON object, for /status and the page; liveness and readiness."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from avq.daemon.metrics import Histogram
 from avq.process import resident_bytes
 from avq.web.live_state import CameraState, FrameRow, LiveState, ViewerCounts
 
-# Is it alive, is it ready, and if not, why: answers a supervisor acts on.
-
 #: The loop goes round at least every 50 ms without frames; with one it takes as long as the engine does.
 STANDS_S = 5.0
 #: A run without any published frame for so long (or for three of its usual gaps) is not ready, whatever the cause.
@@ -25,19 +23,19 @@ SILENT_S = 5.0
 
 
 def not_alive(live_state: LiveState, now_ns: int) -> str:
-    """Why a supervisor should end the process; '' when it should not."""
+    """Return why a supervisor should end the process; '' when it should not."""
     if live_state.run is None or live_state.over:
         return ""
     stood_s = (now_ns - live_state.last_tick_ns) / 1e9
-    return f"the loop has stood for {stood_s:.1f} s" if stood_s > STANDS_S else ""
+    return f"the loop has been blocked for {stood_s:.1f} s" if stood_s > STANDS_S else ""
 
 
 def not_ready(live_state: LiveState, now_ns: int) -> str:
-    """Why nobody should rely on messages now; '' when they may."""
+    """Return why messages are not reliable now; '' when they are."""
     if live_state.over:
         return "the run is over"
     if live_state.run is None:
-        return "the bundle is being opened and warmed"
+        return "the bundle is being opened and warmed up"
     cameras = [camera for camera in list(live_state.cameras.values()) if camera.seen_ns]
     if not cameras:
         return "no frame has been published yet"
@@ -48,19 +46,17 @@ def not_ready(live_state: LiveState, now_ns: int) -> str:
     return not_alive(live_state, now_ns)
 
 
-# Readings of the machine: temperatures and clocks where Linux shows them, memory, load.
-
 _SYS = Path("/sys")
 _KEPT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One look at the machine.
+    """Readings of the machine.
 
     Attributes:
         temperatures_c: degrees Celsius per thermal zone; empty where there are none.
-        clocks_hz: current and highest frequency per CPU; empty where the kernel does not tell.
+        clocks_hz: current and highest frequency per CPU; empty where the kernel has none.
         memory_bytes: resident memory of this process.
         load: of the last minute, in processes; cpus: that this process may use.
     """
@@ -73,7 +69,7 @@ class Machine:
 
 
 class MachineReader:
-    """Reads at most every two seconds, whoever asks how often.
+    """Reads the machine at most every two seconds.
 
     Args:
         sys_folder: where sysfs is mounted.
@@ -87,10 +83,10 @@ class MachineReader:
     def read(self) -> Machine:
         now_s = time.monotonic()
         if self._last is None or now_s - self._read_s > _KEPT_S:
-            self._last, self._read_s = self._look(), now_s
+            self._last, self._read_s = self._read_now(), now_s
         return self._last
 
-    def _look(self) -> Machine:
+    def _read_now(self) -> Machine:
         return Machine(
             temperatures(self._sys),
             clocks(self._sys),
@@ -112,7 +108,7 @@ def temperatures(sys_folder: Path = _SYS) -> dict[str, float]:
 
 
 def clocks(sys_folder: Path = _SYS) -> dict[str, tuple[float, float]]:
-    """(current, highest) hertz per CPU, as its frequency driver tells."""
+    """(current, highest) hertz per CPU, as its frequency driver reports."""
     found = {}
     for folder in sorted((sys_folder / "devices/system/cpu").glob("cpu[0-9]*/cpufreq")):
         with suppress(OSError, ValueError):
@@ -160,7 +156,7 @@ class StatusReader:
             "mode_frames": dict(live_state.modes),
             "alert": live_state.alert,
             "changes": list(live_state.changes)[-_CHANGES_SHOWN:],
-            "frames": _books(counts_by_camera, cameras),
+            "frames": _frame_counts(counts_by_camera, cameras),
             "cameras": [
                 self._camera(name, counts_by_camera.get(name), cameras.get(name), rates.get(name, 0.0))
                 for name in self._names(counts_by_camera)
@@ -221,7 +217,7 @@ class StatusReader:
 
     def _viewers(self) -> dict[str, int]:
         counts = self._counts
-        return {"now": counts.now, "dropped": counts.dropped, "told": counts.told, "missed": counts.missed}
+        return {"now": counts.now, "dropped": counts.dropped, "told": counts.sent, "missed": counts.missed}
 
     def _readings(self) -> dict[str, Any]:
         now = self._machine.read()
@@ -248,7 +244,9 @@ def _budget(live_state: LiveState) -> dict[str, float]:
     }
 
 
-def _books(counts_by_camera: Mapping[str, FrameCounts], cameras: Mapping[str, CameraState]) -> dict[str, Any]:
+def _frame_counts(
+    counts_by_camera: Mapping[str, FrameCounts], cameras: Mapping[str, CameraState]
+) -> dict[str, Any]:
     dropped = sum((Counter(counts.dropped) for counts in counts_by_camera.values()), Counter[str]())
     return {
         "captured": sum(counts.captured for counts in counts_by_camera.values()),

@@ -1,7 +1,7 @@
-"""Server-sent events: every published frame, every event, and the status, to whoever looks.
+"""Server-sent events for viewers: published frames, events and the status.
 
-EventQueue are written once, in numbered chunks, however many look; each viewer takes the chunks at its own moment, so
-that many viewers never make one long burst of work. Who does not keep up is dropped, never waited for.
+Updates are encoded once, in numbered chunks; each viewer takes the chunks at its own time, so
+that many viewers never make one long burst of work. Viewers that do not keep up are dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENCODER = msgspec.json.Encoder()
 
 @dataclass
 class Chunk:
-    """What happened since the chunk before; text is made for those kinds that somebody asked for."""
+    """Updates since the chunk before; text is encoded only for requested kinds."""
 
     boot: str
     rows: list[FrameRow]
@@ -72,11 +72,11 @@ class Chunk:
 
 
 class Feed:
-    """Makes the chunks, when a viewer asks and the last one is old enough.
+    """Creates chunks when a viewer takes them and the last one is old enough.
 
     Args:
-        live_state, reader: what is told.
-        counts: of viewers, and of frames that nobody could be told.
+        live_state, reader: sources of the updates.
+        counts: of viewers and missed frames.
     """
 
     def __init__(self, live_state: LiveState, reader: StatusReader, counts: ViewerCounts) -> None:
@@ -85,8 +85,8 @@ class Feed:
         self._reader = reader
         self._chunks: deque[tuple[int, Chunk]] = deque(maxlen=_CHUNKS_KEPT)
         self._number = 0
-        self._frames_told = 0
-        self._events_told = 0
+        self._frames_sent = 0
+        self._events_sent = 0
         self._made_s = float("-inf")
         self._status_s = float("-inf")
         self._facts = live_state.run_info
@@ -94,13 +94,13 @@ class Feed:
     def first(self, resume: int | None) -> tuple[int, Chunk]:
         """For a new viewer: the status, the last frames and events; or all that is there since ``resume``."""
         self._make_due()
-        rows = [row for row in list(self.live_state.frames) if row.index <= self._frames_told]
+        rows = [row for row in list(self.live_state.frames) if row.index <= self._frames_sent]
         if resume is None:
             rows, missed = rows[-FRAMES_AT_FIRST:], 0
         else:
             rows = [row for row in rows if row.index > resume]
-            missed = (rows[0].index if rows else self._frames_told + 1) - resume - 1
-        happened = [event for number, event in list(self.live_state.events) if number <= self._events_told]
+            missed = (rows[0].index if rows else self._frames_sent + 1) - resume - 1
+        happened = [event for number, event in list(self.live_state.events) if number <= self._events_sent]
         status = json.dumps(self._reader.read())
         chunk = self._chunk(rows, happened[-EVENTS_AT_FIRST:], status, max(0, missed))
         chunk.hello = f"retry: {_RECONNECT_MS}\n" + self._hello()
@@ -115,25 +115,25 @@ class Feed:
         now_s = time.monotonic()
         if now_s - self._made_s < TICK_S:
             return
-        if now_s - self._made_s > _CHUNKS_KEPT * TICK_S:  # nobody looked: what happened meanwhile is no news
+        if now_s - self._made_s > _CHUNKS_KEPT * TICK_S:  # no viewer for a while: skip older updates
             self._skip()
         self._made_s = now_s
         self._number += 1
-        self._chunks.append((self._number, self._news(now_s)))
+        self._chunks.append((self._number, self._update(now_s)))
 
     def _skip(self) -> None:
         frames, events = list(self.live_state.frames), list(self.live_state.events)
-        self._frames_told = frames[-1].index if frames else 0
-        self._events_told = events[-1][0] if events else 0
+        self._frames_sent = frames[-1].index if frames else 0
+        self._events_sent = events[-1][0] if events else 0
 
-    def _news(self, now_s: float) -> Chunk:
-        rows = [row for row in list(self.live_state.frames) if row.index > self._frames_told]
-        missed = rows[0].index - self._frames_told - 1 if rows else 0
-        self._frames_told = rows[-1].index if rows else self._frames_told
+    def _update(self, now_s: float) -> Chunk:
+        rows = [row for row in list(self.live_state.frames) if row.index > self._frames_sent]
+        missed = rows[0].index - self._frames_sent - 1 if rows else 0
+        self._frames_sent = rows[-1].index if rows else self._frames_sent
         happened = [
-            (number, event) for number, event in list(self.live_state.events) if number > self._events_told
+            (number, event) for number, event in list(self.live_state.events) if number > self._events_sent
         ]
-        self._events_told = happened[-1][0] if happened else self._events_told
+        self._events_sent = happened[-1][0] if happened else self._events_sent
         status = ""
         if now_s - self._status_s >= STATUS_EVERY_S or happened:
             self._status_s, status = now_s, json.dumps(self._reader.read())
@@ -160,8 +160,8 @@ class EventStream:
     """The response to one viewer; an ASGI application.
 
     Args:
-        feed: what is told.
-        kinds: which of it.
+        feed: of chunks.
+        kinds: to send.
         last_id: the id of the last event this viewer got before its connection broke, or "".
         stopping: true when the server is to end.
     """
@@ -182,24 +182,24 @@ class EventStream:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             number, first = self._feed.first(self._resume)
-            await self._tell(send, first.text(self._kinds), len(first.rows))
+            await self._send(send, first.text(self._kinds), len(first.rows))
             while not gone.done() and not self._stopping():
                 number, chunks = self._feed.since(number)
                 text = "".join(chunk.text(self._kinds) for chunk in chunks)
-                await self._tell(send, text, sum(len(chunk.rows) for chunk in chunks))
+                await self._send(send, text, sum(len(chunk.rows) for chunk in chunks))
                 await asyncio.wait([gone], timeout=TICK_S)
-            await self._tell(send, _event("bye", "{}"), 0, last=True)
+            await self._send(send, _event("bye", "{}"), 0, last=True)
         except asyncio.TimeoutError:
             counts.dropped += 1
         finally:
             counts.now -= 1
             gone.cancel()
 
-    async def _tell(self, send: Send, text: str, frames: int, *, last: bool = False) -> None:
+    async def _send(self, send: Send, text: str, frames: int, *, last: bool = False) -> None:
         if text or last:
             message = {"type": "http.response.body", "body": text.encode(), "more_body": not last}
             await asyncio.wait_for(send(message), PATIENCE_S)
-            self._feed.counts.told += frames
+            self._feed.counts.sent += frames
 
 
 _HEADERS = [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from avq.clock import ReplayClock
 from avq.daemon import Parts, Pipeline
 from avq.daemon.inbox import STRIDE, Arrival, Inbox
-from avq.daemon.modes import Mode, rungs, warmed
+from avq.daemon.modes import Mode, rungs, warm_modes
 from avq.daemon.pipeline import FrameRateEstimator
 from avq.types import U8, Frame, LatencyBudget, RawOutputs
 from tests.daemon.daemon_kit import LABELS, canned_output, null_parts
@@ -208,11 +208,11 @@ def test_costs_are_measured_before_the_first_frame_and_a_shared_session_once() -
             return super().infer(tensor)
 
     best, small = Counted(clock, 20 * MS, lambda _: 1.0), Counted(clock, 8 * MS, lambda _: 1.0)
-    modes = warmed([mode("best", best), mode("second", best, 2), mode("small", small)], clock)
+    modes = warm_modes([mode("best", best), mode("second", best, 2), mode("small", small)], clock)
     assert [m.cost_ns for m in modes] == [20 * MS, 20 * MS, 8 * MS]
     assert calls.count(best) == calls.count(small) >= 5
     assert [r.cost_ns for r in rungs(modes, cameras=2)] == [40 * MS, 40 * MS, 16 * MS]
-    known = warmed([replace(modes[0], cost_ns=5.0), modes[2]], clock)
+    known = warm_modes([replace(modes[0], cost_ns=5.0), modes[2]], clock)
     assert known[0].cost_ns == 5.0
 
 

@@ -273,7 +273,7 @@ def test_a_scheme_that_avq_has_is_not_taken_over(
     (tmp_path / "run.toml").write_text(
         f'bundle = "{built[0]}"\nallow_unaccepted = true\n[[cameras]]\nid = "front"\nsource = "fog://1"\n'
     )
-    with pytest.raises(PluginError, match=f"scheme '{scheme}', which avq has itself"):
+    with pytest.raises(PluginError, match=f"built-in .* scheme '{scheme}'"):
         serve(load_run(tmp_path / "run.toml"), host, Silent())
 
 

@@ -185,4 +185,4 @@ def test_modes_with_other_classes_are_refused_before_any_camera_is_opened(vehicl
     process = vehicle.run(CONFIG.format(fps=FPS))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "the mode 'small' knows other classes than the bundle that serves" in errors
+    assert "the mode 'small' has other classes than the serving bundle" in errors

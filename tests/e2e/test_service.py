@@ -157,7 +157,7 @@ def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) 
     events = [event for event in summary["events"] if event["kind"].startswith(("swap", "bundle"))]
     assert [event["kind"] for event in events] == ["swap_refused"] * 5 + ["bundle_swapped", "swap_refused"]
     reasons = " ".join(event["reason"] for event in events)
-    for reason in ("not accepted by its gate", "knows other classes", "damaged or was replaced",
+    for reason in ("not accepted by its gate", "has other classes", "damaged or was replaced",
                    "does not reproduce the golden outputs", "there is no bundle at", "run.toml:2"):  # fmt: skip
         assert reason in reasons, reasons
     shadow, drift = summary["shadow"], summary["drift"]

@@ -44,7 +44,7 @@ def test_ready_only_after_frames_were_published_and_no_longer_than_the_run() -> 
     with open_site("127.0.0.1", 0, None) as (_, address):
         assert ASK.get(address + "/livez").status_code == 200
         waits = ASK.get(address + "/readyz")
-        assert waits.status_code == 503 and "opened and warmed" in waits.json()["reason"]
+        assert waits.status_code == 503 and "opened and warmed up" in waits.json()["reason"]
     with live(SCENE) as run:
         run.wait_for(2)
         assert run.get("/readyz").json() == {"ok": True, "reason": ""}
@@ -67,7 +67,7 @@ def test_silence_is_measured_by_what_is_usual_and_a_loop_that_stands_is_not_aliv
     assert "no frame has been published for 10.0 s" in not_ready(live_state, now_ns + 10_000_000_000)
     live_state.cameras["front"].gap_ns = 4_000_000_000  # a slow camera
     assert not not_ready(live_state, now_ns + 10_000_000_000)
-    assert "the loop has stood for 6.0 s" in not_alive(live_state, live_state.last_tick_ns + 6_000_000_000)
+    assert "the loop has been blocked for 6.0 s" in not_alive(live_state, live_state.last_tick_ns + 6_000_000_000)
     live_state.on_end()
     assert not not_alive(live_state, live_state.last_tick_ns + 60_000_000_000)
 

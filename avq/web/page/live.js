@@ -1,11 +1,11 @@
-// The connection: news while the daemon lives, and the truth when it does not.
+// The connection to the daemon: updates, and its loss.
 
 const SILENT_MS = 3500;
 const AGAIN_MS = 1000;
 const KINDS = ["hello", "status", "frames", "events"];
 
-/** Calls `told(kind, data)` for all news and `linked(true|false)` when the daemon comes or goes. */
-export function follow(told, linked) {
+/** Calls `onUpdate(kind, data)` for every update and `linked(true|false)` when the connection opens or closes. */
+export function follow(onUpdate, linked) {
   let source = null;
   let heardMs = 0;
   let up = null;
@@ -21,7 +21,7 @@ export function follow(told, linked) {
     for (const kind of KINDS)
       source.addEventListener(kind, (message) => {
         heardMs = Date.now();
-        told(kind, JSON.parse(message.data));
+        onUpdate(kind, JSON.parse(message.data));
         say(true);
       });
     source.addEventListener("bye", () => close());
@@ -33,7 +33,7 @@ export function follow(told, linked) {
   };
   const look = () => {
     const now = Date.now();
-    if (document.hidden) return close(); // a page nobody sees holds no connection
+    if (document.hidden) return close(); // a hidden page needs no connection
     if (source && heardMs && now - heardMs > SILENT_MS) close();
     if (now - heardMs > SILENT_MS / 2 && !(source && up === null)) say(false);
     if (!source && now >= retryMs) open();

@@ -1,4 +1,4 @@
-// One state, told by the daemon, and the page that shows it.
+// The state received from the daemon, and the page that shows it.
 
 import { $, calm, clock, count, ms, percent, render, span, text, unit } from "./dom.js";
 import { follow } from "./live.js";
@@ -18,7 +18,7 @@ const strip = new Strip();
 const pictures = new Pictures(() => run.up && !paused && !document.hidden);
 pictures.chosenChanged = () => draw();
 
-const told = {
+const handlers = {
   hello(facts) {
     const again = run.boot && run.boot !== facts.boot;
     if (run.boot !== facts.boot) Object.assign(run, { rows: [], events: [], status: null });
@@ -45,7 +45,7 @@ const key = (event) => `${event.kind} ${event.at} ${event.camera}`;
 
 follow(
   (kind, data) => {
-    told[kind](data);
+    handlers[kind](data);
     draw();
   },
   (up) => {

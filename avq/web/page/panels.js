@@ -183,18 +183,18 @@ const NUMBERS = {
 };
 
 function sinkState(sink) {
-  const told = Object.entries(NUMBERS).filter(([name]) => sink[name] > 0).map(([name, words]) => `${count(sink[name])} ${words}`);
-  if (sink.queued > 0) told.unshift(`${count(sink.queued)} queued`);
-  if (sink.connected === 0) told.unshift("not connected");
+  const notes = Object.entries(NUMBERS).filter(([name]) => sink[name] > 0).map(([name, words]) => `${count(sink[name])} ${words}`);
+  if (sink.queued > 0) notes.unshift(`${count(sink.queued)} queued`);
+  if (sink.connected === 0) notes.unshift("not connected");
   const poor = sink.connected === 0 || sink.missed || sink.dropped || sink.lost || sink.unsaved || sink.queued > 8;
-  return [sink.error ? "bad" : poor ? "warn" : "", [sink.error, told.join(", ")].filter(Boolean).join("; ")];
+  return [sink.error ? "bad" : poor ? "warn" : "", [sink.error, notes.join(", ")].filter(Boolean).join("; ")];
 }
 
 export function sinks(list, viewers) {
   render($("sinks"), [list, viewers], () => [
     ...list.map((sink) => {
-      const [tone, told] = sinkState(sink);
-      const below = [sink.address && el("span", {}, sink.address), told && el("b", { class: `${tone || "good"}-text` }, told)];
+      const [tone, notes] = sinkState(sink);
+      const below = [sink.address && el("span", {}, sink.address), notes && el("b", { class: `${tone || "good"}-text` }, notes)];
       return row(tone, sink.name, `${count(sink.written)} written`, below, `${count(sink.missed)} missed`);
     }),
     row(viewers.now ? "" : "idle", "Event stream", `${viewers.now} watching`, viewers.dropped ? `${viewers.dropped} were too slow` : "", `${count(viewers.missed)} missed`),
@@ -243,8 +243,8 @@ export function machine(facts, now) {
       ["avq", facts.version && `${facts.version}, process ${facts.pid}`],
       ["memory", el("span", {}, el("canvas", { "aria-hidden": "true" }), ` ${count(now.memory_mb)} MB`)],
       ["load", `${now.load.toFixed(2)} on ${now.cpus} ${now.cpus === 1 ? "processor" : "processors"}`],
-      ["temperature", hottest ? `${hottest[1].toFixed(0)} °C (${hottest[0]})` : "not told here"],
-      ["clock", clocks.length ? `${count(Math.min(...clocks.map((c) => c[0])))} of ${count(Math.max(...clocks.map((c) => c[1])))} MHz` : "not told here"],
+      ["temperature", hottest ? `${hottest[1].toFixed(0)} °C (${hottest[0]})` : "not available"],
+      ["clock", clocks.length ? `${count(Math.min(...clocks.map((c) => c[0])))} of ${count(Math.max(...clocks.map((c) => c[1])))} MHz` : "not available"],
     ]),
   );
   line(node.querySelector("canvas"), memory);
