@@ -70,7 +70,7 @@ def mqtt_target(
         )
     if parts.password is not None:
         raise RequestError(
-            "the MQTT URI holds a password, and URIs are logged",
+            "a password does not belong in a URI: URIs are logged",
             seen=redact_credentials(uri),
             fix="password_file = FILE, or password_env = NAME of an environment variable",
         )

@@ -170,7 +170,7 @@ def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
         until(page, "!document.getElementById('picture-note').textContent")
         until(page, f"(one) => ({COLOURS})(one) > 200", "#picture")
         until(page, f"(one) => ({COLOURS})(one) > 5", "#strip")
-        until(page, "document.getElementById('picture-run_info').textContent.startsWith('frame ')")
+        until(page, "document.getElementById('picture-facts').textContent.startsWith('frame ')")
         before = page.inner_text("#frames-sum")
         until(page, "(was) => document.getElementById('frames-sum').innerText !== was", before)
         assert "all accounted for" in page.inner_text("#frames-sum")

@@ -67,7 +67,9 @@ def test_silence_is_measured_by_what_is_usual_and_a_loop_that_stands_is_not_aliv
     assert "no frame has been published for 10.0 s" in not_ready(live_state, now_ns + 10_000_000_000)
     live_state.cameras["front"].gap_ns = 4_000_000_000  # a slow camera
     assert not not_ready(live_state, now_ns + 10_000_000_000)
-    assert "the loop has been blocked for 6.0 s" in not_alive(live_state, live_state.last_tick_ns + 6_000_000_000)
+    assert "the loop has been blocked for 6.0 s" in not_alive(
+        live_state, live_state.last_tick_ns + 6_000_000_000
+    )
     live_state.on_end()
     assert not not_alive(live_state, live_state.last_tick_ns + 60_000_000_000)
 
