@@ -1,1 +1,1 @@
-"""Counts of activations, and the ranges they give: observe, counting, histogram, run, avqcal; thresholds, stats."""
+"""Calibrate: count activations in histograms and derive clipping ranges from the counts."""

@@ -36,7 +36,7 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the counts depend on besides the pictures; files of different origin never merge.
+    """Settings that the counts depend on besides the pictures; files of different origin never merge.
 
     Attributes:
         graph: digest of the float graph.
@@ -65,11 +65,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which parts of one set a file covers, while it does not cover all.
+    """Parts of one set that an incomplete file covers.
 
     Attributes:
         of: number of shards the set was cut into.
-        have: those that are complete in this file.
+        have: indices of the shards that are complete in this file.
         set_digest: SHA-256 over the digests of the whole set.
     """
 
@@ -80,7 +80,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """The content of an .avqcal file.
+    """Content of an .avqcal file.
 
     Attributes:
         origin: what was run, where.
@@ -96,17 +96,21 @@ class CalibrationFile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the body: equal digests are byte-identical files."""
+        """SHA-256 of the body; files with equal digests are byte-identical."""
         return hashlib.sha256(_body(self)).hexdigest()
 
 
 def set_digest(images: Iterable[str]) -> str:
-    """SHA-256 over picture digests, in any order."""
+    """Return the SHA-256 over picture digests, in any order."""
     return hashlib.sha256("\n".join(sorted(images)).encode()).hexdigest()
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of ``path``; CalibrationError now rather than after a long pass."""
+    """Create the folder of ``path`` and check access before a long pass.
+
+    Raises:
+        CalibrationError: the file cannot be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         why = "it is a folder" if path.is_dir() else ""
@@ -119,7 +123,11 @@ def check_writable(path: Path) -> None:
 
 
 def write(path: Path, data: CalibrationFile) -> None:
-    """Write atomically: a reader sees the old file or the new one, never half of one."""
+    """Write a file atomically: a reader sees the old content or the new, never a part.
+
+    Raises:
+        CalibrationError: the file system refuses.
+    """
     body = _body(data)
     packed = zlib.compress(body, 1)
     try:
@@ -136,13 +144,17 @@ def write(path: Path, data: CalibrationFile) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint and what writers that were killed left beside it."""
+    """Remove a checkpoint and the temporary files of killed writers."""
     for file in (path, *stale_temporaries(path)):
         file.unlink(missing_ok=True)
 
 
 def read(path: Path) -> CalibrationFile:
-    """Read and verify a file. Raises CalibrationError when it is missing, damaged or something else."""
+    """Read and verify a file.
+
+    Raises:
+        CalibrationError: the file is missing, damaged or of another format.
+    """
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -164,15 +176,15 @@ def read(path: Path) -> CalibrationFile:
 
 
 def merge(files: Sequence[CalibrationFile], names: Sequence[str] = ()) -> CalibrationFile:
-    """One file with the counts of all. The order does not matter.
+    """Merge files into one with the counts of all. The order does not matter.
 
     Args:
         files: at least one.
         names: their paths, for messages.
 
     Raises:
-        CalibrationError: other origins or tensors (says which field), a picture counted twice, or shards
-            that do not belong together.
+        CalibrationError: origins or tensors differ (names the field), a picture was counted twice, or the
+            shards are not of one set.
     """
     if not files:
         raise CalibrationError("no files to merge", fix="name at least one .avqcal file")
@@ -191,7 +203,7 @@ def merge(files: Sequence[CalibrationFile], names: Sequence[str] = ()) -> Calibr
 
 
 def merge_paths(paths: Sequence[Path]) -> CalibrationFile:
-    """:func:`merge` of files on disk."""
+    """Merge files on disk, see :func:`merge`."""
     return merge([read(path) for path in paths], [str(path) for path in paths])
 
 
@@ -226,7 +238,7 @@ def _check_disjoint(files: Sequence[CalibrationFile], labels: Sequence[str]) -> 
 def _merged_shard(
     files: Sequence[CalibrationFile], labels: Sequence[str], images: Sequence[str]
 ) -> Shard | None:
-    """What the union covers: None when complete, which makes it equal to a run that was never cut."""
+    """Return the shards of the union; None when complete, as for a run without shards."""
     parts = [file.shard for file in files]
     known = [part for part in parts if part is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""The calibration of one build: activation counts from a file, from the cache, or from a new pass."""
+"""Calibration of one build: activation counts from a file, from the cache, or from a new pass."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ class Calibration:
     def collect(self, tensors: Sequence[str]) -> HistogramStats:
         """Collect statistics of ``tensors``; one pass serves every strategy and option on the same data.
 
-        Raises CalibrationError when the given file does not belong to the model.
+        Args:
+            tensors: activation tensors to count.
+
+        Raises:
+            CalibrationError: the given file does not belong to the model.
         """
         counted = sorted({*tensors, *calibration_tensors(self._analysis.model.view)})
         given = self._request.recipe.calibration
@@ -57,7 +61,10 @@ class Calibration:
         return HistogramStats(self.used.histograms)
 
     def moments(self, requests: Sequence[MomentRequest]) -> Mapping[str, F64]:
-        """Compute moments by key; only Gram matrices, too large to cache, run over the pictures again."""
+        """Compute moments by key, float64, of the shapes that `MomentRequest` documents.
+
+        Gram matrices are too large to cache: they run over the pictures again.
+        """
         missing = [request for request in requests if request.key not in self._sums]
         model = self._analysis.model
         values = moments(

@@ -1,7 +1,7 @@
-"""Float sums over activations, in digest order: the same set gives the same bits.
+"""Moments of activations: means and peaks per channel, Gram matrices of the inputs of weighted operators.
 
-Means and peaks per channel, and Gram matrices of what weighted operators read. Nothing that grows with the number
-of pictures is kept.
+Pictures are summed in the order of their digests, so the same set gives the same bits. Memory does not grow with
+the number of pictures. Convolutions are unfolded to matrix products.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from avq.hookspecs import Engine
 from avq.toolbox.rounding import one_blas_thread
 from avq.types import F32, F64, I64, AnyArray, GraphView, MomentRequest, NodeView, PreprocessSpec
 
-# The rows that a weighted operator multiplies with its weights: convolutions as matrix products.
-
-#: Rows taken of one picture, spread evenly over the output; neighbouring pixels tell nearly the same.
+#: Rows taken from one picture, spread evenly over the output; neighbouring pixels are nearly equal.
 ROWS_PER_PICTURE = 256
 
 
 @dataclass(frozen=True)
 class Unfold:
-    """How one operator reads its data input.
+    """Window with which one operator reads its data input.
 
     Attributes:
         group: groups of channels; 1 for matrix products.
@@ -43,7 +41,15 @@ class Unfold:
     pads: tuple[int, ...] = ()
 
     def rows(self, values: AnyArray, limit: int = ROWS_PER_PICTURE) -> F32:
-        """At most ``limit`` rows of one picture's tensor, (G, rows, K) float32, evenly spread."""
+        """Unfold one picture's tensor into the rows that the operator multiplies with its weights.
+
+        Args:
+            values: (1, C, h, w) for convolutions, (..., K) for matrix products.
+            limit: largest number of rows, evenly spread.
+
+        Returns:
+            (G, rows, K) float32.
+        """
         if not self.kernel:
             flat = values.reshape(-1, values.shape[-1])
             return flat[_spread(flat.shape[0], limit)].astype(np.float32)[None]
@@ -68,9 +74,10 @@ class Unfold:
 
 
 def unfold_of(graph: GraphView, name: str) -> Unfold:
-    """How the node ``name`` reads its data.
+    """Return the window with which the node ``name`` reads its data.
 
-    Raises CalibrationError for operators that are no product of an activation with a constant.
+    Raises:
+        CalibrationError: the operator is no product of an activation with a constant.
     """
     node = graph.node(name)
     if len(node.inputs) < 2 or not graph.is_constant(node.inputs[1]) or graph.is_constant(node.inputs[0]):
@@ -118,7 +125,7 @@ def _same_pads(
 
 
 def _spread(count: int, limit: int) -> I64:
-    """At most ``limit`` of ``count`` positions, evenly spread."""
+    """Return at most ``limit`` of ``count`` positions, evenly spread."""
     taken = min(count, limit)
     positions: I64 = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
     return positions
@@ -128,13 +135,13 @@ def _unsupported(node: NodeView, seen: str) -> CalibrationError:
     return CalibrationError(
         f"there is no Gram matrix of '{node.name}'",
         seen=seen,
-        fix="ask for Conv, Gemm or MatMul with constant weights",
+        fix="request Conv, Gemm or MatMul with constant weights",
     )
 
 
 @dataclass
 class _Sum:
-    """One request's answer so far."""
+    """Running sum of one request."""
 
     request: MomentRequest
     unfold: Unfold | None
@@ -166,7 +173,7 @@ class _Sum:
 
 @dataclass
 class _Sums:
-    """Every request on one tensor."""
+    """Running sums of all requests on one tensor."""
 
     name: str
     sums: list[_Sum] = field(default_factory=list)
@@ -176,7 +183,7 @@ class _Sums:
             raise CalibrationError(
                 f"'{self.name}' has no channels",
                 seen=f"shape {values.shape}",
-                fix="ask for (1, C, ...) tensors",
+                fix="request (1, C, ...) tensors",
             )
         if not np.isfinite(values).all():
             raise CalibrationError(
@@ -184,8 +191,8 @@ class _Sums:
                 seen=f"on {item.path.name}",
                 fix="check the model and its preprocessing",
             )
-        for one in self.sums:
-            one.add(values)
+        for request_sum in self.sums:
+            request_sum.add(values)
 
 
 def moments(
@@ -199,12 +206,22 @@ def moments(
     memory_limit_mb: int = 200,
     optimise: bool = True,
 ) -> Mapping[str, F64]:
-    """Answers by the requests' keys, over all pictures and positions; shapes as :class:`MomentRequest` says.
+    """Compute moments over all pictures and positions.
 
-    Gram matrices are of at most ``unfold.ROWS_PER_PICTURE`` rows of each picture.
+    Gram matrices use at most ROWS_PER_PICTURE rows of each picture.
 
     Args:
+        model: the folded float model.
         view: of ``model``; needed for Gram matrices only.
+        requests: moments to compute.
+        items: pictures.
+        spec: preprocessing of the pictures.
+        engine: runs the model.
+        memory_limit_mb: of the outputs of one run.
+        optimise: the runtime's graph rewrites.
+
+    Returns:
+        float64 arrays by the requests' keys, of the shapes that :class:`MomentRequest` documents.
 
     Raises:
         CalibrationError: no pictures, unknown tensors, a tensor without channels, NaN or Inf, an operator
@@ -215,20 +232,20 @@ def moments(
         raise CalibrationError(
             "there are no pictures to average over", fix="give --data a folder of pictures"
         )
-    wanted: dict[str, _Sums] = {}
+    sums_of: dict[str, _Sums] = {}
     for request in dict.fromkeys(requests):
         unfold = unfold_of(view, request.reader) if request.kind == "gram" and view is not None else None
-        wanted.setdefault(request.tensor, _Sums(request.tensor)).sums.append(_Sum(request, unfold))
-    if not wanted:
+        sums_of.setdefault(request.tensor, _Sums(request.tensor)).sums.append(_Sum(request, unfold))
+    if not sums_of:
         return {}
-    observer = Observer(observe(model, list(wanted), memory_limit_mb), engine, spec, optimise=optimise)
+    observer = Observer(observe(model, list(sums_of), memory_limit_mb), engine, spec, optimise=optimise)
     try:
         with opencv_on_one_thread(), one_blas_thread():
             for item, name, values in observer.values(sorted(items, key=lambda item: item.sha256)):
-                wanted[name].add(values, item)
+                sums_of[name].add(values, item)
     finally:
         observer.close()
-    return {one.request.key: one.result() for sums in wanted.values() for one in sums.sums}
+    return {s.request.key: s.result() for sums in sums_of.values() for s in sums.sums}
 
 
 def _per_channel(reduce: Callable[..., AnyArray], values: AnyArray) -> F64:

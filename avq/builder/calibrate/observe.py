@@ -1,4 +1,7 @@
-"""The float model with inner tensors as outputs: what calibration counts and moments sum."""
+"""Observe inner tensors of the float model: passes with these as outputs, on one thread or several.
+
+Counts and moments read the values of an `Observer`; a `Worker` counts them on its own thread.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from avq.hookspecs import Engine, Session
 from avq.preprocess import Preprocessor
 from avq.types import AnyArray, PreprocessSpec, SessionOptions
 
-#: A tensor whose shape nothing tells is taken for this share of the memory limit.
+#: A tensor of unknown shape is taken for one part in this many of the memory limit.
 _UNKNOWN_SHARE = 16
 
 
@@ -30,7 +33,7 @@ class Observation:
 
     Attributes:
         model: the folded float model.
-        passes: names of the tensors each pass gives, run one after the other per picture.
+        passes: names of the output tensors of each pass, run one after the other per picture.
         fed: requested tensors that are the picture itself.
     """
 
@@ -43,7 +46,7 @@ class Observation:
         return (*self.fed, *(name for names in self.passes for name in names))
 
     def model_of(self, number: int) -> bytes:
-        """The serialised model of a pass: its tensors as outputs, and nothing they do not need."""
+        """Serialise the model of one pass: its tensors as outputs, pruned to the nodes they need."""
         return _with_outputs(self.model, self.passes[number])
 
 
@@ -53,9 +56,9 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], memory_limit_mb: int
     Raises:
         CalibrationError: a tensor does not exist or is a constant.
     """
-    wanted = sorted(set(tensors))
-    fed = tuple(name for name in wanted if name in {i.name for i in model.graph.input})
-    computed = [name for name in wanted if name not in fed]
+    requested = sorted(set(tensors))
+    fed = tuple(name for name in requested if name in {i.name for i in model.graph.input})
+    computed = [name for name in requested if name not in fed]
     _check_exist(model.graph, computed)
     sizes = _sizes_bytes(model)
     groups = _grouped(computed, sizes, memory_limit_mb * 1_000_000)
@@ -75,9 +78,10 @@ class Observer:
         self._open: tuple[int, Session] | None = None
 
     def values(self, items: Sequence[Item]) -> Iterator[tuple[Item, str, AnyArray]]:
-        """(item, tensor, values) for every tensor of every item; values are borrowed until the next one.
+        """Yield (item, tensor name, values) for every tensor of every item.
 
-        Grouped by pass, then by item: with several passes a session is opened once per call and pass.
+        Grouped by pass, then by item: with several passes a session is opened once per call and pass. The array
+        is valid until the next iteration.
         """
         for number in range(len(self._observation.passes)):
             session = self._session(number)
@@ -115,7 +119,7 @@ def _check_exist(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
 
 
 def _sizes_bytes(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes per tensor where the static shape is known."""
+    """Return the bytes per tensor where the static shape is known."""
     graph = model.graph
     if {o for n in graph.node for o in n.output} - {v.name for v in (*graph.value_info, *graph.output)}:
         graph = onnx.shape_inference.infer_shapes(model).graph
@@ -160,13 +164,12 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     return bytes(new.SerializeToString())
 
 
-# Worker threads of the calibration pass: pictures handed out in chunks, each thread with counts of its
-# own.
+# Worker threads of the calibration pass.
 
 
 @contextlib.contextmanager
 def opencv_on_one_thread() -> Iterator[None]:
-    """Workers are the parallelism; OpenCV's own threads would only get in their way."""
+    """Limit OpenCV to one thread: the workers run in parallel already."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -176,12 +179,12 @@ def opencv_on_one_thread() -> Iterator[None]:
 
 
 class PictureQueue:
-    """Pictures waiting, handed out in small chunks; knows when all workers have ended."""
+    """Queue of pictures, handed out in small chunks, with the number of finished ones."""
 
     def __init__(self, items: Sequence[Item], chunk: int) -> None:
         self._chunks = [items[at : at + chunk] for at in range(0, len(items), chunk)][::-1]
         self._changed = threading.Condition()
-        self._wanted = len(items)
+        self._total = len(items)
         self._stopped = False
         self.done = 0
 
@@ -195,23 +198,23 @@ class PictureQueue:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Hand out no more; a worker that fails stops the others."""
+        """Hand out no more chunks: a worker that fails stops the others."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def finished(self) -> bool:
-        """Wait for the next picture, then say whether that was all."""
+        """Wait for the next finished picture; return whether all are finished."""
         with self._changed:
-            seen = self.done
+            before = self.done
             self._changed.wait_for(
-                lambda: self._stopped or self.done > seen or self.done == self._wanted, 0.5
+                lambda: self._stopped or self.done > before or self.done == self._total, 0.5
             )
-            return self._stopped or self.done == self._wanted
+            return self._stopped or self.done == self._total
 
 
 class Worker:
-    """One thread's session and its own counts."""
+    """Session and counts of one thread."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer

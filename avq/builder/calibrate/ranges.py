@@ -1,4 +1,4 @@
-"""Clipping thresholds from counts alone: entropy, mse, percentile, minmax. Pure functions.
+"""Clipping ranges from counts alone: entropy, mse, percentile, minmax.
 
 Thresholds of |x| are searched at the upper edge of every bin from bin 128 to the bin of the maximum, the last
 one clamped to the exact maximum. Entropy is the search of Migacz, "8-bit inference with TensorRT" (GTC 2017);
@@ -30,7 +30,7 @@ _EDGES = 1 << 13
 def find_range(
     histogram: Histogram, method: Calibrator, *, bits: int, symmetric: bool, percentile: float
 ) -> Range:
-    """The clipping range of a tensor that held finite values only.
+    """Compute the clipping range of a tensor that held finite values only.
 
     Args:
         histogram: with at least one value.
@@ -58,27 +58,27 @@ def find_range(
 
 
 def largest(histogram: Histogram) -> float:
-    """The exact maximum of |x|; 0.0 without values."""
+    """Return the exact maximum of |x|; 0.0 without values."""
     low, high = zero_inside(histogram)
     return max(-low, high)
 
 
 def zero_inside(histogram: Histogram) -> tuple[float, float]:
-    """Exact minimum and maximum, widened to contain zero."""
+    """Return the exact minimum and maximum, widened to contain zero."""
     return min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
 
 
-def scale_of(found: Range, *, bits: int, symmetric: bool) -> float:
-    """Step of the integer grid over ``found``; 1.0 for a tensor that was all zero."""
+def scale_of(limits: Range, *, bits: int, symmetric: bool) -> float:
+    """Return the step of the integer grid over ``limits``; 1.0 for a tensor that was all zero."""
     steps = (1 << (bits - 1)) - 1 if symmetric else (1 << bits) - 1
-    span = found.threshold if symmetric else found.high - found.low
+    span = limits.threshold if symmetric else limits.high - limits.low
     return span / steps if span > 0 else 1.0
 
 
 def entropy(histogram: Histogram, *, levels: int = 128) -> float:
-    """The threshold of |x| whose ``levels`` levels tell least apart from the counts (KL divergence).
+    """Find the threshold of |x| with the least KL divergence of ``levels`` levels from the counts.
 
-    Exact zeros are left out: quantized exactly by any grid, a ReLU's spike of them says nothing. Without a
+    Exact zeros are left out: quantized exactly by any grid, and a ReLU's spike of them would dominate. Without a
     candidate (a maximum below the first bin, more levels than bins) the exact maximum.
     """
     counts = histogram.magnitude
@@ -91,7 +91,15 @@ def entropy(histogram: Histogram, *, levels: int = 128) -> float:
 
 
 def kl_divergences(counts: I64, candidates: I64, levels: int) -> F64:
-    """KL(P || Q) of consecutive candidates i: (len(candidates),) float64, inf where Q misses what P holds.
+    """Compute KL(P || Q) of consecutive candidates i.
+
+    Args:
+        counts: (n,) int64 counts of |x|.
+        candidates: (m,) int64 numbers of bins kept, consecutive.
+        levels: levels of the quantized distribution Q.
+
+    Returns:
+        (m,) float64; inf where Q is empty and P is not.
 
     P is the first i bins with all later counts added to bin i - 1; Q is those i bins merged to ``levels``
     levels and spread over each level's non-empty bins. With S the prefix sums of b log b, c and z the counts
@@ -117,7 +125,7 @@ def kl_divergences(counts: I64, candidates: I64, levels: int) -> F64:
 
 
 def _spread(sums: F64, filled: I64, edges: I64) -> tuple[F64, F64]:
-    """sum over levels of c log(c/z), and log(c/z) of the last level, per row of level edges."""
+    """Return the sum over levels of c log(c/z), and log(c/z) of the last level, per row of level edges."""
     at_edges = sums.take(edges)
     level_counts = at_edges[:, 1:] - at_edges[:, :-1]
     bins_at_edges = filled.take(edges)
@@ -128,7 +136,7 @@ def _spread(sums: F64, filled: I64, edges: I64) -> tuple[F64, F64]:
 
 @lru_cache(maxsize=512)
 def _level_edges(first: int, rows: int, levels: int) -> I64:
-    """ceil(k * i / levels) for ``rows`` values of i from ``first`` and k in 0..levels: where levels begin.
+    """Return ceil(k * i / levels) for ``rows`` values of i from ``first`` and k in 0..levels: first bin of a level.
 
     Rows past the last bin are there too, so that every histogram finds the same few tables in the cache.
     """
@@ -138,7 +146,7 @@ def _level_edges(first: int, rows: int, levels: int) -> I64:
 
 @lru_cache(maxsize=1)
 def _log_table() -> F64:
-    """log(z) for z in 0..BINS, with log(0) as 0: an empty level has no counts to weigh it."""
+    """Return log(z) for z in 0..BINS, with log(0) as 0: an empty level has no counts to weigh it."""
     return np.log(np.maximum(np.arange(BINS + 1), 1.0))
 
 
@@ -147,10 +155,10 @@ def _x_log_x(values: F64) -> F64:
 
 
 def mse(histogram: Histogram, *, bits: int) -> float:
-    """The threshold t of |x| with the least squared error on the levels 0, s, ... (2**(bits-1) - 1) s = t.
+    """Find the threshold t of |x| with the least squared error on the levels 0, s, ... (2**(bits-1) - 1) s = t.
 
-    Every count stands at the centre of its bin. With more levels than bins, counts cannot tell thresholds
-    apart: the exact maximum then.
+    Every count stands at the centre of its bin. With more levels than bins, counts cannot separate
+    thresholds: the exact maximum then.
     """
     counts = histogram.magnitude
     levels = 1 << (bits - 1)
@@ -163,7 +171,7 @@ def mse(histogram: Histogram, *, bits: int) -> float:
 
 
 def mse_asymmetric(histogram: Histogram, *, bits: int) -> float:
-    """The threshold of |x| with the least squared error on 2**bits levels over the range it leaves.
+    """Find the threshold of |x| with the least squared error on 2**bits levels over the range it leaves.
 
     The range is (-t, t) cut to the exact extremes; its zero point is rounded half to even. With more levels
     than bins the exact maximum, as in :func:`mse`.
@@ -183,12 +191,12 @@ def mse_asymmetric(histogram: Histogram, *, bits: int) -> float:
 
 
 def squared_errors(counts: I64, starts: F64, steps: F64, levels: int) -> F64:
-    """Summed squared distance of every count to its nearest level, per candidate.
+    """Sum the squared distance of every count to its nearest level, per candidate.
 
     Args:
         counts: (n,) bins; count j stands at j + 0.5.
         starts, steps: (m,) lowest level and distance of levels, in bin widths.
-        levels: how many levels; what lies outside goes to the first or last.
+        levels: number of levels; values outside go to the first or last.
 
     Returns:
         (m,) float64, squared bin widths.
@@ -213,7 +221,7 @@ def squared_errors(counts: I64, starts: F64, steps: F64, levels: int) -> F64:
 
 
 def _level_moments(n: F64, x: F64, start: F64, step: F64, levels: int) -> tuple[F64, tuple[F64, F64]]:
-    """Sums over levels k of k x, k n and k**2 n, by parts: each boundary lifts all beyond it by one level."""
+    """Return the sums over levels k of k x, k n and k**2 n, by parts: a boundary lifts all beyond it by a level."""
     k = np.arange(1, levels)
     boundaries = start[:, None] + step[:, None] * (k - 0.5)
     first = np.ceil(boundaries - 0.5)
@@ -224,7 +232,7 @@ def _level_moments(n: F64, x: F64, start: F64, step: F64, levels: int) -> tuple[
 
 
 def percentile_of(histogram: Histogram, percentile: float) -> float:
-    """The value that ``percentile`` percent of all |x|, zeros included, do not exceed.
+    """Compute the value that ``percentile`` percent of all |x|, zeros included, do not exceed.
 
     Counts are spread evenly within their bin; never above the exact maximum, 100 is that maximum.
     """
@@ -242,7 +250,7 @@ def percentile_of(histogram: Histogram, percentile: float) -> float:
 
 
 def _candidates(counts: I64, levels: int) -> I64:
-    """How many bins each candidate keeps, ascending; empty when the maximum lies below the first."""
+    """Return the number of bins each candidate keeps, ascending; empty when the maximum lies below the first."""
     used = np.flatnonzero(counts)
     bins = int(used[-1]) + 1 if used.size else 0
     return np.arange(max(FIRST_BIN, levels), bins + 1, dtype=np.int64)
@@ -272,11 +280,8 @@ def _check(method: str, bits: int, percentile: float) -> None:
         )
 
 
-# Ranges from histograms: the CalibrationStats a strategy gets.
-
-
 class HistogramStats:
-    """Implements :class:`avq.CalibrationStats`; every answer is computed once.
+    """Statistics for a strategy (:class:`avq.CalibrationStats`); every range is computed once.
 
     Args:
         histograms: by tensor name; must not change afterwards.
@@ -291,7 +296,11 @@ class HistogramStats:
         return sorted(self._histograms)
 
     def histogram(self, tensor: str) -> Histogram:
-        """The counts of ``tensor``. Raises CalibrationError when it was not collected."""
+        """Return the counts of ``tensor``.
+
+        Raises:
+            CalibrationError: the tensor was not collected.
+        """
         if tensor not in self._histograms:
             raise CalibrationError(
                 f"the tensor '{tensor}' was not collected", fix=nearest(tensor, self._histograms)
@@ -307,9 +316,10 @@ class HistogramStats:
         symmetric: bool = True,
         percentile: float = 99.99,
     ) -> Range:
-        """The clipping range ``method`` chooses, see :func:`avq.builder.calibrate.ranges.find_range`.
+        """Compute the clipping range of one tensor, see :func:`find_range`.
 
-        Raises CalibrationError when the tensor was not collected, is empty, or held NaN or Inf.
+        Raises:
+            CalibrationError: the tensor was not collected, is empty, or held NaN or Inf.
         """
         return self.merged_range((tensor,), method, bits=bits, symmetric=symmetric, percentile=percentile)
 
@@ -322,7 +332,7 @@ class HistogramStats:
         symmetric: bool = True,
         percentile: float = 99.99,
     ) -> Range:
-        """One range for tied tensors, from the sum of their counts; errors as :meth:`range`."""
+        """Compute one range for tied tensors, from the sum of their counts; errors as :meth:`range`."""
         names = tuple(sorted(set(tensors)))
         key = (names, method, bits, symmetric, percentile if method == "percentile" else None)
         if key not in self._ranges:
@@ -347,7 +357,7 @@ def _check_finite(name: str, histogram: Histogram) -> None:
     if histogram.nans or histogram.infinities:
         raise CalibrationError(
             f"the tensor '{name}' held numbers that are not finite",
-            seen=f"{histogram.nans} NaN and {histogram.infinities} Inf beside {histogram.count} finite ones",
+            seen=f"{histogram.nans} NaN and {histogram.infinities} Inf among {histogram.count} finite ones",
             fix="the float model itself breaks on these pictures: check --preprocess and the model",
         )
     if not histogram.count:

@@ -1,7 +1,7 @@
-"""The calibration pass: every picture once, picture-parallel, in memory that no set size changes.
+"""Calibration pass: every picture once, pictures in parallel, in memory independent of their number.
 
 Workers run whole pictures on sessions of one thread, so the numbers do not depend on the core count; counting
-is a commutative monoid, so they do not depend on who counted what.
+is a commutative monoid, so they do not depend on the distribution of the work.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Progress = Callable[[int, int], None]
 CHECKPOINT_EVERY = 32
 #: Less than this is quicker to count again than to write.
 CHECKPOINT_SECONDS = 3.0
-#: With several passes per picture, pictures per opened session.
+#: Pictures per session when a picture needs several passes.
 _PICTURES_PER_PASS = 8
 
 
 @dataclass
 class CalibrationRun:
-    """One pass over a list of pictures; :meth:`run` gives the file.
+    """One pass over a list of pictures; :meth:`run` returns the file.
 
     Attributes:
         model: the folded float model: one uint8 (1, 3, h, w) input.
@@ -86,7 +86,7 @@ class CalibrationRun:
     _workers: list[Worker] = field(default_factory=list)
 
     def run(self) -> CalibrationFile:
-        """Count what the checkpoint has not yet.
+        """Count the pictures that the checkpoint does not cover.
 
         Raises:
             CalibrationError: unknown tensors, no pictures, a shard that does not exist.
@@ -112,7 +112,7 @@ class CalibrationRun:
         return avqcal.merge([_completed(total, self.part[0])])
 
     def _start(self, observation: Observation) -> CalibrationFile:
-        """The file before the first picture: nothing counted, no shard complete."""
+        """Return the file before the first picture: nothing counted, no shard complete."""
         origin = origin_of(
             self.engine, self.spec, self.graph_digest, optimise=self.optimise, passes=len(observation.passes)
         )
@@ -121,16 +121,16 @@ class CalibrationRun:
         return CalibrationFile(origin, (), empty, Shard(self.part[1], (), whole))
 
     def _resume(self, start: CalibrationFile, mine: set[str]) -> CalibrationFile:
-        """The checkpoint when it is of this very run, else ``start``."""
+        """Return the checkpoint when it is of this run, else ``start``."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return start
         try:
-            found = avqcal.read(self.checkpoint)
+            saved = avqcal.read(self.checkpoint)
         except CalibrationError:
             return start
-        same = found.origin == start.origin and found.shard == start.shard
-        fits = set(found.images) <= mine and set(found.histograms) == set(start.histograms)
-        return found if same and fits else start
+        same = saved.origin == start.origin and saved.shard == start.shard
+        fits = set(saved.images) <= mine and set(saved.histograms) == set(start.histograms)
+        return saved if same and fits else start
 
     def _batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         size = self.checkpoint_every if self.checkpoint is not None else max(len(items), 1)
@@ -138,29 +138,29 @@ class CalibrationRun:
             yield items[at : at + size]
 
     def _counted(
-        self, total: CalibrationFile, batch: Sequence[Item], observation: Observation, wanted: int
+        self, total: CalibrationFile, batch: Sequence[Item], observation: Observation, goal: int
     ) -> CalibrationFile:
-        """``total`` with the pictures of ``batch`` counted too."""
+        """Return ``total`` with the pictures of ``batch`` added."""
         passes = len(observation.passes)
         queue = PictureQueue(batch, _PICTURES_PER_PASS if passes > 1 else 1)
         while len(self._workers) < min(self.workers, len(batch)):
             self._workers.append(
                 Worker(Observer(observation, self.engine, self.spec, optimise=self.optimise))
             )
-        self._work(queue, len(total.images), wanted)
+        self._work(queue, len(total.images), goal)
         for worker in self._workers:
             worker.give(total.histograms)
         self.inferences += len(batch) * passes
         images = tuple(sorted((*total.images, *(item.sha256 for item in batch))))
         return replace(total, images=images)
 
-    def _work(self, queue: PictureQueue, done: int, wanted: int) -> None:
+    def _work(self, queue: PictureQueue, done: int, goal: int) -> None:
         try:
             with opencv_on_one_thread(), ThreadPoolExecutor(len(self._workers)) as pool:
                 futures = [pool.submit(worker.count, queue) for worker in self._workers]
                 try:
                     while not queue.finished():
-                        self._report(done + queue.done, wanted)
+                        self._report(done + queue.done, goal)
                 finally:
                     queue.stop()
                 for future in futures:
@@ -168,22 +168,22 @@ class CalibrationRun:
         except DataError:
             refuse_unreadable(shard(self.items, *self.part))
             raise
-        self._report(done + queue.done, wanted)
+        self._report(done + queue.done, goal)
 
     def close(self) -> None:
         for worker in self._workers:
             worker.observer.close()
         self._workers.clear()
 
-    def _report(self, done: int, wanted: int) -> None:
+    def _report(self, done: int, goal: int) -> None:
         if self.progress is not None:
-            self.progress(done, wanted)
+            self.progress(done, goal)
 
 
 def origin_of(
     engine: Engine, spec: PreprocessSpec, graph_digest: str, *, optimise: bool = True, passes: int = 1
 ) -> Origin:
-    """What a calibration here would be keyed by."""
+    """Return the origin of a calibration with these settings on this machine."""
     return Origin(
         graph=graph_digest,
         preprocess=json.dumps(spec_to_json(spec), sort_keys=True, separators=(",", ":")),
@@ -200,15 +200,21 @@ def check_belongs(
     """Refuse counts of another model or preprocessing, and incomplete ones; runtimes may differ.
 
     Args:
-        data: what ``--calibration`` named.
-        name: its path, for messages.
+        data: content of the file given with ``--calibration``.
+        graph_digest: digest of the float graph of the build.
+        spec: preprocessing of the build.
+        tensors: activation tensors that the build needs.
+        name: path of the file, for messages.
+
+    Raises:
+        CalibrationError: the counts do not fit the build, or cover a part of their set.
     """
-    wanted = json.dumps(spec_to_json(spec), sort_keys=True, separators=(",", ":"))
+    preprocess = json.dumps(spec_to_json(spec), sort_keys=True, separators=(",", ":"))
     unlike = []
     if data.origin.graph != graph_digest:
         unlike.append(f"graph: {data.origin.graph[:16]}, the model is {graph_digest[:16]}")
-    if data.origin.preprocess != wanted:
-        unlike.append(f"preprocess: {data.origin.preprocess}, the build uses {wanted}")
+    if data.origin.preprocess != preprocess:
+        unlike.append(f"preprocess: {data.origin.preprocess}, the build uses {preprocess}")
     missing = sorted(set(tensors) - set(data.histograms))
     if missing:
         unlike.append(f"tensors: {len(missing)} were not counted, such as {missing[0]}")
@@ -258,12 +264,12 @@ def thresholds_table(
     table: dict[str, TensorRange] = {}
     for name in stats.tensors:
         histogram = data.histograms[name]
-        found = stats.range(name, calibrator, bits=bits, symmetric=symmetric, percentile=percentile)
+        limits = stats.range(name, calibrator, bits=bits, symmetric=symmetric, percentile=percentile)
         table[name] = {
-            "low": found.low,
-            "high": found.high,
-            "threshold": found.threshold,
-            "scale": ranges.scale_of(found, bits=bits, symmetric=symmetric),
+            "low": limits.low,
+            "high": limits.high,
+            "threshold": limits.threshold,
+            "scale": ranges.scale_of(limits, bits=bits, symmetric=symmetric),
             "min": histogram.minimum,
             "max": histogram.maximum,
             "count": histogram.count,
@@ -293,7 +299,7 @@ def _check_request(
             fix=f"count from 0: 0/{of} ... {of - 1}/{of}",
         )
     if workers < 1:
-        raise CalibrationError("at least one worker is needed", seen=f"{workers}", fix="ask for 1 or more")
+        raise CalibrationError("at least one worker is needed", seen=f"{workers}", fix="give 1 or more")
 
 
 __all__ = [

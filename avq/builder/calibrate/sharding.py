@@ -1,4 +1,4 @@
-"""One calibration over many workers: shards of its pictures, merged exactly."""
+"""Calibration on many workers: its pictures cut into shards, their counts merged exactly."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from avq.errors import CalibrationError
 from avq.parallel import WorkerPool
 from avq.process import peak_rss_mb
 
-#: Shards per worker: small ones lose little when a worker dies, and end together.
+#: Shards per worker: small ones lose little when a worker dies, and finish together.
 _PER_WORKER = 4
 
 
 def spread(run: CalibrationRun, pool: WorkerPool, keep: Path) -> CalibrationFile:
-    """What ``run.run()`` gives, bit for bit, counted by the workers of ``pool``.
+    """Count on the workers of ``pool``: the file is that of ``run.run()``, bit for bit.
 
-    Finished shards are kept in the folder ``keep`` until all are there: starting again resumes.
+    Finished shards stay in the folder ``keep`` until all are complete: a new start resumes.
 
     Raises:
-        CalibrationError, DataError: as ``run.run()``. MachineError: a shard's workers died every time.
+        CalibrationError, DataError: as ``run.run()``.
+        MachineError: a shard's workers died every time.
     """
     pictures = {item.sha256 for item in run.items}
     of = max(1, min(len(pictures), _PER_WORKER * pool.worker_count))
     bare = replace(run, workers=1, progress=None, checkpoint=None)
-    found = _kept(keep, of, avqcal.set_digest(pictures))
-    missing = [index for index in range(of) if index not in found]
-    run.resumed = sum(len(file.images) for file in found.values())
+    shards_done = _kept(keep, of, avqcal.set_digest(pictures))
+    missing = [index for index in range(of) if index not in shards_done]
+    run.resumed = sum(len(file.images) for file in shards_done.values())
     _report(run, run.resumed, len(pictures))
     keep.mkdir(parents=True, exist_ok=True)
     for index, file in zip(missing, pool.map(partial(_count, bare, of), missing), strict=True):
         avqcal.write(keep / f"{index}.avqcal", file)
-        found[index] = file
+        shards_done[index] = file
         run.inferences += len(file.images) * file.origin.passes
-        _report(run, sum(len(file.images) for file in found.values()), len(pictures))
-    return _merged(run, pool, keep, [found[index] for index in range(of)])
+        _report(run, sum(len(file.images) for file in shards_done.values()), len(pictures))
+    return _merged(run, pool, keep, [shards_done[index] for index in range(of)])
 
 
 def _count(run: CalibrationRun, of: int, index: int) -> CalibrationFile:
@@ -56,7 +57,7 @@ def _count(run: CalibrationRun, of: int, index: int) -> CalibrationFile:
 def _merged(
     run: CalibrationRun, pool: WorkerPool, keep: Path, files: Sequence[CalibrationFile]
 ) -> CalibrationFile:
-    """Kept shards of another model or runtime do not fit the new ones: then all are counted anew, once."""
+    """Merge shards; where kept ones are of another model or runtime, count all again, once."""
     try:
         return avqcal.merge(files)
     except CalibrationError:
@@ -67,21 +68,21 @@ def _merged(
 
 
 def _kept(keep: Path, of: int, whole: str) -> dict[int, CalibrationFile]:
-    found = {}
+    shards_done = {}
     for index in range(of):
         try:
             file = avqcal.read(keep / f"{index}.avqcal")
         except CalibrationError:
             continue
-        # a set of one shard is complete when it is counted
+        # A set of one shard is complete when it is counted
         if file.shard == Shard(of, (index,), whole) or (file.shard is None and of == 1):
-            found[index] = file
-    return found
+            shards_done[index] = file
+    return shards_done
 
 
-def _report(run: CalibrationRun, done: int, wanted: int) -> None:
+def _report(run: CalibrationRun, done: int, goal: int) -> None:
     if run.progress is not None:
-        run.progress(done, wanted)
+        run.progress(done, goal)
 
 
 class CalibrateJson(TypedDict):

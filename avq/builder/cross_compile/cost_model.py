@@ -1,11 +1,11 @@
-"""Cost of a plan on a GPU that is not here: a documented model in place of measured times.
+"""Model the cost of a plan on a GPU that is not in this machine, in place of measured times.
 
 The unit is one FP16 multiply-add of a tensor core. An INT8 one counts half, an FP32 one four (TF32 units with the
 weights read twice as wide); a byte to or from memory counts as 165 of them, the ratio of an Ada card's 165 T
 FP16 multiply-adds per second to its 1 TB/s (NVIDIA Ada GPU architecture, appendix A). Counted are weighted
 operators, the tensors they read and their weights; what is fused behind them is free. A tensor whose readers all take
 INT8 is written as bytes by its producer; where float readers remain, it is written in float and an extra kernel
-quantizes it: that is the price of a precision boundary.
+quantizes it: the cost of a precision boundary.
 
 It orders plans by work and traffic. It ignores launch times, caches and tactics, so its ratios are no
 forecast of milliseconds: those come from `avq compile` on the vehicle.
@@ -25,7 +25,7 @@ _WIDTH = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 def target_cost(graph: GraphView, plan: QuantizationPlan) -> float:
-    """Return the cost of ``plan`` in FP16 multiply-adds; precisions of its nodes as `half.to_fp16` leaves them."""
+    """Return the cost of ``plan`` in FP16 multiply-adds; precisions of its nodes as `fp16.to_fp16` sets them."""
     macs = macs_by_node(graph)
     weighted = [node for node in graph.nodes if node.op in COMPUTE_OPS]
     work = sum(macs.get(n.name, 0) * MULTIPLY_ADD[precision_of(n, plan)] for n in weighted)
@@ -52,8 +52,8 @@ def _traffic(graph: GraphView, tensor: str, plan: QuantizationPlan) -> int:
     if shape is None:
         return 0
     producer = graph.producer(tensor)
-    half = producer is not None and _is_half(plan, producer.name)
-    in_float = _WIDTH["fp16" if half else "fp32"]
+    fp16 = producer is not None and _is_fp16(plan, producer.name)
+    in_float = _WIDTH["fp16" if fp16 else "fp32"]
     readers = graph.consumers(tensor)
     integers = [plan.point_for(tensor, node.name, index) is not None for node, index in readers]
     if all(integers):
@@ -63,6 +63,6 @@ def _traffic(graph: GraphView, tensor: str, plan: QuantizationPlan) -> int:
     return prod(shape) * (in_float + quantizing + reads)
 
 
-def _is_half(plan: QuantizationPlan, node: str) -> bool:
+def _is_fp16(plan: QuantizationPlan, node: str) -> bool:
     chosen = plan.precision_of(node)
     return chosen.precision == "fp16" or chosen.float_side == "fp16"

@@ -44,7 +44,8 @@ class Implicit:
 def lower_implicit(proto: onnx.ModelProto, plan: QuantizationPlan) -> Implicit:
     """Lower ``plan``, which must hold ``ranges``, to the three files.
 
-    Raises PlanError for grids that are not signed bytes around zero, and for tensors without a range.
+    Raises:
+        PlanError: a grid is not of signed bytes around zero, or a tensor has no range.
     """
     model = Model(proto)
     for name, array in plan.overrides.items():

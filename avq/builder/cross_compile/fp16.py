@@ -2,7 +2,7 @@
 
 Range rules of NVIDIA's AutoCast (Model Optimizer): a node whose tensors go beyond 512 in size, or whose constants
 beyond 65504, stays FP32; so do operators without an FP16 form, and readers of INT4 weights whose scales, which
-then are FP16 too, do not fit it. Graph inputs and outputs keep their types.
+are then in FP16 too, do not fit it. Graph inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 
 from avq.builder.calibrate.observe import observe
 from avq.builder.lower.grid import quantize_constant
-from avq.builder.lower.precision import LARGEST_HALF, SIDED_OPSET, SMALLEST_HALF_SCALE, has_half_form
+from avq.builder.lower.precision import FP16_MAX, FP16_MIN_SCALE, FP16_QDQ_OPSET, has_fp16_form
 from avq.hookspecs import Engine
 from avq.types import U8, GraphView, NodePrecision, NodeView, QuantizationPlan, QuantPoint, SessionOptions
 
@@ -71,7 +71,7 @@ def to_fp16(graph: GraphView, plan: QuantizationPlan, peaks: Mapping[str, float]
     for node in graph.nodes:
         if node.op in _OWN_TYPE or not all(_is_float(graph, out) for out in node.outputs if out):
             continue
-        why_not = _why_not(graph, node, peaks) or _why_no_half_scales(plan, node)
+        why_not = _why_not(graph, node, peaks) or _why_scales_do_not_fit(plan, node)
         before = precisions.get(node.name)
         if _is_quantized(plan, node):
             reason = before.reason if before is not None else "quantized"
@@ -96,7 +96,7 @@ def _is_quantized(plan: QuantizationPlan, node: NodeView) -> bool:
 
 def _why_not(graph: GraphView, node: NodeView, peaks: Mapping[str, float]) -> str:
     """Return the reason against FP16; '' when the node may run in it."""
-    if not has_half_form(node.op, node.domain, SIDED_OPSET):
+    if not has_fp16_form(node.op, node.domain, FP16_QDQ_OPSET):
         return f"{node.op} has no FP16 form"
     for name, peak, limit in _magnitudes(graph, node, peaks):
         if not peak <= limit:  # NaN too
@@ -113,21 +113,21 @@ def _with_dead_scales_raised(graph: GraphView, plan: QuantizationPlan, point: Qu
     dead = ~np.moveaxis(integers, point.axis, 0).reshape(point.scale.size, -1).any(axis=1)
     if not dead.any():
         return point
-    raised = np.where(dead, np.maximum(point.scale, np.float32(SMALLEST_HALF_SCALE)), point.scale)
+    raised = np.where(dead, np.maximum(point.scale, np.float32(FP16_MIN_SCALE)), point.scale)
     return replace(point, scale=raised.astype(np.float32))
 
 
-def _why_no_half_scales(plan: QuantizationPlan, node: NodeView) -> str:
+def _why_scales_do_not_fit(plan: QuantizationPlan, node: NodeView) -> str:
     """Return the reason against FP16 when INT4 weights have a scale outside its normal numbers; else ''."""
     for index, name in enumerate(node.inputs):
         point = plan.point_for(name, node.name, index)
         if point is None or not point.native_int4:
             continue
         low, high = float(point.scale.min()), float(point.scale.max())
-        if low < SMALLEST_HALF_SCALE or high > LARGEST_HALF:
+        if low < FP16_MIN_SCALE or high > FP16_MAX:
             return (
-                f"its INT4 weights have scales from {low:g} to {high:g}, FP16 holds {SMALLEST_HALF_SCALE:g} "
-                f"to {LARGEST_HALF:g}"
+                f"its INT4 weights have scales from {low:g} to {high:g}, FP16 holds {FP16_MIN_SCALE:g} "
+                f"to {FP16_MAX:g}"
             )
     return ""
 
@@ -139,7 +139,7 @@ def _magnitudes(
         if name in graph.constants:
             value = graph.constants[name]
             if value.dtype == np.float32:
-                yield name, float(np.abs(value).max(initial=0.0)), LARGEST_HALF
+                yield name, float(np.abs(value).max(initial=0.0)), FP16_MAX
         elif name and _is_float(graph, name):
             yield name, peaks.get(name, float("inf")), LARGEST_ACTIVATION
 

@@ -92,7 +92,8 @@ class CrossCompileTarget:
     def trial(self, plan: QuantizationPlan) -> Trial:
         """Return the accuracy of the final plan in the emulated engine; no time is measured.
 
-        Raises RefusedError where no boxes are judged and FP16 changes the outputs.
+        Raises:
+            RefusedError: the model has no decoder, and FP16 changes its outputs.
         """
         outputs = self._run(plan)
         why = "not run here: judged on the bytes its parser gets, in the unoptimised reference"
@@ -113,7 +114,7 @@ class CrossCompileTarget:
         A model with lint errors is not compiled: some builders end the process instead of raising.
         """
         architectures = self.compiler.chosen_architectures(self.request.recipe.gpu_arch)
-        model, baseline = self.model(plan), self.model(self.with_fp16(self._nothing))
+        model, baseline = self.model(plan), self.model(self.with_fp16(self._empty_plan))
         errors = self._lint((model, baseline) if plan.points else (model,), architectures)
         if errors:
             parts = {FP16_BASELINE: baseline} if plan.points else {}
@@ -130,7 +131,7 @@ class CrossCompileTarget:
         return Compiled(
             True,
             parts,
-            tuple(_row(ours, half, plan) for ours, half in built),
+            tuple(_row(ours, fp16, plan) for ours, fp16 in built),
             (*_larger(built, *self._weight_bytes(plan)), *_warnings([ours for ours, _ in built])),
             (),
         )
@@ -150,7 +151,7 @@ class CrossCompileTarget:
             for name in architectures
         }
 
-    # The interface that the workbench shares with Serving.
+    # Measurements for the workbench, as Serving makes them.
 
     def serve(self, plans: Sequence[QuantizationPlan]) -> list[MeasuredPlan | None]:
         """Score plans in the emulated engine; the cost model's ratio to FP16 replaces a measured time."""
@@ -166,7 +167,7 @@ class CrossCompileTarget:
     def latencies(self, plans: Sequence[QuantizationPlan]) -> list[Latency | None]:
         """Return the cost model's ratios to FP16; the milliseconds are NaN."""
         view = self.analysis.model.view
-        base = target_cost(view, self.with_fp16(self._nothing))
+        base = target_cost(view, self.with_fp16(self._empty_plan))
         ratios = [target_cost(view, self.with_fp16(plan)) / base for plan in plans]
         label = f"FP16, {COST_MODEL}"
         return [Latency(_UNKNOWN_MS, _UNKNOWN_MS, r, r, r, label) for r in ratios]
@@ -175,7 +176,7 @@ class CrossCompileTarget:
         """Return None: layer times need the GPU."""
 
     @cached_property
-    def _nothing(self) -> QuantizationPlan:
+    def _empty_plan(self) -> QuantizationPlan:
         return QuantizationPlan(graph_digest=self.analysis.model.view.digest)
 
     @cached_property
@@ -206,7 +207,7 @@ class CrossCompileTarget:
         return self._outputs[plan.digest]
 
     def _compare_with_fp32(self, plan: QuantizationPlan) -> str:
-        """Compare the model with its FP16 nodes in FP32: a trained quantization has one right answer."""
+        """Compare the model with its FP16 nodes in FP32: a trained quantization has one correct output."""
         fp32, fp16 = self.model(replace(plan, precisions={})), self.model(plan)
         pictures = [prepared.tensor for prepared in self.holdout.inputs]
         sqnr_db = sqnr_with_same_indices(fp32, fp16, self._emulate, pictures)
@@ -232,29 +233,36 @@ class CrossCompileTarget:
         return sum(n * (1 if name in integers else 2) for name, n in sizes.items()), 2 * sum(sizes.values())
 
 
-def _row(ours: CompiledEngine, half: CompiledEngine, plan: QuantizationPlan) -> dict[str, object]:
+def _row(ours: CompiledEngine, fp16: CompiledEngine, plan: QuantizationPlan) -> dict[str, object]:
     row: dict[str, object] = {
         "architecture": ours.architecture,
         "engine kB": round(len(ours.data) / 1024),
         "build s": round(ours.seconds, 1),
     }
     if plan.points:
-        row |= {"FP16 engine kB": round(len(half.data) / 1024), "FP16 build s": round(half.seconds, 1)}
+        row |= {
+            "FP16 engine kB": round(len(fp16.data) / 1024),
+            "FP16 build s": round(fp16.seconds, 1),
+        }
     return {**row, "layers parsed": ours.layers}
 
 
 def _larger(
-    built: Sequence[tuple[CompiledEngine, CompiledEngine]], weights: int, half_weights: int
+    built: Sequence[tuple[CompiledEngine, CompiledEngine]], weights: int, baseline_weights: int
 ) -> list[str]:
     """Explain in one sentence the engines that are larger than their FP16 baselines."""
-    larger = [(ours, half) for ours, half in built if len(ours.data) > len(half.data)]
+    larger = [(ours, fp16) for ours, fp16 in built if len(ours.data) > len(fp16.data)]
     if not larger:
         return []
-    ours, half = max(larger, key=lambda pair: len(pair[0].data))
-    rest, half_rest = (len(ours.data) - weights) // 1024, (len(half.data) - half_weights) // 1024
+    ours, fp16 = max(larger, key=lambda pair: len(pair[0].data))
+    rest, baseline_rest = (
+        (len(ours.data) - weights) // 1024,
+        (len(fp16.data) - baseline_weights) // 1024,
+    )
     return [
         f"larger than the FP16 engine for {', '.join(o.architecture for o, _ in larger)}: the weights shrink from "
-        f"{half_weights // 1024} to {weights // 1024} kB, but kernels and tables grow from {half_rest} to {rest} kB, "
+        f"{baseline_weights // 1024} to {weights // 1024} kB, but kernels and tables grow from "
+        f"{baseline_rest} to {rest} kB, "
         "since INT8 operators of every new shape bring compiled kernels of their own; this pays back from a few "
         "million weights on"
     ]

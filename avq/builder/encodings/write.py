@@ -12,7 +12,7 @@ from avq.builder.encodings.aimet_entry import AimetFile, Role, encoding
 from avq.builder.encodings.match import TensorNames
 from avq.builder.encodings.trt_cache import CacheEntry, TrtCache, write_cache
 from avq.builder.graph.view import view_of
-from avq.builder.lower.model import HALF
+from avq.builder.lower.model import FP16_SUFFIX
 from avq.errors import PlanError, RequestError, nearest
 from avq.types import Edge, GraphView, QuantizationPlan, QuantPoint
 
@@ -196,8 +196,8 @@ def _by_float_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with FP16 tensors under their names in the plan, and without the casts between the two."""
     graph, kept, known = model.graph, [], set()
     for node in graph.node:
-        node.input[:] = [name.removesuffix(HALF) for name in node.input]
-        node.output[:] = [name.removesuffix(HALF) for name in node.output]
+        node.input[:] = [name.removesuffix(FP16_SUFFIX) for name in node.input]
+        node.output[:] = [name.removesuffix(FP16_SUFFIX) for name in node.output]
         if not (node.op_type == "Cast" and node.input == node.output):
             kept.append(node)
     del graph.node[:]
@@ -205,7 +205,7 @@ def _by_float_names(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = list(graph.initializer)
     del graph.initializer[:]
     for constant in constants:
-        constant.name = constant.name.removesuffix(HALF)
+        constant.name = constant.name.removesuffix(FP16_SUFFIX)
         if constant.name not in known:
             graph.initializer.append(constant)
         known.add(constant.name)

@@ -1,1 +1,1 @@
-"""Normalise a user's ONNX file into one float graph. Read: edit, opset, inputs, fold, view, model."""
+"""Normalise a user's ONNX file into one float graph."""

@@ -15,12 +15,12 @@ from avq.types import AnyArray
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Bodies of If, Loop and Scan."""
+    """Return the bodies of If, Loop and Scan."""
     return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else list(a.graphs))]
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """``graph`` and every graph inside its nodes, outer ones first."""
+    """Yield ``graph`` and every graph inside its nodes, outer ones first."""
     yield graph
     for node in graph.node:
         for body in subgraphs(node):
@@ -28,7 +28,7 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of ``graph``, each followed by the nodes of its bodies."""
+    """Yield every node of ``graph``, each followed by the nodes of its bodies."""
     for node in graph.node:
         yield node
         for body in subgraphs(node):
@@ -36,7 +36,7 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
-    """Every tensor the node needs, those its subgraphs take from outside included."""
+    """Return every tensor that the node reads, with those its subgraphs take from outside."""
     names = {name for name in node.input if name}
     for body in subgraphs(node):
         inner = {name for child in body.node for name in reads(child)} | {o.name for o in body.output}
@@ -46,12 +46,12 @@ def reads(node: onnx.NodeProto) -> set[str]:
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, AnyArray]:
-    """Initialisers as arrays."""
+    """Return the initialisers as arrays, by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
 def set_constant(graph: onnx.GraphProto, name: str, value: AnyArray) -> str:
-    """Add or replace an initialiser."""
+    """Add or replace an initialiser; return its name."""
     tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
     for existing in graph.initializer:
         if existing.name == name:
@@ -97,7 +97,7 @@ def _last(renamed: Mapping[str, str], name: str) -> str:
 
 
 def consumer_counts(graph: onnx.GraphProto) -> Counter[str]:
-    """How many nodes read each tensor; being a graph output counts as one more."""
+    """Count the nodes that read each tensor; being a graph output counts as one more."""
     counts: Counter[str] = Counter(o.name for o in graph.output)
     for node in graph.node:
         counts.update(name for name in node.input if name)
@@ -106,7 +106,7 @@ def consumer_counts(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def unused_name(wish: str, taken: Collection[str]) -> str:
-    """``wish``, or with the first free number from 2 behind it, that is not in ``taken``."""
+    """Return ``wish``, with the first free number from 2 appended when it is in ``taken``."""
     name, count = wish, 1
     while name in taken:
         count += 1
@@ -115,7 +115,7 @@ def unused_name(wish: str, taken: Collection[str]) -> str:
 
 
 def fresh_name(graph: onnx.GraphProto, wish: str) -> str:
-    """`unused_name` among the tensors of the graph; nodes may have that name."""
+    """Return an unused tensor name, see `unused_name`; nodes may have that name."""
     used = {t for n in graph.node for t in (*n.input, *n.output)}
     used |= {i.name for i in graph.input} | {i.name for i in graph.initializer}
     return unused_name(wish, used)
@@ -128,7 +128,7 @@ class FreshNames:
         self._taken = set(_names(graph))
 
     def fresh(self, wish: str) -> str:
-        """`unused_name`, which is taken from now on."""
+        """Return an unused name and reserve it."""
         name = unused_name(wish, self._taken)
         self._taken.add(name)
         return name
@@ -143,7 +143,7 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a unique name; good names stay."""
+    """Give every node a unique name; unique names stay."""
     taken = {node.name for node in graph.node if node.name}
     seen: set[str] = set()
     for node in graph.node:
@@ -157,7 +157,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Topological order, stable: nodes already in order stay where they are.
+    """Sort topologically and stably: nodes already in order stay where they are.
 
     Raises:
         ModelError: a tensor is read that nothing writes, written twice, or depends on itself.
@@ -225,7 +225,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The attribute's value as Python sees it (texts as bytes), or ``default``.
+    """Return the attribute's value in Python types (texts as bytes), or ``default``.
 
     Raises:
         ValueError: the attribute has no type.
@@ -235,7 +235,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute, or ``default``; 0 where the file gives it another type, never an error."""
+    """Return an integer attribute, or ``default``; 0 for an attribute of another type, never an error."""
     item = _attribute(node, name)
     if item is None:
         return default
@@ -243,19 +243,19 @@ def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def ints_attribute(node: onnx.NodeProto, name: str) -> list[int]:
-    """An attribute that lists integers; empty when it is absent."""
+    """Return an attribute that lists integers; empty when it is absent."""
     item = _attribute(node, name)
     return [] if item is None else list(item.ints)
 
 
 def text_attribute(node: onnx.NodeProto, name: str, default: str) -> str:
-    """A text attribute, or ``default``."""
+    """Return a text attribute, or ``default``."""
     item = _attribute(node, name)
     return default if item is None else str(item.s.decode("utf-8", "replace"))
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The tensor of a Constant node, whichever attribute holds it; None for texts and sparse tensors."""
+    """Return the tensor of a Constant node, from any of its attributes; None for texts and sparse tensors."""
     for item in node.attribute:
         if item.name == "value":
             tensor: onnx.TensorProto = item.t

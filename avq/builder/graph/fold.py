@@ -1,4 +1,4 @@
-"""What can be computed before any picture is: constants, shapes, identities and batch normalisation."""
+"""Fold the parts of a graph that no picture changes: constants, shapes, identities, batch normalisation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def forget_shapes(graph: onnx.GraphProto) -> None:
-    """Shapes written by the exporter are stale once a size is fixed; output types stay."""
+    """Drop the exporter's shapes, which are stale once a size is fixed; output types stay."""
     del graph.value_info[:]
     for output in graph.output:
         if output.type.HasField("tensor_type"):
@@ -61,7 +61,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def lift_constants(graph: onnx.GraphProto) -> None:
-    """Constant nodes become initialisers."""
+    """Turn Constant nodes into initialisers."""
     kept = []
     for node in graph.node:
         value = constant_value(node) if node.op_type == "Constant" else None
@@ -77,7 +77,7 @@ def set_new(graph: onnx.GraphProto, name: str, value: AnyArray) -> None:
 
 
 def constant_value(node: onnx.NodeProto) -> AnyArray | None:
-    """The array of a Constant node; None for kinds that are not tensors."""
+    """Return the array of a Constant node; None for kinds that are not tensors."""
     tensor = constant_tensor(node)
     return None if tensor is None else numpy_helper.to_array(tensor)
 
@@ -132,7 +132,7 @@ def _give_name(
 def _same_as(
     node: onnx.NodeProto, types: Mapping[str, int], written: Mapping[str, onnx.NodeProto]
 ) -> str | None:
-    """The tensor that the node's output equals, when it changes nothing."""
+    """Return the tensor that the node's output equals; None when the node changes it."""
     source: str = node.input[0] if node.input else ""
     if node.op_type == "Identity":
         return source
@@ -267,8 +267,6 @@ def _reference(
     return arrays if all(a.size <= _LARGEST_FOLDED and a.dtype != object for a in arrays.values()) else None
 
 
-# Batch normalisation and per-channel scaling folded into the convolution before them.
-
 _CONVS = ("Conv", "ConvTranspose")
 
 
@@ -310,7 +308,7 @@ def _channels(conv: onnx.NodeProto, known: Mapping[str, AnyArray]) -> int:
 def _affine(
     node: onnx.NodeProto, conv: onnx.NodeProto, known: Mapping[str, AnyArray]
 ) -> tuple[F64, F64] | None:
-    """Per-channel (gain, shift) that the node applies to the convolution's output."""
+    """Return the (gain, shift), (C,) float64 each, that the node applies to the convolution's output."""
     channels = _channels(conv, known)
     if node.op_type == "BatchNormalization":
         return _batch_norm(node, known)
@@ -336,7 +334,7 @@ def _batch_norm(node: onnx.NodeProto, known: Mapping[str, AnyArray]) -> tuple[F6
 
 
 def _per_channel(value: AnyArray | None, channels: int, rank: int) -> F64 | None:
-    """(C,) when ``value`` is a float scalar or varies along the channel axis only."""
+    """Return (C,) float64 when ``value`` is a float scalar or varies along the channel axis only."""
     if value is None or value.dtype.kind != "f" or value.ndim > rank:
         return None
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -349,7 +347,7 @@ def _per_channel(value: AnyArray | None, channels: int, rank: int) -> F64 | None
 def _scale(
     conv: onnx.NodeProto, known: Mapping[str, AnyArray], counts: Mapping[str, int], gain: F64, shift: F64
 ) -> dict[str, AnyArray]:
-    """New weight and bias of the convolution; weights that others share get a copy of their own."""
+    """Return the new weight and bias of the convolution; shared weights are copied."""
     weight = known[conv.input[1]]
     has_bias = len(conv.input) > 2 and conv.input[2]
     bias = known[conv.input[2]].astype(np.float64) if has_bias else np.zeros(len(gain))

@@ -1,4 +1,4 @@
-"""One picture input of a fixed size: initialisers, batch, spatial size, layout and float16 put right."""
+"""Give the model one picture input of a fixed size: batch, spatial size, layout, float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avq.errors import ModelError
 
 
 def drop_listed_initializers(graph: onnx.GraphProto) -> None:
-    """Weights listed as graph inputs (IR version 3) are no inputs."""
+    """Remove weights from the graph inputs, where IR version 3 lists them."""
     weights = {t.name for t in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
     kept = [i for i in graph.input if i.name not in weights]
     del graph.input[:]
@@ -19,12 +19,12 @@ def drop_listed_initializers(graph: onnx.GraphProto) -> None:
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Declared sizes, -1 where dynamic."""
+    """Return the declared sizes, -1 where dynamic."""
     return [d.dim_value if d.dim_value > 0 else -1 for d in value.type.tensor_type.shape.dim]
 
 
 def fix_inputs(graph: onnx.GraphProto, size_px: tuple[int, int] | None) -> list[str]:
-    """Leave one input of static shape; says what was changed.
+    """Leave one input of static shape; return a message per change.
 
     Args:
         size_px: (width, height) for dynamic spatial sizes.
@@ -54,7 +54,10 @@ def _several(graph: onnx.GraphProto) -> ModelError:
 
 
 def _bind_target_sizes(graph: onnx.GraphProto, size_px: tuple[int, int] | None) -> list[str]:
-    """DETR exports ask for the picture's (width, height) as (1, 2) int64: boxes then come in input pixels."""
+    """Bind the (width, height) input (1, 2) int64 of DETR exports to the network size.
+
+    Boxes are then in input pixels.
+    """
     extra = [i for i in graph.input if i.type.tensor_type.elem_type == TensorProto.INT64 and _is_pair(i)]
     pictures = [i for i in graph.input if i not in extra]
     if len(extra) != 1 or len(pictures) != 1 or len(dims(pictures[0])) != 4:
@@ -63,7 +66,7 @@ def _bind_target_sizes(graph: onnx.GraphProto, size_px: tuple[int, int] | None) 
     if size_px is not None:
         width, height = size_px
     if min(width, height) < 1:
-        return []  # the size check says what is missing
+        return []  # the size check names what is missing
     set_constant(graph, extra[0].name, np.array([[width, height]], np.int64))
     drop_listed_initializers(graph)
     return [f"input '{extra[0].name}' bound to the network size {width}x{height}"]
@@ -80,7 +83,7 @@ def _set_dims(value: onnx.ValueInfoProto, shape: list[int]) -> None:
 
 
 def _with_batch(graph: onnx.GraphProto, picture: onnx.ValueInfoProto) -> list[str]:
-    """(3, h, w) inputs, as torchvision exports them, become (1, 3, h, w) followed by a Squeeze."""
+    """Turn a (3, h, w) input, as torchvision exports it, into (1, 3, h, w) and a Squeeze."""
     shape = dims(picture)
     if len(shape) != 3 or shape[0] != 3:
         return []
@@ -116,9 +119,9 @@ def _fix_size(
         if -1 in shape:
             raise ModelError(f"the input '{picture.name}' has no fixed shape", seen=f"{shape}", fix="fix it")
         return []
-    wanted = list(shape)
-    if wanted[1] == -1:
-        wanted[1] = _channels(graph, picture.name)
+    fixed = list(shape)
+    if fixed[1] == -1:
+        fixed[1] = _channels(graph, picture.name)
     if size_px is not None:
         if any(have not in (-1, want) for have, want in zip(shape[2:], size_px[::-1], strict=True)):
             raise ModelError(
@@ -126,18 +129,18 @@ def _fix_size(
                 seen=f"'{picture.name}' {shape}",
                 fix="leave width_px and height_px out of the --preprocess file",
             )
-        wanted[2:] = [size_px[1], size_px[0]]
-    if -1 in wanted:
+        fixed[2:] = [size_px[1], size_px[0]]
+    if -1 in fixed:
         raise ModelError(
             "the model takes pictures of any size; avq needs one fixed size",
             seen=f"input '{picture.name}' {shape} (-1: dynamic)",
             fix='write size.json with {"width_px": 640, "height_px": 640} and give it with --preprocess size.json; '
             "the rest of the preprocessing may stand there too, or is found",
         )
-    if wanted == shape:
+    if fixed == shape:
         return []
-    _set_dims(picture, wanted)
-    return [f"input size fixed to {wanted[3]}x{wanted[2]} px"] if shape[2:] != wanted[2:] else []
+    _set_dims(picture, fixed)
+    return [f"input size fixed to {fixed[3]}x{fixed[2]} px"] if shape[2:] != fixed[2:] else []
 
 
 def _channels(graph: onnx.GraphProto, name: str) -> int:
@@ -150,7 +153,7 @@ def _channels(graph: onnx.GraphProto, name: str) -> int:
 
 
 def _to_channels_first(graph: onnx.GraphProto, picture: onnx.ValueInfoProto) -> list[str]:
-    """(1, h, w, 3) inputs, as TensorFlow exports them, become (1, 3, h, w) followed by a Transpose."""
+    """Turn a (1, h, w, 3) input, as TensorFlow exports it, into (1, 3, h, w) and a Transpose."""
     shape = dims(picture)
     if len(shape) != 4 or shape[3] != 3 or shape[1] == 3:
         return []
@@ -162,8 +165,8 @@ def _to_channels_first(graph: onnx.GraphProto, picture: onnx.ValueInfoProto) -> 
     return ["channels-last input turned into channels-first"]
 
 
-def half_to_float(model: onnx.ModelProto) -> list[str]:
-    """float16 weights, casts and tensors become float32, in subgraphs too."""
+def fp16_to_fp32(model: onnx.ModelProto) -> list[str]:
+    """Turn float16 weights, casts and tensors into float32, in subgraphs too; return messages."""
     changed = _graph_to_float(model.graph)
     return [f"float16 model turned into float32 ({changed} tensors)"] if changed else []
 

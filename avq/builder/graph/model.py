@@ -1,4 +1,4 @@
-"""A user's ONNX file as the one normalised float graph that everything else is bound to."""
+"""Read a user's ONNX file and normalise it to the float graph that plans refer to."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from onnx import external_data_helper, inliner
 
 from avq.builder.graph.edit import all_nodes, name_nodes, prune, sort_nodes, subgraphs
 from avq.builder.graph.fold import fold, fold_norms
-from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, half_to_float
+from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.opset import raise_opset
 from avq.builder.graph.view import tensor_view, view_of
 from avq.errors import ModelError
 from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import GraphView
 
-# Reading: errors name what the file is instead of ONNX.
+__all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]
 
 _LFS_POINTER = b"version https://git-lfs"
 _OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (
@@ -88,13 +88,11 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # the library raises its own, OSError and ValueError alike
         raise ModelError(
-            f"the weights of {path.name}, kept in a file beside it, cannot be read",
+            f"the weights of {path.name}, kept in a separate file, cannot be read",
             seen=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
             fix=f"put the external data file into {path.parent} next to the model",
         ) from None
 
-
-__all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]
 
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
@@ -102,7 +100,7 @@ _QUANTIZED = frozenset(
 )
 
 
-#: Names of steps of `normalise` with the graph after each.
+#: Steps of `normalise`: name, and the graph after it.
 Trace = list[tuple[str, onnx.ModelProto]]
 
 
@@ -111,9 +109,9 @@ class FloatModel:
     """A normalised float network.
 
     Attributes:
-        view: what plans are made from; its digest binds them.
+        view: graph that plans are made from, and bound to by its digest.
         proto: the same graph for the writers; never changed in place.
-        messages: what normalising changed, for people.
+        messages: changes made by normalising, for the report.
     """
 
     view: GraphView
@@ -125,7 +123,7 @@ def load_graph(path: Path | str, *, input_size_px: tuple[int, int] | None = None
     """Read and normalise a float ONNX model.
 
     Args:
-        path: the file; external data beside it is read too.
+        path: the file; external data in the same folder is read too.
         input_size_px: (width, height), for models that take pictures of any size.
 
     Raises:
@@ -136,7 +134,7 @@ def load_graph(path: Path | str, *, input_size_px: tuple[int, int] | None = None
 
 
 def quantized_ops(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Operators that show the model is quantized already, sorted; empty for a float model."""
+    """Return the operators that only quantized models have, sorted; empty for a float model."""
     ops = {node.op_type for node in model.graph.node}
     return tuple(sorted(op for op in ops if op in _QUANTIZED or op.startswith("QLinear")))
 
@@ -150,20 +148,27 @@ def normalise(
     converter: bool = True,
     trace: Trace | None = None,
 ) -> FloatModel:
-    """The normalised form of a parsed model, which is left as it is.
+    """Normalise a parsed model, which is not changed.
 
-    ``marked`` means that an import put its marks where quantizers stood; without it they are refused.
-    ``converter`` False raises old operator sets by avq's adapters alone. ``trace`` receives the graph after
-    each step with the step's name.
+    The result has one picture input of static shape, opset >= 17, folded constants and shapes, batch
+    normalisation in its convolution, unique node names, topological order and inferred shapes.
 
-    One picture input of static shape, opset >= 17, constants and shapes folded, batch normalisation in its
-    convolution, unique node names, topological order, shapes inferred.
+    Args:
+        model: the parsed model.
+        where: name of the model in errors.
+        input_size_px: (width, height), for models that take pictures of any size.
+        marked: an import left its markers in place of quantizers, so these are not refused.
+        converter: False raises old operator sets with avq's adapters alone.
+        trace: receives the name of each step and the graph after it.
+
+    Raises:
+        ModelError: already quantized, not one picture input, of unknown size, damaged or not valid.
     """
     try:
         return _checked(model, input_size_px, marked=marked, converter=converter, trace=trace)
     except ModelError as error:
         raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
-    except Exception as error:  # a damaged file can break any assumption; people get words, not a traceback
+    except Exception as error:  # a damaged file can break any assumption; users get an error, not a traceback
         seen = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         fix = "download or export it again; avq needs a valid ONNX graph"
         raise ModelError(f"{where}: the graph is damaged or not valid", seen=seen, fix=fix) from error
@@ -177,11 +182,11 @@ def _checked(
     converter: bool,
     trace: Trace | None,
 ) -> FloatModel:
-    found = () if marked else quantized_ops(model)
-    if found:
+    ops = () if marked else quantized_ops(model)
+    if ops:
         raise ModelError(
             "the model is quantized already",
-            seen=", ".join(found),
+            seen=", ".join(ops),
             fix="take over its scales with --strategy qat, or give the float model",
         )
     copy = onnx.ModelProto()
@@ -205,7 +210,7 @@ def _normalised(
     model.ir_version = max(model.ir_version, 8)
     name_nodes(model.graph)
     sort_nodes(model.graph)
-    messages = half_to_float(model)
+    messages = fp16_to_fp32(model)
     note("turning float16 into float32")
     model, raised = raise_opset(model, converter=converter)
     note("raising the operator set")
@@ -223,10 +228,9 @@ def _normalised(
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without local functions; defaults of their attributes are written at each call first.
+    """Inline local functions; write the defaults of their attributes at each call first.
 
-    ``onnx.inliner`` takes a missing attribute for absent, so the operator's own default would replace the
-    function's.
+    ``onnx.inliner`` drops a missing attribute, so the operator's own default would replace the function's.
     """
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     for nodes in (all_nodes(model.graph), *(_function_nodes(f) for f in model.functions)):
@@ -264,7 +268,7 @@ def _finished(
 
 
 def _declare(output: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
-    """Keep the exporter's word where inference knows nothing (operators of other domains)."""
+    """Keep the exporter's shape where inference has none (operators of other domains)."""
     for size in shape:
         dim = output.type.tensor_type.shape.dim.add()
         if size >= 0:

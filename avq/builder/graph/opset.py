@@ -1,4 +1,4 @@
-"""Old operator sets raised to 17, by the onnx converter where it can, by hand where it cannot."""
+"""Raise old operator sets to 17: with the onnx converter, else with own adapters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _OLDEST = 7
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set."""
+    """Return the version of the default operator set."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def raise_opset(model: onnx.ModelProto, *, converter: bool = True) -> tuple[onnx.ModelProto, list[str]]:
-    """The model at opset >= 17 with a message when that changed it.
+    """Return the model at opset >= 17, with a message when that changed it.
 
     Raises:
         ModelError: older than opset 7, or an operator has no known newer form.
@@ -96,7 +96,7 @@ Adapter = Callable[[onnx.GraphProto, onnx.NodeProto], None]
 
 
 def _to_input(name: str, index: int) -> Adapter:
-    """An integer-list attribute became an input."""
+    """Return an adapter that turns an integer-list attribute into an input."""
 
     def change(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
         value = attribute(node, name)
@@ -136,7 +136,7 @@ def _pad(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _softmax(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Before 13 the axes from ``axis`` (default 1) on were one: Flatten, softmax along the last, Reshape back."""
+    """Write Flatten, Softmax, Reshape: before 13 the axes from ``axis`` (default 1) on counted as one."""
     axis = attribute(node, "axis", 1)
     drop_attributes(node, "axis")
     node.attribute.append(helper.make_attribute("axis", -1))
@@ -167,7 +167,7 @@ def _upsample(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _resize(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Resize 10 and Upsample sample asymmetrically and take no region of interest."""
+    """Write Resize 10 and Upsample, which sample asymmetrically and take no region of interest."""
     mode = attribute(node, "mode", b"nearest")
     data, scales = node.input[0], node.input[1]
     node.op_type = "Resize"
@@ -189,7 +189,7 @@ def _roi_align(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _dropout(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Dropout changes nothing at inference; its mask, which says so too, has no form here."""
+    """Turn Dropout into Identity, which it is at inference; one whose mask is read stays."""
     if len(node.output) > 1 and node.output[1]:
         return
     node.op_type = "Identity"
@@ -204,7 +204,7 @@ def _renamed(op: str) -> Adapter:
     return change
 
 
-#: Operator -> (opset its form changed in, how to change it).
+#: Operator -> (opset in which its form changed, adapter).
 _ADAPTERS: dict[str, tuple[int, Adapter]] = {
     "BatchNormalization": (14, _batch_norm),
     "Clip": (11, _clip),

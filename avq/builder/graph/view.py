@@ -1,4 +1,4 @@
-"""The framework-free view of an ONNX model that plans are made from."""
+"""View an ONNX model as dataclasses on numpy, which plans are made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avq.types import AnyArray, GraphView, NodeView, TensorView
 
 
 def view_of(model: onnx.ModelProto) -> GraphView:
-    """The graph as dataclasses on numpy; nodes in file order, Constant nodes stay nodes."""
+    """Return the graph as dataclasses on numpy; nodes in file order, Constant nodes stay nodes."""
     graph = model.graph
     constants = {t.name: _frozen(numpy_helper.to_array(t)) for t in graph.initializer}
     inputs = tuple(tensor_view(i) for i in graph.input if i.name not in constants)
@@ -42,7 +42,7 @@ def _frozen(array: AnyArray) -> AnyArray:
 
 
 def tensor_view(value: onnx.ValueInfoProto) -> TensorView:
-    """Name, dtype and shape; an unknown rank reads as shape (-1,)."""
+    """Return name, dtype and shape; an unknown rank gives shape (-1,)."""
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return TensorView(value.name, _dtype(kind.elem_type), (-1,))
@@ -61,7 +61,7 @@ def _node_view(node: onnx.NodeProto) -> NodeView:
 
 
 def _plain(item: onnx.AttributeProto) -> Any:
-    """The attribute as numpy arrays, texts and numbers."""
+    """Return the attribute as numpy arrays, texts and numbers."""
     value = helper.get_attribute_value(item)
     if isinstance(value, onnx.TensorProto):
         return _frozen(numpy_helper.to_array(value))

@@ -10,7 +10,7 @@ import onnx
 from onnx import inliner
 
 from avq.builder.graph.edit import name_nodes
-from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, half_to_float
+from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.view import view_of
 from avq.builder.lift.fakequant import is_fake_quantize, read_fake_quantize
@@ -260,6 +260,6 @@ def _runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> 
     drop_listed_initializers(copy.graph)
     copy.ir_version = max(copy.ir_version, 8)
     name_nodes(copy.graph)
-    half_to_float(copy)
+    fp16_to_fp32(copy)
     fix_inputs(copy.graph, input_size_px)
     return copy

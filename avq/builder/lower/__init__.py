@@ -1,4 +1,4 @@
-"""The only writers of models: pure functions from (float model, plan, encoding) to a new model."""
+"""Lower a plan: pure functions from (float model, plan, encoding) to a new ONNX model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from avq.types import QuantizationPlan
 
 
 def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> bytes:
-    """The file of a plan: Q/DQ pairs, dynamic products in integers, FP16 islands, checked, always the same bytes.
+    """Write the model file of a plan: Q/DQ pairs, dynamic products in integers, FP16 islands.
 
-    Raises PlanError when the plan does not fit the model or the encoding cannot express it.
+    The model is checked; equal arguments give equal bytes.
+
+    Raises:
+        PlanError: the plan does not fit the model, or the encoding cannot express it.
     """
     model = lower_precisions(write_integer_products(lower_qdq(proto, plan, encoding)), plan)
     try:

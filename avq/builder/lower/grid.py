@@ -1,4 +1,4 @@
-"""Checks of a plan, and the integers of its points in a file: storage type, offset, rounded constants."""
+"""Integer grids of a plan in a file: storage types, rounded constants, and checks that they can be written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROUND: dict[str, Callable[[AnyArray], AnyArray]] = {
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How a point's integers are stored.
+    """Storage of a point's integers.
 
     Attributes:
         dtype: "int8", "uint8", "int16", "uint16", "int4" or "uint4".
@@ -40,24 +40,29 @@ class Grid:
 
 
 def check_encoding(plan: QuantizationPlan, encoding: str) -> Encoding:
-    """``encoding`` itself; RequestError for an unknown one, PlanError naming the points it cannot express."""
+    """Return ``encoding`` when it can express the plan.
+
+    Raises:
+        RequestError: there is no such encoding.
+        PlanError: names the points it cannot express.
+    """
     known = next((name for name in ENCODINGS if name == encoding), None)
     if known is None:
         raise RequestError(f"there is no encoding '{encoding}'", fix=nearest(encoding, ENCODINGS))
     if known == "asymmetric":
         return known
-    crooked = sorted(str(p.edge) for p in plan.points if not p.symmetric or p.mode == "dynamic")
-    if crooked:
+    asymmetric = sorted(str(p.edge) for p in plan.points if not p.symmetric or p.mode == "dynamic")
+    if asymmetric:
         raise PlanError(
-            f"{len(crooked)} points are not symmetric, encoding {encoding} cannot write them",
-            seen=", ".join(crooked[:6]) + (" ..." if len(crooked) > 6 else ""),
+            f"{len(asymmetric)} points are not symmetric, encoding {encoding} cannot write them",
+            seen=", ".join(asymmetric[:6]) + (" ..." if len(asymmetric) > 6 else ""),
             fix="plan static signed grids with zero point 0, or lower for a CPU target as 'asymmetric'",
         )
     return known
 
 
 def activation_grid(point: QuantPoint, encoding: Encoding) -> Grid:
-    """Storage of an activation: signed grids become unsigned with offset 128, except with encoding s8.
+    """Return the storage of an activation: signed grids become unsigned with offset 128, except with encoding s8.
 
     Grids below 8 bits keep 8-bit storage; the writer clips in float before Q, so only their levels occur.
     """
@@ -68,7 +73,7 @@ def activation_grid(point: QuantPoint, encoding: Encoding) -> Grid:
 
 
 def constant_grid(point: QuantPoint) -> Grid:
-    """Storage of a constant: as planned; four-bit weight-only points are INT4, others use 8 or 16 bits.
+    """Return the storage of a constant: as planned; four-bit weight-only points are INT4, others use 8 or 16 bits.
 
     ``packed`` points come as 8 or 16 bits out of the unpacking.
     """
@@ -77,10 +82,17 @@ def constant_grid(point: QuantPoint) -> Grid:
 
 
 def quantize_constant(array: AnyArray, point: QuantPoint) -> AnyArray:
-    """Planned integers of a constant, int32, in the array's shape.
+    """Quantize a constant to the planned integers.
 
     Division in float32, as QuantizeLinear does it; then the point's rounding, zero point and clipping. One bit
     keeps the sign, +1 for zero.
+
+    Args:
+        array: floats of any shape.
+        point: its grid.
+
+    Returns:
+        int32, in the array's shape.
     """
     scale = spread(point.scale, array.shape, point)
     if point.bits == 1:
@@ -92,20 +104,24 @@ def quantize_constant(array: AnyArray, point: QuantPoint) -> AnyArray:
 
 
 def spread(values: AnyArray, shape: tuple[int, ...], point: QuantPoint) -> AnyArray:
-    """Scales or zero points, repeated so that they broadcast against an array of ``shape``."""
+    """Repeat scales or zero points, so that they broadcast against an array of ``shape``.
+
+    Raises:
+        PlanError: their number or axis does not fit ``shape``.
+    """
     if values.ndim == 0:
         return values
     axis = _axis(point, len(shape))
     if point.block_size:
-        wanted = tuple(-(-n // point.block_size) if i == axis else n for i, n in enumerate(shape))
-        _check_shape(values, wanted, point)
+        expected = tuple(-(-n // point.block_size) if i == axis else n for i, n in enumerate(shape))
+        _check_shape(values, expected, point)
     else:
         _check_shape(values, (shape[axis],), point)
     return spread_along(values, shape, axis, point.block_size)
 
 
 def real_range(point: QuantPoint) -> tuple[F32, F32]:
-    """(lowest, highest) real number of the grid, float32, in the shape of the scale."""
+    """Return the (lowest, highest) real number of the grid, float32, in the shape of the scale."""
     low = (point.qmin - point.zero_point) * point.scale.astype(np.float64)
     high = (point.qmax - point.zero_point) * point.scale.astype(np.float64)
     return low.astype(np.float32), high.astype(np.float32)
@@ -122,20 +138,21 @@ def _axis(point: QuantPoint, rank: int) -> int:
     return axis % rank
 
 
-def _check_shape(values: AnyArray, wanted: tuple[int, ...], point: QuantPoint) -> None:
-    if values.shape != wanted:
+def _check_shape(values: AnyArray, expected: tuple[int, ...], point: QuantPoint) -> None:
+    if values.shape != expected:
         raise PlanError(
             f"{point.edge} has the wrong number of scales",
-            seen=f"{values.shape}, wanted {wanted} along axis {point.axis}",
+            seen=f"{values.shape}, expected {expected} along axis {point.axis}",
             fix="give one scale per channel or block of that axis",
         )
 
 
-# Checks of a plan; every error names the edge.
-
-
 def check_plan(model: Model, plan: QuantizationPlan) -> None:
-    """PlanError for unknown tensors and nodes, unequal ties, and points QuantizeLinear cannot express."""
+    """Check that the plan fits the model; every error names the edge.
+
+    Raises:
+        PlanError: unknown tensors or nodes, unequal ties, points that QuantizeLinear cannot express.
+    """
     for point in plan.points:
         _check_edge(model, point.edge)
         if model.constant(point.edge.tensor) is None:
@@ -147,7 +164,11 @@ def check_plan(model: Model, plan: QuantizationPlan) -> None:
 
 
 def check_ties(plan: QuantizationPlan) -> None:
-    """PlanError when tied edges do not share one scale and zero point."""
+    """Check that tied edges share one scale and zero point.
+
+    Raises:
+        PlanError: they do not.
+    """
     for tie in plan.ties:
         points = [plan.by_edge[edge] for edge in sorted(tie) if edge in plan.by_edge]
         grids = {(p.scale.tobytes(), p.zero_point.tobytes()) for p in points}
@@ -191,7 +212,9 @@ def _check_activation(model: Model, point: QuantPoint) -> None:
         _refuse(point, "packed or of one bit", "only constants are packed, and only they have two levels")
     if point.mode == "dynamic" and (clipped(point) or point.bits != 8 or point.scale.ndim):
         _refuse(
-            point, "a dynamic grid of its own", "DynamicQuantizeLinear has 8 bits and one scale per tensor"
+            point,
+            "a dynamic point with its own grid",
+            "DynamicQuantizeLinear has 8 bits and one scale per tensor",
         )
     if point.mode == "dynamic" and model.element_type(point.edge.tensor) != onnx.TensorProto.FLOAT:
         _refuse(point, "not float32", "DynamicQuantizeLinear reads float32 only")
@@ -208,13 +231,13 @@ def _refuse(point: QuantPoint, seen: str, fix: str) -> None:
 
 
 def clipped(point: QuantPoint) -> bool:
-    """True when the grid is smaller than its storage type, so values must be clipped before Q."""
+    """Whether the grid is smaller than its storage type, so values must be clipped before Q."""
     return point.narrow or point.bits not in (8, 16)
 
 
-def needed_opset(points: Iterable[QuantPoint], model_has_halves: bool) -> int:
-    """Oldest operator set that can express all ``points``."""
-    opset = 19 if model_has_halves else 13
+def needed_opset(points: Iterable[QuantPoint], model_has_fp16: bool) -> int:
+    """Return the oldest operator set that can express all ``points``."""
+    opset = 19 if model_has_fp16 else 13
     for point in points:
         if point.block_size or point.bits > 8 or point.native_int4:
             opset = 21  # blocks, 16-bit and 4-bit integers

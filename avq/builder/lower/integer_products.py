@@ -1,9 +1,8 @@
-"""Matrix products of run-time quantized activations, written so that CPUs really multiply integers.
+"""Write matrix products of run-time quantized activations as integer products.
 
-Behind DynamicQuantizeLinear a pair of DequantizeLinear and a float MatMul says the same numbers, but onnxruntime
+Behind DynamicQuantizeLinear a pair of DequantizeLinear and a float MatMul gives the same numbers, but onnxruntime
 keeps that in integers only where no bias follows: MatMul and Add become a float Gemm first. DynamicQuantizeLinear,
-MatMulInteger, Cast, Mul is what it fuses into one kernel, bias included, and what any other runtime executes
-as written.
+It fuses MatMulInteger, Cast, Mul into one kernel, bias included; any other runtime executes them as written.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class _Integers:
 
 
 def write_integer_products(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """``proto`` with every MatMul and Gemm on a dynamically quantized operand in integers.
+    """Return ``proto`` with every MatMul and Gemm on a dynamically quantized operand in integers.
 
     Products whose other operand is float, or whose form MatMulInteger lacks, stay as they are. ``proto`` is
     not changed.
@@ -52,7 +51,7 @@ class _Writer:
         self._model = model
 
     def rewrite(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes that stand where ``node`` stood."""
+        """Return the nodes that replace ``node``."""
         if node.op_type not in ("MatMul", "Gemm"):
             return [node]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -69,8 +68,8 @@ class _Writer:
         return before is not None and before.op_type == "DynamicQuantizeLinear"
 
     def _dequantizer(self, node: onnx.NodeProto, index: int) -> onnx.NodeProto | None:
-        found = self._model.producers.get(node.input[index])
-        return found if found is not None and found.op_type == "DequantizeLinear" else None
+        producer = self._model.producers.get(node.input[index])
+        return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
     def _operand(
         self, node: onnx.NodeProto, index: int, attributes: Mapping[str, object]
@@ -84,7 +83,7 @@ class _Writer:
         return self._weight(source, transposed=bool(attributes.get("transB", 0))) if index == 1 else None
 
     def _weight(self, source: onnx.NodeProto, *, transposed: bool) -> _Integers | None:
-        """Integer weights (..., K, N) with one scale, or one per column; zero point 0 only."""
+        """Return integer weights (..., K, N) with one scale, or one per column; zero point 0 only."""
         values, scale = self._model.constant(source.input[0]), self._model.constant(source.input[1])
         zero = self._model.constant(source.input[2]) if len(source.input) > 2 else None
         if values is None or scale is None or values.dtype not in _BYTES or np.any(zero):
@@ -96,14 +95,14 @@ class _Writer:
             if values.ndim != 2 or axis != (0 if transposed else 1):
                 return None
         name = source.input[0]
-        return _Integers(self._turned(name, values) if transposed else name, "", source.input[1])
+        return _Integers(self._transposed(name, values) if transposed else name, "", source.input[1])
 
-    def _turned(self, name: str, values: AnyArray) -> str:
-        wanted = f"{name}/transposed"
-        if wanted in self._model.initializers:
-            return wanted
+    def _transposed(self, name: str, values: AnyArray) -> str:
+        transposed_name = f"{name}/transposed"
+        if transposed_name in self._model.initializers:
+            return transposed_name
         return self._model.add_initializer(
-            numpy_helper.from_array(np.ascontiguousarray(values.T), self._model.names.fresh(wanted))
+            numpy_helper.from_array(np.ascontiguousarray(values.T), self._model.names.fresh(transposed_name))
         )
 
     def _product(
@@ -138,6 +137,6 @@ class _Writer:
 
 
 def _without_unread(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Without the DequantizeLinear nodes whose readers took the integers instead."""
+    """Drop the DequantizeLinear nodes whose readers now read the integers."""
     read = {name for node in nodes for name in node.input} | outputs
     return [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in read]

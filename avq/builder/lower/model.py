@@ -1,4 +1,4 @@
-"""An editable copy of the float model: constants, element types, readers; and opset raising."""
+"""Editable copy of the float model: constants, element types, readers, operator set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from avq.builder.graph.opset import opset_of
 from avq.errors import PlanError
 from avq.types import AnyArray
 
-#: What a tensor's name ends with where it is held in FP16.
-HALF = "/fp16"
+#: Suffix of the name of a tensor in FP16.
+FP16_SUFFIX = "/fp16"
 FLOATS = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -24,25 +24,25 @@ FLOATS = (
 
 
 class Model:
-    """A private copy of ``proto``; writers change it, callers never see theirs change."""
+    """Private copy of ``proto`` for the writers; the caller's model never changes."""
 
     def __init__(self, proto: onnx.ModelProto, *, opset: int = 0) -> None:
         self.proto = _at_least(proto, opset)
         self.graph = self.proto.graph
         self.names = FreshNames(self.graph)
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.shared: dict[str, str] = {}  # initialisers that many constants unpack themselves with
+        self.shared: dict[str, str] = {}  # initialisers that unpack several constants
         self.nodes = {node.name: node for node in self.graph.node}
         self.outputs = {value.name for value in self.graph.output}
         self.inputs = {value.name for value in self.graph.input}
-        # Of the file as it was read: writers rename outputs and still need to know where they come from.
+        # Of the file as it was read: writers rename outputs and still need their producers.
         self.positions = {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
 
     @cached_property
     def constant_nodes(self) -> dict[str, onnx.TensorProto]:
         """Tensors written by Constant nodes."""
-        found = (n for n in self.graph.node if n.op_type == "Constant")
-        return {n.output[0]: a.t for n in found for a in n.attribute if a.name == "value"}
+        nodes = (n for n in self.graph.node if n.op_type == "Constant")
+        return {n.output[0]: a.t for n in nodes for a in n.attribute if a.name == "value"}
 
     @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
@@ -60,20 +60,20 @@ class Model:
 
     @cached_property
     def element_types(self) -> dict[str, int]:
-        """tensor -> ONNX element type, where the file says it; inferred when the model has 16-bit floats."""
-        halves = any(t.data_type == onnx.TensorProto.FLOAT16 for t in self.graph.initializer)
-        graph = onnx.shape_inference.infer_shapes(self.proto).graph if halves else self.graph
+        """tensor -> ONNX element type, where the file declares it; inferred when the model has 16-bit floats."""
+        has_fp16 = any(t.data_type == onnx.TensorProto.FLOAT16 for t in self.graph.initializer)
+        graph = onnx.shape_inference.infer_shapes(self.proto).graph if has_fp16 else self.graph
         known = {
             v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)
         }
         return {**known, **{name: t.data_type for name, t in self.initializers.items()}}
 
     def element_type(self, tensor: str) -> int:
-        """Element type of ``tensor``; float32 where nothing is known."""
+        """Return the ONNX element type of ``tensor``; float32 where nothing is known."""
         return self.element_types.get(tensor) or onnx.TensorProto.FLOAT
 
     def constant(self, tensor: str) -> AnyArray | None:
-        """Value of an initialiser or Constant node, else None."""
+        """Return the value of an initialiser or Constant node, else None."""
         proto = self.initializers.get(tensor) or self.constant_nodes.get(tensor)
         return None if proto is None else numpy_helper.to_array(proto)
 
@@ -83,7 +83,11 @@ class Model:
         return str(tensor.name)
 
     def replace_constant(self, name: str, array: AnyArray) -> None:
-        """Put ``array`` in the place of a constant of the same shape; PlanError otherwise."""
+        """Replace the value of a constant; its dtype stays.
+
+        Raises:
+            PlanError: there is no such constant, or its shape differs.
+        """
         old = self.constant(name)
         if old is None or old.shape != array.shape:
             raise PlanError(

@@ -1,4 +1,4 @@
-"""Weights of few bits without waste: packed bytes, and the operators that unpack them when a file is loaded.
+"""Pack weights of 1 to 7 bits into bytes, and write the operators that unpack them when a file is loaded.
 
 Integers of 1 to 7 bits are cut into planes of 1, 2 or 4 bits, which divide a byte: six bits are a plane of four
 and one of two. A plane is unpacked by Gather, from a table with one row of values per byte. Runtimes compute what
@@ -25,7 +25,7 @@ WIDEST = max(_PLANES)
 
 @dataclass(frozen=True)
 class Plane:
-    """Some bits of every value.
+    """Packed bits of every value, at one position.
 
     Attributes:
         width: bits per value: 1, 2 or 4.
@@ -39,7 +39,12 @@ class Plane:
 
 
 def pack(levels: AnyArray, bits: int) -> tuple[Plane, ...]:
-    """``levels``, integers in 0..2**bits - 1 of any shape in C order, as planes, low bits first."""
+    """Pack integers into planes, low bits first.
+
+    Args:
+        levels: integers in 0..2**bits - 1, any shape, taken in C order.
+        bits: 1 to 7.
+    """
     flat = np.ravel(levels).astype(np.uint8)
     planes, shift = [], 0
     for width in _PLANES[bits]:
@@ -63,11 +68,12 @@ def write_unpacking(
 
     Args:
         model: gets the initialisers.
-        tensor: the constant they stand for; new names begin with it.
+        tensor: the constant they replace; new names begin with it.
         integers: of the grid: -2**(bits-1).. when ``signed``, 0.. else; -1 and +1 for one bit.
         to: ONNX element type of the result.
 
-    Returns the nodes that unpack them, and the name of the tensor these write: the integers again.
+    Returns:
+        The nodes that unpack them, and the name of the tensor with the integers that these write.
     """
     low, step = (-1, 2) if bits == 1 else (-(1 << (bits - 1)) if signed else 0, 1)
     writer = _Unpacking(model, tensor, integers.shape)
@@ -90,7 +96,7 @@ class _Unpacking:
         self.nodes: list[onnx.NodeProto] = []
 
     def plane(self, plane: Plane, *, step: int, low: int) -> str:
-        """The plane's part of every value, an int8 tensor of the constant's shape."""
+        """Write the plane's part of every value, an int8 tensor of the constant's shape."""
         count = prod(self._shape)
         data = self.node("Cast", self.constant("packed", plane.data), to=TensorProto.INT32)
         values = self.node("Gather", self._table(plane, step, low), data)
@@ -112,7 +118,7 @@ class _Unpacking:
         return self._once(f"unpack/{'_'.join(map(str, numbers))}", np.array(numbers, np.int64))
 
     def _table(self, plane: Plane, step: int, low: int) -> str:
-        """(256, values per byte) int8: what the bits of a byte add to the values they belong to."""
+        """Write the (256, values per byte) int8 table: the bits of a byte as parts of their values."""
         bits = (np.arange(256)[:, None] >> _positions(plane.width)) & ((1 << plane.width) - 1)
         name = f"unpack/{plane.width}_bits_at_{plane.shift}_{'' if step == 1 else 'two_level_'}from_{low}"
         return self._once(name, ((bits << plane.shift) * step + low).astype(np.int8))

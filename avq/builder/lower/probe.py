@@ -1,8 +1,8 @@
-"""The saturation probe: how much of each quantized activation lies outside its calibrated range.
+"""Saturation probe: the share of each quantized activation outside its calibrated range.
 
 The daemon runs it now and then on a live frame; ratios unlike those of the calibration pictures mean that the scene
-has left the calibration set. What grows dark or flat never leaves a range, so a second ratio per tensor looks from
-the other side: the share outside the inner eighth of the range, which falls when values shrink and rises when
+has left the calibration set. Values that shrink (dark or flat scenes) never leave a range, so there is a second ratio
+per tensor: the share outside the inner eighth of the range, which falls when values shrink and rises when
 they grow.
 """
 
@@ -22,17 +22,20 @@ from avq.types import F64, QuantizationPlan, QuantPoint
 #: Outputs are named prefix + tensor (+ "@node:input" for a single reader's edge).
 SATURATION_PREFIX = "saturation/"
 OCCUPANCY_PREFIX = "occupancy/"
-#: The inner part of a range that occupancy looks beyond.
+#: Inner part of a range; occupancy counts the values outside it.
 INNER_SHARE = 1 / 8
 
 
 def saturation_probe(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.ModelProto:
-    """A model with two outputs per static activation range, saturation and occupancy; none without such a point.
+    """Write a model with two outputs per static activation range, saturation and occupancy.
 
     Each is a float32 scalar in 0..1. Saturation: the share of elements that clipping moves by more than half
     a step. Occupancy: the share of elements outside INNER_SHARE of the range. Data are float; weights are the
-    planned ones in the planned bytes, so that a small bundle does not carry the float network along. Only what the
-    ratios need is kept. Raises PlanError when the plan does not fit.
+    planned ones in the planned bytes, so that a small bundle does not carry the float network along. Only nodes
+    that the ratios need are kept; a plan without static activations gives no outputs.
+
+    Raises:
+        PlanError: the plan does not fit the model.
     """
     original = Model(proto)
     check_plan(original, plan)
@@ -54,7 +57,7 @@ def saturation_probe(proto: onnx.ModelProto, plan: QuantizationPlan) -> onnx.Mod
 
 
 def _distinct(points: list[QuantPoint]) -> list[QuantPoint]:
-    """Readers that see one tensor through one grid give one ratio, named after the first of them."""
+    """Keep one point per tensor and grid: the first reader names the ratio."""
     first: dict[tuple[object, ...], QuantPoint] = {}
     for point in points:
         key = (point.edge.tensor, point.axis, *(end.tobytes() for end in _ends(point)))
@@ -63,7 +66,7 @@ def _distinct(points: list[QuantPoint]) -> list[QuantPoint]:
 
 
 def _ends(point: QuantPoint) -> tuple[F64, F64]:
-    """The range of the integers, half a step wider on either side."""
+    """Return the range of the integers, half a step wider on either side."""
     half = point.scale.astype(np.float64) / 2
     low, high = real_range(point)
     return low - half, high + half
@@ -75,7 +78,7 @@ def _inner_ends(point: QuantPoint) -> tuple[F64, F64]:
 
 
 def _ratio(model: Model, tensor: str, prefix: str, ends: tuple[F64, F64]) -> list[onnx.NodeProto]:
-    """Nodes that compute mean(x < low or x > high); the last one's output is the ratio."""
+    """Return the nodes that compute mean(x < low or x > high); the last one's output is the ratio."""
     dtype = helper.tensor_dtype_to_np_dtype(model.element_type(tensor))
     names = []
     for name, value in zip(("low", "high"), ends, strict=True):
@@ -96,10 +99,10 @@ def _ratio(model: Model, tensor: str, prefix: str, ends: tuple[F64, F64]) -> lis
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
-    """Only the nodes ``outputs`` depend on, in their order."""
-    wanted, kept = set(outputs), []
+    """Return only the nodes that ``outputs`` depend on, in their order."""
+    needed, kept = set(outputs), []
     for node in reversed(nodes):
-        if wanted.intersection(node.output):
+        if needed.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
+            needed.update(node.input)
     return kept[::-1]

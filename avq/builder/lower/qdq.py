@@ -1,6 +1,6 @@
-"""A plan written as QuantizeLinear/DequantizeLinear pairs.
+"""Write a plan as QuantizeLinear/DequantizeLinear pairs.
 
-Placement is the plan's alone: nothing is quantized that it does not name. Per activation edge one pair,
+Only edges that the plan names are quantized. Per activation edge one pair,
 shared by every reader with the same grid; constants become integer initialisers behind one DequantizeLinear,
 packed ones bytes behind the operators that unpack them. An edge without a node means every reader, the graph
 output of that name included; output names never change.
@@ -43,7 +43,7 @@ _STORED = {"int8": onnx.TensorProto.INT8, "uint8": onnx.TensorProto.UINT8}
 
 
 def lower_qdq(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> onnx.ModelProto:
-    """The float model with ``plan`` written into it; ``proto`` is not changed.
+    """Return the float model with ``plan`` written into it; ``proto`` is not changed.
 
     Args:
         proto: normalised float model: opset >= 13, unique node names, initialisers not among the inputs.
@@ -55,8 +55,8 @@ def lower_qdq(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> 
         PlanError: the plan does not fit the model, or the encoding cannot express it.
     """
     stored_as = check_encoding(plan, encoding)
-    halves = any(t.data_type == onnx.TensorProto.FLOAT16 for t in proto.graph.initializer)
-    model = Model(proto, opset=needed_opset(plan.points, halves) if plan.points else 0)
+    has_fp16 = any(t.data_type == onnx.TensorProto.FLOAT16 for t in proto.graph.initializer)
+    model = Model(proto, opset=needed_opset(plan.points, has_fp16) if plan.points else 0)
     check_plan(model, plan)
     for name in sorted(plan.overrides):
         model.replace_constant(name, np.asarray(plan.overrides[name]))
@@ -68,7 +68,7 @@ def lower_qdq(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> 
 
 
 class _Writer:
-    """Collects the new nodes per tensor, then weaves them in behind their producers."""
+    """Collects the new nodes per tensor, then inserts them behind their producers."""
 
     def __init__(self, model: Model, encoding: Encoding) -> None:
         self._model = model
@@ -133,7 +133,7 @@ class _Writer:
         return str(nodes[-1].output[0])
 
     def _write_packed(self, tensor: str, constant: AnyArray, point: QuantPoint, result: str) -> str:
-        """Integers of the planned width in the file.
+        """Write a constant in integers of the planned width.
 
         Weight-only ones are multiplied by their scale with plain operators: runtimes fold those at load and then
         run a float layer at full speed, while onnxruntime keeps a DequantizeLinear in every inference.
@@ -163,7 +163,7 @@ class _Writer:
     def _scaled(
         self, tensor: str, stored: str, constant: AnyArray, point: QuantPoint, result: str
     ) -> list[onnx.NodeProto]:
-        """scale * (q - zero_point) in the constant's float type."""
+        """Return the nodes of scale * (q - zero_point) in the constant's float type."""
         nodes: list[onnx.NodeProto] = []
         scale = spread(self._float(tensor, point.scale), constant.shape, point)
         if np.any(point.zero_point):
@@ -215,7 +215,7 @@ class _Writer:
         return scale, self._integers(f"{tensor}/zero_point", point.zero_point + grid.offset, grid)
 
     def _float(self, tensor: str, values: AnyArray) -> AnyArray:
-        """``values`` in the tensor's own float type: QuantizeLinear wants its scale so."""
+        """Return ``values`` in the tensor's float type, which QuantizeLinear needs for its scale."""
         dtype = helper.tensor_dtype_to_np_dtype(self._model.element_type(tensor))
         cast: AnyArray = np.asarray(values).astype(dtype)
         if not (np.all(np.isfinite(cast)) and np.all((cast == 0) == (np.asarray(values) == 0))):
@@ -229,14 +229,14 @@ class _Writer:
     def _stored(self, tensor: str, constant: AnyArray, point: QuantPoint, grid: Grid) -> str:
         return self._integers(f"{tensor}/quantized", quantize_constant(constant, point), grid)
 
-    def _array(self, wanted: str, values: AnyArray) -> str:
-        name = self._model.names.fresh(wanted)
+    def _array(self, wish: str, values: AnyArray) -> str:
+        name = self._model.names.fresh(wish)
         return self._model.add_initializer(numpy_helper.from_array(np.asarray(values, order="C"), name))
 
-    def _integers(self, wanted: str, values: AnyArray, grid: Grid) -> str:
+    def _integers(self, wish: str, values: AnyArray, grid: Grid) -> str:
         if grid.dtype not in _PACKED:
-            return self._array(wanted, np.asarray(values).astype(grid.dtype))
-        name = self._model.names.fresh(wanted)
+            return self._array(wish, np.asarray(values).astype(grid.dtype))
+        name = self._model.names.fresh(wish)
         flat = np.ravel(values).tolist()
         return self._model.add_initializer(
             helper.make_tensor(name, _PACKED[grid.dtype], np.shape(values), flat)
@@ -253,6 +253,6 @@ class _Writer:
 
 
 def _key(point: QuantPoint) -> object:
-    """Equal for points that share one pair."""
+    """Return a key that is equal for points that share one pair."""
     settings = {k: v for k, v in point.settings().items() if k not in ("tensor", "node", "input_index")}
     return (tuple(settings.items()), point.scale.tobytes(), point.zero_point.tobytes())

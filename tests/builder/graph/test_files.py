@@ -95,7 +95,7 @@ def test_weights_beside_the_model_are_read_and_missed(tmp_path: Path, model_file
     assert load_graph(apart).view.digest == whole.digest
     (tmp_path / "weights.bin").unlink()
     error = refused(apart)
-    assert "beside" in error.what
+    assert "separate file" in error.what
 
 
 def test_nothing_is_printed(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
