@@ -143,7 +143,7 @@ def bundles_parse(raw: bytes) -> None:
         (lambda m: {**m, "surprise": 1}, "surprise"),
         (lambda m: {k: v for k, v in m.items() if k != "engine"}, "engine"),
         (lambda m: {**m, "accepted": "yes"}, "damaged"),
-        (lambda m: {**m, "target": "openvino"}, "digest does not check"),
+        (lambda m: {**m, "target": "openvino"}, "digest does not match"),
         (lambda m: {**m, "parts": {"../evil": {"sha256": "", "bytes": 1}}}, "plain file name"),
         (lambda m: [m], "unknown format"),
     ],

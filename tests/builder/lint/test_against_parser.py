@@ -130,7 +130,7 @@ def test_half_scales_are_converted_back_by_the_builder(parser: Any) -> None:
     """Why AVQ-L25 remarks on them."""
     made = next(made for made in map(make, range(50)) if "AVQ-L25" in _found(made)[1])
     assert parser.builds(made.proto.SerializeToString()) == ""
-    assert any("scales to fp32" in words for words in parser.said)
+    assert any("scales to fp32" in words for words in parser.log_lines)
 
 
 def test_the_list_of_operators_is_the_parsers_own(parser: Any) -> None:
