@@ -133,8 +133,8 @@ def test_a_frame_given_twice_is_refused() -> None:
 
 
 def test_the_worst_element_of_a_tensor_is_named() -> None:
-    a = {"boxes": np.zeros((2, 3), np.float32), "same": np.ones(2)}
-    b = {"boxes": np.array([[0, 0.5, 0], [0, 0, 2]], np.float32), "same": np.ones(2)}
+    a: dict[str, Any] = {"boxes": np.zeros((2, 3), np.float32), "same": np.ones(2)}
+    b: dict[str, Any] = {"boxes": np.array([[0, 0.5, 0], [0, 0, 2]], np.float32), "same": np.ones(2)}
     [found] = compare_tensors(a, b, atol=0.1, frame=3, camera="front")
     assert (found.frame, found.camera, found.field, found.a, found.b) == (3, "front", "boxes[1,2]", 0.0, 2.0)
     assert found.note == "2 of 6 values differ, worst by 2"

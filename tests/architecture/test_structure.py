@@ -90,7 +90,7 @@ def test_plugins_import_no_submodule_of_a_public_name() -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             private += [
-                f"{path.relative_to(ROOT)}:{node.lineno} {name}"
+                f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)} {name}"
                 for name in names
                 if name.split(".")[0] == "avq" and name not in PUBLIC
             ]

@@ -249,7 +249,7 @@ def test_arrays_are_read_without_unpickling(tmp_path: Path) -> None:
     np.savez(good, frame=np.arange(6).reshape(2, 3))
     np.savez(bad, frame=np.array([{"a": 1}], dtype=object))
     final = tmp_path / "b"
-    parts = {"golden.npz": good, "evil.npz": bad, "text.npz": b"no zip"}
+    parts: dict[str, Any] = {"golden.npz": good, "evil.npz": bad, "text.npz": b"no zip"}
     write_bundle(staging_folder(final), final, manifest(), parts)
     opened = open_bundle(final)
     assert opened.arrays("golden.npz")["frame"].tolist() == [[0, 1, 2], [3, 4, 5]]

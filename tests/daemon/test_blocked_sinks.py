@@ -71,7 +71,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         with urlopen(f"{self.address}/status", timeout=HANG_S) as answer:
-            return json.loads(answer.read())  # type: ignore[no-any-return]
+            return json.loads(answer.read())
 
     @property
     def published(self) -> int:
@@ -82,7 +82,7 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         out = self.process.communicate(timeout=HANG_S)[0]
         assert self.process.returncode == 0
-        return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(out.splitlines()[-1])
 
     def kill(self) -> None:
         self.process.kill()
@@ -92,7 +92,7 @@ class Daemon:
 
 def sink_in(status: dict[str, Any]) -> Row:
     """What the status or summary says of the sink between the watch for alerts and the log."""
-    return status["sinks"][1]  # type: ignore[no-any-return]
+    return status["sinks"][1]
 
 
 def misses(status: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from hypothesis import given, settings
@@ -63,7 +63,7 @@ class Drive:
     """Live cameras with frames at their own times; the loop takes the newest whenever it is free."""
 
     def __init__(self, load: Load, *rows: tuple[str, int, int], budget: LatencyBudget = BUDGET) -> None:
-        self.clock, self.kept, self.inbox = ReplayClock(), Kept(), Inbox()
+        self.clock, self.kept, self.inbox = ReplayClock(), cast(Any, Kept()), Inbox()
         self.pipeline = Pipeline(ladder(self.clock, load, *rows), self.clock, budget, self.kept)
 
     def run(self, frames: int, cameras: tuple[str, ...] = ("front",)) -> Drive:
@@ -190,7 +190,7 @@ def test_one_mode_never_moves_and_alerts_as_before() -> None:
 
 
 def test_files_have_no_period_so_only_the_service_time_counts() -> None:
-    clock, kept = ReplayClock(), Kept()
+    clock, kept = ReplayClock(), cast(Any, Kept())
     modes = ladder(clock, between(20, 10**6, 3.0), ("best", 20, 1), ("smaller", 8, 1))
     pipeline = Pipeline(modes, clock, BUDGET, kept)
     for seq in range(60):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from hypothesis import given, settings
@@ -65,7 +65,7 @@ def replay(
     arrivals_ns: list[int], infer_ns: list[int], budget: LatencyBudget
 ) -> tuple[Kept, Pipeline, Inbox]:
     """One live camera whose frames arrive at the given times; the loop takes the newest whenever it is free."""
-    clock, kept, inbox = ReplayClock(), Kept(), Inbox()
+    clock, kept, inbox = ReplayClock(), cast(Any, Kept()), Inbox()
     pipeline = Pipeline(timed_parts(clock, infer_ns), clock, budget, kept)
     inbox.open_camera("front", every=False)
     waiting = list(enumerate(arrivals_ns))
@@ -123,7 +123,7 @@ def test_the_same_log_gives_the_same_decisions(steps: list[tuple[int, int]]) -> 
 
 
 def test_stage_times_are_told_apart() -> None:
-    clock, kept = ReplayClock(100 * MS), Kept()
+    clock, kept = ReplayClock(100 * MS), cast(Any, Kept())
     pipeline = Pipeline(timed_parts(clock, [7 * MS]), clock, LatencyBudget(1), kept)
     turn = pipeline.process(Arrival(Frame("front", 3, 60 * MS, PIXELS)))
     assert turn.times == StageTimes(queue_ns=40 * MS, preprocess_ns=0, infer_ns=7 * MS, decode_ns=0)
@@ -133,7 +133,7 @@ def test_stage_times_are_told_apart() -> None:
 
 
 def test_a_file_waits_for_us_so_its_frames_are_captured_when_they_are_taken() -> None:
-    clock, kept = ReplayClock(100 * MS), Kept()
+    clock, kept = ReplayClock(100 * MS), cast(Any, Kept())
     pipeline = Pipeline(timed_parts(clock, [7 * MS]), clock, LatencyBudget(10 * MS), kept)
     turn = pipeline.process(Arrival(Frame("file", 0, 60 * MS, PIXELS), live=False))
     assert (turn.published.age_ns, turn.published.late) == (7 * MS, False)
@@ -162,7 +162,7 @@ def test_preprocess_is_the_real_one() -> None:
 
 
 def test_each_camera_may_have_its_own_deadline() -> None:
-    clock, kept = ReplayClock(), Kept()
+    clock, kept = ReplayClock(), cast(Any, Kept())
     pipeline = Pipeline(
         timed_parts(clock, [30 * MS] * 4), clock, LatencyBudget(50 * MS), kept, deadlines_ns={"rear": 20 * MS}
     )

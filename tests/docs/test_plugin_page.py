@@ -214,7 +214,12 @@ def test_a_build_is_made_for_and_served_by_a_registered_engine(
     module = examples["avq_register_engines"].module
     host = PluginHost(extra={"engine": module})
     write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_010))
-    request = {"data": tmp_path / "pictures", "strategy": "float", "target": "opencv-dnn", "gate": False}
+    request: dict[str, Any] = {
+        "data": tmp_path / "pictures",
+        "strategy": "float",
+        "target": "opencv-dnn",
+        "gate": False,
+    }
     built = build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request), host, Silent())
     assert open_bundle(built.folder, allow_unaccepted=True).manifest.engine.name == "opencv-dnn"
     (tmp_path / "run.toml").write_text(
@@ -283,7 +288,7 @@ def test_a_bug_in_a_strategy_is_told_with_its_place(
     module = examples["avq_register_quantizers"].module
     monkeypatch.delattr(module, "place")
     write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_003))
-    request = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
+    request: dict[str, Any] = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
     with pytest.raises(PluginError) as caught:
         build(
             Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request),
@@ -345,7 +350,7 @@ def _plan(bundle: Path) -> Any:
 
 
 def test_an_unknown_target_names_the_nearest_engine(host: PluginHost, tmp_path: Path) -> None:
-    request = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
+    request: dict[str, Any] = {"data": tmp_path, "strategy": "float", "target": "opencv-dn"}
     with pytest.raises(RequestError, match=r"no target named(.|\n)*did you mean 'opencv-dnn'"):
         build(Recipe(model=builtin_detector_path(), output=tmp_path / "b", **request), host, Silent())
 

@@ -191,7 +191,7 @@ class Host(PluginHost):
         super().__init__(allow=[])
         self._card = card
 
-    def engines(self) -> Any:  # type: ignore[no-untyped-def]
+    def engines(self) -> Any:
         return (self._card,)
 
 
@@ -232,7 +232,7 @@ def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(b
     resealed(bundle, accepted="pending-target", isa="")
     with pytest.raises(RefusedError, match="not been measured on its target"):
         open_bundle(bundle)
-    card = Card()
+    card: Any = Card()
     assert compiled(bundle, card)["accepted"] and compiled(bundle, Card("sm110"))["architecture"] == "sm110"
     both = open_bundle(bundle, isa="another machine")
     assert both.has("engine.sm87") and both.has("engine.sm110") and both.manifest.isa == ""
@@ -264,7 +264,7 @@ def test_an_engine_that_does_not_fit_is_refused_with_the_field_that_differs(bund
         name: msgspec.structs.replace(key, **{field: "another"}) for name, key in engine_keys(opened).items()
     }
     resealed(bundle, {ENGINES: engines_part(keys)})
-    card = Card()
+    card: Any = Card()
     with pytest.raises(BundleError, match="is not for this machine") as refused:
         opened_on(open_bundle(bundle), card)
     assert f"{field}: another" in refused.value.seen and card.opened == []
@@ -308,7 +308,7 @@ def test_dla_takes_the_plans_ranges_and_what_it_cannot_do_runs_on_the_gpu(
     pending: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(pending, tmp_path / "copy.avq"))
-    card = Card()
+    card: Any = Card()
     answer = compiled(bundle, card, dla_core=1)
     options = card.options
     assert isinstance(options, BuildOptions) and options.calibration is not None and options.dla_core == 1

@@ -91,7 +91,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 
 def test_the_untouched_one_opens_its_engine(signed: tuple[Path, Path]) -> None:
-    card = Card("sm110")
+    card: Any = Card("sm110")
     opened_by(card, *signed)
     assert card.opened == ["engine"]
 
@@ -102,14 +102,14 @@ def test_a_touched_one_is_refused_before_its_engine_is_read(
 ) -> None:
     bundle = Path(shutil.copytree(signed[0], tmp_path / "b.avq"))
     HARMS[name](bundle)
-    card = Card("sm87")
+    card: Any = Card("sm87")
     with pytest.raises(BundleError) as refused:
         opened_by(card, bundle, signed[1])
     assert card.opened == [] and refused.value.what and refused.value.fix
 
 
 def test_an_older_one_is_refused(signed: tuple[Path, Path]) -> None:
-    card = Card("sm87")
+    card: Any = Card("sm87")
     with pytest.raises(BundleError, match="older"):
         opened_by(card, *signed, not_before="2999-01-01")
     assert card.opened == [] and open_bundle(signed[0]).has(ENGINE)

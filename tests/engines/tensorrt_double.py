@@ -67,7 +67,8 @@ class HostCuda:
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         if not self._graphs:
             raise MachineError("a CUDA call failed", seen="cuStreamEndCapture: error 901")
-        self._recorded = recorded = []
+        recorded: list[Any] = []
+        self._recorded = recorded
         queue()
         self._recorded = None
 

@@ -65,7 +65,8 @@ def built(double: Double, options: BuildOptions | None = None, report: Any = Non
 
 @BOTH
 def test_the_files_own_types_are_kept_on_both_generations(release: Any) -> None:
-    double, phases = Double(release), []
+    phases: list[Any] = []
+    double = Double(release)
     result = built(double, report=phases.append)
     assert result.data == ENGINE and result.layers == 2 and result.timing_cache == b"times"
     assert double.set("create_network") == 2  # 1 << STRONGLY_TYPED
@@ -109,7 +110,8 @@ def built_without_cache(release: str) -> Double:
 
 @pytest.mark.parametrize("method", ["entropy", "minmax"])
 def test_release_10_calibrates_with_avqs_own_network_inputs(method: str) -> None:
-    double, kept = Double("10.16"), []
+    kept: list[Any] = []
+    double = Double("10.16")
     asked = Calibration(method, PICTURES, keep=kept.append)
     built(double, BuildOptions(calibration=asked))
     assert [v for k, v in double.said if k == "batch"] == [p.tobytes() for p in PICTURES]
@@ -119,7 +121,8 @@ def test_release_10_calibrates_with_avqs_own_network_inputs(method: str) -> None
 
 
 def test_a_calibration_cache_is_read_in_place_of_pictures() -> None:
-    double, kept = Double("10.16"), []
+    kept: list[Any] = []
+    double = Double("10.16")
     cache = b"TRT-101600-EntropyCalibration2\nimages: 3c010a14\n"
     built(double, BuildOptions(calibration=Calibration(cache=cache, keep=kept.append)))
     assert double.set("read_calibration_cache") == cache

@@ -127,7 +127,7 @@ def weight_bits(plan: QuantizationPlan) -> dict[str, int]:
 
 
 def test_it_goes_as_far_as_the_limit_and_draws_the_way() -> None:
-    bench = Ruled()
+    bench: Any = Ruled()
     bench.max_drop = 2.0
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions(**QUICK))
     lost = bench.error(plan).fidelity.lost
@@ -145,7 +145,7 @@ def test_it_goes_as_far_as_the_limit_and_draws_the_way() -> None:
 
 def test_a_tighter_limit_keeps_more_bits() -> None:
     def size(limit: float) -> int:
-        bench = Ruled()
+        bench: Any = Ruled()
         bench.max_drop = limit
         plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions(**QUICK))
         constants = view_of(bench.net).constants
@@ -155,7 +155,7 @@ def test_a_tighter_limit_keeps_more_bits() -> None:
 
 
 def test_a_wanted_size_is_reached_whatever_it_loses() -> None:
-    bench = Ruled()
+    bench: Any = Ruled()
     options = LowbitOptions(**QUICK, target_mb=0.0014)
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, options)
     chosen = next(r for r in bench.notes["lowbit: the walk"] if r["chosen"])
@@ -166,7 +166,7 @@ def test_a_wanted_size_is_reached_whatever_it_loses() -> None:
 
 
 def test_a_target_that_unpacks_nothing_gets_its_own_integers_and_the_reason() -> None:
-    bench = Ruled(symmetric_only=True)
+    bench: Any = Ruled(symmetric_only=True)
     bench.max_drop = 90.0
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions(**QUICK))
     bits = weight_bits(plan)
@@ -178,7 +178,7 @@ def test_a_target_that_unpacks_nothing_gets_its_own_integers_and_the_reason() ->
 
 
 def test_an_odd_number_of_weights_stays_in_8_bits_where_the_target_packs_pairs() -> None:
-    bench = Ruled(symmetric_only=True)
+    bench: Any = Ruled(symmetric_only=True)
     bench.max_drop = 90.0
     for tensor in bench.net.graph.initializer:
         if tensor.name in (
@@ -196,7 +196,7 @@ def test_an_odd_number_of_weights_stays_in_8_bits_where_the_target_packs_pairs()
 
 
 def test_a_model_without_weights_to_reduce_stays_float() -> None:
-    bench = Ruled(keep_float={n.name: "asked" for n in view_of(small_net()).nodes})
+    bench: Any = Ruled(keep_float={n.name: "asked" for n in view_of(small_net()).nodes})
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions())
     assert not plan.points and "left the model float" in bench.said[0]
 
@@ -222,7 +222,7 @@ def test_wrong_options_are_refused(given: dict[str, Any]) -> None:
 
 
 def test_the_limit_is_the_users_or_well_inside_the_gates() -> None:
-    bench = Ruled()
+    bench: Any = Ruled()
     assert Limits.of(bench).accurate(score(0.005)) and not Limits.of(bench).accurate(score(0.006))
     bench.max_drop = 2.0
     assert Limits.of(bench).accurate(score(0.018)) and not Limits.of(bench).accurate(score(0.019))

@@ -75,7 +75,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(bundle: Path, data: Path, *flags: object) -> tuple[int, dict[str, Any]]:
+def build(bundle: Path, data: Path, *flags: Any) -> tuple[int, dict[str, Any]]:
     result = run_avq(
         "build", SMALL, "--data", data, "--strategy", "mixed", *QUICK, *flags,
         "-o", bundle, "--json", timeout_s=1800,

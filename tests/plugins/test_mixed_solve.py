@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -249,13 +249,13 @@ def test_times_that_cannot_be_told_apart_beat_nobody() -> None:
 
 
 def test_a_model_with_nothing_to_quantize_stays_float_and_says_so() -> None:
-    graph, bench = silu_net(), NothingRuns()
+    graph, bench = silu_net(), cast(Any, NothingRuns())
     plan = MixedQuantizer().plan(graph, bench, MixedOptions())
     assert plan.points == () and bench.said == ["INT8 did not win: nothing here can run in integers"]
 
 
 def test_a_model_whose_int8_no_engine_runs_rightly_stays_float_and_says_so() -> None:
-    graph, bench = silu_net(), NothingRuns()
+    graph, bench = silu_net(), cast(Any, NothingRuns())
     bench.keep_float = {"head": "the head"}
     plan = MixedQuantizer().plan(graph, bench, MixedOptions(calibrator="minmax"))
     assert plan.points == () and "no engine here runs" in bench.said[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def depthwise_in_int8(plan: QuantizationPlan) -> bool:
 
 
 def test_depthwise_stays_float_where_int8_is_measured_to_ruin_it() -> None:
-    bench = Scored(lambda plan: 0.6 if depthwise_in_int8(plan) else 0.01)
+    bench: Any = Scored(lambda plan: 0.6 if depthwise_in_int8(plan) else 0.01)
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions())
     assert not depthwise_in_int8(plan)
     assert plan.precisions["c"].precision == "fp32"
@@ -80,19 +80,19 @@ def test_where_only_scores_suffer_the_reason_tells_the_scores() -> None:
             shift = -0.03 if depthwise_in_int8(plan) else -0.001
             return PlanScore(Fidelity(10, 100, 0.0, shift), {"y": 30.0})
 
-    plan = StaticQuantizer().plan(residual_block(), Shifted(lambda plan: 0.0), StaticOptions())
+    plan = StaticQuantizer().plan(residual_block(), cast(Any, Shifted(lambda plan: 0.0)), StaticOptions())
     said = "0.0 % of the boxes are lost and scores shift by"
     assert f"in INT8 {said} -0.030, left float {said} -0.001" in plan.precisions["c"].reason
 
 
 def test_depthwise_runs_in_int8_where_that_costs_nothing() -> None:
-    plan = StaticQuantizer().plan(residual_block(), Scored(lambda plan: 0.0), StaticOptions())
+    plan = StaticQuantizer().plan(residual_block(), cast(Any, Scored(lambda plan: 0.0)), StaticOptions())
     assert depthwise_in_int8(plan) and plan.precisions["c"].precision == "int8"
 
 
 @pytest.mark.parametrize(("option", "int8"), [("int8", True), ("float", False)])
 def test_the_user_may_decide_without_measuring(option: str, int8: bool) -> None:
-    bench = Scored(lambda plan: 0.0)
+    bench: Any = Scored(lambda plan: 0.0)
     options = StaticOptions(depthwise=option, calibrator="minmax", **AS_PLACED)
     plan = StaticQuantizer().plan(residual_block(), bench, options)
     assert depthwise_in_int8(plan) is int8 and len(bench.asked) == 1
@@ -102,7 +102,7 @@ def test_auto_keeps_the_ranges_that_measured_best() -> None:
     def lost(plan: QuantizationPlan) -> float:
         return float(plan.by_edge[Edge("x", "a", 0)].scale)  # the narrower the better
 
-    bench = Scored(lost)
+    bench: Any = Scored(lost)
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(depthwise="int8", **AS_PLACED))
     scales = {float(p.by_edge[Edge("x", "a", 0)].scale) for p in bench.asked}
     tried = bench.notes["static: what was tried"]
@@ -122,14 +122,14 @@ def test_auto_keeps_the_ranges_that_measured_best() -> None:
     ],
 )
 def test_a_percentile_is_searched_unless_one_is_named(given: dict[str, Any], tried: Any) -> None:
-    bench = Scored(lambda plan: 0.0)
+    bench: Any = Scored(lambda plan: 0.0)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(**given, **AS_PLACED))
     told = {row["calibrator"] for row in bench.notes["static: what was tried"]}
     assert tried <= told and (len(tried) > 1 or tried == told)
 
 
 def test_what_helps_too_little_to_be_measured_is_not_kept_and_told() -> None:
-    bench = Scored(lambda plan: 0.01 - 0.001 * bool(plan.overrides))
+    bench: Any = Scored(lambda plan: 0.01 - 0.001 * bool(plan.overrides))
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions())
     rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
     assert not plan.overrides and set(rows) == {"equalize", "rounding", "bias_correction"}
@@ -139,14 +139,14 @@ def test_what_helps_too_little_to_be_measured_is_not_kept_and_told() -> None:
 
 
 def test_what_measurably_helps_is_kept() -> None:
-    bench = Scored(lambda plan: 0.02 - 0.01 * bool(plan.overrides))
+    bench: Any = Scored(lambda plan: 0.02 - 0.01 * bool(plan.overrides))
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(equalize="off"))
     rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
     assert rows["rounding"]["kept"] and set(plan.overrides) == {"wa", "wb", "wc"}
 
 
 def test_options_that_are_on_are_kept_though_measured_to_harm() -> None:
-    bench = Scored(lambda plan: 0.1 * bool(plan.overrides))
+    bench: Any = Scored(lambda plan: 0.1 * bool(plan.overrides))
     options = StaticOptions(rounding="gram", equalize="off", bias_correction="off")
     plan = StaticQuantizer().plan(residual_block(), bench, options)
     (row,) = bench.notes["static: what each option changed"]
@@ -154,7 +154,7 @@ def test_options_that_are_on_are_kept_though_measured_to_harm() -> None:
 
 
 def test_uneven_depthwise_convolutions_are_named_as_the_cause() -> None:
-    bench = Scored(lambda plan: 0.6 if depthwise_in_int8(plan) else 0.01)
+    bench: Any = Scored(lambda plan: 0.6 if depthwise_in_int8(plan) else 0.01)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(**AS_PLACED))
     (sentence,) = bench.conclusions
     assert "depthwise convolutions are the cause" in sentence and "c (100x)" in sentence
@@ -163,13 +163,13 @@ def test_uneven_depthwise_convolutions_are_named_as_the_cause() -> None:
 
 
 def test_depthwise_convolutions_are_not_blamed_for_nothing() -> None:
-    bench = Scored(lambda plan: 0.0)
+    bench: Any = Scored(lambda plan: 0.0)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(**AS_PLACED))
     assert not bench.conclusions
 
 
 def test_nothing_is_tried_where_nothing_is_lost() -> None:
-    bench = Scored(lambda plan: 0.0)
+    bench: Any = Scored(lambda plan: 0.0)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(calibrator="mse", depthwise="int8"))
     rows = bench.notes["static: what each option changed"]
     assert len(bench.asked) == 1 and all("not tried" in row["remark"] for row in rows)
@@ -177,18 +177,21 @@ def test_nothing_is_tried_where_nothing_is_lost() -> None:
 
 def test_few_bits_are_of_weights_only() -> None:
     options = StaticOptions(bits=4, calibrator="mse", **AS_PLACED)
-    plan = StaticQuantizer().plan(residual_block(), Scored(lambda plan: 0.0), options)
+    plan = StaticQuantizer().plan(residual_block(), cast(Any, Scored(lambda plan: 0.0)), options)
     bits = {point.edge.tensor: point.bits for point in plan.points}
     assert (bits["wa"], bits["x"]) == (4, 8)
     assert "weights of 4 bits" in plan.precisions["a"].reason
 
 
 def test_targets_with_signed_grids_get_signed_grids() -> None:
-    bench = Scored(lambda plan: 0.0)
+    bench: Any = Scored(lambda plan: 0.0)
     bench.symmetric_only = True
     assert StaticQuantizer().plan(residual_block(), bench, StaticOptions(calibrator="mse")).symmetric
 
 
 def test_the_same_inputs_give_the_same_digest() -> None:
-    plans = [StaticQuantizer().plan(residual_block(), Scored(lambda p: 0.0), StaticOptions()) for _ in "ab"]
+    plans = [
+        StaticQuantizer().plan(residual_block(), cast(Any, Scored(lambda p: 0.0)), StaticOptions())
+        for _ in "ab"
+    ]
     assert plans[0].digest == plans[1].digest

@@ -66,7 +66,7 @@ def test_what_is_within_learned_tolerances_is_no_difference(run: ReplayResult) -
     assert verdict.tier == "toleranced" and not verdict.differences and not verdict.identical
 
 
-OTHER_BUNDLES = {
+OTHER_BUNDLES: dict[str, Any] = {
     "other preprocessing: colours exchanged": {
         "preprocess": PreprocessSpec(width_px=64, height_px=64, channel_order="BGR")
     },

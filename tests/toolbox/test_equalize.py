@@ -48,7 +48,7 @@ def chain(*between: list[onnx.NodeProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def joined(op: str, i: int, *more: str, **attributes: object) -> list[onnx.NodeProto]:
+def joined(op: str, i: int, *more: str, **attributes: Any) -> list[onnx.NodeProto]:
     return [helper.make_node(op, [f"c{i}", *more], [f"a{i}"], name=f"{op}{i}", **attributes)]
 
 

@@ -208,7 +208,7 @@ def test_empty_detections() -> None:
 @st.composite
 def _some_detections(draw: st.DrawFn) -> Detections:
     count = draw(st.integers(0, 8))
-    width = {"width": 32, "allow_nan": True, "allow_infinity": True}
+    width: dict[str, Any] = {"width": 32, "allow_nan": True, "allow_infinity": True}
     return Detections(
         draw(hnp.arrays(np.float32, (count, 4), elements=st.floats(**width))),
         draw(hnp.arrays(np.float32, count, elements=st.floats(**width))),

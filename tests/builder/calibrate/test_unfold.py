@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)
 
 
-def model_of(op: str, weight: np.ndarray, data: tuple[int, ...], **attributes: object) -> Any:
+def model_of(op: str, weight: np.ndarray, data: tuple[int, ...], **attributes: Any) -> Any:
     node = helper.make_node(op, ["x", "w"], ["y"], name="node", **attributes)
     value = helper.make_tensor_value_info
     constant = helper.make_tensor("w", TensorProto.FLOAT, weight.shape, weight.ravel())

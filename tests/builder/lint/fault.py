@@ -40,9 +40,9 @@ def fault(rule: int, parser: str) -> Callable[[Inject], Inject]:
     return add
 
 
-def one(rng: np.random.Generator, items: list[Any]) -> object:
+def one(rng: np.random.Generator, items: list[Any]) -> Any:
     return items[int(rng.integers(len(items)))]
 
 
 def channelwise(made: Made, sites: list[Site]) -> list[Site]:
-    return [site for site in sites if made.get(site.dq.input[1]).size > 1]
+    return [site for site in sites if made.array(site.dq.input[1]).size > 1]

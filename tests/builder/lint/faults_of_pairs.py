@@ -18,7 +18,7 @@ def _scaled(made: Made, rng: np.random.Generator, value: float, sites: list[Site
     if not sites:
         return False
     name = one(rng, sites).dq.input[1]
-    scale = made.get(name).copy()
+    scale = made.array(name).copy()
     scale[tuple(int(rng.integers(n)) for n in scale.shape)] = value
     made.put(name, scale)
     return True
@@ -30,7 +30,7 @@ def _zeroed(
     if not sites:
         return False
     name = one(rng, sites).dq.input[2]
-    made.put(name, change(made.get(name)))
+    made.put(name, change(made.array(name)))
     return True
 
 
@@ -113,7 +113,7 @@ def integer_bias(made: Any, rng: Any) -> bool:
     made.put("bias_scale", np.asarray(0.001, made.get(made.sites[0].dq.input[1]).dtype))
     made.put("bias_zero", np.zeros((), np.int32))
     parameters = ["bias_integers", "bias_scale", "bias_zero"]
-    to_half = {"output_dtype": TensorProto.FLOAT16} if made.opset >= 23 and made.half else {}
+    to_half: dict[str, Any] = {"output_dtype": TensorProto.FLOAT16} if made.opset >= 23 and made.half else {}
     dequantizer = helper.make_node("DequantizeLinear", parameters, ["bias_float"], name="bias", **to_half)
     conv.input[2] = "bias_float"
     made.insert_before(conv, dequantizer)
@@ -143,7 +143,7 @@ def _channels_of_reader(made: Made, site: Site) -> int:
     conv = next(n for n in _readers(made, site.dq.output[0]) if "Conv" in n.op_type)
     weight = next(s for s in made.sites if s.dq.output[0] == conv.input[1])
     source = (weight.q or weight.dq).input[0]
-    shape = made.get(source).shape
+    shape = made.array(source).shape
     group = next((a.i for a in conv.attribute if a.name == "group"), 1)
     return shape[0] if conv.op_type == "ConvTranspose" else shape[1] * group
 
@@ -155,7 +155,7 @@ def too_few_scales(made: Any, rng: Any) -> Any:
         return False
     node = one(rng, sites).dq
     for name in node.input[1:3]:
-        made.put(name, made.get(name)[:-1])
+        made.put(name, made.array(name)[:-1])
     return made.get(node.input[1]).size > 1
 
 
@@ -237,7 +237,7 @@ def float_weight_scale_among_halves(made: Any, rng: Any) -> Any:
 def _retyped_scale(made: Made, rng: np.random.Generator, kind: type) -> bool:
     """All scales, so that the types of the network stay one."""
     for name in sorted({site.dq.input[1] for site in made.sites}):
-        made.put(name, made.get(name).astype(kind))
+        made.put(name, made.array(name).astype(kind))
     return bool(rng.random() >= 0)
 
 
@@ -245,7 +245,7 @@ def _retyped_scale(made: Made, rng: np.random.Generator, kind: type) -> bool:
 def computed_scale(made: Any, rng: Any) -> bool:
     site = one(rng, made.sites)
     name = site.dq.input[1]
-    made.put("one", np.ones((), made.get(name).dtype))
+    made.put("one", np.ones((), made.array(name).dtype))
     made.insert_before(site.pair[0], helper.make_node("Mul", [name, "one"], ["computed"], name="computing"))
     for node in site.pair:
         node.input[1] = "computed"

@@ -6,6 +6,7 @@ Legal by construction: what stands here is the ground truth that lint and the pa
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,6 +62,12 @@ class Made:
         holder = self._holder(name)
         return None if holder is None else numpy_helper.to_array(holder)
 
+    def array(self, name: str) -> np.ndarray:
+        """The constant of that name, which the graph has."""
+        value = self.get(name)
+        assert value is not None, name
+        return value
+
     def put(self, name: str, value: np.ndarray | onnx.TensorProto) -> None:
         """Replace a constant, or add one."""
         tensor = (
@@ -75,9 +82,7 @@ class Made:
         at = next(i for i, other in enumerate(nodes) if other.output == node.output)
         self._replace([*nodes[:at], *new, *nodes[at:]])
 
-    def behind(
-        self, name: str, op_type: str, *extra: str, reader: onnx.NodeProto, **attributes: object
-    ) -> str:
+    def behind(self, name: str, op_type: str, *extra: str, reader: onnx.NodeProto, **attributes: Any) -> str:
         """Put an operator between tensor ``name`` and one reader of it; the new tensor's name."""
         made = f"{name}_{op_type}"
         node = helper.make_node(op_type, [name, *extra], [made], name=f"inserted_{op_type}", **attributes)
@@ -131,7 +136,7 @@ class Maker:
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
-    def op(self, op_type: str, inputs: list[str], outputs: int = 1, **attributes: object) -> str:
+    def op(self, op_type: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
         self.count += 1
         names = [
             f"{op_type.lower()}_{self.count}_{i}" if i else f"{op_type.lower()}_{self.count}"
@@ -163,7 +168,7 @@ class Maker:
             self.constant(np.zeros(channels or (), np.int8), "zero"),
         ]
 
-    def _to_float(self) -> dict[str, object]:
+    def _to_float(self) -> dict[str, Any]:
         wanted = self.half and not self.half_scales
         return {"output_dtype": TensorProto.FLOAT16} if wanted else {}
 
@@ -180,7 +185,7 @@ class Maker:
         """Weights behind DQ, or behind Q/DQ; per channel or, where allowed, per tensor."""
         channels = shape[axis] if channelwise or self.chance(0.8) else 0
         written = axis - len(shape) if self.chance(0.3) else axis
-        attributes = {"axis": written} if channels else {}
+        attributes: dict[str, Any] = {"axis": written} if channels else {}
         parameters = self._parameters(channels)
         quantizer = None
         if self.chance(0.3):
@@ -309,7 +314,7 @@ class Maker:
         names = [f"out{i}" for i in range(len(outputs))]
         for name, source in zip(names, outputs, strict=True):
             kind = "Cast" if self.half else "Identity"
-            attributes = {"to": TensorProto.FLOAT} if self.half else {}
+            attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if self.half else {}
             self.nodes.append(helper.make_node(kind, [source], [name], name=f"end_{name}", **attributes))
         graph = helper.make_graph(
             self.nodes,

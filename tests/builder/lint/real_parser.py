@@ -62,14 +62,14 @@ class Parser:
     log_lines: list[str] = field(default_factory=list)
 
     def ask(self, model: bytes) -> Answer:
-        return self._answer("ask", model)  # type: ignore[no-any-return]
+        return self._answer("ask", model)
 
     def builds(self, model: bytes, architecture: str = "sm89") -> str:
         """Empty when an engine comes out, else the builder's words."""
-        return self._answer("builds", model, architecture)  # type: ignore[no-any-return]
+        return self._answer("builds", model, architecture)
 
     def reads(self, op_type: str) -> bool:
-        return self._answer("reads", op_type)  # type: ignore[no-any-return]
+        return self._answer("reads", op_type)
 
     def start(self) -> str:
         """Why there is no parser here, or ''."""
@@ -196,7 +196,7 @@ class Library:
 def _library() -> Library:
     import tensorrt_rtx as trt
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.log_lines: list[str] = []

@@ -47,7 +47,7 @@ def weights(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def through(kind: int, op_type: str, *constants: str, **attributes: object) -> list[onnx.NodeProto]:
+def through(kind: int, op_type: str, *constants: str, **attributes: Any) -> list[onnx.NodeProto]:
     """An operator that computes in ``kind``."""
     node, inside = helper.make_node, [f"{name}/in" for name in constants]
     casts = [node("Cast", [name], [f"{name}/in"], name=f"cast_{name}", to=kind) for name in constants]

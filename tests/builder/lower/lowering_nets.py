@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ def small_net(seed: int = 0) -> onnx.ModelProto:
         constants.append(numpy_helper.from_array(values, name))
         return name
 
-    def conv(name: str, data: str, out: str, shape: Sequence[int], **attributes: object) -> onnx.NodeProto:
+    def conv(name: str, data: str, out: str, shape: Sequence[int], **attributes: Any) -> onnx.NodeProto:
         inputs = [data, const(f"{name}.w", shape), const(f"{name}.b", [shape[0]], 0.1)]
         return helper.make_node("Conv", inputs, [out], name=name, **attributes)
 

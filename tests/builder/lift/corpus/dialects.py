@@ -228,7 +228,9 @@ class OnnxruntimeQdq(Writer):
         info = np.iinfo(self.kind)
         scale = np.asarray((high - low) / (info.max - info.min), np.float32)
         self.scales[tensor] = scale
-        zero = np.asarray(np.clip(info.min + np.rint(-low / scale), info.min, info.max), self.kind)
+        zero: np.ndarray = np.asarray(
+            np.clip(info.min + np.rint(-low / scale), info.min, info.max), self.kind
+        )
         given = [self.store(f"{result}_s", scale), self.store(f"{result}_z", zero)]
         self.add("QuantizeLinear", [tensor, *given], f"{result}_q", domain=self.domain)
         self.add("DequantizeLinear", [f"{result}_q", *given], result, domain=self.domain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ class Net:
         self.nodes.append(helper.make_node("Conv", inputs, [out], name=out, pads=pads, group=group))
         return out
 
-    def op(self, op: str, inputs: list[str], out: str, **attributes: object) -> str:
+    def op(self, op: str, inputs: list[str], out: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [out], name=out, **attributes))
         return out
 

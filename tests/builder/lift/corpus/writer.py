@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -116,7 +117,7 @@ class Writer:
 
     def _ranges(self) -> dict[str, tuple[float, float]]:
         model = self.net.model()
-        seen = {name: [] for node in model.graph.node for name in node.output}
+        seen: dict[str, list[Any]] = {name: [] for node in model.graph.node for name in node.output}
         kept = list(model.graph.output)
         del model.graph.output[:]
         model.graph.output.extend(
@@ -142,7 +143,7 @@ class Writer:
             self.tensors[name] = made
         return name
 
-    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
 
