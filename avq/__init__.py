@@ -1,6 +1,6 @@
 """avq: a perception inference service for vehicles with plugin quantizers.
 
-Everything a plugin may import is here: the types, the errors, ``hookimpl`` and the protocols.
+Public names for plugins: types, errors, ``hookimpl`` and the protocols. Strategies also import ``avq.toolbox``.
 """
 
 from __future__ import annotations

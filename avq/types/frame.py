@@ -191,7 +191,7 @@ class LatencyBudget:
 
     Attributes:
         deadline_ns: allowed time from capture to publish.
-        window_frames: frames over which the miss ratio is judged.
+        window_frames: frames over which the miss ratio is computed.
         max_miss_ratio: tolerated share of late frames in the window, 0..1.
     """
 

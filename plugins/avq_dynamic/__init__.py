@@ -1,8 +1,8 @@
-"""Activations quantized at run time, for networks of matrix products on CPUs. The strategy ``dynamic``.
+"""Strategy ``dynamic``: activations quantized at run time, for networks of matrix products on CPUs.
 
-Every picture brings its own scales, so no range can be calibrated wrongly and none can drift; the price is a look
-at the whole tensor before each product. Weights are INT8, one scale per output column. Convolutions stay
-float unless asked for: no CPU engine was measured to run them faster with scales found at run time.
+Scales are computed from every picture, so no calibration is needed and ranges cannot drift; the cost is one pass over
+the whole tensor before each product. Weights are INT8, one scale per output column. Convolutions stay float unless
+the option ``convolutions`` requests INT8: no CPU engine was measured to run them faster with run-time scales.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The decisions of ``dynamic``: which products, and how it compares with float and static."""
+"""Plans of ``dynamic``: choice of the products, and comparison with float and static plans."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from avq.errors import RequestError
 from avq.toolbox import Placement, Ranging, assemble, int8_mac_share, place, wanted_statistics, weight_point
 from avq.types import CALIBRATORS, Edge, GraphView, MeasuredPlan, NodePrecision, QuantizationPlan, QuantPoint
 
-# Which operators gain from scales found at run time, and what their points are.
-
 _KINDS = {
-    "weights": "product with weights, activation scale found at run time",
-    "attention": "product of two activations, both scales found at run time",
-    "convolutions": "convolution, activation scale found at run time",
+    "weights": "product with weights, activation scale computed at run time",
+    "attention": "product of two activations, both scales computed at run time",
+    "convolutions": "convolution, activation scale computed at run time",
 }
 
 
 def kind_of(graph: GraphView, placement: Placement) -> str:
-    """ "weights", "attention" or "convolutions"; '' for a product that no integer kernel computes."""
+    """Return "weights", "attention" or "convolutions"; '' for a product that no integer kernel computes."""
     node = graph.node(placement.node)
     if node.op in ("Conv", "ConvTranspose"):
         return "convolutions"
@@ -38,12 +36,12 @@ def kind_of(graph: GraphView, placement: Placement) -> str:
 
 
 def _plain_gemm(attributes: Mapping[str, object], placement: Placement) -> bool:
-    turned = attributes.get("transA", 0) or (placement.weight is None and attributes.get("transB", 0))
-    return not turned and attributes.get("beta", 1.0) == 1.0
+    transposed = attributes.get("transA", 0) or (placement.weight is None and attributes.get("transB", 0))
+    return not transposed and attributes.get("beta", 1.0) == 1.0
 
 
 def dynamic_point(edge: Edge) -> QuantPoint:
-    """Unsigned, with scale and zero point of each picture's own; the stored ones are not used."""
+    """Return an unsigned point whose scale and zero point are computed per picture; the stored ones are unused."""
     return QuantPoint(
         edge, np.asarray(1.0, np.float32), np.asarray(0, np.int64), signed=False, mode="dynamic"
     )
@@ -56,7 +54,7 @@ def dynamic_plan(
     *,
     owner: tuple[str, str],
 ) -> QuantizationPlan:
-    """The plan with ``chosen`` in INT8: dynamic activations, weights by their largest magnitude."""
+    """Return the plan with ``chosen`` in INT8: dynamic activations, weights by their largest magnitude."""
     points = [dynamic_point(edge) for edge in dict.fromkeys(e for p in chosen for e in p.activations)]
     points += [
         weight_point(p.weight, graph.constants[p.weight.tensor], p.weight_axis)
@@ -79,19 +77,19 @@ def precisions(
     keep_float: Mapping[str, str],
     why_not: Mapping[str, str],
 ) -> dict[str, NodePrecision]:
-    """Every weighted operator's precision with its reason."""
-    named = {node: NodePrecision("fp32", reason) for node, reason in keep_float.items()}
+    """Return the precision of every weighted operator with its reason."""
+    result = {node: NodePrecision("fp32", reason) for node, reason in keep_float.items()}
     for placement in placements:
         kind = kind_of(graph, placement)
         if kind in kinds:
-            named[placement.node] = NodePrecision("int8", _KINDS[kind])
+            result[placement.node] = NodePrecision("int8", _KINDS[kind])
         else:
             reason = why_not.get(kind, "no integer kernel computes this form of the product")
-            named[placement.node] = NodePrecision("fp32", reason)
-    return named
+            result[placement.node] = NodePrecision("fp32", reason)
+    return result
 
 
-_NO_DYNAMIC = "it has no DynamicQuantizeLinear: every scale must be a constant of the engine"
+_NO_DYNAMIC = "the target has no DynamicQuantizeLinear: every scale must be a constant of the engine"
 _WHY_FLOAT = {"auto": "measured better in float", "float": "float by option attention=float", "int8": ""}
 _LOST, _SHIFT, _SQNR_DB = 0.01, 0.02, 20.0  # the gate's own limits
 
@@ -130,14 +128,14 @@ class DynamicQuantizer:
     def plan(self, graph: GraphView, bench: Workbench, options: DynamicOptions) -> QuantizationPlan:
         if bench.symmetric_only:
             raise RequestError(
-                "strategy 'dynamic' cannot serve a target of constant scales",
+                "strategy 'dynamic' does not support targets with constant scales",
                 seen=_NO_DYNAMIC,
                 fix="--strategy static or mixed",
             )
         placements = place(graph, bench.keep_float)
         plans = self._plans(graph, bench, placements, options)
         if not any(plan.points for plan in plans.values()):
-            bench.conclude("dynamic found no matrix product to quantize, so this is the float model")
+            bench.conclude("no matrix product that dynamic can quantize: the bundle has the float model")
             return next(iter(plans.values()))
         rivals = {"float": QuantizationPlan(graph.digest, owner=self.name, owner_version=self.version)}
         if options.compare:
@@ -149,14 +147,14 @@ class DynamicQuantizer:
             _Tried(*entry, s) for entry, s in zip(named.items(), bench.serve([*named.values()]), strict=True)
         ]
         best = _best([t for t in tried if t.name in plans])
-        bench.note("dynamic: beside float and static", [_row(graph, t, t is best) for t in tried])
+        bench.note("dynamic: compared with float and static", [_row(graph, t, t is best) for t in tried])
         bench.conclude(_conclusion(best, tried))
         return best.plan
 
     def _plans(
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: DynamicOptions
     ) -> dict[str, QuantizationPlan]:
-        """By name; the one with most in INT8 comes last."""
+        """Return the dynamic plans by name; the one with most operators in INT8 comes last."""
         base = {"weights", *(["convolutions"] if options.convolutions == "int8" else [])}
         kinds = {"dynamic": base} if options.attention != "int8" else {}
         has_attention = any(kind_of(graph, p) == "attention" for p in placements)
@@ -179,7 +177,7 @@ class DynamicQuantizer:
     def _static(
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], plan: QuantizationPlan
     ) -> QuantizationPlan:
-        """Calibrated scales on the operators that ``plan`` quantizes, by the calibrator that loses least."""
+        """Return a plan with calibrated scales on the operators of ``plan``, by the most accurate calibrator."""
         chosen = [p for p in placements if plan.precision_of(p.node).precision == "int8"]
         stats = bench.collect(wanted_statistics(graph, chosen))
         tried = [
@@ -190,7 +188,7 @@ class DynamicQuantizer:
 
 
 def _best(tried: Sequence[_Tried]) -> _Tried:
-    """The fastest inside the gate's limits; the gentlest where none is, the first where none runs here."""
+    """Return the fastest inside the gate's limits, else the most accurate; the first when no engine runs any."""
     run = [(t, t.served) for t in tried if t.served is not None]
     if not run:
         return tried[0]
@@ -212,7 +210,7 @@ def _row(graph: GraphView, tried: _Tried, chosen: bool) -> dict[str, object]:
     row: dict[str, object] = {"plan": tried.name, "INT8 %": share, "chosen": chosen}
     served = tried.served
     if served is None:
-        return {**row, "engine": "none runs it rightly"}
+        return {**row, "engine": "none matches the reference"}
     fidelity, latency = served.score.fidelity, served.latency
     return {
         **row,
@@ -226,7 +224,9 @@ def _row(graph: GraphView, tried: _Tried, chosen: bool) -> dict[str, object]:
 
 def _conclusion(best: _Tried, tried: Sequence[_Tried]) -> str:
     if best.served is None:
-        return "no engine here runs activations quantized at run time rightly"
+        return "no engine here reproduces the reference outputs with activations quantized at run time"
     static = next((t.served for t in tried if t.name.startswith("static") and t.served is not None), None)
-    beside = "" if static is None else f", static scales on the same operators {static.latency.ratio:.2f}x"
-    return f"dynamic takes {best.served.latency.ratio:.2f}x the time of the fastest float engine{beside}"
+    comparison = (
+        "" if static is None else f", static scales on the same operators {static.latency.ratio:.2f}x"
+    )
+    return f"dynamic takes {best.served.latency.ratio:.2f}x the time of the fastest float engine{comparison}"

@@ -1,8 +1,8 @@
-"""Gradual bit reduction: weights of 8, 6, 4, 3, 2 and 1 bit, layer by layer. The strategy ``lowbit``.
+"""Strategy ``lowbit``: gradual bit reduction, with weights of 8, 6, 4, 3, 2 and 1 bit per layer.
 
-Every layer begins with 8-bit weights. The one whose next smaller width adds the least error per byte it saves goes
-next; points of this walk are corrected and really judged, and the smallest inside the limit is built. Weights are
-packed in the file and unpacked when an engine loads it, so a bundle takes the bytes its bits say.
+Every layer starts with 8-bit weights. The layer whose next smaller width adds the least error per saved byte is
+reduced next; points of this walk are corrected and measured, and the smallest inside the limit is built. Weights are
+packed in the file and unpacked when an engine loads it, so the bundle has the size of its bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The walk as tables, a chart and sentences."""
+"""Tables, chart and sentences on the walk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avq_lowbit.search import Limits, Step, loss
 
 
 def step_rows(steps: Sequence[Step], chosen: Step, limits: Limits) -> list[dict[str, object]]:
-    """One row per judged point of the walk, widest weights first."""
+    """Return one row per measured point of the walk, widest weights first."""
     return [
         {
             "reductions": step.index,
@@ -30,7 +30,7 @@ def step_rows(steps: Sequence[Step], chosen: Step, limits: Limits) -> list[dict[
 
 
 def group_rows(plans: Plans, step: Step) -> list[dict[str, object]]:
-    """One row per weight tensor, in graph order."""
+    """Return one row per weight tensor, in graph order."""
     return [
         {
             "group": group.name,
@@ -47,32 +47,32 @@ def group_rows(plans: Plans, step: Step) -> list[dict[str, object]]:
 
 
 def group_reasons(plans: Plans, step: Step) -> dict[str, str]:
-    """group -> what became of its weights; where the target forbids fewer bits, that."""
+    """Return group -> width of its weights, and why the target refuses fewer bits where it does."""
     return {g.name: _reason(plans, g, b) for g, b in zip(plans.groups, step.bits, strict=True)}
 
 
 def _reason(plans: Plans, group: Group, bits: int) -> str:
     stored = storage(bits, native=plans.native)
-    said = f"{group.kind}: weights in {bits} bits ({stored}), {group.bytes_at(bits)} bytes"
+    reason = f"{group.kind}: weights in {bits} bits ({stored}), {group.bytes_at(bits)} bytes"
     if not plans.allowed(group, plans.widths[-1]):
         why = (
             "for matrix products only"
             if group.kind != "matmul"
-            else "in pairs only, and these are odd in number"
+            else "in pairs only, and their number here is odd"
         )
-        said += f"; fewer bits refused: the target has INT4 weights {why}"
-    return said
+        reason += f"; fewer bits refused: the target has INT4 weights {why}"
+    return reason
 
 
 def storage(bits: int, *, native: bool) -> str:
-    """How weights of that width lie in the file."""
+    """Return the storage form of weights of that width."""
     if bits == 8:
         return "native INT8"
     return "native INT4" if native else "packed, unpacked at load"
 
 
 def curve(steps: Sequence[Step], chosen: Step, limits: Limits) -> Figure:
-    """Accuracy against bytes."""
+    """Return the chart of accuracy against bytes."""
     decoded = chosen.score.fidelity is not None
     points = tuple(
         FigurePoint(s.size / 1e6, loss(s.score), _counted(s.bits), chosen=s is chosen) for s in steps
@@ -82,27 +82,27 @@ def curve(steps: Sequence[Step], chosen: Step, limits: Limits) -> Figure:
         x_label="weights, MB",
         y_label="lost boxes, %" if decoded else "noise of the worst output, % of its signal",
         series=(Series("walk from 8 bits to 1", points, line=True),),
-        lead="Each point is a corrected plan that was really judged; further left is smaller.",
+        lead="Each point is a corrected plan that was measured; further left is smaller.",
         y_limit=limits.line(chosen.score),
     )
 
 
 def conclusion(plans: Plans, step: Step, served: MeasuredPlan | None, target_mb: float | None) -> str:
-    """One sentence for the verdict."""
+    """Return one sentence for the verdict."""
     eight, whole = plans.bytes_at((8,) * len(step.bits)), plans.bytes_at((32,) * len(step.bits))
     data = "INT8" if plans.data.int8 else "float"
-    said = (
+    sentence = (
         f"lowbit stores the weights in {step.size / 1e6:.3f} MB, {100 * step.size / eight:.0f} % of their INT8 "
         f"size and {100 * step.size / whole:.0f} % of float, on average {mean_bits(plans, step.bits):.2f} bits "
         f"({_counted(step.bits)}), data in {data}"
     )
     if target_mb is not None and step.size > target_mb * 1e6:
-        said += f"; {target_mb:g} MB cannot be reached"
-    return said if served is not None else said + "; no engine here serves it rightly"
+        sentence += f"; {target_mb:g} MB cannot be reached"
+    return sentence if served is not None else sentence + "; no engine here reproduces its reference outputs"
 
 
 def mean_bits(plans: Plans, bits: Bits) -> float:
-    """Bits per quantized weight, scales not counted."""
+    """Return the mean bits per quantized weight, without scales."""
     weights = [g.count for g in plans.groups]
     return sum(n * b for n, b in zip(weights, bits, strict=True)) / max(sum(weights), 1)
 

@@ -1,4 +1,4 @@
-"""From one width per group to a plan."""
+"""Weight groups, and plans for one width per group."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from avq.toolbox import Placement, Ranging, assemble, dequantize, quantize, weig
 from avq.types import GraphView, NodePrecision, QuantizationPlan, QuantPoint
 from avq_lowbit.corrections import Corrections
 
-# What changes its width together: the operators that read one weight tensor.
-
 #: Widths of the walk, first to last.
 WIDTHS = (8, 6, 4, 3, 2, 1)
-#: Of a target that unpacks nothing.
+#: Widths on a target without packed weights.
 NATIVE_WIDTHS = (8, 4)
 _SCALE_BYTES = 4
 
@@ -24,12 +22,12 @@ class Group:
     """One weight tensor and its readers.
 
     Attributes:
-        name: of its first operator.
-        kind: of that operator.
-        tensor: the weights.
-        placements: the operators.
-        count: weights.
-        scales: one per channel, or one.
+        name: name of its first operator.
+        kind: kind of that operator.
+        tensor: name of the weights.
+        placements: operators that read them.
+        count: number of weights.
+        scales: number of scales: one per channel, or one.
     """
 
     name: str
@@ -40,17 +38,17 @@ class Group:
     scales: int
 
     def bytes_at(self, bits: int) -> int:
-        """In the file: packed weights and their scales; 32 bits are float weights without a scale."""
+        """Return the bytes in the file: packed weights and scales; 32 bits are float weights without a scale."""
         return -(-self.count * bits // 8) + (0 if bits == 32 else _SCALE_BYTES * self.scales)
 
 
 def weight_groups(graph: GraphView, placements: Sequence[Placement]) -> tuple[Group, ...]:
-    """One group per quantizable weight tensor, in graph order."""
+    """Return one group per quantizable weight tensor, in graph order."""
     readers: dict[str, list[Placement]] = {}
     for placement in placements:
         if placement.weight is not None:
             readers.setdefault(placement.weight.tensor, []).append(placement)
-    return tuple(_group(graph, tensor, found) for tensor, found in readers.items())
+    return tuple(_group(graph, tensor, group) for tensor, group in readers.items())
 
 
 def _group(graph: GraphView, tensor: str, readers: Sequence[Placement]) -> Group:
@@ -61,24 +59,24 @@ def _group(graph: GraphView, tensor: str, readers: Sequence[Placement]) -> Group
 
 
 def other_bytes(graph: GraphView, groups: Sequence[Group]) -> int:
-    """Constants that stay as they are: biases, the decoded head, and whatever else the graph holds."""
+    """Return the bytes of all other constants: biases, the decoded head and the rest of the graph."""
     inside = {group.tensor for group in groups}
     return sum(array.nbytes for name, array in graph.constants.items() if name not in inside)
 
 
-#: Weights left as they are.
+#: Width of weights that stay float.
 FLOAT = 32
 Bits = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Data:
-    """How activations run.
+    """Precision of activations.
 
     Attributes:
-        int8: in INT8 where a plain integer kernel reads them; depthwise ones stay float. Else all float.
-        stats: their histograms; None when all float.
-        ranging: how those become grids.
+        int8: True for INT8 where a plain integer kernel reads them, with depthwise ones float; False for all float.
+        stats: their histograms; None when all are float.
+        ranging: settings of their grids.
     """
 
     int8: bool
@@ -88,12 +86,12 @@ class Data:
 
 @dataclass
 class Plans:
-    """Plans over one graph that differ in the widths of weights only.
+    """Plans over one graph that differ only in the widths of weights.
 
     Attributes:
-        native: the target unpacks nothing: INT8 anywhere, INT4 as weights of matrix products with float data, an
-            even number of them. Otherwise any width goes anywhere, packed in the file.
-        corrections: applied to every plan; None for none.
+        native: the target has no packed weights: INT8 anywhere, INT4 for weights of matrix products with float data,
+            in even numbers. Otherwise any group may have any width, packed in the file.
+        corrections: applied to every plan, unless None.
         owner: name and version of the strategy.
     """
 
@@ -108,14 +106,14 @@ class Plans:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the walk, first to last."""
+        """Widths of the walk, first to last."""
         return NATIVE_WIDTHS if self.native else WIDTHS
 
     def allowed(self, group: Group, bits: int) -> bool:
         return not self.native or bits == 8 or (group.kind == "matmul" and group.count % 2 == 0)
 
     def plan(self, bits: Bits, reasons: Mapping[str, str] | None = None) -> QuantizationPlan:
-        """The corrected plan with the groups' weights in ``bits``; FLOAT leaves a group float, its data too."""
+        """Return the corrected plan with one width per group; FLOAT keeps a group and its data float."""
         chosen = [(p, b) for g, b in zip(self.groups, bits, strict=True) if b != FLOAT for p in g.placements]
         base = self._activations([p for p, b in chosen if self.integer_data(p, b)])
         points = sorted([*base.points, *(self._weight(p, b) for p, b in chosen)], key=lambda p: p.edge)
@@ -123,16 +121,16 @@ class Plans:
         return plan if self.corrections is None else self.corrections.corrected(plan)
 
     def bytes_at(self, bits: Bits) -> int:
-        """All constants of the file: weights, their scales, and what stays float."""
+        """Return the bytes of all constants in the file: weights, scales and float constants."""
         weights = sum(g.bytes_at(b) for g, b in zip(self.groups, bits, strict=True))
         return weights + other_bytes(self.graph, self.groups)
 
     def integer_data(self, placement: Placement, bits: int) -> bool:
-        """Whether a group's data are INT8, with weights of ``bits`` bits."""
+        """Return True when a group's data are INT8, with weights of ``bits`` bits."""
         return self.data.int8 and placement.kind != "depthwise" and not (self.native and bits < 8)
 
     def squared_error(self, group: Group, bits: int) -> float:
-        """Of the group's weights, rounded to nearest."""
+        """Return the squared error of the group's weights, rounded to nearest."""
         weight, point = self.graph.constants[group.tensor], self._weight(group.placements[0], bits)
         return float(((dequantize(quantize(weight, point), point) - weight).astype("f8") ** 2).sum())
 
@@ -147,7 +145,7 @@ class Plans:
         return point if self.integer_data(placement, bits) else replace(point, mode="weight-only")
 
     def _activations(self, chosen: Sequence[Placement]) -> QuantizationPlan:
-        """The plan's activation points, without any of weights."""
+        """Return a plan with activation points only."""
         if not chosen or self.data.stats is None:
             return QuantizationPlan(self.graph.digest, owner=self.owner[0], owner_version=self.owner[1])
         plan = assemble(self.graph, chosen, self.data.stats, self.data.ranging, {}, owner=self.owner)

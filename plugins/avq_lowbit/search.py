@@ -1,4 +1,4 @@
-"""How far down the walk the limit reaches: points of it, really judged."""
+"""Search for the smallest measured point of the walk inside the limits."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from avq.types import Latency, PlanScore, QuantizationPlan
 from avq_lowbit.plans import Bits
 from avq_lowbit.sensitivity import spaced
 
-# What a plan may lose: the user's limit, or else the gate's own.
+# Limits on the loss of a plan: the user's, or else the gate's own.
 
 _LOST_PERCENT = 1.0
 _MAP_PERCENT = 2.0
 _CONFIDENCE_SHIFT = 0.02
 _SLOWDOWN = 1.02
 _SQNR_DB = 20.0
-# Loss is judged on a few hundred boxes: aim inside the limit.
+# Loss is measured on a few hundred boxes: aim inside the limit.
 _MARGIN = 0.9
-# Few bits move boxes before they lose them, which shows in mAP only: without labels and without a limit of the
-# user's, stay well inside. Measured on the built-in detector: 2.3 % of mAP lost at 0.9, 500 scenes.
+# Few bits shift boxes before they lose them, which only mAP shows: without labels and without a limit by the user,
+# stay well inside. Measured on the built-in detector: 2.3 % of mAP lost at 0.9, 500 scenes.
 _OWN_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Aims inside what the gate accepts.
+    """Limits inside those of the gate.
 
     Attributes:
-        lost_percent: of the float model's boxes.
-        map_percent: of its mAP, where labels were given.
-        margin: share of the limits on boxes that may be used.
+        lost_percent: largest loss in percent of the float model's boxes.
+        map_percent: largest loss in percent of its mAP, with labels.
+        margin: share of the limits on boxes that a plan may use.
     """
 
     lost_percent: float = _LOST_PERCENT
@@ -48,16 +48,16 @@ class Limits:
 
     @property
     def as_served(self) -> Limits:
-        """What a point chosen well inside may show on its engine, whose float parts round as well."""
+        """Limits for a chosen point on its engine, whose float parts round as well."""
         return replace(self, margin=max(self.margin, _MARGIN))
 
     @property
     def aim_percent(self) -> float:
-        """Lost boxes that are not exceeded."""
+        """Largest percentage of lost boxes."""
         return self.margin * self.lost_percent
 
     def accurate(self, score: PlanScore) -> bool:
-        """By labels where the score has them, as the gate does; else by boxes, else by noise."""
+        """Return True inside the limit: by mAP with labels, as the gate; else by boxes, else by noise."""
         if score.map_drop_percent is not None:
             return score.map_drop_percent <= _MARGIN * self.map_percent
         fidelity = score.fidelity
@@ -70,28 +70,31 @@ class Limits:
         return latency.ratio_low <= _SLOWDOWN
 
     def line(self, score: PlanScore) -> float | None:
-        """The aim on the chart's axis; see ``loss``."""
+        """Return the limit on the axis of the chart; see ``loss``."""
         return None if score.fidelity is None else self.aim_percent
 
 
 def loss(score: PlanScore) -> float:
-    """Percent of boxes lost; without a decoder, percent of noise in the worst output's signal."""
+    """Return the percent of boxes lost; without a decoder, noise of the worst output in percent of its signal."""
     if score.fidelity is not None:
         return 100.0 * score.fidelity.lost
     return float(100.0 * 10.0 ** (-min(score.sqnr_db.values(), default=0.0) / 20.0))
 
 
-# Nobody wants to see the curve below this.
+# The curve stops at this loss.
 _RUINED_PERCENT = 40.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """One point of the walk, corrected and judged.
+    """One corrected and measured point of the walk.
 
     Attributes:
-        index: reductions since all weights had 8 bits.
+        index: number of reductions since all weights had 8 bits.
+        bits: width of each group.
         size: bytes of all constants in the file.
+        plan: the corrected plan.
+        score: its error.
     """
 
     index: int
@@ -103,38 +106,40 @@ class Step:
 
 @dataclass
 class Search:
-    """Judges points of one path, each once.
+    """Measurements of points of one path, each once.
 
     Attributes:
         path: states of the walk.
-        sizes: bytes of each.
-        judge: makes the corrected plan of a state and judges it.
+        sizes: bytes of each state.
+        judge: returns the corrected plan of a state and its error.
+        limits: on the loss.
+        measured: steps by index.
     """
 
     path: Sequence[Bits]
     sizes: Sequence[int]
     judge: Callable[[Bits], tuple[QuantizationPlan, PlanScore]]
     limits: Limits
-    seen: dict[int, Step] = field(default_factory=dict)
+    measured: dict[int, Step] = field(default_factory=dict)
 
     def at(self, index: int) -> Step:
-        if index not in self.seen:
+        if index not in self.measured:
             bits = self.path[index]
-            self.seen[index] = Step(index, bits, self.sizes[index], *self.judge(bits))
-        return self.seen[index]
+            self.measured[index] = Step(index, bits, self.sizes[index], *self.judge(bits))
+        return self.measured[index]
 
     @property
     def steps(self) -> list[Step]:
-        return [self.seen[index] for index in sorted(self.seen)]
+        return [self.measured[index] for index in sorted(self.measured)]
 
     def sketch(self, points: int) -> None:
-        """The curve, until it is ruined."""
+        """Measure points along the curve until the loss is too large."""
         for index in spaced(self.sizes, points):
             if loss(self.at(index).score) >= _RUINED_PERCENT:
                 return
 
     def narrow(self, rounds: int) -> None:
-        """Halve the stretch between the last accurate point before a bad one, and that one."""
+        """Bisect between the last accurate point and the first inaccurate one after it."""
         for _ in range(rounds):
             good = [s.index for s in self.steps if self.limits.accurate(s.score)]
             last = max(good, default=0)
@@ -144,11 +149,11 @@ class Search:
             self.at((last + min(bad)) // 2)
 
     def within(self, size: int) -> Step:
-        """The first point of at most ``size`` bytes; the smallest there is when none is."""
+        """Return the first point of at most ``size`` bytes, else the smallest one."""
         fits = [i for i, s in enumerate(self.sizes) if s <= size]
         return self.at(fits[0] if fits else len(self.path) - 1)
 
     def accurate(self) -> list[Step]:
-        """Judged points inside the limit, smallest first."""
-        good = [s for s in self.seen.values() if self.limits.accurate(s.score)]
+        """Return the measured points inside the limit, smallest first."""
+        good = [s for s in self.measured.values() if self.limits.accurate(s.score)]
         return sorted(good, key=lambda s: s.size)

@@ -1,4 +1,4 @@
-"""The decisions of ``lowbit``, top to bottom: data, order of reductions, how far, and what is served."""
+"""Top level of ``lowbit``: precision of data, order of reductions, number of reductions, and the plan to serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avq_lowbit.search import Limits, Search, Step
 from avq_lowbit.sensitivity import damages, walk
 
 _MEGABYTE = 1e6
-# Served one after the other until one is right and not slower than the gate allows; the last has 8 bits everywhere.
+# Measured in turn until one is accurate and not slower than the gate allows; the last has 8 bits everywhere.
 _FINALISTS = 4
 
 
@@ -33,21 +33,21 @@ class LowbitOptions(BaseModel):
         description="megabytes (10^6 bytes) of weights to reach; without it, the limit of loss decides",
     )
     activations: Literal["auto", "int8", "float"] = Field(
-        "auto", description="data in INT8, float, or INT8 where that was measured right and faster"
+        "auto", description="data in INT8, in float, or in INT8 if measured accurate and faster"
     )
     calibrator: Literal["entropy", "mse", "percentile", "minmax"] = Field(
-        "mse", description="how ranges of INT8 data are chosen"
+        "mse", description="method that chooses ranges of INT8 data"
     )
     percentile: float = Field(
         99.99, gt=50.0, le=100.0, description="percent of values kept by calibrator=percentile"
     )
     correction: bool = Field(True, description="round weights for their layer's output, and correct biases")
-    pictures: int = Field(24, ge=1, description="pictures that rank the groups; the walk is judged on all")
+    pictures: int = Field(24, ge=1, description="pictures that rank the groups; the walk is measured on all")
     probes: int = Field(
-        120, ge=1, description="judgements spent on ranking; larger networks in runs of layers"
+        120, ge=1, description="error measurements for the ranking; larger networks in runs of layers"
     )
-    points: int = Field(12, ge=2, le=60, description="points of the walk that are judged to draw its curve")
-    rounds: int = Field(5, ge=0, le=20, description="further points that close in on the limit")
+    points: int = Field(12, ge=2, le=60, description="points of the walk that are measured for its curve")
+    rounds: int = Field(5, ge=0, le=20, description="further points that bisect towards the limit")
 
 
 class LowbitQuantizer:
@@ -61,7 +61,7 @@ class LowbitQuantizer:
         placements = place(graph, bench.keep_float)
         groups = weight_groups(graph, placements)
         if not groups:
-            bench.conclude("lowbit left the model float: no operator here has weights that may be quantized")
+            bench.conclude("lowbit left the model float: no operator has weights that may be quantized")
             return QuantizationPlan(graph.digest, owner=self.name, owner_version=self.version)
         limits = Limits.of(bench)
         plans = self._plans(graph, bench, placements, groups, options, limits)
@@ -84,7 +84,7 @@ class LowbitQuantizer:
         options: LowbitOptions,
         limits: Limits,
     ) -> Plans:
-        """Plans with the data as asked for, or as measured."""
+        """Return plans with data as the option requests, or as measured."""
         corrections = Corrections(graph, bench) if options.correction else None
 
         def with_data(data: Data) -> Plans:
@@ -104,7 +104,7 @@ class LowbitQuantizer:
         return integers if _int8_is_better(integers, floats, limits) else floats
 
     def _search(self, plans: Plans, options: LowbitOptions, limits: Limits) -> Search:
-        """The walk with its points judged."""
+        """Return the walk with its measured points."""
         damage = damages(plans, options.pictures, options.probes)
         size = np.array([[g.bytes_at(b) for b in plans.widths] for g in plans.groups], np.float64)
         path = [tuple(plans.widths[i] for i in state) for state in walk(damage, size)]
@@ -122,7 +122,7 @@ class LowbitQuantizer:
 
 
 def _int8_is_better(integers: Plans, floats: Plans, limits: Limits) -> bool:
-    """Whether 8-bit data leave half of the limit to the weights, and are faster on the engine that serves."""
+    """Return True when 8-bit data leave half of the limit to the weights and are faster on the serving engine."""
     wide = tuple(8 for _ in integers.groups)
     ours, theirs = integers.bench.serve([integers.plan(wide), floats.plan(wide)])
     if ours is None or not limits.halved.accurate(ours.score):
@@ -133,7 +133,7 @@ def _int8_is_better(integers: Plans, floats: Plans, limits: Limits) -> bool:
 def _chosen(
     search: Search, bench: Workbench, options: LowbitOptions, limits: Limits
 ) -> tuple[Step, MeasuredPlan | None]:
-    """The step to build, and how it serves; None when no engine here serves it."""
+    """Return the step to build and its measurement; None when it matches its reference on no engine here."""
     if options.target_mb is not None:
         step = search.within(int(options.target_mb * _MEGABYTE))
         return step, bench.serve([step.plan])[0]

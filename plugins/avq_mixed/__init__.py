@@ -1,9 +1,8 @@
-"""Precision by measurement. The strategy ``mixed``.
+"""Strategy ``mixed``: INT8 or float per fusion group, by measurement.
 
-Every fusion group runs in INT8 or stays float, whichever the measurement prefers: sensitivities from the
-workbench, times from the engine's own counters and whole-network runs, boundaries priced, the map solved exactly
-and the best ones really built, checked and timed. Only measured points enter the front; all-float is a
-legal answer.
+Inputs are sensitivities from the workbench and times from the engine's layer counters and from whole-network runs. A
+cost model prices groups and precision boundaries; precision maps are solved exactly, and the best are built, checked
+and timed. Only measured points enter the front; all-float is a valid result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why each group is what it is, in numbers."""
+"""Reasons, tables and the chart of a mixed plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ def group_rows(
     int8: AnyArray,
     counted: Counted | None,
 ) -> list[GroupRow]:
-    """One row per group, in graph order; ``counted`` is each group's time in context."""
+    """Return one row per group, in graph order.
+
+    Args:
+        groups: fusion groups in graph order.
+        measured: sensitivity of each group.
+        problem: predicted times and damages.
+        int8: (groups,) bool, the chosen map.
+        counted: time of each group in context; None when the engine has no layer times.
+    """
     reasons = group_reasons(groups, problem, int8)
     crossing = _crossing_costs(problem, int8)
     return [
@@ -40,15 +48,15 @@ def group_rows(
 
 
 def group_reasons(groups: Sequence[Group], problem: Problem, int8: AnyArray) -> dict[str, str]:
-    """group -> why it is INT8 or float in ``int8``, against the same map with this group turned over."""
+    """Return group -> reason for its precision in ``int8``, compared with the map that flips this group only."""
     here = problem.cost.predict(int8)
     reasons = {}
     for index, group in enumerate(groups):
-        turned = int8.copy()
-        turned[index] = not turned[index]
-        change = 100 * (problem.cost.predict(turned) - here)
+        flipped = int8.copy()
+        flipped[index] = not flipped[index]
+        change = 100 * (problem.cost.predict(flipped) - here)
         share = 100 * problem.damage[index]
-        other, verb = ("float", "spare") if int8[index] else ("INT8", "add")
+        other, verb = ("float", "avoid") if int8[index] else ("INT8", "add")
         reasons[group.name] = (
             f"{group.kind}: {other} would take {change:+.2f} % time and {verb} {share:.1f} % of the damage"
         )
@@ -56,7 +64,7 @@ def group_reasons(groups: Sequence[Group], problem: Problem, int8: AnyArray) -> 
 
 
 def _crossing_costs(problem: Problem, int8: AnyArray) -> list[float]:
-    """Per group, what its own inputs' boundaries cost in ``int8``, as a share of the float time."""
+    """Return per group the cost of boundaries at its inputs in ``int8``, as a share of the float time."""
     up, down = crossings(problem.cost.boundaries, int8)
     paid = problem.cost.up * up + problem.cost.down * down
     costs = [0.0] * len(int8)
@@ -69,13 +77,13 @@ def _crossing_costs(problem: Problem, int8: AnyArray) -> list[float]:
 # The measured points as a chart: time against loss.
 
 _LEAD = (
-    "Every point was built, checked on its own engine and timed against float in turns; bars are 95 % "
+    "Every point was built, checked on its engine and timed interleaved with float; bars are 95 % "
     "intervals. Lower left is better."
 )
 
 
 def front_figure(points: Sequence[Point], chosen: Point, max_drop: float | None) -> Figure:
-    """The front of time and loss as a line, all else as points, the gate's limit across."""
+    """Return the chart: the front of time and loss as a line, other plans as points, the gate's limit."""
     best = [p for p in points if not any(_better(other, p) for other in points)]
     others = [p for p in points if not any(p is kept for kept in best)]
     decoded = any(p.served.score.fidelity is not None for p in points)
@@ -83,7 +91,7 @@ def front_figure(points: Sequence[Point], chosen: Point, max_drop: float | None)
     labelled = any(p.served.score.map_drop_percent is not None for p in points)
     lost = "mAP lost, %" if labelled else "boxes lost, %"
     return Figure(
-        title="What was measured: time against loss",
+        title="Measured plans: time against loss",
         x_label="time / fastest float engine",
         y_label=lost if decoded else "noise at the worst output, dB",
         series=(
@@ -96,7 +104,7 @@ def front_figure(points: Sequence[Point], chosen: Point, max_drop: float | None)
 
 
 def _better(a: Point, b: Point) -> bool:
-    """In time and loss as drawn: a front by medians, the intervals say how sure it is."""
+    """Compare time and loss as drawn: the front uses medians; intervals show the uncertainty."""
     ours, theirs = (a.served.latency.ratio, _loss(a)), (b.served.latency.ratio, _loss(b))
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 

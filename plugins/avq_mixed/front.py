@@ -1,4 +1,4 @@
-"""Measured points, the Pareto front of them, and the choice."""
+"""Measured points, their Pareto front, and the choice of one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ LOST_PERCENT = 1.0
 MAP_DROP_PERCENT = 2.0
 CONFIDENCE_SHIFT = 0.02
 SQNR_DB = 20.0
-# Loss is judged on a few hundred boxes: aim inside the limit.
+# Loss is measured on a few hundred boxes: aim inside the limit.
 _MARGIN = 0.9
 
 
 @dataclass(frozen=True)
 class Point:
-    """One plan as it is served.
+    """One measured plan.
 
     Attributes:
-        name: how it was found.
-        int8: (groups,) bool.
-        share: of the multiply-adds in INT8.
-        weight_bytes: of all weighted operators.
-        predicted: time over float, as the cost model said; nan for none.
+        name: origin of the map, such as "all INT8".
+        int8: (groups,) bool, the precision map.
+        plan: of that map.
+        served: engine, score and latency.
+        share: share of the multiply-adds in INT8.
+        weight_bytes: bytes of all weights.
+        predicted: time over float by the cost model; nan for none.
     """
 
     name: str
@@ -42,9 +44,9 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """The float model loses nothing, whatever its engine rounds: it is what accuracy is measured by.
+        """Loss of accuracy: 0 for the float model, which is the reference; else lost mAP with labels, else badness.
 
-        With labels the share of mAP that is lost; a gain is luck on few pictures, and no merit.
+        A gain of mAP counts as 0: on few pictures it is chance.
         """
         if self.is_float:
             return 0.0
@@ -72,9 +74,9 @@ class Point:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Points that no other beats in time, accuracy and size at once, fastest first.
+    """Return the points that no other beats in time, accuracy and size at once, fastest first.
 
-    Times that the measurement cannot tell apart (overlapping intervals) beat nobody.
+    Times with overlapping intervals count as equal.
     """
     kept = [p for p in points if not any(_beats(other, p) for other in points)]
     return sorted(kept, key=lambda p: p.served.latency.ratio)
@@ -86,38 +88,46 @@ def _beats(a: Point, b: Point) -> bool:
 
 
 def with_share(points: Sequence[Point], least: float) -> list[Point]:
-    """Those with at least that share of the multiply-adds in INT8; the one with most where none has it."""
+    """Return the points with at least that share of multiply-adds in INT8, else the one with most."""
     return [p for p in points if p.share >= least] or [max(points, key=lambda p: p.share)]
 
 
 def choose(points: Sequence[Point], *, budget_ms: float | None, max_drop: float | None) -> tuple[Point, str]:
-    """The point to serve, and why.
+    """Choose the point to serve, with the reason.
 
-    Under a budget the most accurate inside it; under ``max_drop`` the fastest inside it; without either
-    the knee. A point must be inside the gate's limits. Float always is; where it was not among them and
-    nothing else is, the least lossy one is left to the gate.
+    Under a budget: the most accurate within it. Under ``max_drop``: the fastest within it. Without either: the knee.
+    A point must be inside the gate's limits, as float always is. Where no point is, the most accurate one goes to the
+    gate.
+
+    Args:
+        points: measured points, at least one.
+        budget_ms: largest p50, milliseconds; None for no budget.
+        max_drop: largest loss in percent; None for the gate's own.
+
+    Returns:
+        The point and the reason.
     """
     limit = loss_limit(points) if max_drop is None else max_drop
-    right = [p for p in points if p.is_float or _accurate(p, limit)]
-    if not right:
-        return min(points, key=lambda p: p.loss), "the least lossy: none is inside the gate's limits"
-    worth = [p for p in right if p.is_float or p.served.latency.ratio < 1.0] or right
+    accurate = [p for p in points if p.is_float or _accurate(p, limit)]
+    if not accurate:
+        return min(points, key=lambda p: p.loss), "the most accurate: none is inside the gate's limits"
+    worth = [p for p in accurate if p.is_float or p.served.latency.ratio < 1.0] or accurate
     if budget_ms is not None:
-        inside = [p for p in right if p.served.latency.p50_ms <= budget_ms]
+        inside = [p for p in accurate if p.served.latency.p50_ms <= budget_ms]
         if inside:
             best = min(inside, key=lambda p: (p.loss, p.served.latency.ratio))
             return best, f"the most accurate within {budget_ms:g} ms"
-        best = min(right, key=lambda p: p.served.latency.ratio)
+        best = min(accurate, key=lambda p: p.served.latency.ratio)
         return best, f"nothing measured is within {budget_ms:g} ms: the fastest"
     if max_drop is not None:
-        what = "of the mAP" if _labelled(points) else "of the boxes"
+        unit = "of the mAP" if _labelled(points) else "of the boxes"
         best = min(worth, key=lambda p: p.served.latency.ratio)
-        return best, f"the fastest that loses at most {max_drop:g} % {what}"
+        return best, f"the fastest that loses at most {max_drop:g} % {unit}"
     return knee(worth, _tolerated(worth, limit)), "the knee of the front"
 
 
 def loss_limit(points: Sequence[Point]) -> float:
-    """The gate's own limit in percent: of mAP where labels were given, else of boxes."""
+    """Return the gate's own limit in percent: of mAP with labels, else of boxes."""
     return MAP_DROP_PERCENT if _labelled(points) else LOST_PERCENT
 
 
@@ -126,7 +136,7 @@ def _labelled(points: Sequence[Point]) -> bool:
 
 
 def _tolerated(points: Sequence[Point], limit_percent: float) -> float:
-    """The loss that makes a point as bad as being no faster than the slowest."""
+    """Return the loss that weighs as much as the time range of the front."""
     decoded = any(p.served.score.fidelity is not None for p in points)
     return limit_percent / 100.0 if decoded else float(10.0 ** (-SQNR_DB / 20.0))
 
@@ -144,7 +154,7 @@ def _accurate(point: Point, limit_percent: float) -> bool:
 
 
 def knee(points: Sequence[Point], tolerated: float) -> Point:
-    """The point nearest to no loss in the least time; loss in units of ``tolerated``, time of its range."""
+    """Return the point nearest to no loss and least time; loss in units of ``tolerated``, time of its range."""
     best = [p for p in points if not any(_dominates(other, p) for other in points)]
     ratios = [p.served.latency.ratio for p in best]
     least, spread = min(ratios), max(max(ratios) - min(ratios), 1e-12)

@@ -1,9 +1,9 @@
-"""Fusion groups: what a runtime runs as one kernel changes precision as one.
+"""Fusion groups: operators that a runtime runs as one kernel change precision together.
 
-A group starts at a weighted operator and takes along what runtimes fuse into it: bias, activation (SiLU and
-hard-swish whole, though they are several nodes) and the residual add behind it. Operators that only move data
-(concatenation, pooling, resizing, slicing) compute nothing of their own: they carry a boundary from
-the groups that write to the group that reads.
+A group starts at a weighted operator and includes the operators that runtimes fuse into it: bias, activation (SiLU
+and hard-swish as a whole, though they are several nodes) and the residual add after it. Operators that only move data
+(concatenation, pooling, resizing, slicing) belong to no group: a boundary passes through them from the groups that
+write to the group that reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POINTWISE = frozenset((
     "Max", "Min",
 ))
 # fmt: on
-#: Stands for what is always float: the decoded head, what plugins keep, the graph's outputs.
+#: Index for everything that is always float: the decoded head, nodes kept float, the graph's outputs.
 OUTSIDE = -1
 
 
@@ -32,10 +32,10 @@ class Group:
     """Operators that change precision together.
 
     Attributes:
-        name: of its weighted operator.
-        kind: of its weighted operator.
-        nodes: everything in it.
-        placements: what can run in integers.
+        name: name of its weighted operator.
+        kind: kind of its weighted operator.
+        nodes: names of all its nodes.
+        placements: operators that can run in integers.
         macs: multiply-adds of one inference.
     """
 
@@ -51,8 +51,9 @@ class Boundary:
     """A tensor between two groups; crossing it in different precisions costs a conversion.
 
     Attributes:
-        writer, reader: indices of groups; OUTSIDE for what is always float.
-        elements: values that cross it.
+        writer: index of the group that writes; OUTSIDE for always float.
+        reader: index of the group that reads; OUTSIDE for always float.
+        elements: number of values that cross it.
     """
 
     writer: int
@@ -61,7 +62,7 @@ class Boundary:
 
 
 def fusion_groups(graph: GraphView, placements: Sequence[Placement]) -> tuple[Group, ...]:
-    """One group per placement, in graph order."""
+    """Return one group per placement, in graph order."""
     owner = owners(graph, placements)
     macs = macs_by_node(graph)
     members: dict[int, list[str]] = {}
@@ -74,7 +75,7 @@ def fusion_groups(graph: GraphView, placements: Sequence[Placement]) -> tuple[Gr
 
 
 def owners(graph: GraphView, placements: Sequence[Placement]) -> dict[str, int]:
-    """node -> index of its placement's group, for every node that is fused into one."""
+    """Return node -> index of its group, for every node that is fused into one."""
     owner = {p.node: i for i, p in enumerate(placements)}
     for node in graph.nodes:
         if node.op in _POINTWISE and node.name not in owner:
@@ -91,9 +92,9 @@ def _writers(graph: GraphView, node: NodeView) -> list[NodeView | None]:
 
 
 def boundaries(graph: GraphView, placements: Sequence[Placement]) -> tuple[Boundary, ...]:
-    """Every tensor that one group writes and another, or the float outside, reads."""
+    """Return every tensor that one group writes and another group, or the float remainder, reads."""
     owner = owners(graph, placements)
-    found: dict[tuple[int, int], int] = {}
+    crossing: dict[tuple[int, int], int] = {}
     for node in graph.nodes:
         if node.name not in owner and _moves(node, owner):
             continue
@@ -101,8 +102,8 @@ def boundaries(graph: GraphView, placements: Sequence[Placement]) -> tuple[Bound
         for tensor in {name for name in node.inputs if name and not graph.is_constant(name)}:
             for writer, elements in _sources(graph, tensor, owner):
                 if writer != reader:
-                    found[writer, reader] = found.get((writer, reader), 0) + elements
-    return tuple(Boundary(w, r, n) for (w, r), n in found.items())
+                    crossing[writer, reader] = crossing.get((writer, reader), 0) + elements
+    return tuple(Boundary(w, r, n) for (w, r), n in crossing.items())
 
 
 def _moves(node: NodeView, owner: Collection[str]) -> bool:
@@ -110,15 +111,15 @@ def _moves(node: NodeView, owner: Collection[str]) -> bool:
 
 
 def _sources(graph: GraphView, tensor: str, owner: dict[str, int]) -> Iterable[tuple[int, int]]:
-    """(group, elements) of everything that writes ``tensor``, through operators that only move data."""
-    seen, frontier = {tensor}, [tensor]
+    """Yield (group, elements) of the writers of ``tensor``, through operators that only move data."""
+    visited, frontier = {tensor}, [tensor]
     while frontier:
         name = frontier.pop()
         node = graph.producer(name)
         if node is not None and _moves(node, owner):
             for source in node.inputs:
-                if source and source not in seen and not graph.is_constant(source):
-                    seen.add(source)
+                if source and source not in visited and not graph.is_constant(source):
+                    visited.add(source)
                     frontier.append(source)
         else:
             yield (OUTSIDE if node is None else owner.get(node.name, OUTSIDE)), _elements(graph, name)

@@ -1,4 +1,4 @@
-"""From a precision map to a plan."""
+"""Plans of precision maps, and random maps for the cost model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avq_mixed.groups import Group
 
 @dataclass
 class Maps:
-    """Plans of precision maps over one graph, with one way of choosing ranges.
+    """Plans of precision maps over one graph, with one setting of ranges.
 
     Attributes:
         owner: name and version of the strategy.
@@ -30,7 +30,7 @@ class Maps:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def plan(self, int8: AnyArray) -> QuantizationPlan:
-        """The plan with the groups of ``int8`` (groups,) bool in integers."""
+        """Return the plan of the map ``int8``, (groups,) bool: True runs in integers."""
         chosen = [p for g, inside in zip(self.groups, int8, strict=True) if inside for p in g.placements]
         return assemble(
             self.graph, chosen, self.stats, self.ranging, self._precisions(int8), owner=self.owner
@@ -60,14 +60,14 @@ class Maps:
         return precisions
 
 
-# Precision maps that teach the cost model what groups and boundaries are worth.
-
-
 def random_maps(groups: Sequence[Group], count: int, seed: int) -> list[AnyArray]:
-    """(groups,) bool maps from nearly float to nearly INT8, three designs in turns.
+    """Draw precision maps from nearly float to nearly INT8, in three alternating designs.
 
-    Runs of neighbours, as real plans have; the same with depthwise convolutions float, as good plans have;
-    and every group by itself, which has the most boundaries.
+    Runs of neighbours, as in real plans; the same with depthwise convolutions float, as in good plans; and every
+    group by itself, which gives the most boundaries.
+
+    Returns:
+        ``count`` maps, (groups,) bool each; the same seed gives the same maps.
     """
     rng = np.random.default_rng(seed)
     mixing = np.array([g.kind != "depthwise" for g in groups], bool)

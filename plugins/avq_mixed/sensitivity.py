@@ -1,4 +1,4 @@
-"""How much each group alone costs in accuracy when it runs in integers."""
+"""Loss of accuracy by each group alone in integers."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def sensitivity_of(score: PlanScore) -> Sensitivity:
 
 
 def measure(maps: Maps, pictures: int, probes: int) -> list[Sensitivity]:
-    """One per group, from at most about ``probes`` judgements.
+    """Measure one sensitivity per group, with about ``probes`` error measurements at most.
 
-    Networks with more groups are judged in runs of neighbours of one kind, each of which gets its share.
+    In networks with more groups, runs of neighbours of one kind are measured together and share the result.
     """
     longest = -(-len(maps.groups) // probes)
-    found: list[Sensitivity] = []
+    sensitivities: list[Sensitivity] = []
     runs = neighbours(maps.groups, longest)
     scores = maps.errors([np.isin(np.arange(len(maps.groups)), run) for run in runs], pictures)
     for run, score in zip(runs, scores, strict=True):
         whole = sensitivity_of(score)
-        found += [Sensitivity(whole.noise / len(run), whole.badness / len(run))] * len(run)
-    return found
+        sensitivities += [Sensitivity(whole.noise / len(run), whole.badness / len(run))] * len(run)
+    return sensitivities
 
 
 def neighbours(groups: Sequence[Group], longest: int) -> list[list[int]]:
-    """Consecutive indices of one kind, at most ``longest`` each."""
+    """Return runs of consecutive groups of one kind, at most ``longest`` indices each."""
     runs: list[list[int]] = []
     for index, group in enumerate(groups):
         alike = bool(runs) and groups[runs[-1][0]].kind == group.kind
@@ -58,10 +58,10 @@ def neighbours(groups: Sequence[Group], longest: int) -> list[list[int]]:
 
 
 def damages(measured: Sequence[Sensitivity]) -> F64:
-    """(groups,) one additive number per group, summing to 1.
+    """Return one additive number per group, (groups,), with sum 1.
 
-    Independent rounding errors add in power, so noise powers add. Boxes say what noise at which output
-    matters, but one group seldom loses a box, so neither alone ranks well: both have half a say.
+    Independent rounding errors add in power, so noise powers add. Boxes show which noise matters, but one group
+    seldom loses a box. Neither ranks well alone, so both have half the weight.
     """
     noise = _share(np.array([m.noise for m in measured], np.float64))
     boxes = _share(np.array([m.badness for m in measured], np.float64))

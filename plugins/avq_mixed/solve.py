@@ -13,19 +13,19 @@ from avq_mixed.fit import CostModel
 from avq_mixed.groups import OUTSIDE
 
 _SECONDS = 5.0
-# Damage is very uneven: each step of the front allows a third of the one before.
+# Damage is very uneven: each step of the front allows a third of the one before, roughly.
 _STEP = 0.35
 _NEARLY_LEAST = 1.5
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What to choose from.
+    """Costs and damages that precision maps are solved for.
 
     Attributes:
-        cost: predicts time.
+        cost: prediction of time.
         damage: (groups,) additive loss of accuracy in INT8.
-        share: (groups,) of the multiply-adds.
+        share: (groups,) share of the multiply-adds.
     """
 
     cost: CostModel
@@ -34,21 +34,24 @@ class Problem:
 
 
 def fastest(problem: Problem, *, max_damage: float = np.inf, min_share: float = 0.0) -> AnyArray | None:
-    """(groups,) bool: the map of least time within both limits; None when there is none."""
+    """Return the map of least time within both limits, (groups,) bool; None when there is none."""
     cost = problem.cost
     objective = np.concatenate([cost.group, cost.up, cost.down])
     return _solve(problem, objective, max_damage, min_share)
 
 
 def gentlest(problem: Problem, *, min_share: float) -> AnyArray | None:
-    """(groups,) bool: the map of least damage with that share of the multiply-adds in INT8."""
+    """Return the map of least damage with that share of the multiply-adds in INT8, (groups,) bool."""
     objective = np.concatenate([problem.damage, np.zeros(2 * len(problem.cost.boundaries))])
     return _solve(problem, objective, np.inf, min_share)
 
 
 def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float) -> AnyArray | None:
-    """Variables: one 0-1 per group, and one number per boundary and direction, held above the difference of
-    its ends. As crossing never pays, the optimum has them exactly there."""
+    """Solve the 0-1 programme.
+
+    Variables: one 0-1 per group, and one number per boundary and direction, at least the difference of its ends. As a
+    crossing never has a negative cost, the optimum has them exactly there.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     groups, edges = problem.damage.size, len(problem.cost.boundaries)
@@ -59,7 +62,7 @@ def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float
     ]
     if edges:
         constraints.append(LinearConstraint(_edge_rows(problem.cost, groups), -np.inf, 0.0))
-    with suppress_output(STANDARD_OUTPUT):  # the solver prints notes to itself, also when asked not to
+    with suppress_output(STANDARD_OUTPUT):  # the solver prints even with its display off
         solved = milp(
             objective,
             integrality=np.concatenate([np.ones(groups), nothing]),
@@ -71,7 +74,7 @@ def _solve(problem: Problem, objective: F64, max_damage: float, min_share: float
 
 
 def _edge_rows(cost: CostModel, groups: int) -> object:
-    """reader - writer <= up and writer - reader <= down, one row each."""
+    """Return the rows reader - writer <= up and writer - reader <= down of every boundary."""
     from scipy.sparse import lil_matrix
 
     edges = len(cost.boundaries)
@@ -89,22 +92,22 @@ def _edge_rows(cost: CostModel, groups: int) -> object:
 def candidates(
     problem: Problem, steps: int, shares: Sequence[float], least_share: float = 0.0
 ) -> list[AnyArray]:
-    """Maps worth building: the predicted front from the fastest map towards float, then maps with much INT8.
+    """Return the maps to build: the predicted front from the fastest map towards float, then maps with much INT8.
 
-    None of them has less than ``least_share`` of the groups' multiply-adds in INT8.
+    No map has less than ``least_share`` of the groups' multiply-adds in INT8.
     """
-    found = [fastest(problem, min_share=least_share)]
-    peak = float(problem.damage @ found[0]) if found[0] is not None else 0.0
-    found += [fastest(problem, max_damage=peak * _STEP**i, min_share=least_share) for i in range(1, steps)]
-    found += [
+    maps = [fastest(problem, min_share=least_share)]
+    peak = float(problem.damage @ maps[0]) if maps[0] is not None else 0.0
+    maps += [fastest(problem, max_damage=peak * _STEP**i, min_share=least_share) for i in range(1, steps)]
+    maps += [
         _much_int8(problem, share) for share in sorted({least_share, *shares}) if 0.0 < share >= least_share
     ]
-    unique = {tuple(m.tolist()): m for m in found if m is not None and m.any()}
+    unique = {tuple(m.tolist()): m for m in maps if m is not None and m.any()}
     return list(unique.values())
 
 
 def _much_int8(problem: Problem, share: float) -> AnyArray | None:
-    """The fastest map with that share in INT8 among those that do little more damage than they must."""
+    """Return the fastest map with that share in INT8 whose damage is close to the least possible."""
     gentle = gentlest(problem, min_share=share)
     if gentle is None:
         return None

@@ -1,4 +1,4 @@
-"""The search of ``mixed``, top to bottom: ranges, sensitivities, costs, maps, measurements, choice."""
+"""Top level of ``mixed``: ranges, sensitivities, costs, maps, measurements, choice."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from avq_mixed.maps import Maps, random_maps
 from avq_mixed.sensitivity import damages, measure
 from avq_mixed.solve import Problem, candidates
 
-# Predicted fastest maps under a floor of INT8: where memory or a later target counts more than this engine's time.
+# Least INT8 shares of further maps, for builds where memory or a later target matters more than time here.
 _SHARES = (0.6, 0.92)
-# Enough that every group is seen in both precisions beside neighbours of both.
+# Enough to measure every group in both precisions with neighbours of both.
 _COUNTED_MAPS = 20
-# Each call opens float sessions of its own to stand against: their luck averages out over some calls.
+# Each call opens new float sessions; their deviations average out over several calls.
 _MAPS_PER_CALL = 21
 _PICTURES_PER_CALIBRATOR = 48
-_NOTHING_RUNS = "INT8 did not win: no engine here runs a quantized plan of this model rightly"
+_NOTHING_RUNS = (
+    "INT8 did not win: no engine here reproduces the reference outputs of a quantized plan of this model"
+)
 
 
 class MixedOptions(RangingOptions):
     """Options of ``mixed``."""
 
-    pictures: int = Field(16, ge=1, description="pictures that rank the groups; finalists see all of them")
+    pictures: int = Field(
+        16, ge=1, description="pictures that rank the groups; finalists are measured on all"
+    )
     probes: int = Field(
         120,
         ge=1,
-        description="judgements spent on sensitivities; larger networks are judged in runs of layers",
+        description="error measurements for sensitivities; larger networks are measured in runs of layers",
     )
     maps: int = Field(84, ge=6, le=200, description="random precision maps that the cost model is fitted to")
-    seed: int = Field(7, ge=0, description="of the random maps: the same ones on every machine")
-    steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are really built")
+    seed: int = Field(7, ge=0, description="seed of the random maps: the same maps on every machine")
+    steps: int = Field(6, ge=2, le=20, description="points of the predicted front that are built")
     least_int8: float = Field(
         0.0,
         ge=0.0,
@@ -73,7 +77,7 @@ class MixedQuantizer:
         timed.count(drawn)
         cost = timed.learn([*always.values(), *drawn])
         problem = Problem(cost, damages(measured), mac_shares(maps.groups))
-        # What is best by a model flatters the model: time those maps, correct it, and solve again.
+        # The best maps by a model exploit its errors: time those maps, fit again, and solve again.
         least = _least_of_groups(maps, options.least_int8)
         problem = replace(problem, cost=timed.learn(candidates(problem, options.steps, _SHARES, least)))
         points = _measure(maps, problem, {**always, **_solved(problem, options.steps, least)})
@@ -82,7 +86,7 @@ class MixedQuantizer:
 
         kept = {id(p) for p in front(points)}
         rows = [{**p.row(), "front": id(p) in kept, "chosen": p is point} for p in _by_time(points)]
-        bench.note("mixed: what was really measured", rows)
+        bench.note("mixed: measured plans", rows)
         bench.plot(front_figure(points, point, bench.max_drop))
         bench.groups(group_rows(maps.groups, measured, problem, point.int8, timed.counted))
         bench.conclude(_conclusion(point, points, why))
@@ -90,13 +94,13 @@ class MixedQuantizer:
         return maps.plan(point.int8)
 
     def timed(self, maps: Maps) -> Timed:
-        """What times this search's maps; benchmarks override it to look inside."""
+        """Return the timer of this search's maps; benchmarks override it."""
         return Timed(maps)
 
     def maps(
         self, graph: GraphView, bench: Workbench, placements: Sequence[Placement], options: MixedOptions
     ) -> Maps:
-        """Groups and their ranges, by the calibrator that serves everything but depthwise best."""
+        """Return groups and ranges, by the most accurate calibrator with depthwise convolutions float."""
         symmetric = options.symmetric(symmetric_only=bench.symmetric_only)
         groups = fusion_groups(graph, placements)
         stats = bench.collect(wanted_statistics(graph, placements))
@@ -118,13 +122,13 @@ class MixedQuantizer:
 
 
 def anchors(maps: Maps) -> dict[str, AnyArray]:
-    """Maps that are always measured, quantized ones first."""
+    """Return the maps that are always measured, quantized ones first."""
     named = {"all INT8": maps.all_int8(), "all but depthwise": maps.without_kind("depthwise")}
     return {**{name: m for name, m in _unlike(named).items() if m.any()}, "all float": maps.all_float()}
 
 
 def _unlike(named: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-    """Without the maps that are there already under another name."""
+    """Return the maps without duplicates under another name."""
     first: dict[bytes, str] = {}
     for name, int8 in named.items():
         first.setdefault(int8.tobytes(), name)
@@ -132,30 +136,30 @@ def _unlike(named: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
 
 
 def _solved(problem: Problem, steps: int, least_share: float) -> dict[str, AnyArray]:
-    found = candidates(problem, steps, _SHARES, least_share)
-    return {f"solved {i + 1}": m for i, m in enumerate(found)}
+    maps = candidates(problem, steps, _SHARES, least_share)
+    return {f"solved {i + 1}": m for i, m in enumerate(maps)}
 
 
 def _least_of_groups(maps: Maps, least: float) -> float:
-    """``least`` of all multiply-adds as a share of the groups', who are not all of them."""
+    """Convert a share of all multiply-adds to a share of the multiply-adds in groups."""
     everything, ours = sum(macs_by_node(maps.graph).values()), sum(g.macs for g in maps.groups)
     return min(1.0, least * everything / max(ours, 1))
 
 
 def mac_shares(groups: Sequence[Group]) -> F64:
-    """(groups,) share of the groups' multiply-adds."""
+    """Return the share of each group in the multiply-adds of all groups, (groups,)."""
     macs = np.array([g.macs for g in groups], np.float64)
     shares: F64 = macs / max(float(macs.sum()), 1.0)
     return shares
 
 
 class Timed:
-    """Whole-network times of precision maps on the serving engine, and the cost model that follows.
+    """Whole-network times of precision maps on the serving engine, and the cost model fitted to them.
 
     Attributes:
-        counted: each group's time in context, where the engine tells its layers' times.
-        known: what the cost model is fitted to.
-        cost: the latest one.
+        counted: time of each group in context; None when the engine has no layer times.
+        known: timings that the cost model is fitted to.
+        cost: the latest cost model.
     """
 
     cost: CostModel
@@ -168,14 +172,14 @@ class Timed:
         self._calls = 0
 
     def count(self, int8_maps: Sequence[AnyArray]) -> None:
-        """Let the engine count its layers in all-float, all-INT8 and some of these."""
+        """Measure layer times of all-float, all-INT8 and some of these maps."""
         some = int8_maps[:: max(1, len(int8_maps) // _COUNTED_MAPS)]
         counted = [self.maps.all_float(), self.maps.all_int8(), *some]
         times = self.maps.bench.layer_times([self.maps.plan(m) for m in counted])
         self.counted = count(self.maps.groups, counted, times)
 
     def learn(self, int8_maps: Sequence[AnyArray]) -> CostModel:
-        """Time these too, and fit again."""
+        """Time these maps too, and fit the cost model again."""
         for start in range(0, len(int8_maps), _MAPS_PER_CALL):
             self._time(int8_maps[start : start + _MAPS_PER_CALL])
         self.cost = fit(self.maps.groups, self._edges, self.counted, self.known)
@@ -190,7 +194,7 @@ class Timed:
 
 
 def _measure(maps: Maps, problem: Problem, named: Mapping[str, AnyArray]) -> list[Point]:
-    """Build, check and time every map; those that no engine runs rightly are left out."""
+    """Build, check and time every map; maps that match the reference on no engine are left out."""
     unlike = _unlike(named)
     plans = [maps.plan(m) for m in unlike.values()]
     all_macs = macs_by_node(maps.graph)
@@ -205,7 +209,7 @@ def _measure(maps: Maps, problem: Problem, named: Mapping[str, AnyArray]) -> lis
 
 
 def weight_bytes(maps: Maps, int8: AnyArray) -> int:
-    """Bytes of the weights of every group: one per INT8 weight, four per float."""
+    """Return the bytes of all weights of groups: one per INT8 weight, four per float."""
     total = 0
     for group, inside in zip(maps.groups, int8, strict=True):
         for placement in group.placements:

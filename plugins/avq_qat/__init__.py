@@ -1,4 +1,4 @@
-"""The strategy ``qat``: take over the quantization that a model was trained or exported with."""
+"""Strategy ``qat``: import the quantization that a model was trained or exported with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decisions of ``qat``: take it as it is, refuse with the reason, or mend it as asked and say what that cost."""
+"""Plans of ``qat``: import unchanged, refuse with the reason, or change by option and measure the effect."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from avq.types import (
     QuantPoint,
 )
 
-# What may be changed of an imported quantization when the user asks for it.
+# Changes to an imported quantization that options request.
 
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
 def resymmetrized(points: Sequence[QuantPoint]) -> list[QuantPoint]:
-    """Every grid signed around zero, its range covering the old one.
+    """Return the points with every grid signed around zero; its range covers the old one.
 
-    An unsigned grid with its zero in the middle is that already: only its integers are renamed.
+    An unsigned grid with its zero in the middle keeps its scale; only its integers shift.
     """
     return [_around_zero(point) for point in points]
 
@@ -48,7 +48,7 @@ def _around_zero(point: QuantPoint) -> QuantPoint:
 
 
 def per_tensor(graph: GraphView, points: Sequence[QuantPoint]) -> list[QuantPoint]:
-    """Activations with one scale per channel get one that covers them all."""
+    """Return the points with one scale per activation tensor, which covers the scales of all channels."""
     return [p if graph.is_constant(p.edge.tensor) or not p.scale.ndim else _merged(p) for p in points]
 
 
@@ -65,7 +65,7 @@ def _merged(point: QuantPoint) -> QuantPoint:
 
 
 def with_raised_scales(points: Sequence[QuantPoint]) -> list[QuantPoint]:
-    """No scale below the smallest normal float32."""
+    """Return the points with no scale below the smallest normal float32."""
     return [
         replace(p, scale=np.asarray(np.maximum(p.scale, _SMALLEST_NORMAL), np.float32))
         if np.any(p.scale < _SMALLEST_NORMAL)
@@ -75,7 +75,7 @@ def with_raised_scales(points: Sequence[QuantPoint]) -> list[QuantPoint]:
 
 
 def left_float(graph: GraphView, points: Sequence[QuantPoint], nodes: Collection[str]) -> list[QuantPoint]:
-    """Without what ``nodes`` read and write; other readers of the same tensors keep their grids."""
+    """Return the points without inputs and outputs of ``nodes``; other readers of these tensors keep their grids."""
     written = {output for name in nodes for output in graph.node(name).outputs}
     kept: list[QuantPoint] = []
     for point in points:
@@ -91,7 +91,7 @@ def left_float(graph: GraphView, points: Sequence[QuantPoint], nodes: Collection
     return kept
 
 
-#: Pitfalls that targets with signed grids around zero cannot live with, and the option that mends each.
+#: Pitfalls that targets with signed grids around zero refuse -> the option that resolves each.
 _SYMMETRIC_ONLY = {"AVQ-Q02": "resymmetrize", "AVQ-Q03": "resymmetrize", "AVQ-Q06": "per_tensor"}
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -99,19 +99,19 @@ Fix = tuple[str, Callable[[Sequence[QuantPoint]], list[QuantPoint]]]
 
 
 class QatOptions(BaseModel):
-    """Options of ``qat``: each mends one kind of pitfall; without any the import equals its source."""
+    """Options of ``qat``: each resolves one kind of pitfall; without any the import equals its source."""
 
     model_config = ConfigDict(extra="forbid")
 
-    resymmetrize: bool = Field(False, description="make every grid signed around zero, as TensorRT wants")
+    resymmetrize: bool = Field(False, description="make every grid signed around zero, as TensorRT requires")
     per_tensor: bool = Field(False, description="merge activation scales per channel into one")
     raise_scales: bool = Field(False, description="raise denormal scales to the smallest normal float32")
-    float_depthwise: bool = Field(False, description="leave depthwise convolutions float")
-    float_heads: bool = Field(False, description="leave the head and operators that decode float")
+    float_depthwise: bool = Field(False, description="keep depthwise convolutions float")
+    float_heads: bool = Field(False, description="keep the head and decoding operators float")
     encodings: Path | None = Field(
-        None, description="file beside a float model: TensorRT calibration cache or AIMET encodings"
+        None, description="quantization of a float model: TensorRT calibration cache or AIMET encodings"
     )
-    drop: bool = Field(False, description="leave tensors float whose quantization cannot be taken over")
+    drop: bool = Field(False, description="keep tensors float whose quantization cannot be imported")
 
 
 class QatQuantizer:
@@ -129,11 +129,11 @@ class QatQuantizer:
         if foreign.errors:
             codes = ", ".join(finding.code for finding in foreign.errors)
             bench.conclude(
-                f"drop=true left float what cannot be taken over ({codes}): not equal to the source"
+                f"drop=true kept tensors float that cannot be imported ({codes}): the plan differs from its source"
             )
         plan = self._plan(graph, foreign)
-        for name, mend in _asked(graph, bench, options):
-            plan = _mended(bench, plan, name, mend)
+        for name, fix in _requested(graph, bench, options):
+            plan = _with_fix(bench, plan, name, fix)
         return plan
 
     def _plan(self, graph: GraphView, foreign: ImportedQuantization) -> QuantizationPlan:
@@ -149,14 +149,14 @@ class QatQuantizer:
 
 def _required(foreign: ImportedQuantization | None) -> ImportedQuantization:
     if foreign is not None and foreign.errors and not foreign.points:
-        raise _refusal(f"nothing of this {foreign.dialect} file can be taken over", foreign.errors)
+        raise _refusal(f"nothing in this {foreign.dialect} file can be imported", foreign.errors)
     if foreign is None or not foreign.points:
-        empty = f"the {foreign.dialect} file names no grid" if foreign else ""
+        empty = f"the {foreign.dialect} file has no grid" if foreign else ""
         seen = "; ".join(f.what for f in foreign.findings) or empty if foreign else ""
         raise PlanError(
-            "AVQ-Q01: the model carries no quantization that could be taken over",
+            "AVQ-Q01: the model has no quantization to import",
             seen=seen or "no QuantizeLinear, Quant or FakeQuantize in the graph",
-            fix="--strategy static quantizes a float model; --option encodings=FILE names scales beside it",
+            fix="--strategy static quantizes a float model; --option encodings=FILE imports scales from a file",
         )
     return foreign
 
@@ -164,7 +164,7 @@ def _required(foreign: ImportedQuantization | None) -> ImportedQuantization:
 def _show(bench: Workbench, foreign: ImportedQuantization) -> None:
     rows = [_row(finding) for finding in foreign.findings]
     if rows:
-        bench.note(f"qat: what this {foreign.dialect} file brings along", rows)
+        bench.note(f"qat: findings in this {foreign.dialect} file", rows)
 
 
 def _row(finding: Finding) -> dict[str, object]:
@@ -178,19 +178,19 @@ def _row(finding: Finding) -> dict[str, object]:
 
 
 def _refuse(foreign: ImportedQuantization, bench: Workbench, options: QatOptions) -> None:
-    """PlanError for what no plan can say, and for what the target cannot run, unless an option mends it."""
+    """Raise PlanError for findings that neither a plan can express, nor the target run, nor an option resolve."""
     if foreign.errors and not options.drop:
-        raise _refusal("the quantization of this file cannot be taken over", foreign.errors)
+        raise _refusal("the quantization of this file cannot be imported", foreign.errors)
     if not bench.symmetric_only:
         return
-    unmended = tuple(
+    unresolved = tuple(
         finding
         for finding in foreign.findings
         if finding.code in _SYMMETRIC_ONLY and not getattr(options, _SYMMETRIC_ONLY[finding.code])
     )
-    if unmended:
+    if unresolved:
         raise _refusal(
-            "the target takes signed grids around zero only, and one scale per activation", unmended
+            "the target takes signed grids around zero only, and one scale per activation", unresolved
         )
 
 
@@ -203,8 +203,8 @@ def _refusal(what: str, findings: Sequence[Finding]) -> PlanError:
     )
 
 
-def _asked(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]:
-    """The mendings that were asked for, in the order in which they work on each other's result."""
+def _requested(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]:
+    """Return the changes that options request, in the order in which they build on each other."""
     heads = {*bench.keep_float, *(node.name for node in decoding_nodes(graph))}
     depthwise = {p.node for p in place(graph) if p.kind == "depthwise"}
     every: tuple[Fix, ...] = (
@@ -217,22 +217,22 @@ def _asked(graph: GraphView, bench: Workbench, options: QatOptions) -> list[Fix]
     return [fix for fix in every if getattr(options, fix[0])]
 
 
-def _mended(
+def _with_fix(
     bench: Workbench,
     plan: QuantizationPlan,
     name: str,
-    mend: Callable[[Sequence[QuantPoint]], list[QuantPoint]],
+    fix: Callable[[Sequence[QuantPoint]], list[QuantPoint]],
 ) -> QuantizationPlan:
-    """The plan after one mending; what it cost is measured and told."""
-    points = tuple(mend(plan.points))
+    """Return the plan after one change; measure and report the effect on accuracy."""
+    points = tuple(fix(plan.points))
     if len(points) == len(plan.points) and all(a is b for a, b in zip(points, plan.points, strict=True)):
         bench.conclude(f"{name}=true changed nothing")
         return plan
-    mended = replace(plan, points=points)
-    before, after = bench.error(plan), bench.error(mended)
-    bench.note(f"qat: the cost of {name}=true", [_score("as imported", before), _score(name, after)])
+    changed = replace(plan, points=points)
+    before, after = bench.error(plan), bench.error(changed)
+    bench.note(f"qat: effect of {name}=true", [_score("as imported", before), _score(name, after)])
     bench.conclude(f"{name}=true changed the import: {_loss(before)} before, {_loss(after)} after")
-    return mended
+    return changed
 
 
 def _score(what: str, score: PlanScore) -> dict[str, object]:
@@ -257,8 +257,8 @@ def _precisions(graph: GraphView, plan: QuantizationPlan, dialect: str) -> dict[
     for node in graph.nodes:
         if node.op not in _WEIGHTED:
             continue
-        seen = [plan.point_for(node.inputs[i], node.name, i) for i in (0, 1)]
-        whole = all(point is not None for point in seen)
+        points = [plan.point_for(node.inputs[i], node.name, i) for i in (0, 1)]
+        whole = all(point is not None for point in points)
         reason = f"quantized in the file ({dialect})" if whole else f"not quantized in the file ({dialect})"
         chosen[node.name] = NodePrecision("int8" if whole else "fp32", reason)
     return chosen

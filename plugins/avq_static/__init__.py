@@ -1,8 +1,8 @@
-"""Static INT8: one pass over the calibration pictures fixes every scale. The strategy ``static``.
+"""Strategy ``static``: INT8 with every scale fixed by one pass over the calibration pictures.
 
-Per-channel weights, ranges by entropy, MSE, percentile or min-max; ``calibrator=auto`` scores all four on
-pictures the ranges were not made from and keeps the best. Depthwise convolutions give each channel a range of
-its own under one scale, which is what makes many detectors collapse: ``depthwise=auto`` measures both ways.
+Weights have a scale per channel; ranges come from entropy, MSE, percentile or min-max. ``calibrator=auto`` scores all
+four on held-out pictures and keeps the best. The channels of depthwise convolutions differ in range but share one
+scale, which makes many detectors collapse: ``depthwise=auto`` measures them in INT8 and in float.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first search of ``static``: whether depthwise convolutions stay float, and which ranges."""
+"""Search for activation ranges, and for whether depthwise convolutions stay float."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class Choice:
     """One way to fill in a static plan.
 
     Attributes:
-        calibrator, percentile: how ranges are chosen.
-        symmetric: signed grids around zero, or unsigned ones with a zero point.
-        bits, weights: of weights, and how their scales are chosen.
-        float_kinds: kinds of operators left float.
+        calibrator: method that chooses ranges.
+        percentile: percent of values inside the range, for calibrator "percentile".
+        symmetric: True for signed grids around zero, False for unsigned ones with a zero point.
+        bits: bits of weights.
+        weights: method that chooses scales of weights.
+        float_kinds: kinds of operators that stay float.
     """
 
     calibrator: Calibrator
@@ -45,20 +47,20 @@ class Choice:
 
     @property
     def ranges(self) -> str:
-        """The calibrator in words."""
+        """Calibrator as text, with its percentile."""
         return f"percentile {self.percentile:g}" if self.calibrator == "percentile" else self.calibrator
 
 
 @dataclass(frozen=True)
 class Network:
-    """A float network with what is known of its activations.
+    """A float network with the statistics of its activations.
 
     Attributes:
-        graph: what weights and biases are taken from.
-        bench: sums and counts of this network.
+        graph: source of weights and biases.
+        bench: workbench of this network.
         placements: operators that can run in integers.
-        stats: counts of every tensor they read.
-        overrides: where ``graph`` differs from the float graph that was given.
+        stats: histograms of every tensor they read.
+        overrides: constants in which ``graph`` differs from the float graph of the build.
     """
 
     graph: GraphView
@@ -68,7 +70,7 @@ class Network:
     overrides: Mapping[str, AnyArray] = field(default_factory=dict)
 
     def plan(self, choice: Choice) -> QuantizationPlan:
-        """The plan that follows from ``choice``; the same inputs give the same digest."""
+        """Return the plan for ``choice``; the same inputs give the same digest."""
         chosen = [p for p in self.placements if p.kind not in choice.float_kinds]
         ranging = Ranging(
             choice.calibrator,
@@ -82,7 +84,7 @@ class Network:
         return replace(plan, overrides=dict(self.overrides))
 
     def with_constants(self, overrides: Mapping[str, AnyArray]) -> Network:
-        """The same network with constants replaced, counted again on the same pictures."""
+        """Return the network with constants replaced and statistics collected again on the same pictures."""
         graph = replace(self.graph, constants={**self.graph.constants, **overrides})
         bench = self.bench.adjusted(overrides)
         stats = bench.collect(wanted_statistics(graph, self.placements))
@@ -107,11 +109,12 @@ _SHOWN, _NAMED = 8, 3
 
 @dataclass(frozen=True)
 class ChannelRanges:
-    """How the channels that one depthwise convolution reads differ.
+    """Spread of channel ranges at the input of one depthwise convolution.
 
     Attributes:
-        node, channels: which, and how many channels it has.
-        ratio: largest range over the median one; all of them share one scale.
+        node: node name.
+        channels: number of channels.
+        ratio: largest range over the median one; all channels share one scale.
     """
 
     node: str
@@ -128,49 +131,51 @@ class ChannelRanges:
 
 
 def channel_ranges(bench: Workbench, placements: Sequence[Placement]) -> list[ChannelRanges]:
-    """Of every depthwise convolution, the most uneven first."""
+    """Return the channel ranges of every depthwise convolution, the most uneven first."""
     chosen = [p for p in placements if p.kind == "depthwise"]
     requests = [MomentRequest(p.activations[0].tensor, "peak") for p in chosen]
     peaks = bench.moments(requests)
-    found = []
+    ranges = []
     for placement, request in zip(chosen, requests, strict=True):
         peak = peaks[request.key]
         alive = peak[peak > 0]
         ratio = float(alive.max() / np.median(alive)) if alive.size else 1.0
-        found.append(ChannelRanges(placement.node, int(peak.size), ratio))
-    return sorted(found, key=lambda c: (-c.ratio, c.node))
+        ranges.append(ChannelRanges(placement.node, int(peak.size), ratio))
+    return sorted(ranges, key=lambda c: (-c.ratio, c.node))
 
 
-def tell(bench: Workbench, placements: Sequence[Placement], consequence: str) -> None:
-    """A note on the most uneven layers, and a sentence that names them as the cause.
+def report_channel_ranges(bench: Workbench, placements: Sequence[Placement], consequence: str) -> None:
+    """Note the most uneven layers, and name them in a sentence as the cause of the loss.
 
     Args:
-        consequence: what was measured, and what was done about it.
+        bench: receives the note.
+        placements: all operators that can run in integers.
+        consequence: the measured loss and the decision that follows from it.
     """
-    found = channel_ranges(bench, placements)
-    if not found:
+    ranges = channel_ranges(bench, placements)
+    if not ranges:
         return
-    bench.note("static: channel ranges of depthwise convolutions", [c.row() for c in found[:_SHOWN]])
-    named = ", ".join(f"{c.node} ({c.ratio:.0f}x)" for c in found[:_NAMED])
+    bench.note("static: channel ranges of depthwise convolutions", [c.row() for c in ranges[:_SHOWN]])
+    named = ", ".join(f"{c.node} ({c.ratio:.0f}x)" for c in ranges[:_NAMED])
     bench.conclude(
         f"depthwise convolutions are the cause of the loss: {consequence}; under one scale the largest channel's "
-        f"range is up to {found[0].ratio:.0f} times the median one's, worst in {named}"
+        f"range is up to {ranges[0].ratio:.0f} times the median one's, worst in {named}"
     )
 
 
-# A plan with its measured score, and what counts as measurably better.
+# Measured plans, and the differences between them that exceed noise.
 
-#: A share of lost boxes plus confidence shift below this is noise of a few hundred boxes.
+#: Noise of lost share plus confidence shift on a few hundred boxes.
 _MARGIN = 0.003
-#: So is this much of the noisiest output, in decibel.
+#: Noise of the SQNR of the worst output, in decibel.
 _MARGIN_DB = 0.5
-#: From here on the noisiest output is as good as float: a thousandth of its power.
+#: SQNR from which the worst output counts as equal to float: a thousandth of its power.
 _CLEAN_DB = 30.0
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One plan that was measured."""
+    """One measured plan."""
 
     choice: Choice
     plan: QuantizationPlan
@@ -188,7 +193,7 @@ class Tried:
 
     @property
     def within_noise(self) -> bool:
-        """Nothing that could be measured is lost."""
+        """True when the loss is within measurement noise."""
         return self.in_boxes <= _MARGIN and self.worst_sqnr_db >= _CLEAN_DB
 
     @property
@@ -198,8 +203,8 @@ class Tried:
             return f"{self.worst_sqnr_db:.1f} dB at the worst output"
         return f"{100 * fidelity.lost:.1f} % of the boxes are lost"
 
-    def loss_beside(self, other: Tried) -> str:
-        """The loss; where both lose the same boxes also the scores, which then tell them apart."""
+    def loss_compared_with(self, other: Tried) -> str:
+        """Return the loss as text; where both lose the same boxes, with the confidence shift."""
         if self.loss != other.loss or self.score.fidelity is None:
             return self.loss
         return f"{self.loss} and scores shift by {self.score.fidelity.confidence_shift:+.3f}"
@@ -209,23 +214,23 @@ class Tried:
             "calibrator": self.choice.ranges,
             "depthwise": "float" if self.choice.float_kinds else "int8",
             "pictures": self.score.fidelity.images if self.score.fidelity else "-",
-            "lost boxes %": self._told("lost"),
-            "confidence shift": self._told("shift"),
-            "worst SQNR dB": self._told("sqnr"),
+            "lost boxes %": self._cell("lost"),
+            "confidence shift": self._cell("shift"),
+            "worst SQNR dB": self._cell("sqnr"),
         }
 
     def change(self, option: str, before: Tried, kept: bool, remark: str) -> dict[str, object]:
-        """One row on what an option changed."""
+        """Return a table row with the change by one option."""
         return {
             "option": option,
-            "lost boxes %": f"{before._told('lost')} -> {self._told('lost')}",
-            "confidence shift": f"{before._told('shift')} -> {self._told('shift')}",
-            "worst SQNR dB": f"{before._told('sqnr')} -> {self._told('sqnr')}",
+            "lost boxes %": f"{before._cell('lost')} -> {self._cell('lost')}",
+            "confidence shift": f"{before._cell('shift')} -> {self._cell('shift')}",
+            "worst SQNR dB": f"{before._cell('sqnr')} -> {self._cell('sqnr')}",
             "kept": kept,
             "remark": remark,
         }
 
-    def _told(self, what: str) -> object:
+    def _cell(self, what: str) -> object:
         fidelity = self.score.fidelity
         if what == "sqnr":
             return round(self.worst_sqnr_db, 1)
@@ -235,30 +240,31 @@ class Tried:
 
 
 def best_of(tried: Sequence[Tried]) -> Tried:
-    """Of those whose boxes are the best or within noise of it, the one with the least noise at its outputs."""
+    """Return the plan with the least output noise among those whose loss in boxes is within noise of the best."""
     least = min(t.in_boxes for t in tried)
     return max((t for t in tried if t.in_boxes <= least + _MARGIN), key=lambda t: t.worst_sqnr_db)
 
 
 def measurably_better(after: Tried, before: Tried) -> bool:
-    """Better in boxes or in decibel by more than noise, and in the other not worse by more than noise."""
+    """Return True if boxes or SQNR improve by more than noise and the other gets no worse by more than noise."""
     boxes, decibel = before.in_boxes - after.in_boxes, after.worst_sqnr_db - before.worst_sqnr_db
     return (boxes > _MARGIN and decibel > -_MARGIN_DB) or (decibel > _MARGIN_DB and boxes > -_MARGIN)
 
 
-#: Pictures that rank ranges; the best ones are measured on all.
+#: Pictures that rank ranges; the best are measured on all.
 QUICK = 24
 _PERCENTILES = (99.9, 99.99, 99.995, 99.999, 99.9999)
-#: A kind of operator is kept float only when that wins back at least this much badness (lost share + shift).
+#: Gain in badness (lost share + shift) from which a kind of operator stays float.
 WORTH_KEEPING_FLOAT = 0.005
 
 
 @dataclass
 class Ranges:
-    """Measures choices over one network, each once.
+    """Search over choices for one network; each is measured once.
 
     Attributes:
-        int8, left: the plans that the decision on depthwise convolutions compared; None without one.
+        int8: plan with depthwise convolutions in INT8, from that comparison; None when there was none.
+        left: plan with them float, from the same comparison; None when there was none.
     """
 
     network: Network
@@ -268,7 +274,7 @@ class Ranges:
     _quick: dict[Choice, Tried] = field(default_factory=dict)
 
     def search(self, bench: Workbench) -> Tried:
-        """The best ranges, measured on all pictures; what was tried becomes a note."""
+        """Return the best ranges, measured on all pictures, and note every plan tried."""
         start = self._candidates()[0]
         start = replace(start, float_kinds=self._float_kinds(start))
         candidates = [replace(c, float_kinds=start.float_kinds) for c in self._candidates()]
@@ -277,17 +283,17 @@ class Ranges:
         finals = [measure(self.network, choice) for choice in candidates]
         best = best_of(finals)
         tried = [*self._quick.values(), *finals]
-        bench.note("static: what was tried", [{**t.row(), "kept": t is best} for t in tried])
+        bench.note("static: plans tried", [{**t.row(), "kept": t is best} for t in tried])
         return best
 
     def _finalists(self, tried: Sequence[Tried]) -> list[Choice]:
-        """The best, and the next best where these few pictures do not tell them apart."""
+        """Return the best choice, and the second where the difference on these few pictures is within noise."""
         first = best_of(tried)
         second = best_of([t for t in tried if t is not first])
         return [first.choice, *([] if measurably_better(first, second) else [second.choice])]
 
     def _candidates(self) -> list[Choice]:
-        """Min-max first: the plan without a parameter."""
+        """Return the choices to measure; min-max comes first, as it has no parameter."""
         options = self.options
         symmetric = options.symmetric(symmetric_only=self.network.bench.symmetric_only)
         percentiles = _PERCENTILES if options.percentile == "auto" else (options.percentile,)
@@ -318,6 +324,6 @@ class Ranges:
 
 
 def measure(network: Network, choice: Choice, *, pictures: int | None = None) -> Tried:
-    """Plan ``choice`` and judge it."""
+    """Plan ``choice`` and measure its error."""
     plan = network.plan(choice)
     return Tried(choice, plan, network.bench.error(plan, pictures=pictures))

@@ -1,4 +1,4 @@
-"""What ``static`` does to constants, one option after the other, each measured before it is kept."""
+"""Changes to constants, one option after the other; each is measured before it is kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from avq_static.ranges import WORTH_KEEPING_FLOAT, Network, Tried, measurably_be
 
 @dataclass
 class Refinement:
-    """The best plan so far, and what every option changed.
+    """The best plan so far, and the effect of every option.
 
     Attributes:
-        network: the float network that ``best`` quantizes; another one once channels are equalised.
+        network: the float network that ``best`` quantizes; replaced when channels are equalised.
+        best: the best plan so far.
+        options: of the strategy.
+        rows: one per option tried or refused.
     """
 
     network: Network
@@ -26,17 +29,17 @@ class Refinement:
     rows: list[dict[str, object]] = field(default_factory=list)
 
     def run(self) -> Tried:
-        """Equalise, round, correct: in this order, as each works on what the one before left."""
+        """Equalise, round and correct in this order, as each starts from the result of the one before."""
         options = self.options
         self._try("equalize", options.equalize, "off", self._equalize)
         self._try("rounding", options.rounding, "nearest", self._round)
         self._try("bias_correction", options.bias_correction, "off", self._correct)
         return self.best
 
-    def _try(self, option: str, asked: str, never: str, step: Callable[[], None]) -> None:
-        if asked == "auto" and self.best.within_noise:
+    def _try(self, option: str, setting: str, off: str, step: Callable[[], None]) -> None:
+        if setting == "auto" and self.best.within_noise:
             self._refused(option, "not tried: the loss is within noise already")
-        elif asked != never:
+        elif setting != off:
             step()
 
     def _equalize(self) -> None:
@@ -44,11 +47,11 @@ class Refinement:
         read = dict.fromkeys(e.tensor for p in network.placements for e in p.activations)
         pairs, refused = find_pairs(network.graph)
         if not pairs:
-            self._refused("equalize", f"no two convolutions qualify: {_told(refused)}")
+            self._refused("equalize", f"no two convolutions qualify: {_reasons(refused)}")
             return
-        found = equalize(network.graph, self._peaks(read))
-        remark = f"{len(found.factors)} of {len(pairs)} pairs of convolutions"
-        scaled = network.with_constants(found.overrides)
+        equalization = equalize(network.graph, self._peaks(read))
+        remark = f"{len(equalization.factors)} of {len(pairs)} pairs of convolutions"
+        scaled = network.with_constants(equalization.overrides)
         tried = measure(scaled, self.best.choice)
         if self.best.choice.float_kinds and self.options.depthwise == "auto":
             whole = measure(scaled, replace(self.best.choice, float_kinds=()))
@@ -59,29 +62,27 @@ class Refinement:
 
     def _peaks(self, tensors: Iterable[str]) -> dict[str, F64]:
         requests = [MomentRequest(tensor, "peak") for tensor in tensors]
-        answers = self.network.bench.moments(requests)
-        return {request.tensor: answers[request.key] for request in requests}
+        peaks = self.network.bench.moments(requests)
+        return {request.tensor: peaks[request.key] for request in requests}
 
     def _round(self) -> None:
-        found = round_weights(self.network.graph, self.best.plan, self.network.bench)
-        ratios = sorted(after / before for before, after in found.errors.values() if before > 0)
-        if not found.weights:
-            self._refused("rounding", _told(found.skipped) or "nothing rounds better than nearest")
+        rounded = round_weights(self.network.graph, self.best.plan, self.network.bench)
+        ratios = sorted(after / before for before, after in rounded.errors.values() if before > 0)
+        if not rounded.weights:
+            self._refused("rounding", _reasons(rounded.skipped) or "nothing rounds better than nearest")
             return
-        remark = (
-            f"{len(found.weights)} weights; output error x {ratios[len(ratios) // 2]:.2f} in the median layer"
-        )
+        remark = f"{len(rounded.weights)} weights; output error x {ratios[len(ratios) // 2]:.2f} in the median layer"
         self._overridden(
-            "rounding", found.weights, self.options.rounding == "gram", remark + _also(found.skipped)
+            "rounding", rounded.weights, self.options.rounding == "gram", remark + _skipped(rounded.skipped)
         )
 
     def _correct(self) -> None:
-        found = correct_biases(self.network.graph, self.best.plan, self.network.bench)
-        if not found.biases:
-            self._refused("bias_correction", _told(found.skipped) or "no weight is quantized")
+        correction = correct_biases(self.network.graph, self.best.plan, self.network.bench)
+        if not correction.biases:
+            self._refused("bias_correction", _reasons(correction.skipped) or "no weight is quantized")
             return
-        remark = f"{len(found.biases)} biases{_also(found.skipped)}"
-        self._overridden("bias_correction", found.biases, self.options.bias_correction == "on", remark)
+        remark = f"{len(correction.biases)} biases{_skipped(correction.skipped)}"
+        self._overridden("bias_correction", correction.biases, self.options.bias_correction == "on", remark)
 
     def _overridden(self, option: str, constants: Mapping[str, AnyArray], forced: bool, remark: str) -> None:
         plan = replace(self.best.plan, overrides={**self.best.plan.overrides, **constants})
@@ -98,11 +99,11 @@ class Refinement:
         self.rows.append(self.best.change(option, self.best, False, why))
 
 
-def _told(skipped: Mapping[str, str]) -> str:
-    """The reasons with how often each was given, the most frequent first."""
+def _reasons(skipped: Mapping[str, str]) -> str:
+    """Return the most frequent reasons with their counts."""
     counted = Counter(skipped.values()).most_common(3)
     return "; ".join(f"{count} x {why}" for why, count in counted)
 
 
-def _also(skipped: Mapping[str, str]) -> str:
-    return f"; skipped: {_told(skipped)}" if skipped else ""
+def _skipped(skipped: Mapping[str, str]) -> str:
+    return f"; skipped: {_reasons(skipped)}" if skipped else ""

@@ -1,4 +1,4 @@
-"""The strategy ``static``, top to bottom: ranges, constants, reasons."""
+"""Top level of ``static``: ranges, constants, reasons."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from avq import Workbench
 from avq.toolbox import Placement, place, wanted_statistics
 from avq.types import GraphView, NodePrecision, QuantizationPlan
 from avq_static.options import StaticOptions
-from avq_static.ranges import OWNER, Network, Ranges, Tried, tell
+from avq_static.ranges import OWNER, Network, Ranges, Tried, report_channel_ranges
 from avq_static.refine import Refinement
 
-#: From here on a plan's loss wants a cause: lost share plus confidence shift.
+#: Loss (lost share plus confidence shift) from which the report names a cause.
 _LOSS_TO_EXPLAIN = 0.02
 
 
@@ -29,25 +29,25 @@ class StaticQuantizer:
         refinement = Refinement(network, ranges.search(bench), options)
         best = refinement.run()
         if refinement.rows:
-            bench.note("static: what each option changed", refinement.rows)
+            bench.note("static: effect of each option", refinement.rows)
         why = _why(ranges, best)
         if why:
-            tell(bench, placements, why)
+            report_channel_ranges(bench, placements, why)
         return _explained(best, placements, why)
 
 
 def _why(ranges: Ranges, best: Tried) -> str:
-    """What depthwise convolutions cost, where they cost anything; empty otherwise."""
+    """Return the loss by depthwise convolutions as text; empty when there is none."""
     if best.choice.float_kinds:
         int8, left = ranges.int8, ranges.left
         if int8 is None or left is None:
             return ""
-        told = f"in INT8 {int8.loss_beside(left)}, left float {left.loss_beside(int8)}"
-        return f"{told} (calibrator {int8.choice.ranges})"
+        losses = f"in INT8 {int8.loss_compared_with(left)}, left float {left.loss_compared_with(int8)}"
+        return f"{losses} (calibrator {int8.choice.ranges})"
     has_depthwise = any(p.kind == "depthwise" for p in ranges.network.placements)
     forced = ranges.options.depthwise == "int8"
     if has_depthwise and forced and best.in_boxes > _LOSS_TO_EXPLAIN:
-        return f"in INT8, as asked for, {best.loss}; depthwise=auto would measure them in float"
+        return f"in INT8 by option depthwise=int8, {best.loss}; depthwise=auto would measure them in float"
     return ""
 
 

@@ -145,7 +145,7 @@ def test_useless_labels_are_refused_before_any_search(
     labels.write_text(json.dumps(table))
     done = run_avq("build", SMALL, "--data", CALIBRATION, "--labels", labels, "-o", tmp_path / "b.avq")
     assert done.returncode in (1, 2) and message in done.stderr, done.stderr
-    assert "static: what was tried" not in done.stdout
+    assert "static: plans tried" not in done.stdout
     assert not list(tmp_path.glob("*b.avq*"))
 
 

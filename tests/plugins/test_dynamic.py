@@ -67,9 +67,12 @@ def test_the_decoded_head_stays_float(built: tuple[Path, dict[str, Any]]) -> Non
 def test_float_and_static_stand_beside_it(built: tuple[Path, dict[str, Any]]) -> None:
     folder, answer = built
     page = (folder / "report.html").read_text()
-    assert "beside float and static" in page and "static, same operators" in page
-    said = " ".join(answer["reasons"])
-    assert "x the time of the fastest float engine" in said and "static scales on the same operators" in said
+    assert "compared with float and static" in page and "static, same operators" in page
+    reasons = " ".join(answer["reasons"])
+    assert (
+        "x the time of the fastest float engine" in reasons
+        and "static scales on the same operators" in reasons
+    )
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
@@ -90,31 +93,31 @@ def test_it_keeps_the_contract_of_strategies(detector: Path) -> None:
 
 
 def test_a_network_of_convolutions_stays_float_and_it_is_said() -> None:
-    said: list[str] = []
+    reasons: list[str] = []
 
-    def ask(graph: Any, bench: Any) -> Any:
-        bench.conclude = said.append
+    def plan_of(graph: Any, bench: Any) -> Any:
+        bench.conclude = reasons.append
         return DynamicQuantizer().plan(graph, bench, DynamicOptions(compare=False))
 
-    plan = on_workbench(ask, model=builtin_detector_path())
-    assert not plan.points and "no matrix product" in said[0]
+    plan = on_workbench(plan_of, model=builtin_detector_path())
+    assert not plan.points and "no matrix product" in reasons[0]
 
 
 def test_convolutions_join_when_asked() -> None:
-    def ask(graph: Any, bench: Any) -> Any:
+    def plan_of(graph: Any, bench: Any) -> Any:
         bench.serve = lambda plans: [None] * len(plans)  # their times do not matter here
         options = DynamicOptions(convolutions="int8", compare=False)
         return DynamicQuantizer().plan(graph, bench, options), bench.keep_float, graph
 
-    plan, keep_float, graph = on_workbench(ask)
+    plan, keep_float, graph = on_workbench(plan_of)
     chosen = {name for name, p in plan.precisions.items() if p.precision == "int8"}
     assert chosen and not chosen & set(keep_float)
     assert {graph.node(name).op for name in chosen} == {"Conv"}
 
 
 def test_signed_grids_only_is_no_place_for_it() -> None:
-    def ask(graph: Any, bench: Any) -> Any:
+    def plan_of(graph: Any, bench: Any) -> Any:
         return DynamicQuantizer().plan(graph, bench, DynamicOptions())
 
     with pytest.raises(RequestError, match="constant scales"):
-        on_workbench(ask, target="tensorrt")
+        on_workbench(plan_of, target="tensorrt")

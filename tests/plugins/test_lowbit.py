@@ -91,7 +91,7 @@ class Ruled:
         self.keep_float = {"boxes_conv": "head"} if keep_float is None else keep_float
         self.notes: dict[str, Sequence[Mapping[str, Any]]] = {}
         self.figures: list[Figure] = []
-        self.said: list[str] = []
+        self.reasons: list[str] = []
         self.net = small_net()
         self.floats = answers(self.net, [picture(0)])[0]
 
@@ -116,7 +116,7 @@ class Ruled:
         self.figures.append(figure)
 
     def conclude(self, reason: Any) -> None:
-        self.said.append(reason)
+        self.reasons.append(reason)
 
 
 QUICK = {"activations": "float", "correction": False, "points": 8}
@@ -139,7 +139,7 @@ def test_it_goes_as_far_as_the_limit_and_draws_the_way() -> None:
     assert [p.x for p in points] == sorted((p.x for p in points), reverse=True)
     assert sum(p.chosen for p in points) == 1 and figure.y_limit == 1.8
     rows = bench.notes["lowbit: every group"]
-    assert {r["bits"] for r in rows} == set(bits.values()) and "INT8 size" in bench.said[0]
+    assert {r["bits"] for r in rows} == set(bits.values()) and "INT8 size" in bench.reasons[0]
     assert all(str(bits[f"{r['group']}.w"]) in plan.precisions[r["group"]].reason for r in rows)
 
 
@@ -162,7 +162,7 @@ def test_a_wanted_size_is_reached_whatever_it_loses() -> None:
     assert chosen["weights MB"] <= 0.0014
     everything = LowbitOptions(**QUICK, target_mb=1e-6)
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, everything)
-    assert set(weight_bits(plan).values()) == {1} and "cannot be reached" in bench.said[-1]
+    assert set(weight_bits(plan).values()) == {1} and "cannot be reached" in bench.reasons[-1]
 
 
 def test_a_target_that_unpacks_nothing_gets_its_own_integers_and_the_reason() -> None:
@@ -196,23 +196,23 @@ def test_an_odd_number_of_weights_stays_in_8_bits_where_the_target_packs_pairs()
 
 
 def test_a_model_without_weights_to_reduce_stays_float() -> None:
-    bench: Any = Ruled(keep_float={n.name: "asked" for n in view_of(small_net()).nodes})
+    bench: Any = Ruled(keep_float={n.name: "requested" for n in view_of(small_net()).nodes})
     plan = LowbitQuantizer().plan(view_of(bench.net), bench, LowbitOptions())
-    assert not plan.points and "left the model float" in bench.said[0]
+    assert not plan.points and "left the model float" in bench.reasons[0]
 
 
 def test_sums_over_the_pictures_are_asked_for_once() -> None:
-    asked: list[str] = []
+    keys: list[str] = []
 
     class Bench:
         def moments(self, requests: Any) -> Any:
-            asked.extend(r.key for r in requests)
+            keys.extend(r.key for r in requests)
             return {r.key: np.ones(2) for r in requests}
 
     known = KnownMoments(Bench())
     requests = [MomentRequest("a"), MomentRequest("a", "gram", "conv")]
     assert known.moments(requests).keys() == known.moments([*requests, MomentRequest("b")]).keys() - {"b"}
-    assert asked == ["a", requests[1].key, "b"]
+    assert keys == ["a", requests[1].key, "b"]
 
 
 @pytest.mark.parametrize("given", [{"target_mb": "0"}, {"bits": "4"}, {"activations": "int4"}])

@@ -39,11 +39,11 @@ def test_little_is_lost_whatever_was_chosen(built: tuple[Path, dict[str, Any]]) 
 
 def test_the_verdict_says_what_was_chosen_and_why(built: tuple[Path, dict[str, Any]]) -> None:
     _, answer = built
-    said = " ".join(answer["reasons"])
+    reasons = " ".join(answer["reasons"])
     if answer["int8_mac_share"] == 0:
-        assert answer["accepted"] and "INT8 did not win" in said
+        assert answer["accepted"] and "INT8 did not win" in reasons
     else:
-        assert "measured plans" in said
+        assert "measured plans" in reasons
 
 
 def test_the_report_shows_the_front_and_every_group(built: tuple[Path, dict[str, Any]]) -> None:
@@ -84,9 +84,9 @@ def build(bundle: Path, data: Path, *flags: Any) -> tuple[int, dict[str, Any]]:
     return result.returncode, json.loads(result.stdout)
 
 
-def slower_than_float(said: str) -> bool:
+def slower_than_float(reasons: str) -> bool:
     """The gate times once more, and may find that another moment's winner is none."""
-    return "slower than float" in said.replace("not slower than float", "")
+    return "slower than float" in reasons.replace("not slower than float", "")
 
 
 def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path: Path, scenes: Path) -> None:
@@ -94,16 +94,16 @@ def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path: Path, scenes
     ray = ("--ray", "local") if importlib.util.find_spec("ray") else ()
     labels = ("--labels", scenes / "labels.json", "--max-drop", "20")
     code, answer = build(tmp_path / "b.avq", scenes, *labels, *ray)
-    said = " ".join(answer["reasons"])
-    assert code == 0 or slower_than_float(said)
-    assert "the fastest that loses at most 20 % of the mAP" in said
+    reasons = " ".join(answer["reasons"])
+    assert code == 0 or slower_than_float(reasons)
+    assert "the fastest that loses at most 20 % of the mAP" in reasons
     assert "mAP loss %" in (Path(answer["bundle"]) / "report.html").read_text()
 
 
 def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path: Path, scenes: Path) -> None:
     code, answer = build(tmp_path / "b.avq", scenes, "--budget-ms", "0.001")
-    said = " ".join(answer["reasons"])
-    assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in said and "over" in said
+    reasons = " ".join(answer["reasons"])
+    assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in reasons and "over" in reasons
 
 
 def test_wrong_options_are_refused_by_name(tmp_path: Path) -> None:

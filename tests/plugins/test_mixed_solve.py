@@ -113,9 +113,9 @@ def test_a_session_that_lies_badly_and_a_lucky_float_session_do_not_bend_the_fit
     maps = [rng.random(12) < 0.5 for _ in range(40)]
 
     def timings(*, bad: float, shift: float) -> list[Timing]:
-        told = [1.0 - 0.01 * m.sum() + (bad if i == 5 else 0.0) for i, m in enumerate(maps)]
+        measured = [1.0 - 0.01 * m.sum() + (bad if i == 5 else 0.0) for i, m in enumerate(maps)]
         calls = [i // 10 for i in range(len(maps))]
-        lucky = [ratio + (shift if call == 3 else 0.0) for ratio, call in zip(told, calls, strict=True)]
+        lucky = [ratio + (shift if call == 3 else 0.0) for ratio, call in zip(measured, calls, strict=True)]
         return [Timing(m, ratio, call) for m, ratio, call in zip(maps, lucky, calls, strict=True)]
 
     clean = fit(groups, [], None, timings(bad=0.0, shift=0.0))
@@ -155,7 +155,7 @@ def test_random_maps_reach_from_float_to_int8() -> None:
 
 
 def silu_net() -> GraphView:
-    """images -> conv a + SiLU -> conv b -> Add(a's output) -> pool -> conv c, with c's output beside pool's."""
+    """images -> conv a + SiLU -> conv b -> Add(a's output) -> pool -> conv c, with c's output and pool's."""
     shape = (1, 4, 8, 8)
     nodes = (
         NodeView("a", "Conv", ("images", "wa"), ("a0",), {}),
@@ -229,9 +229,10 @@ def test_float_is_the_answer_when_int8_is_slower_or_ruined() -> None:
 
 def test_with_labels_the_map_decides_and_not_the_boxes() -> None:
     def labelled(name: str, ratio: float, lost: float, drop: float) -> Point:
-        told = point(name, ratio, lost)
+        measured = point(name, ratio, lost)
         return replace(
-            told, served=replace(told.served, score=replace(told.served.score, map_drop_percent=drop))
+            measured,
+            served=replace(measured.served, score=replace(measured.served.score, map_drop_percent=drop)),
         )
 
     keeps_map, keeps_boxes = labelled("keeps mAP", 0.8, 0.02, 0.5), labelled("keeps boxes", 0.7, 0.0, 3.0)
@@ -251,14 +252,14 @@ def test_times_that_cannot_be_told_apart_beat_nobody() -> None:
 def test_a_model_with_nothing_to_quantize_stays_float_and_says_so() -> None:
     graph, bench = silu_net(), cast(Any, NothingRuns())
     plan = MixedQuantizer().plan(graph, bench, MixedOptions())
-    assert plan.points == () and bench.said == ["INT8 did not win: nothing here can run in integers"]
+    assert plan.points == () and bench.reasons == ["INT8 did not win: nothing here can run in integers"]
 
 
 def test_a_model_whose_int8_no_engine_runs_rightly_stays_float_and_says_so() -> None:
     graph, bench = silu_net(), cast(Any, NothingRuns())
     bench.keep_float = {"head": "the head"}
     plan = MixedQuantizer().plan(graph, bench, MixedOptions(calibrator="minmax"))
-    assert plan.points == () and "no engine here runs" in bench.said[0]
+    assert plan.points == () and "no engine" in bench.reasons[0]
     assert {p.precision for p in plan.precisions.values()} == {"fp32"}
 
 
@@ -268,8 +269,8 @@ class NothingRuns:
     symmetric_only = False
 
     def __init__(self) -> None:
-        self.keep_float = dict.fromkeys(("a", "b", "c", "head"), "asked for")
-        self.said: list[str] = []
+        self.keep_float = dict.fromkeys(("a", "b", "c", "head"), "requested")
+        self.reasons: list[str] = []
 
     def collect(self, requests: Any) -> Any:
         return self
@@ -281,4 +282,4 @@ class NothingRuns:
         return [None] * len(plans)
 
     def conclude(self, reason: Any) -> None:
-        self.said.append(reason)
+        self.reasons.append(reason)

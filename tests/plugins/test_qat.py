@@ -40,13 +40,13 @@ from tests.conftest import PRODUCTS_SATURATE
 
 @dataclass
 class Bench:
-    """The part of the workbench that an import asks for; errors are the real ones, on noise."""
+    """The part of the workbench that an import uses; errors are the real ones, on noise."""
 
     imported: Any
     symmetric_only: bool = False
     keep_float: dict[str, str] = field(default_factory=dict)
     notes: list[tuple[str, list[Any]]] = field(default_factory=list[Any])
-    said: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def foreign(self) -> Any:
@@ -56,7 +56,7 @@ class Bench:
         self.notes.append((title, list(rows)))
 
     def conclude(self, reason: str) -> None:
-        self.said.append(reason)
+        self.reasons.append(reason)
 
     def error(self, plan: QuantizationPlan, *, pictures_count: int | None = None) -> PlanScore:
         model = self.imported.model
@@ -82,7 +82,7 @@ def planned(model: onnx.ModelProto, *, symmetric_only: bool = False, **options: 
 def test_without_options_the_plan_is_what_the_file_says() -> None:
     plan, bench = planned(OnnxruntimeQdq(nets.residual()).write())
     assert plan.points == bench.foreign.points
-    assert (plan.owner, bench.said) == ("qat", [])
+    assert (plan.owner, bench.reasons) == ("qat", [])
     assert plan.precisions["c1"].precision == "int8"
 
 
@@ -126,7 +126,7 @@ def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended
     assert "resymmetrize=true" in refusal.value.fix
     plan, bench = planned(model, symmetric_only=True, resymmetrize=True)
     assert plan.symmetric
-    assert "before" in bench.said[0]
+    assert "before" in bench.reasons[0]
     assert any("cost of resymmetrize" in title for title, _ in bench.notes)
 
 
@@ -170,7 +170,7 @@ def test_depthwise_convolutions_can_be_left_float() -> None:
     edges = {point.edge.tensor for point in plan.points}
     assert "d1.w" not in edges
     assert "c1.w" in edges
-    assert bench.said
+    assert bench.reasons
 
 
 def test_operators_that_decode_can_be_left_float() -> None:
@@ -180,7 +180,7 @@ def test_operators_that_decode_can_be_left_float() -> None:
 
 def test_an_option_that_finds_nothing_says_so() -> None:
     _, bench = planned(PytorchQuantization(nets.plain()).write(), resymmetrize=True)
-    assert bench.said == ["resymmetrize=true changed nothing"]
+    assert bench.reasons == ["resymmetrize=true changed nothing"]
 
 
 @pytest.fixture

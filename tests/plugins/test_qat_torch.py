@@ -51,12 +51,12 @@ def test_what_was_trained_is_imported_to_the_bit_and_passes_the_gate(trained: Pa
         "build", trained, "--strategy", "qat", "--data", CALIBRATION, "-o", tmp_path / "qat.avq", "--json"
     )
     answer = json.loads(result.stdout)
-    said = " ".join(answer["reasons"])
-    assert "bit-equal to the source file" in said, said
-    lost = re.search(r"lost boxes ([\d.]+) %", said)
+    reasons = " ".join(answer["reasons"])
+    assert "bit-equal to the source file" in reasons, reasons
+    lost = re.search(r"lost boxes ([\d.]+) %", reasons)
     assert lost is not None and float(lost.group(1)) <= 1.0
     # A machine without integer instructions may be slower in INT8; nothing else may refuse it.
-    assert answer["accepted"] or "slower than float" in said, said
+    assert answer["accepted"] or "slower than float" in reasons, reasons
 
 
 def _kernels(path: Path) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ class Scored:
 
     def __init__(self, lost: Any) -> None:
         self._lost = lost
-        self.asked: list[QuantizationPlan] = []
+        self.plans: list[QuantizationPlan] = []
         self.notes: dict[str, Sequence[Mapping[str, Any]]] = {}
         self.conclusions: list[str] = []
 
@@ -47,7 +47,7 @@ class Scored:
         return self
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
-        self.asked.append(plan)
+        self.plans.append(plan)
         return PlanScore(Fidelity(10, 100, self._lost(plan), 0.0), {"y": 30.0})
 
     def note(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,8 +81,8 @@ def test_where_only_scores_suffer_the_reason_tells_the_scores() -> None:
             return PlanScore(Fidelity(10, 100, 0.0, shift), {"y": 30.0})
 
     plan = StaticQuantizer().plan(residual_block(), cast(Any, Shifted(lambda plan: 0.0)), StaticOptions())
-    said = "0.0 % of the boxes are lost and scores shift by"
-    assert f"in INT8 {said} -0.030, left float {said} -0.001" in plan.precisions["c"].reason
+    loss = "0.0 % of the boxes are lost and scores shift by"
+    assert f"in INT8 {loss} -0.030, left float {loss} -0.001" in plan.precisions["c"].reason
 
 
 def test_depthwise_runs_in_int8_where_that_costs_nothing() -> None:
@@ -95,7 +95,7 @@ def test_the_user_may_decide_without_measuring(option: str, int8: bool) -> None:
     bench: Any = Scored(lambda plan: 0.0)
     options = StaticOptions(depthwise=option, calibrator="minmax", **AS_PLACED)
     plan = StaticQuantizer().plan(residual_block(), bench, options)
-    assert depthwise_in_int8(plan) is int8 and len(bench.asked) == 1
+    assert depthwise_in_int8(plan) is int8 and len(bench.plans) == 1
 
 
 def test_auto_keeps_the_ranges_that_measured_best() -> None:
@@ -104,8 +104,8 @@ def test_auto_keeps_the_ranges_that_measured_best() -> None:
 
     bench: Any = Scored(lost)
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(depthwise="int8", **AS_PLACED))
-    scales = {float(p.by_edge[Edge("x", "a", 0)].scale) for p in bench.asked}
-    tried = bench.notes["static: what was tried"]
+    scales = {float(p.by_edge[Edge("x", "a", 0)].scale) for p in bench.plans}
+    tried = bench.notes["static: plans tried"]
     assert len({row["calibrator"] for row in tried}) == 8  # entropy, mse, min-max and five percentiles
     assert {row["calibrator"] for row in tried} >= {"entropy", "mse", "minmax", "percentile 99.9999"}
     assert [row["kept"] for row in tried].count(True) == 1
@@ -124,14 +124,14 @@ def test_auto_keeps_the_ranges_that_measured_best() -> None:
 def test_a_percentile_is_searched_unless_one_is_named(given: dict[str, Any], tried: Any) -> None:
     bench: Any = Scored(lambda plan: 0.0)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(**given, **AS_PLACED))
-    told = {row["calibrator"] for row in bench.notes["static: what was tried"]}
-    assert tried <= told and (len(tried) > 1 or tried == told)
+    calibrators = {row["calibrator"] for row in bench.notes["static: plans tried"]}
+    assert tried <= calibrators and (len(tried) > 1 or tried == calibrators)
 
 
 def test_what_helps_too_little_to_be_measured_is_not_kept_and_told() -> None:
     bench: Any = Scored(lambda plan: 0.01 - 0.001 * bool(plan.overrides))
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions())
-    rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
+    rows = {row["option"]: row for row in bench.notes["static: effect of each option"]}
     assert not plan.overrides and set(rows) == {"equalize", "rounding", "bias_correction"}
     assert not any(row["kept"] for row in rows.values())
     assert rows["rounding"]["lost boxes %"] == "1.0 -> 0.9"
@@ -141,7 +141,7 @@ def test_what_helps_too_little_to_be_measured_is_not_kept_and_told() -> None:
 def test_what_measurably_helps_is_kept() -> None:
     bench: Any = Scored(lambda plan: 0.02 - 0.01 * bool(plan.overrides))
     plan = StaticQuantizer().plan(residual_block(), bench, StaticOptions(equalize="off"))
-    rows = {row["option"]: row for row in bench.notes["static: what each option changed"]}
+    rows = {row["option"]: row for row in bench.notes["static: effect of each option"]}
     assert rows["rounding"]["kept"] and set(plan.overrides) == {"wa", "wb", "wc"}
 
 
@@ -149,7 +149,7 @@ def test_options_that_are_on_are_kept_though_measured_to_harm() -> None:
     bench: Any = Scored(lambda plan: 0.1 * bool(plan.overrides))
     options = StaticOptions(rounding="gram", equalize="off", bias_correction="off")
     plan = StaticQuantizer().plan(residual_block(), bench, options)
-    (row,) = bench.notes["static: what each option changed"]
+    (row,) = bench.notes["static: effect of each option"]
     assert plan.overrides and row["kept"] and row["lost boxes %"] == "0.0 -> 10.0"
 
 
@@ -171,8 +171,8 @@ def test_depthwise_convolutions_are_not_blamed_for_nothing() -> None:
 def test_nothing_is_tried_where_nothing_is_lost() -> None:
     bench: Any = Scored(lambda plan: 0.0)
     StaticQuantizer().plan(residual_block(), bench, StaticOptions(calibrator="mse", depthwise="int8"))
-    rows = bench.notes["static: what each option changed"]
-    assert len(bench.asked) == 1 and all("not tried" in row["remark"] for row in rows)
+    rows = bench.notes["static: effect of each option"]
+    assert len(bench.plans) == 1 and all("not tried" in row["remark"] for row in rows)
 
 
 def test_few_bits_are_of_weights_only() -> None:
