@@ -98,7 +98,7 @@ def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("harm", "flags", "code", "message"),
     [
-        (lambda p: resealed(p, {GOLDEN: wrong_golden(p)}), (), 1, "golden frames (limit"),
+        (lambda p: resealed(p, {GOLDEN: wrong_golden(p)}), (), 1, "dB (limit"),
         (lambda p: None, ("--budget-ms", "0.0001"), 1, "budget 0.0001 ms: over"),
         (lambda p: resealed(p, accepted=False, reasons=("lost boxes 9 %",)), (), 1, "lost boxes 9 %"),
         (lambda p: None, ("--target", "tensorflow"), 2, "did you mean 'tensorrt'"),
