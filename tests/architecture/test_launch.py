@@ -75,7 +75,7 @@ def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
         (["--quick"], "-m not slow"),
         (["--quick", "-x"], "-m not slow -x"),
     ):
-        command = [checkout / "launch" / "test", *arguments]
+        command: list[str | Path] = [checkout / "launch" / "test", *arguments]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"python -m pytest -n 2 --dist loadfile {passed_on}\n"

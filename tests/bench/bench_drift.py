@@ -14,7 +14,6 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -130,7 +129,7 @@ def _seeds(number: int, options: argparse.Namespace) -> range:
 
 
 def _row(name: str, bundle: Path, folder: Path, host: PluginHost) -> dict[str, object]:
-    answer: dict[str, Any] = drift(subject=bundle, data=folder, host=host, report=Silent())
+    answer = drift(subject=bundle, data=folder, host=host, report=Silent())
     pictures = open_set(folder)
     truth = load_labels(folder / "labels.json", class_map={}, class_names=CLASS_NAMES)
     detector = open_subject(bundle, pictures, ModelFlags(), host, Silent())

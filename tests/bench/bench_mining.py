@@ -51,7 +51,7 @@ def underexposed(folder: Path, scenes: int, exposure: float) -> Path:
     rows = list(csv.DictReader((folder / "index.csv").open(newline="")))
     for row in rows:
         path = folder / row["file"]
-        cv2.imwrite(str(path), np.asarray(cv2.imread(str(path)) * exposure, np.uint8))
+        cv2.imwrite(str(path), np.asarray(np.asarray(cv2.imread(str(path))) * exposure, np.uint8))
         row["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     with (folder / "index.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -197,7 +197,7 @@ def predictions(name: str, given: argparse.Namespace) -> dict[str, object]:
         output=Path("unused"),
         data=given.material / "calibration" / "coco100",
         strategy="mixed",
-        options={"calibrator": "mse", "pictures": 1, "probes": 8} if given.quick else {},
+        options={"calibrator": "mse", "pictures": "1", "probes": "8"} if given.quick else {},
     )
     strategy = Predictions(given.maps, given.sessions, given.clock)
     context = open_context(recipe, host, report)

@@ -17,7 +17,7 @@ from typing import Any
 from avq.builder import build
 from avq.cli.terminal import Terminal
 from avq.commands.bench import bench
-from avq.commands.evaluate import evaluate
+from avq.commands.evaluate import EvalJson, evaluate
 from avq.plugins import PluginHost
 from avq.types import Recipe
 
@@ -66,7 +66,7 @@ def measure(
     return rows
 
 
-def _eval(subject: Path, model: Path, material: Path, host: PluginHost, report: Terminal) -> dict[str, Any]:
+def _eval(subject: Path, model: Path, material: Path, host: PluginHost, report: Terminal) -> EvalJson:
     street = material / "street"
     return evaluate(
         subject=subject,
@@ -80,9 +80,7 @@ def _eval(subject: Path, model: Path, material: Path, host: PluginHost, report: 
     )
 
 
-def _row(
-    name: str, what: str, answer: dict[str, Any], p50_ms: str, ratio: str, gate: str
-) -> dict[str, object]:
+def _row(name: str, what: str, answer: EvalJson, p50_ms: str, ratio: str, gate: str) -> dict[str, object]:
     reference = answer["reference"]
     return {
         "model": name,

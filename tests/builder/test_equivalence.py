@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -112,7 +112,7 @@ def others(opset: int) -> Iterator[Case]:
 def function_model(op: str, default: onnx.AttributeProto, nested: bool = False) -> onnx.ModelProto:
     """A call of a local function that leaves the attribute to the function's default."""
     inner = helper.make_node(
-        op, ["a"], ["b"], **({"kernel_shape": [3, 3], "pads": [1] * 4} if op == "MaxPool" else {})
+        op, ["a"], ["b"], **cast(Any, {"kernel_shape": [3, 3], "pads": [1] * 4} if op == "MaxPool" else {})
     )
     reference = inner.attribute.add()
     reference.name = reference.ref_attr_name = default.name

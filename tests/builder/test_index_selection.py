@@ -138,7 +138,7 @@ def test_another_engine_whose_rounding_turns_rows_round_is_right(undecoded: Open
         said = np.array(session.infer(arrays["input_1"])[name])
     finally:
         session.close()
-    assert answer.passed and answer.worst_sqnr_db > 35.0, answer.reason
+    assert answer.passed and (answer.worst_sqnr_db or 0.0) > 35.0, answer.reason
     if session.precision == "bf16":  # as it is where the processor has it
         assert np.square(said - arrays[f"output_1:{name}"]).mean() > 0.01 * np.square(said).mean(), (
             "row by row"

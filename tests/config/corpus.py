@@ -304,9 +304,9 @@ def corpus() -> list[Wrong]:
     return [
         *typos(),
         *units_and_types(),
-        *(Wrong(line, becomes, words) for line, becomes, *words in RUNS),
+        *(Wrong(line, becomes, tuple(words)) for line, becomes, *words in RUNS),
         *(Wrong(_ZONE, f"zone = {value}", ("zone", word)) for value, word in ZONES),
-        *(Wrong(line, becomes, words, RECIPE) for line, becomes, *words in RECIPES),
+        *(Wrong(line, becomes, tuple(words), RECIPE) for line, becomes, *words in RECIPES),
     ]
 
 

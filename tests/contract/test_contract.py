@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -38,6 +38,7 @@ class OneLayer:
 
     def plan(self, graph: Any, bench: Any, options: Any) -> QuantizationPlan:
         first = place(graph, bench.keep_float)[0]
+        assert first.weight is not None
         edge = first.activations[0]
         symmetric = bench.symmetric_only if self.symmetric is None else self.symmetric
         seen = bench.collect([StatRequest(edge.tensor)]).range(edge.tensor, "minmax", symmetric=symmetric)
@@ -54,7 +55,7 @@ class Crooked(OneLayer):
 
 class Stumbling(OneLayer):
     def plan(self, graph: Any, bench: Any, options: Any) -> Any:
-        return {}["no such calibrator"]
+        return cast(dict[str, Any], {})["no such calibrator"]
 
 
 class Unwritable(OneLayer):

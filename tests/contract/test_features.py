@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ class Compiling:
 
     def open_engine(self, engine: Any, precision: Any) -> Any:
         return self._engine.open(
-            engine, SimpleNamespace(precision="f32", threads=1, optimise=True, integers=True)
+            engine, cast(Any, SimpleNamespace(precision="f32", threads=1, optimise=True, integers=True))
         )
 
 
@@ -127,15 +127,17 @@ class Loose:
 
 
 def test_engines() -> None:
-    assert check_engine_features(Compiling()) == ("CompilingEngine",)
-    assert check_engine_features(Profiling(20_000)) == ("ProfilingEngine",)
+    assert check_engine_features(cast(Any, Compiling())) == ("CompilingEngine",)
+    assert check_engine_features(cast(Any, Profiling(20_000))) == ("ProfilingEngine",)
     in_milliseconds = Compiling()
     in_milliseconds.scale = 1000.0
-    refused("CompilingEngine", lambda: check_engine_features(in_milliseconds))
-    refused("CompilingEngine", lambda: check_engine_features(Partial()))
-    refused("ProfilingEngine", lambda: check_engine_features(Profiling(0.02)))  # milliseconds
-    refused("ProfilingEngine", lambda: check_engine_features(Profiling(20_000_000_000)))  # picoseconds
-    refused("PlannedSession", lambda: check_engine_features(PlannedWrongly()))
+    refused("CompilingEngine", lambda: check_engine_features(cast(Any, in_milliseconds)))
+    refused("CompilingEngine", lambda: check_engine_features(cast(Any, Partial())))
+    refused("ProfilingEngine", lambda: check_engine_features(cast(Any, Profiling(0.02))))  # milliseconds
+    refused(
+        "ProfilingEngine", lambda: check_engine_features(cast(Any, Profiling(20_000_000_000)))
+    )  # picoseconds
+    refused("PlannedSession", lambda: check_engine_features(cast(Any, PlannedWrongly())))
 
 
 class Recorded:
@@ -174,20 +176,27 @@ def _raises(error: Exception) -> Any:
 
 
 def test_sources() -> None:
-    assert check_source(Kind(Recorded(), live=True), "recorded://") == ("LiveSourceType", "FileSource")
+    assert check_source(cast(Any, Kind(Recorded(), live=True)), "recorded://") == (
+        "LiveSourceType",
+        "FileSource",
+    )
     in_milliseconds, uncounted = Recorded(), Recorded()
     in_milliseconds.unit = 1e3
     uncounted.lost = 3
-    refused("FileSource", lambda: check_source(Kind(in_milliseconds), "recorded://"))
-    refused("FileSource", lambda: check_source(Kind(uncounted), "recorded://"))
-    refused("LiveSourceType", lambda: check_source(Kind(Recorded(), live="yes"), "recorded://"))
-    refused("UriChecker", lambda: check_source(Kind(Recorded(), check=lambda uri: False), "recorded://"))
+    refused("FileSource", lambda: check_source(cast(Any, Kind(in_milliseconds)), "recorded://"))
+    refused("FileSource", lambda: check_source(cast(Any, Kind(uncounted)), "recorded://"))
+    refused("LiveSourceType", lambda: check_source(cast(Any, Kind(Recorded(), live="yes")), "recorded://"))
     refused(
-        "UriChecker", lambda: check_source(Kind(Recorded(), check=_raises(ValueError("x"))), "recorded://")
+        "UriChecker",
+        lambda: check_source(cast(Any, Kind(Recorded(), check=lambda uri: False)), "recorded://"),
+    )
+    refused(
+        "UriChecker",
+        lambda: check_source(cast(Any, Kind(Recorded(), check=_raises(ValueError("x")))), "recorded://"),
     )
     seconds = Recorded()
     seconds.read = lambda: (np.zeros((8, 8, 3), np.uint8), time.monotonic())  # type: ignore[assignment,return-value]
-    refused("FrameSource", lambda: check_source(Kind(seconds), "recorded://"))
+    refused("FrameSource", lambda: check_source(cast(Any, Kind(seconds)), "recorded://"))
 
 
 class Writing:

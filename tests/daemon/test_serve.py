@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import msgspec
@@ -342,7 +343,7 @@ def test_an_engine_that_breaks_ends_the_run_cleanly(tmp_path: Path) -> None:
                 raise MachineError("the device is gone")
             return null_parts().session.infer(tensor)  # type: ignore[arg-type,return-value]
 
-    parts = replace(null_parts(), session=Broken())
+    parts = replace(null_parts(), session=cast(Any, Broken()))
     folder = picture_folder(tmp_path / "p", 20)
     with pytest.raises(MachineError, match="the device is gone"):
         serve_bundle(parts, sources={"a": str(folder)}, sinks=[], budget=BUDGET)

@@ -124,7 +124,7 @@ def events_of(aside: SideTaskWorker, count: int) -> list[dict[str, Any]]:
     pause = threading.Event()
     for _ in range(6000):
         while (event := aside.events.next()) is not None:
-            found.append(event)
+            found.append({**event})
         if len(found) >= count:
             return found
         pause.wait(0.01)
@@ -197,9 +197,9 @@ def watched(levels_mb: Callable[[int], float], hours: float, pid: int = 7) -> li
         return int(levels_mb(samples[0]) * MB) if asked == pid else 50 * MB
 
     watch = MemoryWatch(lambda: {"front": pid}, lambda: now_s[0], resident)
-    found = []
+    found: list[dict[str, Any]] = []
     while now_s[0] < hours * 3600:
-        found += watch.sample()
+        found += [{**event} for event in watch.sample()]
         now_s[0] += SAMPLE_S / 2
     return found
 

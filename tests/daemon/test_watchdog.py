@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.request import urlopen
 
 import pytest
@@ -262,7 +262,7 @@ def break_sink(service: Service) -> None:
 
 def block_aside(service: Service) -> None:
     service.options = replace(
-        service.options, side_tasks=(SideTaskWorker("shadow", 1, Worker(service.gate)),)
+        service.options, side_tasks=(SideTaskWorker("shadow", 1, cast(Any, Worker(service.gate))),)
     )
 
 

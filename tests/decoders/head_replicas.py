@@ -252,7 +252,8 @@ def yolov8_raw(seed: int, classes: int, *, joined: bool) -> Any:
 def retinanet(seed: int, classes: int, *, joined: bool) -> Any:
     net = Net(seed)
     levels = net.levels()
-    scores, boxes = [], []
+    scores: list[Any] = []
+    boxes: list[Any] = []
     for x, h, w, _ in levels:
         for out, size in ((scores, classes), (boxes, 4)):
             y = net.conv(x, 8, 9 * size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from tests.decoders.head_replicas import (
 
 THRESHOLD = 0.3
 
-REPLICAS = {
+REPLICAS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "yolox raw": ("yolox", lambda seed: yolox(seed, 3)),
     "yolox decoded": ("yolox", lambda seed: yolox(seed, 3, decoded=True)),
     "yolov5 decoded": ("yolov5", lambda seed: yolov5(seed, 3)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import numpy as np
@@ -34,7 +34,7 @@ def given(scale: float = 1.0, shift: float = 0.0, size: Any = (100, 80)) -> Mode
 
 
 def decode(rows: Any, model_input: Any = None, **settings: Any) -> Any:
-    decoder = DetectionDecoder(DecoderSpec("rows", num_classes=3, **settings), [Rows()])
+    decoder = DetectionDecoder(DecoderSpec("rows", num_classes=3, **settings), [cast(Any, Rows())])
     return decoder.decode({"rows": np.array(rows, np.float32).reshape(-1, 6)}, model_input or given())
 
 
@@ -66,7 +66,7 @@ def test_only_max_detections_and_scores_above_the_threshold_come_out() -> None:
 
 
 def test_frame_identity_and_threshold_override_travel_through() -> None:
-    decoder = DetectionDecoder(DecoderSpec("rows"), [Rows()])
+    decoder = DetectionDecoder(DecoderSpec("rows"), [cast(Any, Rows())])
     raw = {"rows": np.array([[0, 0, 5, 5, 0.2, 1]], np.float32)}
     assert len(decoder.decode(raw, given())) == 0
     found = decoder.decode(raw, given(), camera="front", seq=7, t_capture_ns=11, score_threshold=0.1)
@@ -102,7 +102,7 @@ def test_each_number_that_is_not_finite_is_seen_and_no_large_one_is_mistaken_for
     turned: bool,
     locked: bool,
 ) -> None:
-    values = np.full(shape, np.finfo(kind).max if largest else 0.5, kind)
+    values: np.ndarray = np.full(shape, np.finfo(kind).max if largest else 0.5, kind)
     for share, value in bad if values.size else []:
         values.reshape(-1)[int(share * values.size)] = value
     count = int(values.size - np.isfinite(values).sum())
@@ -147,9 +147,9 @@ def test_unknown_heads_and_names_say_what_is_known() -> None:
     assert "1x2x8x16" in error.value.seen
     assert "yolov8" in error.value.seen
     assert "--decoder none" in error.value.fix
-    with pytest.raises(RequestError, match="yolov9") as error:
+    with pytest.raises(RequestError, match="yolov9") as unknown:
         named("yolov9", graph)
-    assert "did you mean" in error.value.fix
+    assert "did you mean" in unknown.value.fix
     with pytest.raises(ModelError, match="do not match a yolox head") as error:
         named("yolox", yolov8(6, 3)[0].view)
     assert "yolov8" in error.value.fix
@@ -166,6 +166,6 @@ def test_two_fitting_families_are_told_and_the_more_specific_taken() -> None:
 
     from avq.decoders import builtin_decoders
 
-    spec = recognise(graph, (*builtin_decoders(), Anything()))
+    spec = recognise(graph, (*builtin_decoders(), cast(Any, Anything())))
     assert spec.family == "yolov8"
     assert any("anything" in note for note in spec.params["notes"])

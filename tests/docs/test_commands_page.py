@@ -100,7 +100,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
         for name, flags in commands_in(snippet):
             known = [command for command in COMMANDS if f"{command} ".startswith(f"{name} ")]
             assert known, f"no command '{name}': {snippet}"
-            missing = flags - ALL_TAKE - set.union(*(FLAGS[command] for command in known))
+            missing = flags - ALL_TAKE - set().union(*(FLAGS[command] for command in known))
             assert not missing, f"'{name}' has no {missing}: {snippet}"
 
 

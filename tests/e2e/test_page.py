@@ -109,14 +109,14 @@ def looking(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     page.set_default_timeout(180_000)
     foreign: list[str] = []
     complaints: list[str] = []
-    page.on("request", lambda request: request.url.startswith(address) or foreign.append(request.url))
+    page.on("request", lambda r: None if r.url.startswith(address) else foreign.append(r.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
         lambda message: (
-            message.type != "error"
-            or "Failed to load resource" in message.text
-            or complaints.append(message.text)
+            None
+            if message.type != "error" or "Failed to load resource" in message.text
+            else complaints.append(message.text)
         ),
     )
     page.goto(address)

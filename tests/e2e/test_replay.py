@@ -39,7 +39,7 @@ def worse(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathF
     good = open_bundle(folder_of(built), allow_unaccepted=True)
     spec = good.manifest.preprocess
     assert spec is not None
-    order = "RGB" if spec.channel_order == "BGR" else "BGR"
+    order: Any = "RGB" if spec.channel_order == "BGR" else "BGR"
     changed = msgspec.structs.replace(good.manifest, preprocess=replace(spec, channel_order=order))
     folder = tmp_path_factory.mktemp("worse") / "worse.avq"
     write_bundle(

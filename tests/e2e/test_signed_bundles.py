@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,23 @@ def harms(folder: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Everything an attacker with write access to the folder may try, by name."""
     names = sorted(path.name for path in folder.iterdir())
     for name in names:
-        size = (folder / name).stat().st_size
-        for place in (0, size // 2, size - 1):
-            yield f"flip {name} at {place}", lambda at, n=name, p=place: _flip(at / n, p)
-        yield f"truncate {name}", lambda at, n=name: os.truncate(at / n, (at / n).stat().st_size // 2)
-        yield f"empty {name}", lambda at, n=name: os.truncate(at / n, 0)
-        yield f"lengthen {name}", lambda at, n=name: _append(at / n)
-        yield f"remove {name}", lambda at, n=name: (at / n).unlink()
-        yield f"link {name}", lambda at, n=name: _link(at / n)
         other = next(o for o in names if o not in (name, MANIFEST, SIGNATURE))
-        yield f"swap {name} with {other}", lambda at, n=name, o=other: _swap(at / n, at / o)
+        yield from _harms_of(name, other, (folder / name).stat().st_size)
+
+
+def _harms_of(name: str, other: str, size: int) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    for place in (0, size // 2, size - 1):
+        yield f"flip {name} at {place}", partial(_flip_in, name, place)
+    yield f"truncate {name}", lambda at: os.truncate(at / name, (at / name).stat().st_size // 2)
+    yield f"empty {name}", lambda at: os.truncate(at / name, 0)
+    yield f"lengthen {name}", lambda at: _append(at / name)
+    yield f"remove {name}", lambda at: (at / name).unlink()
+    yield f"link {name}", lambda at: _link(at / name)
+    yield f"swap {name} with {other}", lambda at: _swap(at / name, at / other)
+
+
+def _flip_in(name: str, place: int, folder: Path) -> None:
+    _flip(folder / name, place)
 
 
 def _flip(path: Path, place: int) -> None:
@@ -139,7 +147,7 @@ def test_every_touched_part_is_refused_and_no_engine_sees_it(
 
 
 def test_downgrades_are_refused(signed: Path, keys: Path, tmp_path: Path) -> None:
-    def refused(change: Callable[[Path], None], words: str, **more: str) -> None:
+    def refused(change: Callable[[Path], object], words: str, **more: str) -> None:
         copy = tmp_path / words.replace(" ", "-") / "b.avq"
         shutil.copytree(signed, copy)
         change(copy)

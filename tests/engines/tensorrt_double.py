@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ class HostCuda:
     def __init__(self, *, graphs: bool = True) -> None:
         self._graphs = graphs
         self._blocks: list[Any] = []
-        self._recorded: list[Callable[[], None]] | None = None
+        self._recorded: list[Callable[[], object]] | None = None
         self.launches = 0
         self.closed = False
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], object]) -> None:
         """Run now, or record when a graph is being captured."""
         if self._recorded is None:
             work()
@@ -53,10 +54,10 @@ class HostCuda:
         return np.empty(tuple(shape), dtype)
 
     def to_device(self, address: int, array: Any) -> None:
-        self.submit(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes) and None)
+        self.submit(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))
 
     def to_host(self, array: Any, address: int) -> None:
-        self.submit(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes) and None)
+        self.submit(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))
 
     def mark(self) -> Any:
         return len(self._blocks)
@@ -142,7 +143,7 @@ class Double:
         """The last value that attribute was given; None when it never was."""
         return next((value for key, value in reversed(self.said) if key == name), None)
 
-    def flags(self) -> set[str]:
+    def flags(self) -> AbstractSet[str]:
         return {value for key, value in self.said if key == "set_flag"}
 
     def nptype(self, dtype: str) -> Any:
@@ -277,7 +278,7 @@ class Double:
         context = Thing(
             self,
             "IExecutionContext",
-            set_tensor_address=lambda name, address: bound.__setitem__(name, address) or True,
+            set_tensor_address=lambda name, address: bool(bound.update({name: address})) or True,
             execute_async_v3=execute,
             profiler=None,
         )

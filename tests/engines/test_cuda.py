@@ -204,7 +204,7 @@ class PyCudaDriver:
         block = np.zeros(size, np.uint8)
 
         class Address(int):
-            kept = block
+            kept: np.ndarray | None = block
 
             def free(self) -> None:
                 Address.kept = None

@@ -287,7 +287,9 @@ def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
 
 
 def test_the_contract_catches_an_engine_that_lies() -> None:
-    class Forgetful(type(ENGINES[0])):
+    base: Any = type(ENGINES[0])
+
+    class Forgetful(base):
         def status(self) -> EngineStatus:
             return EngineStatus("another name", True, "1", True, True, "")
 

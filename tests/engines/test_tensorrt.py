@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,7 +110,7 @@ def built_without_cache(release: str) -> Double:
 
 
 @pytest.mark.parametrize("method", ["entropy", "minmax"])
-def test_release_10_calibrates_with_avqs_own_network_inputs(method: str) -> None:
+def test_release_10_calibrates_with_avqs_own_network_inputs(method: Any) -> None:
     kept: list[Any] = []
     double = Double("10.16")
     asked = Calibration(method, PICTURES, keep=kept.append)
@@ -265,7 +266,7 @@ def test_a_machine_without_it_says_how_to_get_it() -> None:
 def test_a_library_that_is_there_reports_its_roads(monkeypatch: pytest.MonkeyPatch) -> None:
     for release, road in (("10.16", "calibrators"), ("11.4", "INT8 by Q/DQ;")):
         monkeypatch.setattr(tensorrt, "_load", lambda release=release: Double(release))
-        monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: SimpleNamespace())
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
         status = TensorRtEngine().status()
         assert status.available and road in status.why and status.version == f"{release}.0"
 

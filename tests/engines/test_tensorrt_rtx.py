@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,11 @@ def test_int8_with_an_fp16_side_is_what_the_parser_takes() -> None:
 @HERE
 @NO_GPU
 def test_running_is_refused_where_there_is_no_card(tmp_path: Path) -> None:
-    for open_it in (
+    ways: tuple[Callable[[], Any], ...] = (
         lambda: ENGINE.open(sample_model(), SessionOptions()),
         lambda: ENGINE.open_engine(b"engine", "f16"),
-    ):
+    )
+    for open_it in ways:
         with pytest.raises(MachineError, match="can build here but not run") as refused:
             open_it()
         assert "driver" in refused.value.seen or "GPU" in refused.value.seen

@@ -150,7 +150,7 @@ def _open_timeout_ms(name: str) -> int:
 def _listen(inbox: SharedInbox, receiver: Receiver, lives: dict[str, Life]) -> None:
     arrival = inbox.next(0.05)
     while (event := receiver.events.next()) is not None:
-        lives[event.get("camera", "")].events.append(event)
+        lives[str(event.get("camera", ""))].events.append({**event})
     if arrival is not None:
         life = lives[arrival.frame.camera]
         life.frames_ns.append(arrival.frame.t_capture_ns)

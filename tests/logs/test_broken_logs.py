@@ -63,7 +63,7 @@ def run_all(path: Path, folder: Path) -> dict | None:  # type: ignore[type-arg]
         except AvqError as error:
             assert error.what and error.fix
     try:
-        return cut(path, folder / "out.mcap", Part(), host=PluginHost(), report=Silent())
+        return {**cut(path, folder / "out.mcap", Part(), host=PluginHost(), report=Silent())}
     except AvqError as error:
         assert error.what and error.fix and not (folder / "out.mcap").exists()
         return None

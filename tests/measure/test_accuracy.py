@@ -176,7 +176,7 @@ def test_yolox_nano_on_street_pictures(material: Path) -> None:
 
 
 def yolox(session: Any, path: Path) -> Detections:
-    picture = cv2.imread(str(path))
+    picture = np.asarray(cv2.imread(str(path)))
     ratio = 416 / max(picture.shape[:2])
     canvas = np.full((416, 416, 3), 114, np.uint8)
     small = cv2.resize(picture, (int(picture.shape[1] * ratio), int(picture.shape[0] * ratio)))

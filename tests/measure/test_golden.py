@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -41,7 +41,9 @@ def opened(
 ) -> OpenBundle:
     packed = io.BytesIO()
     picture = RNG.integers(0, 255, (1, 3, 64, 96), np.uint8)
-    np.savez(packed, input_0=picture, **{f"output_0:{name}": value for name, value in outputs.items()})
+    np.savez(
+        packed, input_0=picture, **cast(Any, {f"output_0:{name}": value for name, value in outputs.items()})
+    )
     engine = EngineUse(name="onnxruntime", version="1.20", precision=precision, encoding="u8")
     parts = {"model.onnx": b"model", "golden.npz": packed.getvalue()}
     folder = tmp_path / "b.avq"

@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -208,7 +208,7 @@ def _plugin(**hooks: Any) -> SimpleNamespace:
 
 def test_the_quantizer_contract_passes_an_honest_strategy() -> None:
     net = small_net()
-    plan = check_quantizer(MinMax(), view_of(net), Bench(net), {"bits": "8"})
+    plan = check_quantizer(MinMax(), view_of(net), cast(Any, Bench(net)), {"bits": "8"})
     assert {p.edge.node for p in plan.points if p.edge.node} == {"stem", "depth", "point"}
 
 
@@ -242,7 +242,7 @@ def test_the_quantizer_contract_catches(rule: str, change: Any) -> None:
 
     net = small_net()
     with pytest.raises(PluginError, match=rule):
-        check_quantizer(Wrong(), view_of(net), Bench(net))
+        check_quantizer(Wrong(), view_of(net), cast(Any, Bench(net)))
 
 
 def test_a_clash_names_both_owners() -> None:
@@ -369,7 +369,7 @@ def _wrapping(hook: str, wrapper: Callable[..., Any]) -> SimpleNamespace:
 
 
 def test_a_wrapper_runs_around_every_implementation_of_its_hook() -> None:
-    def renamed() -> Iterator[Any]:
+    def renamed() -> Generator[None, Any, Any]:
         answers = yield
         return [[MinMax(f"{strategy.name}-wrapped") for strategy in answer] for answer in answers]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -73,6 +73,7 @@ def test_the_search_finds_how_far_the_limit_reaches() -> None:
     search.sketch(6)
     search.narrow(8)
     best = search.accurate()[0]
+    assert best.score.fidelity is not None
     assert best.score.fidelity.lost <= 0.009 and best.index == max(
         i for i in range(101) if (i / 100) ** 4 <= 0.009
     )
@@ -209,7 +210,7 @@ def test_sums_over_the_pictures_are_asked_for_once() -> None:
             keys.extend(r.key for r in requests)
             return {r.key: np.ones(2) for r in requests}
 
-    known = KnownMoments(Bench())
+    known = KnownMoments(cast(Any, Bench()))
     requests = [MomentRequest("a"), MomentRequest("a", "gram", "conv")]
     assert known.moments(requests).keys() == known.moments([*requests, MomentRequest("b")]).keys() - {"b"}
     assert keys == ["a", requests[1].key, "b"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -76,7 +76,7 @@ def planned(model: onnx.ModelProto, *, symmetric_only: bool = False, **options: 
     """(plan, bench) of the strategy on an imported file."""
     imported = import_model(model, where="file")
     bench = Bench(imported, symmetric_only)
-    return QatQuantizer().plan(imported.model.view, bench, QatOptions(**options)), bench
+    return QatQuantizer().plan(imported.model.view, cast(Any, bench), QatOptions(**options)), bench
 
 
 def test_without_options_the_plan_is_what_the_file_says() -> None:
@@ -97,14 +97,14 @@ def test_every_finding_is_shown_with_what_to_do() -> None:
 def test_a_float_model_is_sent_to_static() -> None:
     imported = SimpleNamespace(foreign=None)
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
-        QatQuantizer().plan(SimpleNamespace(), Bench(imported), QatOptions())
+        QatQuantizer().plan(cast(Any, SimpleNamespace()), cast(Any, Bench(imported)), QatOptions())
     assert "--strategy static" in refusal.value.fix
 
 
 def test_a_side_file_without_a_grid_is_told_as_that() -> None:
     empty = SimpleNamespace(foreign=ImportedQuantization("trt-cache", "TRT-8501"))
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
-        QatQuantizer().plan(SimpleNamespace(), Bench(empty), QatOptions())
+        QatQuantizer().plan(cast(Any, SimpleNamespace()), cast(Any, Bench(empty)), QatOptions())
     assert refusal.value.seen == "the trt-cache file names no grid"
 
 

@@ -114,7 +114,7 @@ def test_the_verdict_comes_first_with_reasons_and_what_to_do() -> None:
 
 
 def test_eight_pairs_of_pictures_fit_three_megabytes() -> None:
-    street = cv2.GaussianBlur(noise(720, 1280), (9, 9), 0)  # as busy as a photograph
+    street = np.asarray(cv2.GaussianBlur(noise(720, 1280), (9, 9), 0), np.uint8)  # as busy as a photograph
     pairs = [section("Pair", picture_pair(street, street, ("a", "b"))) for _ in range(8)]
     assert len(page("t", Headline("v"), pairs)) < 3_000_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -57,7 +58,7 @@ def test_names_do_not_cover_better_names() -> None:
 
 
 def test_classes_have_their_own_colours() -> None:
-    boxes = [seen((50, 60, 200, 180)), Detections(*[a[1:] for a in _two()])]
+    boxes = [seen((50, 60, 200, 180)), Detections(*cast(Any, [a[1:] for a in _two()]))]
     a, b = (draw_detections(grey(), d, []) for d in boxes)
     assert (a[120, 50] != b[120, 50]).any()
 

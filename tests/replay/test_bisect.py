@@ -74,7 +74,12 @@ def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halvi
     good = write_real_bundle(tmp_path / "good.avq", plan, model=RTDETR)
     bad = write_real_bundle(tmp_path / "bad.avq", scaled(scaled(plan, 1.003), 1 / 40, culprit), model=RTDETR)
     run: list[ReplayRequest] = []
-    monkeypatch.setattr(bisect, "replay", lambda asked, **more: (run.append(asked), replay(asked, **more))[1])
+
+    def recorded(request: ReplayRequest, **more: Any) -> Any:
+        run.append(request)
+        return replay(request, **more)
+
+    monkeypatch.setattr(bisect, "replay", recorded)
     answer = avq("bisect", DRIVE, "--good", good, "--bad", bad, "--report", tmp_path / "report")
     assert answer["groups"] >= 60 and answer["differing"] >= 60
     assert [entry["group"] for entry in answer["culprits"]] == [culprit]

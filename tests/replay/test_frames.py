@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ def frames(count: int, loaded: list[int], fail_at: int = -1) -> Generator[Logged
         return np.full((2, 2, 3), index, np.uint8)
 
     for index in range(count):
-        yield LoggedFrame("front", index, index, index, lambda index=index: load(index))
+        yield LoggedFrame("front", index, index, index, partial(load, index))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_pictures_come_in_order(workers: int) -> None:
     got = list(load_ahead(frames(50, []), workers=workers))
-    assert [(frame.seq, int(pixels[0, 0, 0])) for frame, pixels in got] == [(n, n) for n in range(50)]
+    assert [(frame.seq, int(np.asarray(pixels)[0, 0, 0])) for frame, pixels in got] == [
+        (n, n) for n in range(50)
+    ]
 
 
 def test_no_more_than_asked_for_is_decoded_ahead() -> None:

@@ -41,6 +41,7 @@ def test_an_injected_change_is_found_and_named(run: ReplayResult, injected: Inje
         with pytest.raises(DataError, match="no frame in common"):
             judge(run, changed, Tolerances())
         return
+    tier: Any
     for tier in ("exact",) if injected.bits_only else ("exact", "toleranced"):
         verdict = judge(run, changed, Tolerances(), tier)
         assert verdict.differences and not verdict.identical

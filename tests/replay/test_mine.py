@@ -85,7 +85,7 @@ def test_mined_frames_are_a_set_with_its_digests_and_sources(bundle: Any, tmp_pa
         assert f"frame {told['frame']}" in row["scene"] and "float" in row["source"]
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         drawn = Drive(seed=5, weather="day", width_px=640, height_px=360, fps=5).frame(told["frame"]).pixels
-        assert np.array_equal(pixels, drawn)
+        assert np.array_equal(np.asarray(pixels), np.asarray(drawn))
     assert len(open_set(tmp_path / "set").items) == 3, "avq build --data takes it"
     proposals = json.loads((tmp_path / "set" / "proposals.json").read_text())
     assert {image["file_name"] for image in proposals["images"]} == {row["file"] for row in rows}

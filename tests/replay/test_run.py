@@ -85,7 +85,7 @@ def test_frames_that_the_road_dropped_are_in_the_books(bundle: Path, tmp_path: P
 
 
 def test_a_video_is_served_frame_by_frame_and_a_folder_in_its_order(bundle: Path, tmp_path: Path) -> None:
-    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (64, 48))
+    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 30.0, (64, 48))
     for seq in range(9):
         pixels = np.full((48, 64, 3), seq * 20, np.uint8)
         writer.write(pixels)

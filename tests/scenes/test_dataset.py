@@ -39,7 +39,7 @@ def test_a_set_is_complete_and_its_labels_are_those_of_the_scenes(tmp_path: path
     assert [c["id"] for c in labels["categories"]] == [1, 2, 3, 4, 5]
     for seed, image in zip(range(30, 34), labels["images"], strict=True):
         scene = random_scene(seed)
-        assert np.array_equal(cv2.imread(str(tmp_path / image["file_name"])), scene.pixels)
+        assert np.array_equal(np.asarray(cv2.imread(str(tmp_path / image["file_name"]))), scene.pixels)
         mine = [a for a in labels["annotations"] if a["image_id"] == image["id"]]
         boxes = np.array([a["bbox"] for a in mine]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -39,7 +40,7 @@ def config(**keys: object) -> RunConfig:
 def lines_of(run: RunConfig, work: Callable[[], object], *, journal: bool = False) -> list[str]:
     """Lines that a run with this configuration writes during ``work``."""
     written = io.BytesIO()
-    handler = LineHandler(lambda line: written.write(line) and None)
+    handler = LineHandler(lambda line: cast(None, written.write(line)))
     handler.setFormatter(LineFormatter(journal=journal))
     with log_records(handler, levels_of(run)):
         work()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -241,7 +242,7 @@ def test_a_broker_that_accepts_and_never_answers_costs_no_alert_and_no_frame(tmp
             message, frame = published(seq)
             worker.offer(message, frame, StageTimes(1, 1, 1, 1), wait=False)
         for number in range(5):
-            worker.event({"kind": "alert", "id": str(number)})
+            worker.event(cast(Any, {"kind": "alert", "id": str(number)}))
         report = worker.close(60)
     assert (report.missed, report.error, report.numbers["waiting"]) == (0, "", 5)
     assert spooled(tmp_path) == ["0", "1", "2", "3", "4"]

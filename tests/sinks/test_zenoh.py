@@ -51,7 +51,7 @@ def test_a_peer_in_another_process_reads_ros_messages() -> None:
     ]
 
 
-def _publish_until_heard(sink: Any, peer: Any, message: Any) -> dict:
+def _publish_until_heard(sink: Any, peer: Any, message: Any) -> dict[str, Any]:
     """The link and the subscription take a moment; messages before them are nobody's."""
     import selectors
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from avq.daemon import ActiveModes, FrameResult, Mode, RestartPolicy, RunOptions, RunSummary, serve_bundle
 from avq.daemon.bundle_swap import BundleSwapper
-from avq.daemon.memory import resident_bytes
 from avq.daemon.observer import NullObserver, RunView
 from avq.errors import MachineError
+from avq.process import resident_bytes
 from avq.sinks import CallbackSink
 from avq.types import Frame, LatencyBudget
 from tests.daemon.daemon_kit import null_parts

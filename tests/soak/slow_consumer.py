@@ -95,7 +95,7 @@ def main(minutes: float = 10.0, fps: float = 30.0) -> int:
     print(f"age - (1 period + 1 service): p99 {np.percentile(over, 99):.2f} max {over.max():.2f} ms; "
           f"above it {np.mean(over > 0):.2%} of frames")  # fmt: skip
     print(f"... less what the machine was late: p99 {np.percentile(ours, 99):.2f} max {ours.max():.2f} ms")
-    held = books.balanced and not books.in_flight and sum(books.dropped.values()) and not wrong
+    held = books.balanced and not books.in_flight and sum(books.dropped.values()) > 0 and not wrong
     held = held and np.percentile(ours, 99) <= 0
     print("every bar held" if held else "MISSED")
     return 0 if held else 1

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def _run(good: list[Path], damaged: Path, swaps: int, fps: int) -> int:
     opener = Opener(
         host.running_engines(),
         allow_unaccepted=True,
-        on_open=lambda bundle, detector: require_golden(bundle, detector.session) and None,
+        on_open=lambda bundle, detector: cast(None, require_golden(bundle, detector.session)),
     )
 
     def prepare(path: Path | None) -> ActiveModes:
@@ -141,4 +141,4 @@ def _judge(turns: list[FrameResult], outcomes: Counter[str], fps: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3], *map(int, sys.argv[3:])))
+    sys.exit(cast(Any, main)(*sys.argv[1:3], *map(int, sys.argv[3:])))

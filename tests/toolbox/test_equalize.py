@@ -23,14 +23,16 @@ pytest.importorskip("onnxruntime")
 def chain(*between: list[onnx.NodeProto]) -> onnx.ModelProto:
     """Convolutions with wild channel ranges, every second one depthwise; ``between`` stands between two."""
     rng = np.random.default_rng(3)
-    nodes, constants, tensor = [], {}, "x"
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
+    tensor = "x"
     for i, joint in enumerate([*between, []]):
         depthwise, inputs = i % 2 == 1, 3 if i == 0 else 8
         shape = (8, 1 if depthwise else inputs, 3, 3)
         gain = np.exp(rng.normal(0, 2, 8))[:, None, None, None]
         constants |= {f"w{i}": rng.normal(size=shape) * gain, f"b{i}": rng.normal(size=8) * gain.ravel()}
         group, out = 8 if depthwise else 1, f"c{i}"
-        attributes = {"pads": [1] * 4, "group": group}
+        attributes: dict[str, Any] = {"pads": [1] * 4, "group": group}
         nodes.append(
             helper.make_node("Conv", [tensor, f"w{i}", f"b{i}"], [out], name=f"conv{i}", **attributes)
         )

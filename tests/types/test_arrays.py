@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -63,9 +63,8 @@ def _point(scale: float = 0.5) -> QuantPoint:
 
 
 def _drift() -> DriftReference:
-    return DriftReference(
-        ("a",), *(np.array([value]) for value in (0.1, 0.2, 0.3, 0.4, 0.5)), np.arange(10.0)
-    )
+    values: Any = [np.array([value]) for value in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    return cast(Any, DriftReference)(("a",), *values, np.arange(10.0))
 
 
 #: One maker per public class with arrays; every call gives fresh arrays of the same content.
@@ -187,7 +186,7 @@ def test_records_travel_between_processes() -> None:
 
 def test_one_box_and_iteration_give_plain_numbers() -> None:
     detections = _detections()
-    assert detections[0] == Detection((0.0, 1.0, 2.0, 3.0), pytest.approx(0.9), 0)
+    assert detections[0] == Detection((0.0, 1.0, 2.0, 3.0), cast(Any, pytest.approx(0.9)), 0)
     assert detections[np.int64(-1)].class_id == 2
     assert [each.class_id for each in detections] == [0, 1, 2]
     assert list(detections) == [detections[i] for i in range(len(detections))]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import httpx
@@ -118,7 +118,11 @@ def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
             assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"
             run_info = json.loads(answer.headers["avq-frame"])
             picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
-            assert picture.shape[:2] == (run_info["height_px"], run_info["width_px"]) == (192, 320)
+            assert (
+                np.shape(cast(Any, picture))[:2]
+                == (run_info["height_px"], run_info["width_px"])
+                == (192, 320)
+            )
             seen.append(run_info)
         until(lambda: run.turns[-1].published.detections.seq >= seen[-1]["seq"])
         by_seq = {turn.published.detections.seq: turn.published for turn in run.turns}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -55,6 +55,7 @@ def answers(engine: Any, model: bytes) -> list[dict[str, np.ndarray]]:
 
 def test_the_answers_are_the_same_bits(sided: bytes) -> None:
     older = to_opset_21(sided)
+    assert older is not None
     assert (opset(sided), opset(older)) == (23, 21)
     kinds = [node.op_type for node in onnx.load_model_from_string(sided).graph.node]
     assert {"QuantizeLinear", "DequantizeLinear"} <= set(kinds)
@@ -74,7 +75,7 @@ def test_a_reference_without_that_operator_set_rehearses_it_all_the_same(sided: 
 
 def test_what_is_in_older_operators_already_is_refused_as_before() -> None:
     class Without(OnnxRuntimeEngine):
-        def open(self, model: Any, options: Any) -> None:
+        def open(self, model: Any, options: Any) -> NoReturn:
             raise MachineError("onnxruntime has no kernel for a node of the model", seen="Fancy(1)")
 
     with pytest.raises(MachineError, match="no kernel"):

@@ -51,15 +51,15 @@ def detector(*, jitter: float = 0.0, score_gain: float = 1.0, box_gain: float = 
         node("ArgMax", ["classes"], ["labels"], name="label", axis=2, keepdims=0),
     ]
     constants.append(numpy_helper.from_array(np.array([1, KEPT, 4], np.int64), "four"))
-    value = helper.make_tensor_value_info
+    port = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "detector",
-        [value("picture", TensorProto.UINT8, [1, 3, SIDE_PX, SIDE_PX])],
+        [port("picture", TensorProto.UINT8, [1, 3, SIDE_PX, SIDE_PX])],
         [
-            value("boxes", TensorProto.FLOAT, [1, KEPT, 4]),
-            value("best", TensorProto.FLOAT, [1, KEPT]),
-            value("labels", TensorProto.INT64, [1, ROWS]),
+            port("boxes", TensorProto.FLOAT, [1, KEPT, 4]),
+            port("best", TensorProto.FLOAT, [1, KEPT]),
+            port("labels", TensorProto.INT64, [1, ROWS]),
         ],
         constants,
     )
@@ -120,23 +120,27 @@ def suppressing(lift: float) -> bytes:
     scores = np.full((1, 1, count), 0.9, np.float32)
     scores[0, 0, ::2] += 1e-4
     scores[0, 0, 1::2] += lift
-    arrays = {"boxes": boxes, "scores": scores, "scale": np.float32(1.0)}
+    arrays = {"boxes": boxes, "scores": scores, "scale": np.asarray(1.0, np.float32)}
     constants = [numpy_helper.from_array(value, name) for name, value in arrays.items()]
-    for name, value in {"most": np.int64([count]), "iou": np.float32([0.3]), "third": np.int64([2])}.items():
-        constants.append(numpy_helper.from_array(value, name))
-    node, value = helper.make_node, helper.make_tensor_value_info
+    more: dict[str, np.ndarray] = {
+        "most": np.array([count], np.int64),
+        "iou": np.array([0.3], np.float32),
+        "third": np.array([2], np.int64),
+    }
+    constants += [numpy_helper.from_array(array, name) for name, array in more.items()]
+    node, port = helper.make_node, helper.make_tensor_value_info
     nodes = [
         node("NonMaxSuppression", ["boxes", "scores", "most", "iou"], ["kept"], name="suppress"),
         node("Gather", ["kept", "third"], ["places"], name="places", axis=1),
         node("Squeeze", ["boxes", "first"], ["rows"], name="rows"),
         node("Gather", ["rows", "places"], ["out"], name="take"),
     ]
-    constants.append(numpy_helper.from_array(np.int64([0]), "first"))
+    constants.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
     graph = helper.make_graph(
         nodes,
         "suppressing",
-        [value("picture", TensorProto.UINT8, [1, 3, SIDE_PX, SIDE_PX])],
-        [value("out", TensorProto.FLOAT, None)],
+        [port("picture", TensorProto.UINT8, [1, 3, SIDE_PX, SIDE_PX])],
+        [port("out", TensorProto.FLOAT, None)],
         constants,
     )
     return helper.make_model(

@@ -109,7 +109,8 @@ def test_a_plan_survives_every_chain_of_versions_exactly(
 ) -> None:
     """Plan -> one version -> plan -> the next ...: the same points, and each file again to the byte."""
     folder, lowered = tmp_path_factory.mktemp("chain"), Lowered(weights=frozenset(WEIGHTS))
-    current, files = plan, {}
+    current = plan
+    files: dict[Any, Any] = {}
     for version in (*order, order[0]):
         data = plan_as_aimet(current, lowered, version).data
         assert files.setdefault(version, data) == data

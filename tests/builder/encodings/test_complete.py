@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -42,7 +43,9 @@ def partial(folder: Path) -> Path:
 
 
 def taken(path: Path, collect: Counted | None, **more: bool) -> tuple[ImportedQuantization, QuantizationPlan]:
-    foreign = side_file_for_plan(path, VIEW, {"matmul": "head"}, collect, **{"symmetric_only": False, **more})
+    foreign = side_file_for_plan(
+        path, VIEW, {"matmul": "head"}, cast(Any, collect), **cast(Any, {"symmetric_only": False, **more})
+    )
     return foreign, QuantizationPlan(VIEW.digest, foreign.points)
 
 

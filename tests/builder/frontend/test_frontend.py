@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def saved(tmp_path: Path, model: FloatModel, **metadata: str) -> Path:
 
 
 def analysed(path: Path, pictures: Sequence[np.ndarray] | None = None, **flags: str | None) -> ModelAnalysis:
-    settings = {"decoder": None, "preprocess": None, "classes": None} | flags
+    settings: dict[str, Any] = {"decoder": None, "preprocess": None, "classes": None} | flags
     return analyse_file(
         path, sample_pixels=None if pictures is None else lambda: pictures, infer=infer, **settings
     )
@@ -231,7 +232,9 @@ def test_real_detectors_need_no_flags(
     material: Path, name: str, preset: str, family: str, folder: str
 ) -> None:
     files = sorted((material / folder).rglob("*.jpg"))[:8]
-    analysis = analysed(material / "models" / f"{name}.onnx", [cv2.imread(str(file)) for file in files])
+    analysis = analysed(
+        material / "models" / f"{name}.onnx", [np.asarray(cv2.imread(str(file))) for file in files]
+    )
     width, height = analysis.spec.width_px, analysis.spec.height_px
     assert analysis.spec == PRESETS[preset](width, height)
     assert analysis.decoder.family == family

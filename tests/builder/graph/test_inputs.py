@@ -46,7 +46,7 @@ def test_channels_last_arithmetic_before_the_transpose_stays_right() -> None:
         nodes,
         [info("x", [1, 8, 8, 3])],
         [info("y", None)],
-        {"w": weights(4, 3, 3, 3), "k": np.float32([1, 2, 3])},
+        {"w": weights(4, 3, 3, 3), "k": np.array([1, 2, 3], np.float32)},
     )
     x = picture(1, 3, 8, 8)
     got = run(normalise(proto).proto, x)[0]
@@ -55,7 +55,7 @@ def test_channels_last_arithmetic_before_the_transpose_stays_right() -> None:
 
 def test_a_picture_size_input_of_detr_is_bound_to_the_network_size() -> None:
     nodes = [
-        conv(y="a", **{"pads": [0] * 4, "strides": [8, 8]}),
+        conv(y="a", pads=[0] * 4, strides=[8, 8]),
         helper.make_node("Cast", ["size"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("ReduceSum", ["f"], ["r"], keepdims=0),
         helper.make_node("Mul", ["a", "r"], ["y"]),

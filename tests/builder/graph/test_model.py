@@ -62,7 +62,7 @@ def test_shared_weights_get_their_own_copy_when_only_one_use_is_scaled() -> None
         nodes,
         [info("x", [1, 3, 8, 8])],
         [info("y", None)],
-        {"w": weights(4, 3, 3, 3), "k": np.float32([3.0]).reshape(1, 1, 1, 1)},
+        {"w": weights(4, 3, 3, 3), "k": np.array([3.0], np.float32).reshape(1, 1, 1, 1)},
     )
     model = normalise(proto)
     assert ops(model) == ["Conv", "Conv", "Add"]
@@ -138,7 +138,7 @@ def test_an_unrolled_random_chain_computes_the_same_after_folding() -> None:
         for i in range(12):
             op = rng.choice(["Identity", "Relu", "Dropout", "Mul", "Transpose", "Add"])
             more = ["k"] if op in ("Mul", "Add") else []
-            extra = {"perm": [0, 1, 3, 2]} if op == "Transpose" else {}
+            extra: dict[str, Any] = {"perm": [0, 1, 3, 2]} if op == "Transpose" else {}
             nodes.append(helper.make_node(op, [last, *more], [f"t{i + 1}"], **extra))
             last = f"t{i + 1}"
         proto = model_of(
@@ -156,9 +156,9 @@ def test_an_unrolled_random_chain_computes_the_same_after_folding() -> None:
 
 @pytest.mark.parametrize("opset", [9, 11, 12, 13, 16])
 def test_old_operator_sets_are_raised_and_compute_the_same(opset: int) -> None:
-    axes = {"axes": [2]} if opset < 13 else {}
+    axes: dict[str, Any] = {"axes": [2]} if opset < 13 else {}
     nodes = [conv(y="a"), helper.make_node("LeakyRelu", ["a"], ["b"], alpha=0.1)]
-    clip = {"min": -0.5, "max": 0.5} if opset < 11 else {}
+    clip: dict[str, Any] = {"min": -0.5, "max": 0.5} if opset < 11 else {}
     nodes.append(helper.make_node("Clip", ["b"] if opset < 11 else ["b", "lo", "hi"], ["c"], **clip))
     nodes.append(helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[2, 2], strides=[2, 2]))
     nodes.append(helper.make_node("Unsqueeze", ["d"] + ([] if axes else ["two"]), ["y"], **axes))

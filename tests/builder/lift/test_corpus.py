@@ -46,6 +46,7 @@ def test_the_corpus_holds_more_than_sixty_files_over_ten_dialects() -> None:
 def test_a_file_is_imported_equal_to_its_source(dialect: Any, net: Any) -> None:
     one = _counted(ended(DIALECTS[dialect](NETS[net]()).write()))
     assert one.ending == "equal", one.parity.summary if one.parity else one.codes
+    assert one.parity is not None and one.imported is not None
     assert one.parity.exact or dialect in NOT_TO_THE_BIT, one.parity.summary
     assert one.imported.foreign.points
 
@@ -84,6 +85,7 @@ def test_an_import_equals_the_same_file_written_in_plain_operators(dialect: Any,
     """Independent of every reader: the dialect's writer itself emits Div, Round, Clip and Mul."""
     imported = ended(DIALECTS[dialect](NETS[net]()).write()).imported
     plain = SPELLED[dialect](NETS[net]()).write()
+    assert imported is not None
     ours = lowered(imported)
     for picture in pictures(3, seed=21):
         meant, found = (run(model, {"x": picture})["out"] for model in (plain, ours))

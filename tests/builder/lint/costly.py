@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -137,7 +137,7 @@ def output_quantized(seed: int) -> Made:
     """AVQ-L16: the joined boxes and scores leave through one pair."""
     maker = Maker(seed)
     maker.half = maker.half_scales = False
-    maker.float = np.dtype(np.float32)
+    maker.float = cast(Any, np.dtype(np.float32))
     x = maker.conv(Value("image", 3, SIDE_PX), 8)
     made = maker.made([maker.pair(maker.head(x))])
     last, pair = made.nodes("Identity")[-1], made.data()[-1]
@@ -152,6 +152,7 @@ def integer_output(seed: int) -> Made:
     pair = made.data()[-1]
     name = made.proto.graph.output[0].name
     made.proto.graph.node.remove(pair.dq)
+    assert pair.q is not None
     pair.q.output[0] = name
     made.proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT8
     return made

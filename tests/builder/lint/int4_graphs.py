@@ -55,7 +55,7 @@ class Sketch:
         self.constants.append(tensor)
         return tensor.name
 
-    def integers(self, shape: tuple[int, ...], kind: int, value: int | None = None) -> str:
+    def integers(self, shape: tuple[int, ...], kind: Any, value: int | None = None) -> str:
         low, high = _RANGE[kind]
         drawn = self.rng.integers(low, high, shape) if value is None else np.full(shape, value)
         return self.tensor(helper.make_tensor("", kind, shape, np.ravel(drawn).tolist()))

@@ -95,7 +95,7 @@ def sketch(*, half: bool = False, opset: int = 23) -> Sketch:
     drawn = Sketch(0)
     drawn.half, drawn.opset = half, opset
     drawn.float = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-    drawn.chance = lambda share: False
+    vars(drawn)["chance"] = lambda share: False
     return drawn
 
 

@@ -36,7 +36,7 @@ def _chain(
     if zero is not None:
         constants.append(numpy_helper.from_array(zero, "z"))
         parameters.append("z")
-    attributes = {"axis": axis} if scale.ndim else {}
+    attributes: dict[str, Any] = {"axis": axis} if scale.ndim else {}
     nodes = [helper.make_node("QuantizeLinear", ["x", *parameters], ["q"], name="Q", **attributes)]
     last = "q"
     if between:

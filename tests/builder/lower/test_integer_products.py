@@ -71,7 +71,7 @@ def answers(model: bytes, *feeds: np.ndarray, optimise: bool = False) -> np.ndar
 
 def integer_answers(model: bytes, feed: np.ndarray) -> list[np.ndarray]:
     """Answers with exact integer sums: onnx's reference, and onnxruntime on processors that do not saturate."""
-    reference = ReferenceEvaluator(onnx.load_model_from_string(model))
+    reference: Any = ReferenceEvaluator(onnx.load_model_from_string(model))
     exact = reference.run(None, {reference.input_names[0]: feed})[0]
     return [exact] if PRODUCTS_SATURATE else [exact, answers(model, feed)]
 

@@ -70,7 +70,7 @@ def test_packing_wastes_nothing(bits: Any) -> None:
 def packed_plan(net: onnx.ModelProto, bits: int, *, data: bool) -> QuantizationPlan:
     """Every weight in ``bits`` bits; with or without INT8 data."""
     plan, constants = simple_plan(net), view_of(net).constants
-    mode = "static" if data else "weight-only"
+    mode: Any = "static" if data else "weight-only"
     points = []
     for point in plan.points:
         if point.edge.tensor not in constants:
