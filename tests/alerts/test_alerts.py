@@ -108,7 +108,8 @@ def test_class_score_zone_and_camera_must_all_fit() -> None:
 def test_the_best_detection_is_told() -> None:
     rule = Rule("r", classes=frozenset(LABELS), zone=BOTTOM_HALF)
     frame = message(1, [[0, 0, 9, 9], [10, 200, 40, 300], [50, 200, 90, 310]], [0, 1, 0])
-    frame.detections.scores[:] = [0.9, 0.6, 0.8]
+    scores = np.array([0.9, 0.6, 0.8], np.float32)
+    frame = replace(frame, detections=replace(frame.detections, scores=scores))
     (alert,) = watch(rule).on_frame(frame)
     assert (alert.label, alert.box_xyxy_px) == ("car", (50, 200, 90, 310))
     assert alert.score == pytest.approx(0.8)

@@ -105,7 +105,7 @@ def test_a_side_file_without_a_grid_is_told_as_that() -> None:
     empty = SimpleNamespace(foreign=ImportedQuantization("trt-cache", "TRT-8501"))
     with pytest.raises(PlanError, match="AVQ-Q01") as refusal:
         QatQuantizer().plan(cast(Any, SimpleNamespace()), cast(Any, Bench(empty)), QatOptions())
-    assert refusal.value.seen == "the trt-cache file names no grid"
+    assert "trt-cache" in refusal.value.seen and "no grid" in refusal.value.seen
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_target_with_symmetric_grids_refuses_zero_points_until_they_are_mended
     plan, bench = planned(model, symmetric_only=True, resymmetrize=True)
     assert plan.symmetric
     assert "before" in bench.reasons[0]
-    assert any("cost of resymmetrize" in title for title, _ in bench.notes)
+    assert any("resymmetrize" in title for title, _ in bench.notes)
 
 
 def test_a_target_with_symmetric_grids_takes_symmetric_files_as_they_are() -> None:

@@ -173,7 +173,7 @@ def test_changes_are_told_over_all_logs(bundle: Any, tmp_path: Path, monkeypatch
     ("flags", "said"),
     [
         (("--baseline", "ref.mcap"), "folder"),
-        (("--bundle", "x.avq", "--baseline", "refs", "--accept"), "right"),
+        (("--bundle", "x.avq", "--baseline", "refs", "--accept"), "known to be correct"),
     ],
 )
 def test_wrong_requests_over_many_are_refused(bundle: Any, flags: Any, said: str) -> None:
