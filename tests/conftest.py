@@ -37,3 +37,15 @@ def material() -> Path:
     if folder is None:
         pytest.skip("no material folder: set AVQ_MATERIAL to run this test on real models and pictures")
     return folder
+
+
+#: Fixtures that take seconds, paid by the first test that needs one: whole builds, pip, Ray.
+_SLOW_FIXTURES = {"built", "pending", "four_bits", "installed", "ray_workers", "site"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs a slow fixture."""
+    for item in items:
+        if not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

@@ -48,6 +48,7 @@ def imported_modules(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_code_is_typed() -> None:
     passes(tool("mypy"))
 

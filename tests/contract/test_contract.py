@@ -74,6 +74,7 @@ def contract(*arguments: str | Path, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
 
 
+@pytest.mark.slow
 def test_an_honest_strategy_passes_for_both_kinds_of_targets() -> None:
     kept = check_strategy(OneLayer())
     assert [one.target for one in kept] == ["cpu", "tensorrt"]
@@ -81,6 +82,7 @@ def test_an_honest_strategy_passes_for_both_kinds_of_targets() -> None:
     assert all(one.score.fidelity is not None and one.score.fidelity.lost < 0.05 for one in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "target", "told"),
     [
@@ -98,6 +100,7 @@ def test_a_broken_promise_is_named(strategy: Any, target: str, told: str) -> Non
         assert "KeyError" in caught.value.seen and "test_contract.py:" in caught.value.seen
 
 
+@pytest.mark.slow
 def test_the_workbench_is_real_and_answers_a_question_once() -> None:
     def ask(graph: Any, bench: Any) -> tuple[Any, ...]:
         plan = QuantizationPlan(graph.digest, owner="nobody", owner_version="1")
@@ -109,6 +112,7 @@ def test_the_workbench_is_real_and_answers_a_question_once() -> None:
     assert kept and all(kept.values())
 
 
+@pytest.mark.slow
 def test_a_quick_look_says_what_the_reference_says() -> None:
     def ask(graph: Any, bench: Any) -> tuple[Any, Any]:
         plan = OneLayer().plan(graph, bench, NoOptions())
@@ -122,6 +126,7 @@ def test_a_quick_look_says_what_the_reference_says() -> None:
         assert noise_db < 60
 
 
+@pytest.mark.slow
 def test_the_command_passes_a_built_in_strategy(tmp_path: Path) -> None:
     write_labelled_set(tmp_path / "scenes", seeds=range(7_100_000, 7_100_016))
     done = contract(
@@ -165,6 +170,7 @@ def avq_register_engines():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [
@@ -196,6 +202,7 @@ def test_the_command_checks_a_decoder_on_a_model_of_its_family(tmp_path: Path) -
     assert json.loads(done.stdout)["classes"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "fix"),
     [

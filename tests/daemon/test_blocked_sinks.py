@@ -285,6 +285,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", CASES)
 def test_a_blocked_sink_costs_no_frame_and_no_sign_of_life(tmp_path: Path, blocked: Any) -> None:
     with blocked(tmp_path) as case:

@@ -149,6 +149,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
         loop.end()
 
 
+@pytest.mark.slow
 def test_a_good_bundle_serves_from_one_frame_to_the_next_and_the_old_one_is_closed(loop: Loop) -> None:
     for name in ("second", "third", "fourth"):
         answer = loop.swapper.swap(Path(name))
@@ -191,6 +192,7 @@ def test_an_engine_that_breaks_on_its_first_frames_gives_way_on_that_very_frame(
     assert loop.told() == ["bundle_swapped", "swap_rolled_back", "bundle_swapped"]
 
 
+@pytest.mark.slow
 def test_after_its_probation_a_broken_engine_ends_the_run(loop: Loop) -> None:
     assert loop.swapper.swap(Path("breaks-late"))["settled"]
     loop.wait_for(lambda: loop.error is not None)

@@ -96,6 +96,7 @@ def test_a_folder_is_processed_frame_by_frame(tmp_path: Path) -> None:
     assert summary.modes == ("normal",)
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_can_hear_ends_and_asks_to_be_started_again(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "p", 200)
 
@@ -138,6 +139,7 @@ def test_a_cut_off_video_is_served_as_far_as_it_goes_and_the_run_tells(tmp_path:
     assert f"{len(kept)} frames could be read" in summary.failures[0].error.what
 
 
+@pytest.mark.slow
 @pytest.mark.material
 def test_a_real_dashcam_clip_is_published_whole(material: Path, tmp_path: Path) -> None:
     log = tmp_path / "run.mcap"
@@ -187,6 +189,7 @@ def test_every_frame_of_a_live_source_when_asked() -> None:
     assert summary.counts.dropped == {}
 
 
+@pytest.mark.slow
 def test_each_camera_may_have_its_own_policy() -> None:
     options = RunOptions(providers=STRANGE.providers, cameras={"front": CameraOptions(policy="every")})
     summary, kept = run({"front": "strange://flood", "rear": "strange://flood"}, options, busy_ms=10)
@@ -307,6 +310,7 @@ def test_pictures_may_grow_and_libraries_may_print(name: str) -> None:
         assert sizes == sorted(sizes) and sizes[-1] > 8 * sizes[0]
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file or folder"):
         run({"front": str(tmp_path / "missing.mp4")})
@@ -371,6 +375,7 @@ class Daemon:
         return self.process.returncode, out.splitlines(), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["terminate", "interrupt the group"])
 def test_a_signal_ends_the_daemon_cleanly(tmp_path: Path, whom: str) -> None:
     log = tmp_path / "run.mcap"
@@ -392,6 +397,7 @@ def test_a_signal_ends_the_daemon_cleanly(tmp_path: Path, whom: str) -> None:
     assert images + missed["RecorderSink"] == frames and reader.damage == ""
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_engine_warms_up_ends_cleanly_too() -> None:
     daemon = Daemon("scene://drive?fps=60&size=160x96", "400")  # two warm-ups of 0.4 s
     while not _catches_sigterm(daemon.process.pid):
@@ -419,6 +425,7 @@ def test_a_killed_daemon_takes_its_capture_process_along(uri: str) -> None:
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_the_run(tmp_path: Path) -> None:
     daemon = Daemon("scene://drive?fps=100&size=160x96", "1")
     daemon.lines(2)

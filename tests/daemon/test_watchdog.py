@@ -334,6 +334,7 @@ def test_a_page_that_hangs_starves_nobody(service: Service) -> None:
         asking.join(HANG_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_capture_process_that_dies_or_hangs_is_replaced_and_the_watchdog_fed(
     service: Service, number: signal.Signals

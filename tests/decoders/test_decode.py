@@ -249,6 +249,7 @@ def torchvision_anchors(stride: int) -> list[list[float]]:
     return anchors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joined", [True, False])
 def test_retinanet(joined: bool) -> None:
     model, levels = retinanet(18, 3, joined=joined)

@@ -208,6 +208,7 @@ def test_the_doctor_lists_the_registered_engine_and_it_computes(host: PluginHost
     assert np.allclose(session.infer(given)["y"], sample_answer(given), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_build_is_made_for_and_served_by_a_registered_engine(
     examples: dict[str, Recorded], tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return output, json.loads(result.stdout), result.returncode
 
 
+@pytest.mark.slow
 def test_a_refused_build_answers_no_and_keeps_the_evidence(refused: tuple[Path, dict[str, Any], int]) -> None:
     output, answer, code = refused
     assert code == 1 and answer["accepted"] is False and not output.exists()
@@ -95,6 +96,7 @@ def test_a_refused_build_answers_no_and_keeps_the_evidence(refused: tuple[Path, 
     assert (Path(answer["bundle"]) / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path: Path) -> None:
     output = tmp_path / "late.avq"
     build = run_avq(
@@ -109,6 +111,7 @@ def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path: Path) -> 
     assert run_avq(*serve, "--allow-unaccepted").returncode == 0
 
 
+@pytest.mark.slow
 def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path: Path) -> None:
     pictures = tmp_path / "grey"
     pictures.mkdir()
@@ -124,6 +127,7 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path: P
     assert not list(tmp_path.glob("*.avq*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("categories", "moved_px", "message"),
     [
@@ -149,6 +153,7 @@ def test_useless_labels_are_refused_before_any_search(
     assert not list(tmp_path.glob("*b.avq*"))
 
 
+@pytest.mark.slow
 def test_an_undecoded_model_builds_by_noise_and_is_never_served(tmp_path: Path) -> None:
     output = tmp_path / "raw.avq"
     build = run_avq(

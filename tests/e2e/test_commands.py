@@ -163,6 +163,7 @@ def test_eval_of_a_bundle_needs_no_onnx_package(built: tuple[Path, dict[str, Any
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_calibrate_shards_merge_to_the_whole_and_thresholds_need_no_inference(
     tmp_path: Path, scenes: Path
 ) -> None:

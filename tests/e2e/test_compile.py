@@ -56,6 +56,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_bundle_is_made_ready_without_onnx_and_serves(bundle: Path, tmp_path: Path) -> None:
     for name in ("onnx", "scipy", "matplotlib"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on a vehicle')\n")
@@ -81,6 +82,7 @@ def test_a_bundle_is_made_ready_without_onnx_and_serves(bundle: Path, tmp_path: 
     assert served.returncode == 0, served.stderr
 
 
+@pytest.mark.slow
 def test_compiling_again_says_it_once(bundle: Path) -> None:
     for _ in range(2):
         assert run_avq("compile", bundle).returncode == 0
@@ -88,6 +90,7 @@ def test_compiling_again_says_it_once(bundle: Path) -> None:
     assert len([r for r in reasons if r.startswith("on target: p50")]) == 1
 
 
+@pytest.mark.slow
 def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path) -> None:
     before = contents(bundle)
     assert run_avq("compile", bundle, "-o", tmp_path / "new.avq").returncode == 0
@@ -95,6 +98,7 @@ def test_another_folder_leaves_the_first_as_it_is(bundle: Path, tmp_path: Path) 
     open_bundle(tmp_path / "new.avq").verify()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "flags", "code", "message"),
     [
@@ -228,6 +232,7 @@ def opened_on(bundle: OpenBundle, card: Card) -> None:
     open_session(bundle, {"tensorrt": cast(Any, card)}).close()
 
 
+@pytest.mark.slow
 def test_engines_of_several_cards_live_in_one_bundle_until_the_release_changes(bundle: Path) -> None:
     resealed(bundle, accepted="pending-target", isa="")
     with pytest.raises(RefusedError, match="not been measured on its target"):
@@ -286,6 +291,7 @@ def test_a_tampered_bundle_reaches_no_builder(bundle: Path, tmp_path: Path) -> N
     assert (card.compiled, card.opened, control.compiled) == (0, [], 1)
 
 
+@pytest.mark.slow
 def test_an_engine_slower_than_its_fp16_twin_is_not_put_in_place(bundle: Path) -> None:
     resealed(bundle, {FP16_BASELINE: open_bundle(bundle).read(MODEL)}, accepted="pending-target")
     before = contents(bundle)
@@ -352,6 +358,7 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     assert len(more.pictures) == 3 and any("not used: images: " in line for line in messages)
 
 
+@pytest.mark.slow
 def test_roads_that_the_bundle_or_the_engine_has_not_are_refused(bundle: Path) -> None:
     for flags, message in ((("--dla-core", "0"), "--dla"), (("--calibrate", "entropy"), "--dla")):
         done = run_avq("compile", bundle, "--target", "onnxruntime", *flags)

@@ -95,6 +95,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_untouched_one_opens_its_engine(signed: tuple[Path, Path]) -> None:
     card: Any = Card("sm110")
     opened_by(card, *signed)

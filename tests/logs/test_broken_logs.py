@@ -87,6 +87,7 @@ def bag(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
+@pytest.mark.slow
 @QUIET
 @given(accidents=ACCIDENTS)
 def test_whatever_happened_to_an_mcap_file_what_is_recovered_was_recorded(
@@ -102,6 +103,7 @@ def test_whatever_happened_to_an_mcap_file_what_is_recovered_was_recorded(
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @settings(QUIET, max_examples=50)
 @given(accidents=ACCIDENTS)
 def test_a_hurt_database_is_read_as_far_as_it_goes_or_refused(

@@ -72,6 +72,7 @@ def test_without_ray_the_fix_is_named() -> None:
     assert 'pip install "avq[ray]"' in caught.value.fix
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_answers(ray_workers: Any) -> None:
     assert list(ray_workers.map(partial(pow, 2), range(6))) == [2**n for n in range(6)]
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
@@ -97,6 +98,7 @@ def test_ray_listens_on_the_loopback_only(ray_workers: Any) -> None:
     assert not any(c.laddr.port == 8265 for c in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["processes", "ray"])
 def test_work_of_a_killed_worker_is_done_again(
     request: pytest.FixtureRequest, tmp_path: Path, executor: str
@@ -108,6 +110,7 @@ def test_work_of_a_killed_worker_is_done_again(
         pool.close()
 
 
+@pytest.mark.slow
 def test_an_item_that_kills_every_worker_costs_itself_only() -> None:
     with WorkerPool("processes", 2) as pool:
         numbers = list(pool.map(always_killed, range(6), on_lost=lambda item, error: (item, error.exit_code)))

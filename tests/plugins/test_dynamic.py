@@ -75,6 +75,7 @@ def test_float_and_static_stand_beside_it(built: tuple[Path, dict[str, Any]]) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_is_refused_with_the_reason(detector: Path, target: str, tmp_path: Path) -> None:
     result = run_avq(

@@ -91,6 +91,7 @@ def _dist(folder: Path, package: str, entry: str, code: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_strategy(installed: Path) -> None:
     script = (
         "import json\nfrom avq.plugins import PluginHost, validate_options\n"

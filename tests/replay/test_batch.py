@@ -59,6 +59,7 @@ def core(answer: dict) -> list[tuple]:  # type: ignore[type-arg]
     return [tuple(row[key] for key in keys) for row in answer["replays"]]
 
 
+@pytest.mark.slow
 def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(
     bundle: Any, ray_workers: Any
 ) -> None:
@@ -71,6 +72,7 @@ def test_ray_replays_to_the_bits_of_one_process_also_when_a_worker_is_killed(
     assert spread["sha256"] == serial["sha256"] and spread["decisions_sha256"] == serial["decisions_sha256"]
 
 
+@pytest.mark.slow
 def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers: Any, tmp_path: Path) -> None:
     model = builtin_detector_path()
     avq("calibrate", model, "--data", CALIBRATION, "-o", tmp_path / "one.avqcal")
@@ -81,6 +83,7 @@ def test_a_calibration_over_ray_is_the_file_of_one_process(ray_workers: Any, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.avqcal", "ray.avqcal"]
 
 
+@pytest.mark.slow
 def test_plans_are_judged_alike_by_workers(ray_workers: Any) -> None:
     it = known()
     reference = ReferenceRun(
@@ -110,6 +113,7 @@ class Ranking(MixedQuantizer):
         return maps.plan(maps.all_float())
 
 
+@pytest.mark.slow
 def test_mixed_ranks_groups_alike_with_workers_also_when_one_is_killed(ray_workers: Any) -> None:
     it = known(ROOT / "tests" / "replicas" / "yolov8.onnx")
 
@@ -133,6 +137,7 @@ def test_a_log_that_fails_is_a_row_and_the_others_go_on(bundle: Any, tmp_path: P
     assert answer["failed"][0]["log"].endswith("none.mp4") and answer["frames"] == 16
 
 
+@pytest.mark.slow
 def test_an_interrupted_night_goes_on_where_it_stopped(bundle: Any, tmp_path: Path) -> None:
     night = tmp_path / "night"
     many(bundle, WorkerPool(), night, DRIVES[:2])
@@ -146,6 +151,7 @@ def test_an_interrupted_night_goes_on_where_it_stopped(bundle: Any, tmp_path: Pa
     assert len(list(night.glob("*/report.html"))) == 3
 
 
+@pytest.mark.slow
 def test_changes_are_told_over_all_logs(bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)  # where references are never accepted
     refs = tmp_path / "refs"
@@ -186,6 +192,7 @@ def test_a_shard_is_not_spread(tmp_path: Path) -> None:
     assert "--shard" in avq("calibrate", builtin_detector_path(), *flags, code=2)["error"]["seen"]
 
 
+@pytest.mark.slow
 def test_kept_shards_of_another_set_are_counted_anew(tmp_path: Path) -> None:
     """What an interrupted calibration left is used only where it fits."""
     from avq.builder.calibrate import avqcal

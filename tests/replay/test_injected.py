@@ -113,6 +113,7 @@ def rebuilt(folder: Path, *, calibrator: Calibrator = "minmax", **preprocess: An
     return write_real_bundle(folder, int8_plan(calibrator=calibrator), **preprocess)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_BUILDS)
 def test_a_bundle_built_otherwise_is_found_and_named(name: str, tmp_path: Path) -> None:
     changes, cause = OTHER_BUILDS[name]

@@ -92,6 +92,7 @@ def test_mined_frames_are_a_set_with_its_digests_and_sources(bundle: Any, tmp_pa
     assert proposals["annotations"] and all(0.3 <= box["score"] <= 1 for box in proposals["annotations"])
 
 
+@pytest.mark.slow
 def test_mining_again_adds_only_what_is_new(bundle: Any, tmp_path: Path) -> None:
     first = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", "--mine-count", "2")
     again = avq("replay", DRIVE, "--bundle", bundle, "--mine", tmp_path / "set", "--mine-count", "3")
@@ -101,6 +102,7 @@ def test_mining_again_adds_only_what_is_new(bundle: Any, tmp_path: Path) -> None
     assert [image["id"] for image in proposals["images"]] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_what_another_bundle_saw_on_the_road_speaks_too(bundle: Any, tmp_path: Path) -> None:
     served = write_real_bundle(tmp_path / "float.avq")
     log = tmp_path / "drive.mcap"

@@ -13,6 +13,7 @@ STATUS = engine_by_name("tensorrt-rtx").status()
 pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"tensorrt-rtx: {STATUS.why}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("model", DENSE)
 def test_the_real_parser_and_builder_take_it(model: str, strategy: str, pictures: Path, folder: Path) -> None:

@@ -16,11 +16,13 @@ INT4 = ("rtdetr", "lowbit")
 PAIRS = [(model, strategy) for model in OTHERS for strategy in STRATEGIES if (model, strategy) != INT4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "strategy"), PAIRS)
 def test_the_real_parser_and_builder_take_it(model: str, strategy: str, pictures: Path, folder: Path) -> None:
     require_engine(model, strategy, pictures, folder / model)
 
 
+@pytest.mark.slow
 def test_int4_weights_are_taken_and_keep_the_boxes_of_a_transformer(pictures: Path, folder: Path) -> None:
     """As many weights in 4 bits as the target takes, judged on the bytes that its parser is given."""
     outcome, lowered = require_engine(*INT4, pictures, folder / "rtdetr")

@@ -60,6 +60,7 @@ def test_shapes_and_types(weather: str) -> None:
     assert scene.class_ids.dtype == np.int64
 
 
+@pytest.mark.slow
 def test_boxes_are_inside_the_picture_and_every_class_occurs() -> None:
     seen: set[int] = set()
     for seed in range(60):

@@ -68,6 +68,7 @@ def spooled(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_broker_that_goes_and_comes_back_hears_each_alert_once_and_in_order(
     tmp_path: Path, broker: Broker, listener: Listener
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_broker_that_goes_and_comes_back_hears_each_alert_once_and_in_order(
     assert set(listener.heard[0]) >= {"id", "alert", "camera", "time", "label", "score", "box_xyxy_px"}
 
 
+@pytest.mark.slow
 def test_what_a_killed_daemon_had_not_delivered_comes_with_the_same_ids(
     tmp_path: Path, broker: Broker, listener: Listener
 ) -> None:

@@ -64,6 +64,7 @@ def _publish_until_heard(sink: Any, peer: Any, message: Any) -> dict[str, Any]:
     raise AssertionError("the peer heard nothing in 60 s")
 
 
+@pytest.mark.slow
 def test_what_a_slow_listener_misses_is_counted() -> None:
     endpoint = f"tcp/127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "tests.sinks.zenoh_peer", f"{endpoint}#so_rcvbuf=65536", "a/**", "10"]

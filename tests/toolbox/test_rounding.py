@@ -78,6 +78,7 @@ def _meant(graph: Any, plan: Any, name: Any) -> Any:
     return dequantize(quantize(graph.constants[name], point), point)
 
 
+@pytest.mark.slow
 def test_bias_correction_gives_the_mean_of_a_layer_back(four_bits: AtFourBits) -> None:
     assert four_bits.mean_shift["corrected"] < 0.25 * four_bits.mean_shift["quantized"]
 

@@ -136,6 +136,7 @@ def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
         assert {box[5] for box in run_info["boxes"]} <= set(LABELS)
 
 
+@pytest.mark.slow
 def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: Path) -> None:
     written: list[dict[str, Any]] = []
     sink = CallbackSink(lambda message, _: written.append(message.as_message(LABELS)), wants_pixels=False)
@@ -192,6 +193,7 @@ def test_kinds_of_news_that_do_not_exist_are_refused() -> None:
     assert answer.status_code == 400 and "pictures" in answer.json()["what"]
 
 
+@pytest.mark.slow
 def test_a_hundred_viewers_cost_no_frame_and_too_many_are_turned_away() -> None:
     with live(SCENE) as run:
         run.wait_for(5)
