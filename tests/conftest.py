@@ -40,7 +40,7 @@ def material() -> Path:
 
 
 #: Fixtures that take seconds, paid by the first test that needs one: whole builds, pip, Ray.
-_SLOW_FIXTURES = {"built", "pending", "four_bits", "installed", "ray_workers", "site"}
+_SLOW_FIXTURES = {"built", "pending", "four_bits", "installed", "ray_workers"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -44,6 +44,7 @@ def literal_lookups(path: Path) -> list[tuple[int, str]]:
     return lookups
 
 
+@pytest.mark.slow
 def test_features_are_found_by_protocol() -> None:
     names = {(str(path.relative_to(ROOT)), name, line) for path in sources("avq", "plugins")
              for line, name in literal_lookups(path)}  # fmt: skip

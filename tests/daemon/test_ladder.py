@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ def driven(services_ms: list[float], ladder: tuple[Rung, ...] = LADDER) -> list[
     return switches
 
 
+@pytest.mark.slow
 def test_fifty_traces_against_the_oracle() -> None:
     total = judged(range(50))
     assert total.cost <= 1.10 * total.oracle_cost
@@ -68,6 +70,7 @@ def test_any_loads_keep_it_on_the_ladder_and_repeat_exactly(loads: list[float]) 
     assert all(0 <= rung < len(LADDER) for _, rung, _ in once)
 
 
+@pytest.mark.slow
 def test_the_generator_gives_what_it_says() -> None:
     for seed in range(30):
         trace = generate(seed)

@@ -77,6 +77,7 @@ def test_eval_judges_its_very_bytes(built: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads(result.stdout)["reference"]["lost"] <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(("--gpu-arch", "sm87"), "Orin"), (("--budget-ms", "3"), "--budget-ms needs the GPU")],

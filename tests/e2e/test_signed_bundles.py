@@ -128,6 +128,7 @@ def test_the_untouched_bundle_runs(signed: Path, keys: Path) -> None:
     assert served(signed, keys) == (2, 1)
 
 
+@pytest.mark.slow
 def test_every_touched_part_is_refused_and_no_engine_sees_it(
     signed: Path, keys: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_damaged_bundle_is_not_signed(signed: Path, keys: Path) -> None:
         trust.sign(signed, keys)
 
 
+@pytest.mark.slow
 def test_the_commands(signed: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     made = json.loads(run_avq("bundle", "keygen", "-o", key, "--json").stdout)

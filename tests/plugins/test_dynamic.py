@@ -85,6 +85,7 @@ def test_tensorrt_is_refused_with_the_reason(detector: Path, target: str, tmp_pa
     assert "DynamicQuantizeLinear" in result.stderr and not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_strategies(detector: Path) -> None:
     for options in ({"attention": "int8", "compare": "false"}, {"attention": "float", "compare": "false"}):
         (kept,) = check_strategy(DynamicQuantizer(), options=options, model=detector, data=CALIBRATION)
@@ -93,6 +94,7 @@ def test_it_keeps_the_contract_of_strategies(detector: Path) -> None:
         assert bool(attention) is (options["attention"] == "int8")
 
 
+@pytest.mark.slow
 def test_a_network_of_convolutions_stays_float_and_it_is_said() -> None:
     reasons: list[str] = []
 
@@ -104,6 +106,7 @@ def test_a_network_of_convolutions_stays_float_and_it_is_said() -> None:
     assert not plan.points and "no matrix product" in reasons[0]
 
 
+@pytest.mark.slow
 def test_convolutions_join_when_asked() -> None:
     def plan_of(graph: Any, bench: Any) -> Any:
         bench.serve = lambda plans: [None] * len(plans)  # their times do not matter here
@@ -116,6 +119,7 @@ def test_convolutions_join_when_asked() -> None:
     assert {graph.node(name).op for name in chosen} == {"Conv"}
 
 
+@pytest.mark.slow
 def test_signed_grids_only_is_no_place_for_it() -> None:
     def plan_of(graph: Any, bench: Any) -> Any:
         return DynamicQuantizer().plan(graph, bench, DynamicOptions())

@@ -89,6 +89,7 @@ def slower_than_float(reasons: str) -> bool:
     return "slower than float" in reasons.replace("not slower than float", "")
 
 
+@pytest.mark.slow
 def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path: Path, scenes: Path) -> None:
     """Judged by workers, where ray is installed: the same search ends in the same sentences."""
     ray = ("--ray", "local") if importlib.util.find_spec("ray") else ()
@@ -100,12 +101,14 @@ def test_with_labels_and_a_tolerated_loss_the_map_decides(tmp_path: Path, scenes
     assert "mAP loss %" in (Path(answer["bundle"]) / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_meets_gets_the_fastest_and_is_refused(tmp_path: Path, scenes: Path) -> None:
     code, answer = build(tmp_path / "b.avq", scenes, "--budget-ms", "0.001")
     reasons = " ".join(answer["reasons"])
     assert code == 1 and "nothing measured is within 0.001 ms: the fastest" in reasons and "over" in reasons
 
 
+@pytest.mark.slow
 def test_wrong_options_are_refused_by_name(tmp_path: Path) -> None:
     result = run_avq(
         "build", SMALL, "--data", CALIBRATION, "--strategy", "mixed",

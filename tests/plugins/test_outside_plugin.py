@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import CALIBRATION
 
 PACKAGE = ROOT / "tests" / "outside_plugin"
+pytestmark = pytest.mark.slow  # pip installs the package, and its strategy builds
 
 
 class Site:
@@ -80,7 +81,6 @@ def test_the_example_imports_public_names_only() -> None:
                 )
 
 
-@pytest.mark.slow
 def test_plugins_lists_what_was_installed(site: Site) -> None:
     result = site.avq("plugins", "--json")
     (row,) = [r for r in json.loads(result.stdout)["plugins"] if r["name"] == "outside"]
@@ -108,7 +108,6 @@ def test_its_strategy_builds_a_bundle(site: Site, built: tuple[Path, dict[str, A
     assert shown["plan"]["precisions"]["int8"] > 10
 
 
-@pytest.mark.slow
 def test_its_strategy_keeps_the_contract_where_it_is_installed(site: Site) -> None:
     done = site.contract("--quantizer", "outside-margin", "--option", "margin=1.05", "--json")
     assert done.returncode == 0, done.stderr
@@ -137,7 +136,6 @@ def test_its_optional_protocols_keep_the_contract(
     assert set(json.loads(done.stdout)["features"]) == features
 
 
-@pytest.mark.slow
 def test_its_refused_target_is_refused(site: Site, tmp_path: Path) -> None:
     result = site.avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "outside-margin",
@@ -147,7 +145,6 @@ def test_its_refused_target_is_refused(site: Site, tmp_path: Path) -> None:
     assert "margin" in json.loads(result.stdout)["error"]["seen"]
 
 
-@pytest.mark.slow
 def test_a_wrong_option_is_refused_before_anything_is_read(site: Site, tmp_path: Path) -> None:
     result = site.avq(
         "build", builtin_detector_path(), "--data", CALIBRATION, "--strategy", "outside-margin",

@@ -30,6 +30,7 @@ def sequences(path: Path, *, whole: bool = True) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_what_was_logged_100_ms_before_a_kill_is_recovered(tmp_path: Path) -> None:
     rng = random.Random(6)
     kills = [kill_once(tmp_path, rng) for _ in range(10)]
@@ -97,6 +98,7 @@ def on_a_small_disk(folder: Path, query: str) -> tuple[dict[str, int], list[int]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
 def test_on_a_full_disk_the_oldest_file_goes_and_nothing_new_is_lost(tmp_path: Path) -> None:
     report, left = on_a_small_disk(tmp_path, "&rotate_mb=0.4")
@@ -104,6 +106,7 @@ def test_on_a_full_disk_the_oldest_file_goes_and_nothing_new_is_lost(tmp_path: P
     assert left == list(range(500 - len(left), 500)) and len(left) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
 def test_a_full_disk_without_older_files_leaves_a_readable_log(tmp_path: Path) -> None:
     report, left = on_a_small_disk(tmp_path, "")

@@ -66,6 +66,7 @@ def middle_activation(plan: QuantizationPlan) -> str:
     return nodes[len(nodes) // 2]
 
 
+@pytest.mark.slow
 def test_one_corrupted_scale_among_sixty_groups_that_all_moved_is_found_by_halving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_plans_that_answer_alike_have_no_culprit(tmp_path: Path) -> None:
     assert (answer["differing"], answer["culprits"], answer["damage"], answer["frame"]) == (0, [], 0.0, None)
 
 
+@pytest.mark.slow
 def test_against_the_float_bundle_groups_that_were_quantized_are_named(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "float.avq")
     culprit = middle_activation(int8_plan())

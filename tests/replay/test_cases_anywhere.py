@@ -67,11 +67,13 @@ def collected(*arguments: str, cwd: Path) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.slow
 def test_an_empty_folder_with_cases_of_its_own(bundle: Any, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", bundle)
     assert passed(run_pytest("--avq-cases", "cases/", "-n", "2", cwd=tmp_path), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ini", "xdist"), [("", ()), (OWN_PROJECT, ("-n", "2"))], ids=["no pyproject", "own pyproject, xdist"]
 )
@@ -87,6 +89,7 @@ def test_the_cases_of_another_project(
     assert passed(run_pytest(*folders, *xdist, cwd=car), 4)
 
 
+@pytest.mark.slow
 def test_cases_beside_the_tests_of_the_project(tmp_path: Path) -> None:
     write_cases(tmp_path / "checks" / "cases", Path("none.avq"))
     (tmp_path / "pyproject.toml").write_text(OWN_PROJECT)

@@ -71,6 +71,7 @@ def test_the_packaged_set_is_intact_and_small() -> None:
     assert sum(path.stat().st_size for path in PACKAGED.iterdir()) < 4_000_000
 
 
+@pytest.mark.slow
 def test_the_packaged_labels_are_what_the_command_writes(tmp_path: pathlib.Path) -> None:
     seeds = range(CALIBRATION_SEED, CALIBRATION_SEED + CALIBRATION_SCENES)
     write_labelled_set(tmp_path, seeds=seeds, ignore_below_px=IGNORE_BELOW_PX)
