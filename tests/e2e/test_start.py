@@ -19,6 +19,7 @@ from avq.errors import AvqError, BundleError, MachineError
 from avq.plugins import PluginHost
 from avq.progress import Silent
 from avq.serve import serve
+from tests.conftest import PRODUCTS_SATURATE
 from tests.e2e.resealing import resealed, wrong_golden
 from tests.opset_23 import require_opset_23
 
@@ -119,6 +120,7 @@ def test_the_page_names_the_bundle_that_serves_not_the_one_that_should(bad: Path
     assert (shown["name"], shown["digest"]) == ("good.avq", open_bundle(good).digest)
 
 
+@pytest.mark.skipif(PRODUCTS_SATURATE, reason="onnxruntime and openvino differ where INT8 products saturate")
 def test_the_bundles_own_model_runs_on_onnxruntime_when_that_is_allowed(elsewhere: Path, bad: Path) -> None:
     published, messages = served(elsewhere, bundle=bad, onnxruntime=True)
     assert published == 2
@@ -135,7 +137,7 @@ def test_a_bundle_for_a_gpu_serves_on_the_cpu_when_the_gpu_is_gone(pending: Path
 
 
 def test_wrong_answers_are_wrong_on_onnxruntime_too(bad: Path) -> None:
-    with pytest.raises(BundleError, match="does not compute"):
+    with pytest.raises(BundleError, match="does not reproduce"):
         served(bad, onnxruntime=True)
 
 
@@ -143,10 +145,10 @@ def test_what_takes_over_must_be_signed_too(bad: Path, good: Path, tmp_path: Pat
     keygen(tmp_path / "key")
     sign(bad, tmp_path / "key")
     security = Security(require_signature=True, trusted_keys=(tmp_path / "key.pub",))
-    with pytest.raises(AvqError, match="does not compute"):
+    with pytest.raises(AvqError, match="does not reproduce"):
         served(bad, security, bundle=good)
     sign(good, tmp_path / "key")
     assert served(bad, security, bundle=good)[0] == 2
     (good / MODEL).write_bytes(b"touched")
-    with pytest.raises(AvqError, match="does not compute"):
+    with pytest.raises(AvqError, match="does not reproduce"):
         served(bad, security, bundle=good, onnxruntime=True)

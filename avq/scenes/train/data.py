@@ -6,17 +6,18 @@ import pathlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from avq.scenes.dataset import TRAINING_SEED
 from avq.scenes.drive import random_scene
 from avq.scenes.labels import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The detector's input picture.
 INPUT_HEIGHT_PX = 192
@@ -159,6 +160,8 @@ def collate(samples: list[Sample]) -> Batch:
     for row, one in enumerate(samples):
         boxes[row, : len(one.boxes)] = one.boxes
         classes[row, : len(one.boxes)] = one.class_ids
+    import torch  # late: scenes and letterboxes are used without it
+
     stacked = torch.from_numpy(np.stack([s.pixels for s in samples]))
     images = stacked.permute(0, 3, 1, 2).float().div_(255)
     return Batch(
