@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,10 +35,12 @@ def missing_files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in tests - collected_files(root))
 
 
+@pytest.mark.slow
 def test_every_test_file_is_collected() -> None:
     assert missing_files(ROOT) == []
 
 
+@pytest.mark.slow
 def test_folders_that_pytest_skips_by_default_are_collected(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in ("build", "dist", "venv", "node_modules", "plain"):
@@ -45,6 +49,7 @@ def test_folders_that_pytest_skips_by_default_are_collected(tmp_path: Path) -> N
     assert missing_files(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_collected_is_reported(tmp_path: Path) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     ours = 'norecursedirs = [".*"]'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.soak.growth import live
 from tests.soak.slow_consumer import play
 
@@ -14,6 +16,7 @@ def test_behind_a_consumer_ten_times_too_slow_every_frame_is_accounted_for_by_it
     assert all(seq == drawn for seq, drawn in played.numbers)
 
 
+@pytest.mark.slow
 def test_lost_cameras_and_swapped_bundles_leave_nothing_behind() -> None:
     grown = live(frames=4000, reconnects=5, swaps=4)
     kinds = [event["kind"] for event in grown.summary.events]

@@ -58,6 +58,7 @@ def test_the_readme_has_commands_to_run() -> None:
     assert {arguments[0] for arguments in commands()} >= {"build", "eval", "bench", "inspect", "run"}
 
 
+@pytest.mark.slow
 def test_every_command_runs_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with ThreadPoolExecutor() as waiting:

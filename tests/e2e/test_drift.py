@@ -25,6 +25,7 @@ def day_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "day.avq"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weather", "code"), [("day", 0), ("night", 1), ("rain", 1)])
 def test_nights_and_rain_are_told_from_days(
     day_bundle: Path, tmp_path: Path, weather: str, code: int
@@ -44,6 +45,7 @@ def test_the_probe_is_smaller_than_the_model_it_watches(day_bundle: Path) -> Non
     assert parts[PROBE].bytes <= parts["model.onnx"].bytes and parts[DRIFT].bytes < 20_000
 
 
+@pytest.mark.slow
 def test_the_text_output_has_the_result_and_the_deviations(day_bundle: Path, tmp_path: Path) -> None:
     write_labelled_set(tmp_path / "night", seeds=range(7100, 7112), weather="night")
     result = run_avq("eval", day_bundle, "--data", tmp_path / "night", "--drift")
@@ -54,6 +56,7 @@ def test_the_text_output_has_the_result_and_the_deviations(day_bundle: Path, tmp
     )
 
 
+@pytest.mark.slow
 def test_drift_without_a_probe_or_with_labels_is_refused(day_bundle: Path, tmp_path: Path) -> None:
     model = run_avq("eval", builtin_detector_path(), "--data", day_bundle.parent / "days", "--drift")
     assert model.returncode == 2 and "--drift needs a bundle" in model.stderr

@@ -77,6 +77,7 @@ def test_a_wrong_format_or_version_names_the_nearest(
         assert result.returncode == 2 and hint in result.stderr
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_a_side_file_holds(material: Path) -> None:
     for folder, kind in (("trt_cache", "trt-cache"), ("aimet", "aimet-0.x")):
         for file in (material / folder).iterdir():

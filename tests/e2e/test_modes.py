@@ -127,6 +127,7 @@ def late_in_a_row(lines: list[dict[str, Any]], mode: str) -> int:
     return max((len(list(row)) for late, row in rows if late), default=0)
 
 
+@pytest.mark.slow
 def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(vehicle: Vehicle) -> None:
     log = vehicle.folder / "run.mcap"
     process = vehicle.run(CONFIG.format(fps=FPS), "--log", log)
@@ -159,6 +160,7 @@ def test_a_run_falls_to_cheaper_work_within_three_late_frames_and_comes_back(veh
     assert all(line["bundle"] == digests[line["mode"]] for line in (*quick, *slow))
 
 
+@pytest.mark.slow
 def test_a_stride_drops_by_its_own_cause(vehicle: Vehicle) -> None:
     config = (
         CONFIG.format(fps=10)
@@ -175,6 +177,7 @@ def test_a_stride_drops_by_its_own_cause(vehicle: Vehicle) -> None:
     assert min(b - a for a, b in pairwise(seqs)) >= 3
 
 
+@pytest.mark.slow
 def test_modes_with_other_classes_are_refused_before_any_camera_is_opened(vehicle: Vehicle) -> None:
     other = vehicle.folder / "slow-small.avq"
     manifest = open_bundle(other, allow_unaccepted=True).manifest

@@ -159,6 +159,7 @@ def state(page: Any, name: str) -> None:
     page.wait_for_selector(f'body[data-state="{name}"]')
 
 
+@pytest.mark.slow
 def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
     vehicle: Vehicle, browser: Any, port: int
 ) -> None:
@@ -206,6 +207,7 @@ def test_the_page_follows_a_run_down_the_ladder_and_over_a_restart(
             until(page, "(was) => document.getElementById('frames-sum').innerText !== was", paused)
 
 
+@pytest.mark.slow
 def test_the_page_fits_every_screen_in_both_schemes_and_reads_well(
     vehicle: Vehicle, browser: Any, port: int
 ) -> None:

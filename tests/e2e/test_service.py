@@ -135,6 +135,7 @@ class Service:
         return messages, summary
 
 
+@pytest.mark.slow
 def test_bundles_are_swapped_while_it_serves_and_bad_ones_refused(folder: Path) -> None:
     service = Service(folder)
     try:
@@ -171,6 +172,7 @@ def bytes_in(pipe: int) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
+@pytest.mark.slow
 def test_a_reader_that_hangs_does_not_keep_a_run_from_ending(folder: Path) -> None:
     """A run of files waits for the reader of standard output, until a signal ends it."""
     pictures = picture_folder(folder / "pictures", 300)

@@ -45,6 +45,7 @@ def test_a_partial_cache_is_completed_told_and_measured(tmp_path: Path) -> None:
     assert opened.manifest.metrics["int8_mac_share"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimages: 0.0078\n")
@@ -54,6 +55,7 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     assert not (tmp_path / "x.avq").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     cache = tmp_path / "calib.cache"
     cache.write_text(f"{HEADER}\nimage: 3c010204\n")

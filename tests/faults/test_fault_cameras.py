@@ -15,6 +15,7 @@ from tests.faults.fault_camera import Connection, FaultCamera
 from tests.faults.scenarios import left_over, play, replaced_s, resources, scenario, silent_periods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [range(5), range(5, 10)], ids=["first five", "second five"])
 def test_faults_are_told_and_cured_camera_by_camera(seeds: range) -> None:
     before = resources()
@@ -33,6 +34,7 @@ def test_faults_are_told_and_cured_camera_by_camera(seeds: range) -> None:
     assert left_over(before) == {}
 
 
+@pytest.mark.slow
 def test_cameras_that_never_open_end_the_run_and_tell_why() -> None:
     before = resources()
     camera = FaultCamera([Connection("raw_garbage")])
@@ -49,6 +51,7 @@ def test_cameras_that_never_open_end_the_run_and_tell_why() -> None:
     assert left_over(before) == {}
 
 
+@pytest.mark.slow
 def test_a_camera_that_stays_dead_is_told_and_the_others_are_served() -> None:
     seen: list[str] = []
     sink = CallbackSink(lambda message, _: seen.append(message.detections.camera), wants_pixels=False)
