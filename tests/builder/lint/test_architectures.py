@@ -110,5 +110,5 @@ def test_the_command_names_the_node_the_type_and_the_card(tmp_path: Path) -> Non
     assert lint_file(tmp_path / "net.onnx", "tensorrt", ["sm75"])["findings"] == [], (
         "other builders, other limits"
     )
-    with pytest.raises(RequestError, match="'turing' is no GPU architecture"):
+    with pytest.raises(RequestError, match="'turing' is not a GPU architecture"):
         lint_file(tmp_path / "net.onnx", TARGET, ["turing"])
