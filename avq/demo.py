@@ -12,12 +12,13 @@ from typing import Any, TypedDict
 
 from avq.atomic_file import atomic_write
 from avq.builder import build
-from avq.builder.outcome import Outcome
+from avq.builder.outcome import BuildJson, Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
 from avq.builder.report.summary import worst_pairs
 from avq.bundle import open_bundle
 from avq.commands.evaluate import ModelFlags, accuracy_on, detections_of, open_subject
 from avq.daemon import RunOptions, RunSummary, serve_bundle
+from avq.daemon.metrics import RunAnswer
 from avq.daemon.modes import parts_of
 from avq.engines.cpu import instruction_set
 from avq.errors import RequestError
@@ -149,9 +150,9 @@ class DemoJson(TypedDict):
     folder: str
     report: str
     clip: str
-    build: Any
+    build: BuildJson
     eval: dict[str, dict[str, float]]
-    run: Any
+    run: RunAnswer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from avq.builder.cross_compile.target import Compiled
 from avq.builder.stage import Staged
@@ -24,6 +24,50 @@ _HEADS: Mapping[Accepted, str] = {
     "no": "REFUSED by the gate",
     "pending": "accuracy accepted, time to be measured on the target (pending-target)",
 }
+
+
+class FloatJson(TypedDict):
+    """The float model: mAP, p50 of one inference in milliseconds, and the engine; null where not measured."""
+
+    map: float | None
+    p50_ms: float | None
+    engine: str | None
+
+
+class ChosenJson(TypedDict):
+    """The chosen candidate; ``ratio`` is its time / the float model's with the 95 % interval (median, low, high)."""
+
+    map: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    ratio: list[float] | None
+    lost: float | None
+    confidence_shift: float | None
+    sqnr_db: float | None
+
+
+class _FloatKey(TypedDict):
+    """A key of this name hides the type in the rest of its class."""
+
+    float: FloatJson
+
+
+class BuildJson(_FloatKey):
+    """Object of ``avq build --json``; ``engines`` are those compiled for a target that is not here."""
+
+    bundle: str
+    strategy: str
+    target: str
+    engine: str
+    runs_in: str
+    accepted: bool | Literal["pending-target"]
+    metric: str
+    reasons: list[str]
+    next: list[str]
+    chosen: ChosenJson
+    int8_mac_share: float
+    engines: list[dict[str, object]]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -88,8 +132,8 @@ class Outcome:
         """Exit code 0: passed, or written in spite of the gate by --no-gate."""
         return self.verdict.passed or not self.recipe.gate
 
-    def summary(self) -> dict[str, Any]:
-        """Return the keys of ``avq build --json``; ``map`` is null without labels."""
+    def summary(self) -> BuildJson:
+        """Return the object of ``avq build --json``; ``map`` is null without labels."""
         measured, latency = self.verified.measured, self.chosen.latency
         fidelity = measured.fidelity
         return {

@@ -131,11 +131,17 @@ class _Candidates:
 def _publish(outcome: Outcome, page: str, context: BuildContext) -> Outcome:
     """Write report and verdict into the staged bundle; rename it when accepted or when --no-gate was given."""
     summary, staged = outcome.summary(), outcome.final.staged
+    metrics = {
+        "metric": summary["metric"],
+        "float": summary["float"],
+        "chosen": summary["chosen"],
+        "int8_mac_share": summary["int8_mac_share"],
+    }
     manifest = msgspec.structs.replace(
         staged.manifest,
         accepted=outcome.accepted,
         reasons=tuple(summary["reasons"]),
-        metrics=msgspec.to_builtins({k: summary[k] for k in ("metric", "float", "chosen", "int8_mac_share")}),
+        metrics=msgspec.to_builtins(metrics),
     )
     write_staged(staged.folder, manifest, {REPORT: page.encode()})
     if not outcome.passed:

@@ -133,7 +133,7 @@ def built(host: PluginHost, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         gate=False,
     )
     outcome = build(recipe, host, Silent())
-    return outcome.folder, outcome.summary()
+    return outcome.folder, dict(outcome.summary())
 
 
 @pytest.fixture(scope="module")
