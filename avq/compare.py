@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -29,6 +29,28 @@ class Tolerance:
     min_iou: float = 0.5
 
 
+class _DifferenceJson(TypedDict):
+    frame: int
+    camera: str
+    field: str
+    a: Any
+    b: Any
+
+
+class DifferenceJson(_DifferenceJson, total=False):
+    """One difference of ``avq replay --json``; ``a`` and ``b`` are values of ``field``, null where a run has none."""
+
+    note: str
+
+
+class BoxJson(TypedDict):
+    """One box, as a value of a difference."""
+
+    class_id: int
+    score: float
+    box_xyxy_px: list[float]
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One field of one frame that differs.
@@ -49,10 +71,18 @@ class Difference:
     b: Any
     note: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> DifferenceJson:
         """Return a JSON object with the keys of ``avq replay --json``."""
-        keys = ("frame", "camera", "field", "a", "b", "note")
-        return {key: getattr(self, key) for key in keys if key != "note" or self.note}
+        row: DifferenceJson = {
+            "frame": self.frame,
+            "camera": self.camera,
+            "field": self.field,
+            "a": self.a,
+            "b": self.b,
+        }
+        if self.note:
+            row["note"] = self.note
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +246,7 @@ def _rounded(corners: list[float]) -> list[float]:
     return [round(v, 1) for v in corners]
 
 
-def box_json(d: Detections, index: int) -> dict[str, Any]:
+def box_json(d: Detections, index: int) -> BoxJson:
     """Return one box as JSON values."""
     return {
         "class_id": int(d.class_ids[index]),

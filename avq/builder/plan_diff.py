@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -15,6 +15,24 @@ import numpy as np
 from avq.bundle import PLAN_ARRAYS, PLAN_JSON, Manifest, OpenBundle, open_bundle
 from avq.bundle.plan import plan_from_parts
 from avq.types import AnyArray, Edge, QuantizationPlan, QuantPoint
+
+
+class DiffRow(TypedDict):
+    """One difference; ``kind`` is "manifest" for a setting, else that of a ``PlanDifference``."""
+
+    kind: str
+    where: str
+    field: str
+    a: str
+    b: str
+
+
+class DiffJson(TypedDict):
+    """Object of ``avq diff --json``: paths of the bundles, and their differences."""
+
+    a: str
+    b: str
+    differences: list[DiffRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,9 @@ class PlanDifference:
     field: str
     a: str
     b: str
+
+    def row(self) -> DiffRow:
+        return {"kind": self.kind, "where": self.where, "field": self.field, "a": self.a, "b": self.b}
 
 
 def diff_plans(a: QuantizationPlan, b: QuantizationPlan) -> list[PlanDifference]:
@@ -117,15 +138,15 @@ _KINDS = {
 _NOT_DECISIONS = frozenset({"created", "metrics", "reasons", "parts", "digest"})
 
 
-def diff(a: Path, b: Path) -> dict[str, Any]:
-    """Compare the manifests' settings and the plans of two bundles; return the keys of ``avq diff --json``."""
+def diff(a: Path, b: Path) -> DiffJson:
+    """Compare the manifests' settings and the plans of two bundles; return the object of ``avq diff --json``."""
     one, other = (open_bundle(path, allow_unaccepted=True) for path in (a, b))
     settings = list(_settings(one.manifest, other.manifest))
-    plans = [asdict(d) for d in diff_plans(_plan(one), _plan(other))]
+    plans = [difference.row() for difference in diff_plans(_plan(one), _plan(other))]
     return {"a": str(a), "b": str(b), "differences": settings + plans}
 
 
-def summarise(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+def summarise(differences: Sequence[DiffRow]) -> tuple[str, ...]:
     """Summarise differences: settings by name, entries of the plans counted by kind and field."""
     settings = [d["where"] for d in differences if d["kind"] == "manifest" and d["where"] != "plan_digest"]
     entries = Counter((d["kind"], d["field"]) for d in differences if d["kind"] not in ("manifest", "graph"))
@@ -136,7 +157,7 @@ def summarise(differences: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     return (*settings, *counted)
 
 
-def _settings(a: Manifest, b: Manifest) -> Iterator[dict[str, str]]:
+def _settings(a: Manifest, b: Manifest) -> Iterator[DiffRow]:
     left, right = msgspec.to_builtins(a), msgspec.to_builtins(b)
     for name in left:
         if name not in _NOT_DECISIONS and left[name] != right[name]:

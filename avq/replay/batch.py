@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from avq.atomic_file import atomic_write
 from avq.bundle import is_bundle, open_bundle
+from avq.compare import DifferenceJson
 from avq.errors import AvqError, DataError, MachineError, RequestError
 from avq.parallel import WorkerPool, worker_pool
 from avq.plugins import PluginHost
@@ -21,11 +22,43 @@ from avq.progress import Reporter, Silent
 from avq.render.page import Fact, Headline, Tone, key_figures, page, section, table
 from avq.replay.command import replay_log
 from avq.replay.mining import Mined, mine
-from avq.replay.outcome import Outcome
+from avq.replay.outcome import Outcome, ReplayTotals
 from avq.replay.report import COMMENT, PAGE
 from avq.sources.uri import local_path
 
+#: The keys of ``ReplayJson``, read back from JSON, and "bundle_path", "yes" and "error"; only these after a failure.
 Row = Mapping[str, Any]
+
+
+class BatchDifference(DifferenceJson):
+    """A difference with its log and the digest of its bundle."""
+
+    log: str
+    bundle: str
+
+
+class FailedReplay(TypedDict):
+    """A replay that failed, with the three parts of its error."""
+
+    log: str
+    what: str
+    seen: str
+    fix: str
+
+
+class _Batch(ReplayTotals):
+    differences: list[BatchDifference]
+    decisions_sha256: str
+    engine_seconds: float
+    headline: str
+    failed: list[FailedReplay]
+    replays: list[dict[str, Any]]
+
+
+class BatchJson(_Batch, total=False):
+    """Object of ``avq replay --json`` for several logs or bundles; ``replays`` has the rows of ``BatchResult``."""
+
+    report: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,15 +92,15 @@ class BatchResult:
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join(parts)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the keys of ``avq replay --json`` over all replays, and those of each below ``replays``."""
+    def summary(self) -> BatchJson:
+        """Return the object of ``avq replay --json`` over all replays, and the keys of each below ``replays``."""
         done = [row for row in self.rows if row["error"] is None]
         compared = [row["identical"] for row in done if row["identical"] is not None]
-        return {
+        answer: BatchJson = {
             "frames": sum(row["frames"] for row in done),
             "identical": all(compared) and not self.failed if compared else None,
             "differences": [
-                {"log": row["log"], "bundle": row["bundle"], **difference}
+                cast("BatchDifference", {"log": row["log"], "bundle": row["bundle"], **difference})
                 for row in done
                 for difference in row["differences"]
             ],
@@ -76,10 +109,12 @@ class BatchResult:
             "seconds": sum(row["seconds"] for row in done),
             "engine_seconds": sum(row["engine_seconds"] for row in done),
             "headline": self.headline,
-            "failed": [{"log": row["log"], **row["error"]} for row in self.failed],
+            "failed": [cast("FailedReplay", {"log": row["log"], **row["error"]}) for row in self.failed],
             "replays": [dict(row) for row in self.rows],
-            **({"report": {kind: str(path) for kind, path in self.files.items()}} if self.files else {}),
         }
+        if self.files:
+            answer["report"] = {kind: str(path) for kind, path in self.files.items()}
+        return answer
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         return [("Replays", self.listing())]

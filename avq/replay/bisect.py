@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from avq.builder.plan_mixture import Group, PlanMixer, open_plan_mixer
 from avq.errors import MachineError
@@ -71,6 +71,64 @@ class Cause:
     damage: float
 
 
+class PlanChange(TypedDict):
+    """One setting in the good and in the bad plan."""
+
+    where: str
+    field: str
+    good: str
+    bad: str
+
+
+class CulpritJson(TypedDict):
+    """One group of nodes of a cause, and the damage of that cause."""
+
+    group: str
+    nodes: list[str]
+    differences: list[PlanChange]
+    damage: float
+
+
+class CauseJson(TypedDict):
+    """Groups that reproduce the difference together, and their damage."""
+
+    groups: list[str]
+    damage: float
+
+
+class FrameChange(TypedDict):
+    """Counts of the boxes of one frame against the good plan."""
+
+    camera: str
+    frame: int
+    vanished: int
+    appeared: int
+    matched: int
+    badness: float
+
+
+class _Bisect(TypedDict):
+    log: str
+    good: str
+    bad: str
+    groups: int
+    differing: int
+    replays: int
+    damage: float
+    rest: float
+    culprits: list[CulpritJson]
+    causes: list[CauseJson]
+    frame: FrameChange | None
+    headline: str
+    seconds: float
+
+
+class BisectJson(_Bisect, total=False):
+    """Object of ``avq bisect --json``; ``report`` with --report."""
+
+    report: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Bisection:
     """Result of ``avq bisect``.
@@ -110,9 +168,9 @@ class Bisection:
         share = sum(cause.damage for cause in self.causes) / self.damage
         return f"caused by {named}: {share:.0%} of the difference, found in {self.replays} replays"
 
-    def summary(self) -> dict[str, Any]:
-        """Return the keys of ``avq bisect --json``."""
-        return {
+    def summary(self) -> BisectJson:
+        """Return the object of ``avq bisect --json``."""
+        answer: BisectJson = {
             "log": self.log,
             "good": str(self.mixer.good.path),
             "bad": str(self.mixer.bad.path),
@@ -135,8 +193,10 @@ class Bisection:
             "frame": None if self.worst is None else _frame(self.worst),
             "headline": self.headline,
             "seconds": self.seconds,
-            **({"report": {kind: str(path) for kind, path in self.files.items()}} if self.files else {}),
         }
+        if self.files:
+            answer["report"] = {kind: str(path) for kind, path in self.files.items()}
+        return answer
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         rows: list[dict[str, object]] = [
@@ -163,11 +223,11 @@ class Bisection:
         return [*(f"{kind}: {path}" for kind, path in self.files.items()), self.headline]
 
 
-def _difference_rows(group: Group) -> list[dict[str, str]]:
+def _difference_rows(group: Group) -> list[PlanChange]:
     return [{"where": d.where, "field": d.field, "good": d.a, "bad": d.b} for d in group.differences]
 
 
-def _frame(pair: FramePair) -> dict[str, Any]:
+def _frame(pair: FramePair) -> FrameChange:
     return {
         "camera": pair.key[0],
         "frame": pair.key[1],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,23 @@ from avq.types import Detections
 
 SIZES = ("small", "medium", "large")
 ALL = "all"
+
+
+#: The name of a class, or "all"; a key of this name needs the functional form.
+_ClassKey = TypedDict("_ClassKey", {"class": str})
+
+
+class LossRow(_ClassKey):
+    """Losses of one class and size; ``recall``, ``precision`` and ``ap`` are null without boxes."""
+
+    size: str
+    boxes: int
+    lost: int
+    appeared: int
+    recall: float | None
+    precision: float | None
+    ap: float | None
+    confidence_shift: float
 
 
 @dataclass
@@ -52,7 +69,7 @@ class Cell:
     def confidence_shift(self) -> float:
         return float(np.mean(self.shifts)) if self.shifts else 0.0
 
-    def row(self, name: str, size: str) -> dict[str, Any]:
+    def row(self, name: str, size: str) -> LossRow:
         return {
             "class": name,
             "size": size,
@@ -82,11 +99,11 @@ class Metric:
     def total(self) -> Cell:
         return self.cells[ALL, ALL]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[LossRow]:
         """Return the totals, then sizes, classes, and classes by size; largest losses first within each."""
         return [cell.row(*key) for key, cell in sorted(self.cells.items(), key=_rank)]
 
-    def suffering(self, allowed: Tolerances) -> list[dict[str, Any]]:
+    def suffering(self, allowed: Tolerances) -> list[LossRow]:
         """Return classes by size that exceed the limits, largest losses first."""
         rows = [cell.row(*key) for key, cell in sorted(self.cells.items(), key=_rank) if ALL not in key]
         return [row for row in rows if _exceeds(row, allowed)]
@@ -98,7 +115,7 @@ def _rank(item: tuple[tuple[str, str], Cell]) -> tuple[int, float, str, str]:
     return level, -(cell.lost + cell.appeared), name, size
 
 
-def _exceeds(row: dict[str, Any], allowed: Tolerances) -> bool:
+def _exceeds(row: LossRow, allowed: Tolerances) -> bool:
     lost = row["boxes"] and row["lost"] > allowed.max_lost * row["boxes"]
     return bool(lost or row["confidence_shift"] < -allowed.max_confidence_shift)
 

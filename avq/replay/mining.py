@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import cv2
 import numpy as np
 
 from avq.atomic_file import atomic_write
+from avq.compare import DifferenceJson
 from avq.errors import DataError, RequestError
 from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
@@ -26,6 +27,7 @@ from avq.progress import Reporter
 from avq.replay.log import FrameKey, read_pictures
 from avq.replay.log_sources import open_log
 from avq.replay.mining_rank import SIGNALS, MineJob, Ranked, ScoredLog, choose, rank, score_log
+from avq.replay.outcome import ReplayTotals
 from avq.types import U8
 
 COLUMNS = ("file", "sha256", "scene", "source", "licence")
@@ -160,6 +162,26 @@ GAP_S = 0.5
 _SHOWN = 20
 
 
+class MinedFrame(TypedDict):
+    """One mined frame; every signal that it has is a key too, with its strength."""
+
+    log: str
+    camera: str
+    frame: int
+    score: float
+    why: str
+
+
+class MiningJson(ReplayTotals):
+    """Object of ``avq replay --mine DIR --json``; nothing is compared, so ``differences`` is empty."""
+
+    differences: list[DifferenceJson]
+    mined: list[MinedFrame]
+    added: int
+    signals: list[str]
+    set: str
+
+
 @dataclass(frozen=True)
 class Mined:
     """Result of ``avq replay --mine``.
@@ -182,8 +204,8 @@ class Mined:
     def frames(self) -> int:
         return sum(len(log.frames) for log in self.scored)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the keys of ``avq replay --json``, and the mined frames."""
+    def summary(self) -> MiningJson:
+        """Return the object of ``avq replay --mine DIR --json``."""
         digests = [log.sha256 for log in self.scored]
         combined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
         return {
@@ -200,16 +222,17 @@ class Mined:
             "set": str(self.folder),
         }
 
-    def _row(self, row: Ranked) -> dict[str, Any]:
+    def _row(self, row: Ranked) -> MinedFrame:
         camera, seq = row.frame.key
-        return {
+        signals = {name: round(row.frame.signals[name], 4) for name in SIGNALS if name in row.frame.signals}
+        answer: MinedFrame = {
             "log": row.frame.log,
             "camera": camera,
             "frame": seq,
             "score": round(row.score, 4),
             "why": row.why,
-            **{name: round(row.frame.signals[name], 4) for name in SIGNALS if name in row.frame.signals},
         }
+        return cast("MinedFrame", {**answer, **signals})
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         shown = [{**self._row(row), "log": row.frame.log.rsplit("/", 1)[-1]} for row in self.chosen[:_SHOWN]]

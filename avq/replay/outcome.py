@@ -5,18 +5,75 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from avq.builder.plan_diff import summarise
-from avq.compare import Difference
-from avq.replay.differences import FramePair, Tolerances
-from avq.replay.metric import ALL, label_of
+from avq.builder.plan_diff import DiffRow, summarise
+from avq.compare import Difference, DifferenceJson
+from avq.replay.differences import FramePair, Tier, Tolerances
+from avq.replay.metric import ALL, LossRow, label_of
 from avq.replay.result import ReplayResult
-from avq.replay.stage_times import PairedTimes, table_of
-from avq.replay.verdict import Verdict
+from avq.replay.stage_times import PairedRow, PairedTimes, StageRow, table_of
+from avq.replay.timing import Timing
+from avq.replay.verdict import ChangesJson, Verdict
 
 #: Rows on the terminal; --json and the report have all.
 _SHOWN = 20
+
+
+class ReplayTotals(TypedDict):
+    """Totals of every object of ``avq replay --json``; ``identical`` is null without a comparison."""
+
+    frames: int
+    identical: bool | None
+    sha256: str
+    seconds: float
+
+
+class AcceptedJson(TypedDict):
+    """The reference that was written: its file, and its address."""
+
+    path: Path
+    address: str
+
+
+class _Replay(ReplayTotals):
+    differences: list[DifferenceJson]
+    decisions_sha256: str
+    engine_seconds: float
+    headline: str
+    reasons: list[str]
+    log: str
+    log_sha256: str
+    bundle: str
+    config_sha256: str
+    machine: str
+    boxes: int
+    timing: Timing
+    timing_remark: str
+    captured: int
+    dropped: dict[str, int]
+    misses: int
+    modes: list[str]
+    events: list[dict[str, Any]]
+    stages: list[StageRow] | list[PairedRow]
+    remark: str
+
+
+class ReplayJson(_Replay, total=False):
+    """Object of ``avq replay --json`` for one log and one bundle."""
+
+    # with a comparison
+    tier: Tier
+    tier_why: str
+    changes: ChangesJson
+    by_class_and_size: list[LossRow]
+    suffering: list[LossRow]
+    reference: str
+    bundle_differences: list[DiffRow]
+    # with --accept
+    accepted: AcceptedJson
+    # with --report
+    report: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -50,7 +107,7 @@ class Outcome:
     verdict: Verdict | None = None
     paired: PairedTimes | None = None
     timing: tuple[Difference, ...] = ()
-    built: tuple[Mapping[str, str], ...] = ()
+    built: tuple[DiffRow, ...] = ()
     accepted: Accepted | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
@@ -87,10 +144,10 @@ class Outcome:
         worst = self.verdict.metric.suffering(self.verdict.allowed)[:5] if self.differences else []
         return (*reasons, *(loss_line(row) for row in worst))
 
-    def summary(self) -> dict[str, Any]:
-        """Return the keys of ``avq replay --json``."""
+    def summary(self) -> ReplayJson:
+        """Return the object of ``avq replay --json``."""
         result, verdict = self.result, self.verdict
-        answer: dict[str, Any] = {
+        answer: ReplayJson = {
             "frames": result.frames,
             "identical": verdict.identical and not self.timing if verdict is not None else None,
             "differences": [difference.as_dict() for difference in self.differences],
@@ -124,11 +181,13 @@ class Outcome:
                 "by_class_and_size": verdict.metric.rows(),
                 "suffering": verdict.metric.suffering(verdict.allowed),
                 "reference": self.reference_name,
-                "bundle_differences": [dict(row) for row in self.built],
+                "bundle_differences": [row.copy() for row in self.built],
             }
         if self.accepted is not None:
             answer["accepted"] = {"path": self.accepted.path, "address": self.accepted.address}
-        return answer | ({"report": dict(self.files)} if self.files else {})
+        if self.files:
+            answer["report"] = dict(self.files)
+        return answer
 
     def tables(self) -> list[tuple[str, Sequence[Mapping[str, object]]]]:
         """Return the tables for the terminal."""
@@ -180,7 +239,7 @@ class Outcome:
         return [pair for pair in ranked if pair.badness > 0.0]
 
 
-def loss_line(row: Mapping[str, Any]) -> str:
+def loss_line(row: LossRow) -> str:
     """Return the losses of one class and size in one line."""
     lost = f"{row['class']}, {row['size']}: {row['lost']} of {row['boxes']} boxes lost"
     return f"{lost}, confidence {row['confidence_shift']:+.3f}"
@@ -201,7 +260,7 @@ def difference_row(difference: Difference, labels: Sequence[str]) -> dict[str, o
     }
 
 
-def metric_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+def metric_rows(rows: Sequence[LossRow]) -> list[dict[str, object]]:
     """Return rows of the metric table: totals first, classes by size last."""
     return [
         {

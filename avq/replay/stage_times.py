@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -28,6 +28,30 @@ _WARM_UP = 2
 PAIRED_FRAMES = 120
 
 
+class StageRow(TypedDict):
+    """Times of one stage, in milliseconds."""
+
+    stage: str
+    mean_ms: float
+    p99_ms: float
+    worst_ms: float
+
+
+class PairedRow(TypedDict):
+    """Times of one stage with both bundles, and the ratio new / reference with its 95 % interval."""
+
+    stage: str
+    reference_mean_ms: float
+    new_mean_ms: float
+    reference_p99_ms: float
+    new_p99_ms: float
+    reference_worst_ms: float
+    new_worst_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class StageTable:
     """Stage times of a run.
@@ -40,10 +64,10 @@ class StageTable:
     ms: Mapping[str, np.ndarray]
     keys: tuple[FrameKey, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[StageRow]:
         return [self.row(stage) for stage in STAGES]
 
-    def row(self, stage: str) -> dict[str, Any]:
+    def row(self, stage: str) -> StageRow:
         values = self.ms[stage]
         return {
             "stage": stage,
@@ -70,20 +94,25 @@ class PairedTimes:
     new: StageTable
     ratios: Mapping[str, tuple[float, float, float]]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[PairedRow]:
         """Return one row per stage: both bundles, and the ratio with its 95 % interval."""
-        rows = []
-        for stage in STAGES:
-            before, after = self.reference.row(stage), self.new.row(stage)
-            median, low, high = self.ratios[stage]
-            figures = ("mean_ms", "p99_ms", "worst_ms")
-            both = {
-                f"{bundle}_{name}": row[name]
-                for name in figures
-                for bundle, row in (("reference", before), ("new", after))
-            }
-            rows.append({"stage": stage, **both, "ratio": median, "low": low, "high": high})
-        return rows
+        return [self._row(stage) for stage in STAGES]
+
+    def _row(self, stage: str) -> PairedRow:
+        before, after = self.reference.row(stage), self.new.row(stage)
+        median, low, high = self.ratios[stage]
+        return {
+            "stage": stage,
+            "reference_mean_ms": before["mean_ms"],
+            "new_mean_ms": after["mean_ms"],
+            "reference_p99_ms": before["p99_ms"],
+            "new_p99_ms": after["p99_ms"],
+            "reference_worst_ms": before["worst_ms"],
+            "new_worst_ms": after["worst_ms"],
+            "ratio": median,
+            "low": low,
+            "high": high,
+        }
 
 
 def table_of(result: ReplayResult) -> StageTable:
@@ -165,7 +194,7 @@ def over_limits(table: StageTable, limits: Mapping[str, float]) -> list[Differen
     exceeded = []
     for name, limit in limits.items():
         stage, _, figure = name.partition("_")
-        value = table.row(stage)[figure]
+        value = cast("Mapping[str, float]", table.row(stage))[figure]
         if not value <= limit:
             camera, frame = table.slowest(stage)
             exceeded.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +22,24 @@ from avq.replay.differences import (
 )
 from avq.replay.metric import Metric, measure, metric_differences
 from avq.replay.result import ReplayResult
+
+
+class ChangesJson(TypedDict):
+    """Counts and sizes of all changes over all frames; ``_px`` in pixels of the picture."""
+
+    frames: int
+    frames_in_one_run: int
+    matched: int
+    moved: int
+    rescored: int
+    class_flips: int
+    vanished: int
+    appeared: int
+    mean_iou: float
+    max_centre_px: float
+    max_corner_px: float
+    mean_score_shift: float
+    max_score_shift: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Verdict:
     metric: Metric
     allowed: Tolerances
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> ChangesJson:
         """Return counts of all changes over all frames, also of tolerated ones."""
         matches = [match for pair in self.pairs for match in pair.matches]
         return {

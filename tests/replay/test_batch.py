@@ -50,7 +50,7 @@ def many(bundle: Path, pool: WorkerPool, folder: Path | None = None, logs: list[
     merged = replay_many(
         logs=logs, bundles=[bundle], pool=pool, report_folder=folder, report=Silent(), **OPTIONS
     )
-    return merged.summary()
+    return dict(merged.summary())
 
 
 def core(answer: dict) -> list[tuple]:  # type: ignore[type-arg]
