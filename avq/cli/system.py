@@ -34,10 +34,10 @@ def doctor(call: Call) -> int:
 @command(cli)
 def plugins(call: Call) -> int:
     """List installed plugins: version, owner, hooks, contents, options with types and defaults."""
-    from avq.plugins import plugin_tables
+    from avq.plugins import PluginsJson, plugin_tables
 
-    listing = call.host().listing()
-    return call.emit({"plugins": listing}, plugin_tables(listing))
+    answer: PluginsJson = {"plugins": call.host().listing()}
+    return call.emit(answer, plugin_tables(answer["plugins"]))
 
 
 @cli.group(cls=AvqGroup)

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from avq.engines.cpu import instruction_set
 from avq.engines.cuda import describe_library
 from avq.errors import AvqError
 from avq.hookspecs import Engine
-from avq.plugins import PluginHost
+from avq.plugins import PluginHost, PluginRow
 from avq.process import STANDARD_ERROR, suppress_output
 from avq.types import EngineStatus
 
@@ -51,7 +51,7 @@ class DoctorJson(TypedDict):
     engines: list[EngineJson]
     gpus: list[dict[str, str]]
     cuda: dict[str, str]
-    plugins: list[dict[str, Any]]
+    plugins: list[PluginRow]
     codecs: list[CodecJson]
     isa: str
     messages: list[str]

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pluggy
 
 import avq
 from avq import hookspecs
 from avq.errors import PluginError, RequestError, nearest
-from avq.plugins.options import option_rows
+from avq.plugins.options import OptionRow, option_rows
 from avq.types import Finding, GraphView, Recipe
 
 GROUP = "avq"
@@ -50,6 +50,24 @@ class Owner:
 
     def __str__(self) -> str:
         return f"plugin '{self.name}' of {self.package} {self.version}".rstrip()
+
+
+class PluginRow(TypedDict):
+    """One plugin; ``owner`` and ``package`` are its installed package."""
+
+    name: str
+    owner: str
+    package: str
+    version: str
+    hooks: list[str]
+    brings: list[str]
+    options: list[OptionRow]
+
+
+class PluginsJson(TypedDict):
+    """Object of ``avq plugins --json``."""
+
+    plugins: list[PluginRow]
 
 
 class _Implementation:
@@ -163,7 +181,7 @@ class PluginHost:
         """Notify all plugins; returns one line per plugin that failed, the others are still called."""
         return self._notify("avq_budget_missed", event=event)
 
-    def listing(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[PluginRow]:
         """One row per plugin: name, owner (its package), version, hooks, what it brings, and its options.
 
         Options are rows too: strategy, option, type, default (None and required: true where there is none),
@@ -171,7 +189,7 @@ class PluginHost:
         """
         return [self._row(name, owner) for name, owner in self._owners.items()]
 
-    def _row(self, name: str, owner: Owner) -> dict[str, Any]:
+    def _row(self, name: str, owner: Owner) -> PluginRow:
         brought = {
             f"{_KINDS[hook][0]} {taken}": thing
             for hook in _KINDS
@@ -326,7 +344,7 @@ def _claim(table: dict[str, tuple[Any, Owner]], kind: str, name: str, thing: Any
 # The listing as tables.
 
 
-def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, object]]]]:
+def plugin_tables(listing: Sequence[PluginRow]) -> list[tuple[str, list[dict[str, object]]]]:
     """Turn ``PluginHost.listing()`` into two tables: the plugins, and the options of their strategies."""
     plugins: list[dict[str, object]] = [
         {
@@ -342,7 +360,7 @@ def plugin_tables(listing: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
     return [("Plugins", plugins), ("Options, given as --option NAME=VALUE", options)]
 
 
-def _option_row(row: Mapping[str, Any]) -> dict[str, object]:
+def _option_row(row: OptionRow) -> dict[str, object]:
     default = row["default"]
     listed = ",".join(map(str, default)) or "(empty)" if isinstance(default, list) else default
     return {

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic import ValidationError
 
@@ -91,7 +91,18 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def option_rows(quantizer: hookspecs.Quantizer) -> list[dict[str, Any]]:
+class OptionRow(TypedDict):
+    """One option of a strategy; ``default`` is a JSON value, null where ``required`` is true."""
+
+    strategy: str
+    option: str
+    type: str
+    default: Any
+    required: bool
+    description: str
+
+
+def option_rows(quantizer: hookspecs.Quantizer) -> list[OptionRow]:
     """Give one row per option of a strategy."""
     fields = quantizer.options.model_fields
     return [

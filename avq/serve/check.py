@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from avq.bundle import open_bundle
-from avq.config import Problem, RecipeFile, RunConfig, file_kind, implausible, read_recipe, read_run, refuse
+from avq.config import (
+    Kind,
+    Problem,
+    RecipeFile,
+    RunConfig,
+    file_kind,
+    implausible,
+    read_recipe,
+    read_run,
+    refuse,
+)
 from avq.daemon import sink_types, source_types
 from avq.decoders import builtin_decoders
 from avq.errors import AvqError, nearest
@@ -23,7 +33,16 @@ _Location = tuple["str | int", ...]
 _LIVE_ONLY = ("reconnect", "max_restarts", "window_s")
 
 
-def check_config(path: Path, host: PluginHost) -> dict[str, Any]:
+class CheckJson(TypedDict):
+    """Object of ``avq config check --json``; an invalid file is an error instead."""
+
+    file: str
+    kind: Kind
+    valid: bool
+    remarks: list[str]
+
+
+def check_config(path: Path, host: PluginHost) -> CheckJson:
     """What kind of file it is, that it is valid, and what could not be looked at.
 
     Raises ConfigError with file:line, the key, the reason and the nearest valid key.
