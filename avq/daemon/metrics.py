@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from avq.daemon.inbox import FrameCounts
-from avq.daemon.publisher import SinkReport
+from avq.daemon.publisher import SinkReport, SinkRow
 from avq.errors import AvqError, MachineError
 from avq.types import LatencyBudget, StageTimes
 from avq.types.frame import Event
@@ -198,7 +198,7 @@ class RunAnswer(TypedDict, total=False):
     stages: Required[dict[str, dict[str, float]]]
     events: Required[list[Event]]
     failures: Required[list[FailureRow]]
-    sinks: Required[list[dict[str, Any]]]
+    sinks: Required[list[SinkRow]]
     drift: Mapping[str, Any]
     shadow: Mapping[str, Any]
 

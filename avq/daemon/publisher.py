@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
 from avq.types import Frame, Published, StageTimes
@@ -20,6 +20,17 @@ PICTURES_QUEUED = 8
 DRAIN_S = 10.0
 _POLL_S = 0.001
 _log = logging.getLogger("avq.sinks")
+
+
+class SinkRow(TypedDict):
+    """Counts of one sink in summary and status; counters that the sink itself reports are further keys."""
+
+    name: str
+    address: str
+    written: int
+    missed: int
+    queued: int
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,9 @@ class SinkReport:
     queued: int = 0
     gauges: frozenset[str] = frozenset()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> SinkRow:
         """Return one row of summary and status; a sink number named as a key here becomes "own_NAME"."""
-        row = {
+        row: SinkRow = {
             "name": self.name,
             "address": self.address,
             "written": self.written,
@@ -57,7 +68,7 @@ class SinkReport:
             "error": self.error,
         }
         own = {f"own_{name}" if name in row else name: value for name, value in self.numbers.items()}
-        return {**row, **own}
+        return cast("SinkRow", {**row, **own})
 
 
 @dataclass(frozen=True, slots=True)

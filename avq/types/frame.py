@@ -226,6 +226,27 @@ class StageTimes:
         ]
 
 
+class DetectionJson(TypedDict):
+    """One box of a JSON line; corners x0, y0, x1, y1 in picture pixels."""
+
+    label: str
+    score: float
+    box_xyxy_px: list[float]
+
+
+class MessageJson(TypedDict):
+    """One line of ``avq run --json`` and of the JSON-lines sink; ``bundle`` is the digest of the bundle."""
+
+    camera: str
+    seq: int
+    t_capture_ns: int
+    age_ms: float
+    late: bool
+    mode: str
+    bundle: str
+    detections: list[DetectionJson]
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """Detections of one frame as sinks receive them.
@@ -248,7 +269,7 @@ class Published:
     bundle_digest: str
     picture_size_px: tuple[int, int] = (0, 0)
 
-    def as_message(self, labels: Sequence[str]) -> dict[str, Any]:
+    def as_message(self, labels: Sequence[str]) -> MessageJson:
         """Return the JSON object that sinks write; its keys are part of the command contract.
 
         Args:

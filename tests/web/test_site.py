@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from avq.errors import BundleError
 from avq.sinks import CallbackSink
+from avq.types.frame import MessageJson
 from avq.web import LiveState
 from avq.web.server import open_site
 from avq.web.status import not_alive, not_ready
@@ -138,7 +139,7 @@ def test_a_picture_comes_with_its_own_boxes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_stream_tells_every_published_frame_as_the_json_lines_do(tmp_path: Path) -> None:
-    written: list[dict[str, Any]] = []
+    written: list[MessageJson] = []
     sink = CallbackSink(lambda message, _: written.append(message.as_message(LABELS)), wants_pixels=False)
     got: list[tuple[str, dict[str, Any]]] = []
     with (
