@@ -11,17 +11,58 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from avq.daemon.governor import Transition
 from avq.daemon.metrics import Histogram
 from avq.daemon.observer import RunView
 from avq.daemon.pipeline import FrameResult
 from avq.types import Frame, Published
+from avq.types.frame import Before
 
 FRAMES_KEPT = 480
 EVENTS_KEPT = 256
 CHANGES_KEPT = 120
+
+
+class BundleInfo(TypedDict):
+    """The serving bundle; ``input_px`` is (width, height) of the network."""
+
+    name: str
+    digest: str
+    engine: str
+    precision: str
+    input_px: list[int]
+
+
+class ModeInfo(BundleInfo):
+    """One mode; ``digest`` is that of its bundle, ``stride`` n serves every n-th frame."""
+
+    stride: int
+
+
+class RunInfo(TypedDict, total=False):
+    """Facts of a run that stay the same until another bundle serves; empty until the bundle is open."""
+
+    version: str
+    host: str
+    system: str
+    pid: int
+    labels: list[str]
+    cameras: dict[str, str]
+    deadlines_ms: dict[str, float]
+    bundle: BundleInfo
+    modes: list[ModeInfo]
+
+
+class ChangeRow(Before):
+    """A change of mode or alert; "from" is the mode before, ``at`` Unix time in seconds."""
+
+    at: float
+    kind: str
+    mode: str
+    alert: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +133,14 @@ class LiveState:
     def __init__(self) -> None:
         self.boot = uuid.uuid4().hex
         self.started_s = time.time()
-        self.run_info: Mapping[str, Any] = {}
+        self.run_info: RunInfo = {}
         self.run: RunView | None = None
         self.over = False
         self.last_tick_ns = 0
         self.cameras: dict[str, CameraState] = {}
         self.frames: deque[FrameRow] = deque(maxlen=FRAMES_KEPT)
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
-        self.changes: deque[dict[str, Any]] = deque(maxlen=CHANGES_KEPT)  # of mode or alert, oldest first
+        self.changes: deque[ChangeRow] = deque(maxlen=CHANGES_KEPT)  # of mode or alert, oldest first
         self.counted_events: Counter[tuple[str, str]] = Counter()
         self.reconnects: Counter[tuple[str, str]] = Counter()
         self.transitions: Counter[tuple[str, str, str]] = Counter()
@@ -109,9 +150,9 @@ class LiveState:
         self._published = 0
         self._event_count = 0
 
-    def describe(self, run_info: Mapping[str, Any]) -> None:
+    def describe(self, run_info: RunInfo) -> None:
         """Set what stays the same until another bundle serves: bundle, modes, cameras."""
-        self.run_info = dict(run_info)
+        self.run_info = run_info.copy()
 
     @property
     def labels(self) -> tuple[str, ...]:

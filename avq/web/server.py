@@ -11,14 +11,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from avq import __version__
 from avq.config import RunConfig, WebConfig
 from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
 from avq.uris import redact_credentials
-from avq.web.live_state import LiveState
+from avq.web.live_state import LiveState, RunInfo
 
 #: How long one thread may keep the interpreter while the loop waits for it; Python's own 5 ms are a frame's delay.
 _SWITCH_S = 0.0005
@@ -193,7 +192,7 @@ def open_page(web: WebConfig, required: bool) -> Iterator[LiveState | None]:
         yield live_state
 
 
-def run_info(config: RunConfig, served: ActiveModes) -> dict[str, Any]:
+def run_info(config: RunConfig, served: ActiveModes) -> RunInfo:
     """Describe what stays the same until another bundle serves.
 
     The serving bundle may differ from the configured one: a fallback, or a swapped one.

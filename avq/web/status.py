@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from avq.daemon.inbox import FrameCounts
 from avq.daemon.metrics import Histogram
+from avq.daemon.publisher import SinkRow
 from avq.process import resident_bytes
-from avq.web.live_state import CameraState, FrameRow, LiveState, ViewerCounts
+from avq.web.live_state import CameraState, ChangeRow, FrameRow, LiveState, ViewerCounts
 
 #: The loop goes round at least every 50 ms without frames; with one it takes as long as the engine does.
 STANDS_S = 5.0
@@ -117,6 +118,90 @@ def clocks(sys_folder: Path = _SYS) -> dict[str, tuple[float, float]]:
     return found
 
 
+class BudgetJson(TypedDict, total=False):
+    """Deadline and tolerated misses; empty until the run has opened."""
+
+    deadline_ms: float
+    window_frames: int
+    max_miss_ratio: float
+
+
+class FramesJson(TypedDict):
+    """Frame counts over all cameras; ``dropped`` by cause."""
+
+    captured: int
+    published: int
+    dropped: dict[str, int]
+    in_flight: int
+    misses: int
+
+
+class _Camera(TypedDict):
+    id: str
+    source: str
+    running: bool
+    fps: float
+
+
+class CameraJson(_Camera, total=False):
+    """One camera: counts once it was opened, the keys from ``misses`` on once a frame was published."""
+
+    captured: int
+    published: int
+    dropped: dict[str, int]
+    in_flight: int
+    misses: int
+    seq: int
+    age_ms: float
+    silent_s: float
+
+
+class MachineJson(TypedDict):
+    """Readings of the machine; ``clocks_mhz`` is [current, highest] per CPU."""
+
+    temperatures_c: dict[str, float]
+    clocks_mhz: dict[str, list[int]]
+    memory_mb: float
+    load: float
+    cpus: int
+
+
+class StatusJson(TypedDict):
+    """State of a run; /status merges it with ``RunInfo``, ``frames``, percentiles of ``age`` and the last events."""
+
+    boot: str
+    uptime_s: float
+    alive: bool
+    ready: bool
+    reason: str
+    budget: BudgetJson
+    mode: str
+    mode_frames: dict[str, int]
+    alert: bool
+    changes: list[ChangeRow]
+    frames: FramesJson
+    cameras: list[CameraJson]
+    age: dict[str, float]
+    stages: dict[str, dict[str, float]]
+    sinks: list[SinkRow]
+    drift: Mapping[str, Any] | None
+    shadow: Mapping[str, Any] | None
+    machine: MachineJson
+    viewers: dict[str, int]
+
+
+class StripRow(TypedDict):
+    """One frame of the latency strip; ``i`` counts published frames from 1, times in microseconds."""
+
+    i: int
+    camera: str
+    seq: int
+    age: int
+    stages: dict[str, int]
+    late: bool
+    mode: str
+
+
 _RATE_OVER_S = 3.0
 _EVENTS_SHOWN = 60
 _CHANGES_SHOWN = 40
@@ -137,7 +222,7 @@ class StatusReader:
         self._counts = viewers
         self._history: list[tuple[float, dict[str, int]]] = []
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> StatusJson:
         """JSON values only; times in milliseconds, ages since now in seconds."""
         live_state = self._live_state
         run = live_state.run
@@ -191,9 +276,9 @@ class StatusReader:
 
     def _camera(
         self, name: str, counts: FrameCounts | None, seen: CameraState | None, rate: float
-    ) -> dict[str, Any]:
+    ) -> CameraJson:
         run = self._live_state.run
-        row: dict[str, Any] = {
+        row: CameraJson = {
             "id": name,
             "source": self._live_state.run_info.get("cameras", {}).get(name, ""),
             "running": bool(run and name in run.pids()),
@@ -219,7 +304,7 @@ class StatusReader:
         counts = self._counts
         return {"now": counts.now, "dropped": counts.dropped, "told": counts.sent, "missed": counts.missed}
 
-    def _readings(self) -> dict[str, Any]:
+    def _readings(self) -> MachineJson:
         now = self._machine.read()
         return {
             "temperatures_c": {zone: round(value, 1) for zone, value in now.temperatures_c.items()},
@@ -233,7 +318,7 @@ class StatusReader:
         }
 
 
-def _budget(live_state: LiveState) -> dict[str, float]:
+def _budget(live_state: LiveState) -> BudgetJson:
     if live_state.run is None:
         return {}
     budget = live_state.run.budget
@@ -246,7 +331,7 @@ def _budget(live_state: LiveState) -> dict[str, float]:
 
 def _frame_counts(
     counts_by_camera: Mapping[str, FrameCounts], cameras: Mapping[str, CameraState]
-) -> dict[str, Any]:
+) -> FramesJson:
     dropped = sum((Counter(counts.dropped) for counts in counts_by_camera.values()), Counter[str]())
     return {
         "captured": sum(counts.captured for counts in counts_by_camera.values()),
@@ -273,7 +358,7 @@ def _stages(cameras: Mapping[str, CameraState]) -> dict[str, dict[str, float]]:
     }
 
 
-def strip(rows: list[FrameRow]) -> list[dict[str, Any]]:
+def strip(rows: list[FrameRow]) -> list[StripRow]:
     """Frames for the latency strip, microseconds."""
     return [
         {

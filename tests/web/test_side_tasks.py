@@ -9,12 +9,12 @@ from avq.types import LatencyBudget
 from avq.web import LiveState
 from avq.web.live_state import ViewerCounts
 from avq.web.metrics import exposition
-from avq.web.status import MachineReader, StatusReader
+from avq.web.status import MachineReader, StatusJson, StatusReader
 
 DRIFT = {"available": True, "cameras": {"front": {"share": 0.07, "drifting": True}}}
 
 
-def looked_at(**states: object) -> tuple[dict[str, float], dict[str, object]]:
+def looked_at(**states: object) -> tuple[dict[str, float], StatusJson]:
     """(metrics without labels' names, status) of a run with these answers."""
     live_state, machine, counts = LiveState(), MachineReader(), ViewerCounts()
     live_state.on_open(RunView(LatencyBudget(1), dict, list, dict, **states))  # type: ignore[arg-type]

@@ -18,16 +18,21 @@ from avq.hookspecs import Sink
 from avq.sinks import CallbackSink
 from avq.types import Detections, Frame, LatencyBudget, Published, StageTimes
 from avq.web import LiveState
+from avq.web.live_state import BundleInfo, ModeInfo, RunInfo
 from avq.web.server import open_site
 from tests.daemon.daemon_kit import LABELS, null_parts
 
 HANG_S = 90.0  # ends a test that hangs; no machine is so busy
 ASK = httpx.Client(timeout=HANG_S, verify=False)  # one client: making one costs more than a hundred requests
 BUDGET = LatencyBudget(50_000_000)
-FACTS = {
-    "labels": list(LABELS),
-    "bundle": {"name": "b.avq", "digest": "digest", "engine": "null", "precision": "f32"},
+BUNDLE: BundleInfo = {
+    "name": "b.avq",
+    "digest": "digest",
+    "engine": "null",
+    "precision": "f32",
+    "input_px": [320, 192],
 }
+FACTS: RunInfo = {"labels": list(LABELS), "bundle": BUNDLE}
 __all__ = ["ASK", "BUDGET", "FACTS", "HANG_S", "Live", "events_of", "live", "message", "turn", "until"]
 
 
@@ -87,7 +92,8 @@ def live(
     """``source`` served until the block is left or it ends."""
     with open_site(host, 0, token, live_state=live_state) as (written, address):
         run = Live(written, address)
-        written.describe({**FACTS, "cameras": {"front": source}, "modes": [{"name": "normal"}]})
+        mode: ModeInfo = {**BUNDLE, "name": "normal", "stride": 1}
+        written.describe({**FACTS, "cameras": {"front": source}, "modes": [mode]})
         quiet = CallbackSink(lambda *_: None, wants_pixels=False)
 
         def serve() -> None:
