@@ -18,6 +18,8 @@ DEFAULT_LOST_PERCENT = 1.0
 MAX_CONFIDENCE_SHIFT = 0.02
 MAX_SLOWDOWN = 1.02
 MIN_SQNR_DB = 20.0
+CANNOT_TELL = "cannot tell: options changed the imported plan, and without pictures nothing was compared"
+GIVE_PICTURES = "--data DIR gives pictures: the changed plan is compared with the float model on them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Evidence:
     Attributes:
         measured: accuracy and time of the staged bundle.
         parity: comparison of an import with its source; None where nothing was imported.
+        import_changed: options changed the imported plan: ``parity`` holds for the unchanged one.
+        has_pictures: the outputs were compared on pictures, not on drawn inputs alone.
         findings: of lint, then of the plugins' hook ``check_bundle``; one error refuses the bundle.
         conclusions: sentences of the strategy.
         pending_target: the target compiles and times the bundle later, by ``avq compile``.
@@ -69,6 +73,8 @@ class Evidence:
 
     measured: Measured
     parity: Parity | None = None
+    import_changed: bool = False
+    has_pictures: bool = True
     findings: tuple[Finding, ...] = ()
     conclusions: tuple[str, ...] = ()
     pending_target: bool = False
@@ -109,7 +115,9 @@ def _accuracy(evidence: Evidence, limits: Limits) -> tuple[bool, str, tuple[str,
         ok, metric = _by_labels(measured.float_accuracy, measured.accuracy, limits)
     elif measured.fidelity is not None:
         ok, metric = _by_boxes(measured.fidelity, limits)
-    elif evidence.parity is not None:
+    elif evidence.import_changed and not evidence.has_pictures:
+        return False, CANNOT_TELL, (GIVE_PICTURES,)
+    elif evidence.parity is not None and not evidence.import_changed:
         ok, metric = _by_parity(evidence.parity, measured.sqnr_db)
     else:
         ok, metric = _by_noise(measured.sqnr_db)

@@ -45,6 +45,15 @@ def prove_import(context: BuildContext) -> Parity | None:
     )
 
 
+def is_import_changed(context: BuildContext, plan: QuantizationPlan) -> bool:
+    """Whether options changed the quantization of the model file, so that its parity does not hold for ``plan``."""
+    analysis = context.analysis
+    imported, foreign = analysis.imported, analysis.foreign
+    if imported is None or foreign is None or context.recipe.strategy == "float":
+        return False
+    return bool(foreign.errors) or plan.points != foreign.points
+
+
 def plan_as_imported(analysis: ModelAnalysis, foreign: ImportedQuantization) -> QuantizationPlan:
     """Return the plan with exactly the quantization of the file."""
     return QuantizationPlan(

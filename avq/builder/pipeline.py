@@ -23,7 +23,7 @@ from avq.builder.cross_compile.dla import implicit_parts
 from avq.builder.cross_compile.target import Compiled
 from avq.builder.diagnose import advise
 from avq.builder.gate import Evidence, Limits, judge
-from avq.builder.import_parity import prove_import
+from avq.builder.import_parity import is_import_changed, prove_import
 from avq.builder.lift import Parity
 from avq.builder.outcome import Attempt, Outcome
 from avq.builder.planning import Planned, finish_plan, make_plan
@@ -121,8 +121,10 @@ class _Candidates:
         evidence = Evidence(
             verified.measured,
             self._parity,
-            (*staged.lint, *context.host.check_bundle(staged.folder, context.recipe)),
-            self._planned.conclusions,
+            import_changed=is_import_changed(context, self._planned.plan),
+            has_pictures=bool(context.holdout.items),
+            findings=(*staged.lint, *context.host.check_bundle(staged.folder, context.recipe)),
+            conclusions=self._planned.conclusions,
             pending_target=context.target is not None,
         )
         return Attempt(trial, staged, verified, judge(evidence, self._limits))

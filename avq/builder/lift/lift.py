@@ -13,6 +13,7 @@ from avq.builder.graph.edit import name_nodes
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.view import view_of
+from avq.builder.lift.clipping import restore_activations
 from avq.builder.lift.fakequant import is_fake_quantize, read_fake_quantize
 from avq.builder.lift.findings import finding, refusal
 from avq.builder.lift.grid import Grid
@@ -172,7 +173,7 @@ def mark(model: onnx.ModelProto) -> Marked:
     if reading.opset > 21:
         reading.fault("AVQ-Q20", f"opset {reading.opset}")
     found = [*read_linear(reading), *read_qonnx(reading), *read_fake_quantize(reading)]
-    markers = insert_markers(reading, found)
+    markers = insert_markers(reading, restore_activations(reading, found))
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return Marked(reading.proto, markers, dialect_of(model), producer, reading.faults)
 
