@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from avq.builder.context import BuildContext
+from avq.builder.gate import CANNOT_TELL
 from avq.builder.planning import Planned
 from avq.toolbox import Placement, place
 from avq.types import GraphView, ImportedQuantization, PlanScore, QuantizationPlan, Verdict
@@ -26,8 +27,8 @@ _CORRECTED_BY = {
 
 
 def advise(verdict: Verdict, planned: Planned, context: BuildContext) -> Verdict:
-    """Return a refused verdict with its causes and more fixes; a passed one unchanged."""
-    if verdict.passed:
+    """Return a refused verdict with its causes and more fixes; a passed one, or one without pictures, unchanged."""
+    if verdict.passed or verdict.metric == CANNOT_TELL:
         return verdict
     causes: list[str] = []
     if planned.error is not None:

@@ -49,7 +49,7 @@ def is_import_changed(context: BuildContext, plan: QuantizationPlan) -> bool:
     """Whether options changed the quantization of the model file, so that its parity does not hold for ``plan``."""
     analysis = context.analysis
     imported, foreign = analysis.imported, analysis.foreign
-    if imported is None or foreign is None or context.recipe.strategy == "float":
+    if imported is None or foreign is None:
         return False
     return bool(foreign.errors) or plan.points != foreign.points
 

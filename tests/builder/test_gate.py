@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from avq.builder.gate import Evidence, Limits, Measured, judge
+from avq.builder.gate import CANNOT_TELL, GIVE_PICTURES, Evidence, Limits, Measured, judge
 from avq.builder.lift import Parity
 from avq.types import Accuracy, Fidelity, Finding, Latency
 
@@ -99,3 +99,24 @@ def test_a_target_that_is_not_here_leaves_the_verdict_pending_unless_a_check_fai
     assert pending.accepted == "pending" and pending.passed
     lost = judge(Evidence(replace(untimed, fidelity=replace(GOOD, lost=0.5)), pending_target=True), Limits())
     assert lost.accepted == "no" and not lost.passed
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_parity_does_not_cover_an_import_that_options_changed(pending: bool) -> None:
+    unseen = replace(BASE, fidelity=None, sqnr_db=60.0)
+    changed = Evidence(unseen, EQUAL, import_changed=True, has_pictures=False, pending_target=pending)
+    verdict = judge(changed, Limits())
+    assert (verdict.accepted, verdict.metric) == ("no", CANNOT_TELL)
+    assert verdict.fixes[0] == GIVE_PICTURES and "--data DIR" in GIVE_PICTURES
+    assert judge(replace(changed, parity=None), Limits()).metric == CANNOT_TELL
+    assert judge(replace(changed, import_changed=False), Limits()).passed
+
+
+def test_an_import_that_options_changed_is_judged_on_pictures() -> None:
+    changed = Evidence(replace(BASE, fidelity=None), EQUAL, import_changed=True)
+    assert judge(changed, Limits()).accepted == "yes"
+    assert (
+        judge(replace(changed, measured=replace(BASE, fidelity=None, sqnr_db=12.0)), Limits()).accepted
+        == "no"
+    )
+    assert judge(replace(changed, measured=BASE), Limits()).accepted == "yes"

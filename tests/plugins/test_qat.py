@@ -16,6 +16,7 @@ from avq_qat.strategy import resymmetrized
 
 from avq.builder import build
 from avq.builder.diagnose import with_suggestions
+from avq.builder.gate import CANNOT_TELL, GIVE_PICTURES
 from avq.builder.lift import import_model
 from avq.builder.lower import lower
 from avq.bundle import open_bundle
@@ -34,6 +35,7 @@ from tests.builder.lift.corpus.dialects import (
     VitisAi,
 )
 from tests.builder.lift.corpus.faults import FAULTS
+from tests.builder.lift.corpus.importing import quantized_by_onnxruntime, sqnr_db
 from tests.builder.lift.corpus.writer import amax_scale, pictures, run
 from tests.conftest import PRODUCTS_SATURATE
 
@@ -183,6 +185,44 @@ def test_an_option_that_finds_nothing_says_so() -> None:
     assert bench.reasons == ["resymmetrize=true changed nothing"]
 
 
+@pytest.mark.parametrize(
+    "option", ["resymmetrize", "float_heads", "float_depthwise", "per_tensor", "raise_scales"]
+)
+@pytest.mark.parametrize("high", [None, 6.0])
+def test_options_keep_the_activations_that_the_exporters_quantizer_replaced(
+    tmp_path: Path, high: float | None, option: str
+) -> None:
+    original = nets.clipped(high, scores=option == "float_heads").model()
+    source = quantized_by_onnxruntime(original, pictures(8), tmp_path)
+    plan, bench = planned(source, **{option: True})
+    changed = {"resymmetrize", "float_heads", "float_depthwise"}
+    assert (plan.points != bench.foreign.points) == (option in changed)
+    ours = lower(bench.imported.model.proto, plan, _encoding(plan))
+    for picture in pictures(3, seed=4):
+        meant = run(original, {"x": picture})["out"]
+        assert sqnr_db(meant, run(ours, {"x": picture})["out"]) > 20.0
+
+
+def test_a_dropped_quantizer_leaves_its_activation(tmp_path: Path) -> None:
+    """One DequantizeLinear has another scale than its QuantizeLinear: the tensor stays float, behind a Relu."""
+    original = nets.clipped().model()
+    source = quantized_by_onnxruntime(original, pictures(8), tmp_path)
+    pairs = [n for n in source.graph.node if n.op_type == "DequantizeLinear"]
+    (back,) = [n for n in pairs if n.output[0].startswith("a1_")]
+    scale = next(t for t in source.graph.initializer if t.name == back.input[1])
+    value = onnx.numpy_helper.to_array(scale) * np.float32(1.01)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), "other"))
+    back.input[1] = "other"
+    plan, bench = planned(source, drop=True)
+    assert {f.code for f in bench.foreign.errors} == {"AVQ-Q38"}
+    proto = bench.imported.model.proto
+    assert sum(n.op_type == "Relu" for n in proto.graph.node) == 4
+    ours = lower(proto, plan, _encoding(plan))
+    for picture in pictures(3, seed=4):
+        meant = run(original, {"x": picture})["out"]
+        assert sqnr_db(meant, run(ours, {"x": picture})["out"]) > 20.0
+
+
 @pytest.fixture
 def half_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights on half of their grid, so that no processor's INT8 products saturate."""
@@ -205,6 +245,20 @@ def test_a_build_without_pictures_is_accepted_on_parity_alone(tmp_path: Path, wr
     chosen = outcome.summary()["chosen"]
     assert (chosen["lost"], chosen["confidence_shift"], chosen["sqnr_db"]) == (None, None, None)
     assert open_bundle(outcome.folder, allow_unaccepted=True).manifest.strategy.name == "qat"
+
+
+@pytest.mark.usefixtures("half_range")
+def test_an_import_that_an_option_changed_is_refused_without_pictures(tmp_path: Path) -> None:
+    """Parity holds for the unchanged plan; nothing compares the changed one."""
+    path = tmp_path / "quantized.onnx"
+    onnx.save(OnnxruntimeQdq(nets.plain()).write(), str(path))
+    outcome = _build(path, tmp_path / "changed", gate=True, options={"resymmetrize": "true"})
+    assert (outcome.passed, outcome.summary()["accepted"]) == (False, False)
+    assert outcome.verdict.metric == CANNOT_TELL
+    assert outcome.verdict.fixes[0] == GIVE_PICTURES
+    assert not (tmp_path / "changed").exists()
+    unchanged = _build(path, tmp_path / "unchanged", options={"float_depthwise": "true"})
+    assert "parity" in unchanged.verdict.metric
 
 
 @pytest.mark.parametrize("weights", ["full_range", "half_range"])
@@ -258,7 +312,21 @@ def test_a_quantized_file_is_not_taken_for_a_float_one(tmp_path: Path) -> None:
 
 
 def _build(
-    path: Path, output: Path, *, strategy: str = "qat", data: Path | None = None, gate: bool = False
+    path: Path,
+    output: Path,
+    *,
+    strategy: str = "qat",
+    data: Path | None = None,
+    gate: bool = False,
+    options: dict[str, str] | None = None,
 ) -> Any:
-    recipe = Recipe(model=path, output=output, strategy=strategy, decoder="none", data=data, gate=gate)
+    recipe = Recipe(
+        model=path,
+        output=output,
+        strategy=strategy,
+        decoder="none",
+        data=data,
+        gate=gate,
+        options=options or {},
+    )
     return build(recipe, PluginHost(), Silent())

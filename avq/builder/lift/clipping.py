@@ -79,14 +79,11 @@ def restore_activations(reading: QuantizedFile, found: Sequence[FoundQuantizer])
     added: dict[tuple[str, float | None], str] = {}
     restored = []
     for quantizer in found:
-        if (
-            quantizer.grid is None
-            or not starts_at_zero(quantizer.grid)
-            or not signs.may_be_cut(quantizer.source)
-        ):
+        grid = quantizer.clip if quantizer.grid is None else quantizer.grid
+        if grid is None or not starts_at_zero(grid) or not signs.may_be_cut(quantizer.source):
             restored.append(quantizer)
             continue
-        key = (quantizer.source, RELU6_MAX if ends_at(quantizer.grid, RELU6_MAX) else None)
+        key = (quantizer.source, RELU6_MAX if ends_at(grid, RELU6_MAX) else None)
         if key not in added:
             added[key] = _add_activation(reading, *key)
         restored.append(replace(quantizer, source=added[key]))

@@ -14,14 +14,13 @@ from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_
 from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.view import view_of
 from avq.builder.lift.clipping import restore_activations
-from avq.builder.lift.fakequant import is_fake_quantize, read_fake_quantize
 from avq.builder.lift.findings import finding, refusal
 from avq.builder.lift.grid import Grid
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE, read_linear
 from avq.builder.lift.markers import insert_markers, remove_markers
 from avq.builder.lift.pitfalls import graph_findings
-from avq.builder.lift.qonnx import is_qonnx, read_qonnx
 from avq.builder.lift.reading import QuantizedFile
+from avq.builder.lift.single_node import is_fake_quantize, is_qonnx, read_fake_quantize, read_qonnx
 from avq.errors import ModelError
 from avq.types import Edge, Finding, ImportedQuantization, QuantPoint
 

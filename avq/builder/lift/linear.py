@@ -76,12 +76,14 @@ def _pair(
     inner: tuple[onnx.NodeProto, ...],
 ) -> FoundQuantizer:
     source, result = quantize.input[0], dequantize_node.output[0]
-    grid = _narrowed(reading, _grid(reading, quantize, source), low_high, source)
+    whole = _grid(reading, quantize, source)
+    grid = _narrowed(reading, whole, low_high, source)
+    clip = whole if grid is None else grid
     back = _grid(reading, dequantize_node, source, stored_as=quantize)
     if grid is not None and back is not None and _differs(grid, back):
         reading.fault("AVQ-Q38", source)
         grid = None
-    return FoundQuantizer(source, result, grid, (quantize, *inner, dequantize_node))
+    return FoundQuantizer(source, result, grid, (quantize, *inner, dequantize_node), clip)
 
 
 def _differs(grid: Grid, back: Grid) -> bool:

@@ -10,10 +10,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from avq.builder.graph.edit import fresh_name, int_attribute, replace_nodes, text_attribute
-from avq.builder.lift.fakequant import is_fake_quantize
 from avq.builder.lift.lift import is_quantizer
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE
 from avq.builder.lift.reading import QuantizedFile
+from avq.builder.lift.single_node import is_fake_quantize
 from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.types import AnyArray, SessionOptions

@@ -26,12 +26,14 @@ class FoundQuantizer:
         source, result: tensor names in the copy.
         grid: None where its fault leaves the tensor float.
         nodes: its nodes, to be removed.
+        clip: grid that limits the values where a fault leaves ``grid`` None, as far as it is known.
     """
 
     source: str
     result: str
     grid: Grid | None
     nodes: tuple[onnx.NodeProto, ...]
+    clip: Grid | None = None
 
 
 @dataclass

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
+from avq_qat.strategy import resymmetrized
 from onnx import numpy_helper
 from onnxruntime import quantization
 
 from avq.builder.frontend.fold_input import fold_input, normalise_picture
 from avq.builder.lift import import_model, is_quantized, lift, on_folded_input, prove
+from avq.builder.lift.clipping import ends_at, starts_at_zero
+from avq.builder.lift.grid import make_grid
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
 from avq.decoders import recognise
 from avq.errors import ModelError
+from avq.preprocess import Preprocessor, spec_from_json
 from avq.types import Edge, PreprocessSpec, QuantizationPlan
 from tests.builder.lift.corpus import nets
 from tests.builder.lift.corpus.dialects import ModelOptimizer, OnnxruntimeQdq, PytorchQuantization, Qonnx
 from tests.builder.lift.corpus.faults import FAULTS
-from tests.builder.lift.corpus.importing import ENGINE, lowered
+from tests.builder.lift.corpus.importing import ENGINE, lowered, quantized_by_onnxruntime, sqnr_db
 from tests.builder.lift.corpus.writer import pictures, run
 from tests.decoders.head_replicas import yolov8
 
@@ -77,7 +83,7 @@ def test_float_files_are_no_imports(material: Path) -> None:
 
 def test_onnxruntimes_own_quantizer_is_imported_to_the_bit(tmp_path: Path) -> None:
     """Not a file written by these tests: the exporter itself, with the settings people use."""
-    source = _quantized_by_onnxruntime(nets.residual().model(), pictures(4), tmp_path)
+    source = quantized_by_onnxruntime(nets.residual().model(), pictures(4), tmp_path)
     imported = import_model(source, where="file")
     assert imported.foreign.dialect == "onnxruntime-qdq"
     for picture in pictures(3, seed=4):
@@ -94,26 +100,105 @@ def test_a_head_whose_bins_were_quantized_too_is_still_recognised(tmp_path: Path
     feeds = [rng.random(head.view.inputs[0].shape, np.float32) for _ in range(2)]
     options = {"weight_type": quantization.QuantType[kind], "reduce_range": True}
     options["activation_type"] = quantization.QuantType.QUInt8
-    source = _quantized_by_onnxruntime(head.proto, feeds, tmp_path, **options)
+    source = quantized_by_onnxruntime(head.proto, feeds, tmp_path, **options)
     view = import_model(source, where="file").model.view
     bins = [c for c in view.constants.values() if c.size == 16 and c.max() > 14]
     assert bins and not np.allclose(bins[0].reshape(-1), np.arange(16))
     assert (recognise(view).family, recognise(view).num_classes) == ("yolov8", 4)
 
 
-def _quantized_by_onnxruntime(model: Any, feeds: Any, folder: Any, **options: Any) -> onnx.ModelProto:
-    left, name = list(feeds), model.graph.input[0].name
+_CLIPPING = [
+    {"activation_type": quantization.QuantType[kind], "per_channel": per_channel}
+    for kind in ("QUInt8", "QInt8")
+    for per_channel in (False, True)
+]
 
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> Any:
-            return {name: left.pop()} if left else None
 
-    onnx.save(model, str(folder / "float.onnx"))
-    options = {"per_channel": True, **options}
-    quantization.quantize_static(
-        str(folder / "float.onnx"), str(folder / "quantized.onnx"), Reader(), **options
-    )
-    return onnx.load(str(folder / "quantized.onnx"))
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("options", _CLIPPING)
+@pytest.mark.parametrize(("high", "operator"), [(None, "Relu"), (6.0, "Clip")])
+def test_activations_that_a_quantizer_replaced_are_restored(
+    tmp_path: Path, options: dict[str, Any], high: float | None, operator: str
+) -> None:
+    """The exporter removes them; the float graph needs them, on the same integers."""
+    original = nets.clipped(high).model()
+    source = quantized_by_onnxruntime(original, pictures(8), tmp_path, **options)
+    assert _operators(source)[operator] == 0
+    imported = import_model(source, where="file")
+    restored = _operators(imported.model.proto)
+    assert restored["Relu"] + restored["Clip"] == 4
+    assert restored[operator] >= 1
+    for picture in pictures(3, seed=4):
+        meant = run(original, {"x": picture})["out"]
+        actual = run(imported.model.proto, {"x": picture})["out"]
+        assert sqnr_db(meant, actual) > 25.0
+        np.testing.assert_array_equal(
+            run(lowered(imported), {"x": picture})["out"], run(source, {"x": picture})["out"]
+        )
+
+
+@pytest.mark.parametrize("net", [nets.clipped, nets.residual, nets.joined])
+def test_activations_in_the_file_are_not_doubled(net: Any) -> None:
+    original = net().model()
+    imported = import_model(OnnxruntimeQdq(net()).write(), where="file")
+    assert _operators(imported.model.proto)["Relu"] == _operators(original)["Relu"]
+
+
+@pytest.mark.parametrize(
+    ("steps_off", "clips"), [(-1.1, False), (-0.9, True), (0.0, True), (0.4, True), (0.6, False)]
+)
+def test_an_upper_end_is_six_within_one_step_and_only_where_integers_stay(
+    steps_off: float, clips: bool
+) -> None:
+    scale = np.float64(6.0 / (255 - steps_off))
+    assert ends_at(make_grid(scale, np.int64(0), signed=False), 6.0) == clips
+    assert ends_at(make_grid(scale, np.int64(-128)), 6.0) == clips
+
+
+def test_a_range_starts_at_zero_only_with_the_zero_point_on_the_lowest_integer() -> None:
+    assert starts_at_zero(make_grid(np.float32(1), np.int64(0), signed=False))
+    assert not starts_at_zero(make_grid(np.float32(1), np.int64(1), signed=False))
+    assert not starts_at_zero(make_grid(np.float32(1), np.int64(0)))
+    assert starts_at_zero(make_grid(np.ones(2, np.float32), np.full(2, -128), axis=1))
+    assert not starts_at_zero(make_grid(np.ones(2, np.float32), np.array([-128, 0]), axis=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", _CLIPPING)
+def test_the_detector_keeps_its_activations_through_onnxruntimes_quantizer(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    root = Path(__file__).parents[3]
+    original = onnx.load(str(root / "avq" / "scenes" / "detector.onnx"))
+    spec = spec_from_json({p.key: p.value for p in original.metadata_props}["avq.preprocess"])
+    prepare = Preprocessor(spec).prepare
+    files = sorted((root / "calibration_data" / "road_scenes").glob("*.jpg"))[:8]
+    feeds = [
+        (prepare(np.asarray(cv2.imread(str(file)), np.uint8), copy=True).tensor / 255).astype(np.float32)
+        for file in files
+    ]
+    source = quantized_by_onnxruntime(original, feeds, tmp_path, **options)
+    assert _operators(source)["Relu"] == 0
+    imported = import_model(source, where="file")
+    assert _operators(imported.model.proto)["Relu"] == _operators(original)["Relu"]
+    assert recognise(imported.model.view).family == "builtin"
+    points = tuple(resymmetrized(imported.foreign.points))
+    plan = QuantizationPlan(imported.model.view.digest, points)
+    symmetric = lower(imported.model.proto, plan, "s8")
+    name = original.graph.input[0].name
+    for feed in feeds[:3]:
+        meant = run(original, {name: feed})
+        for model, box_px, score in ((imported.model.proto, 5.0, 0.05), (symmetric, 12.0, 0.15)):
+            actual = run(model, {name: feed})
+            firm = meant["scores"].max(axis=-1) >= 0.5
+            assert np.abs(actual["boxes"] - meant["boxes"])[firm].max() < box_px
+            assert np.abs(actual["scores"] - meant["scores"]).max() < score
+        theirs, ours = run(source, {name: feed}), run(lowered(imported), {name: feed})
+        for output, value in theirs.items():
+            np.testing.assert_array_equal(ours[output], value)
 
 
 def test_the_file_given_is_left_as_it_is() -> None:

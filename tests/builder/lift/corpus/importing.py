@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from onnxruntime import quantization
 
 from avq.builder.lift import Imported, Parity, import_model, prove
 from avq.builder.lower import lower
@@ -56,3 +60,26 @@ def ended(model: onnx.ModelProto) -> Ended:
         last_step={name: float(np.max(p.scale)) for name, p in steps.items() if p is not None},
     )
     return Ended("equal" if parity.equal else "differs", codes, parity, imported)
+
+
+def quantized_by_onnxruntime(
+    model: onnx.ModelProto, feeds: Sequence[np.ndarray], folder: Path, **options: Any
+) -> onnx.ModelProto:
+    """The file that the exporter itself writes, calibrated on ``feeds``."""
+    left, name = list(feeds), model.graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return {name: left.pop()} if left else None
+
+    onnx.save(model, str(folder / "float.onnx"))
+    options = {"per_channel": True, **options}
+    quantization.quantize_static(
+        str(folder / "float.onnx"), str(folder / "quantized.onnx"), Reader(), **options
+    )
+    return onnx.load(str(folder / "quantized.onnx"))
+
+
+def sqnr_db(meant: np.ndarray, actual: np.ndarray) -> float:
+    noise = float(np.sum((meant.astype(np.float64) - actual) ** 2))
+    return 10 * float(np.log10(float(np.sum(meant.astype(np.float64) ** 2)) / max(noise, 1e-30)))

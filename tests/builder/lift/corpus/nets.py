@@ -159,6 +159,35 @@ def moved(seed: int = 7) -> Net:
     return net
 
 
+def clipped(high: float | None = None, seed: int = 8, *, scores: bool = False) -> Net:
+    """Relu, or Clip(0, high), behind a convolution, a residual sum and a product; a Sigmoid behind ``scores``."""
+    net = Net(seed)
+
+    def activation(x: str, out: str) -> str:
+        if high is None:
+            return net.op("Relu", [x], out)
+        ends = [
+            net.constant(f"{out}.{e}", np.float32(v).reshape(())) for e, v in (("low", 0), ("high", high))
+        ]
+        return net.op("Clip", [x, *ends], out)
+
+    activation(net.conv("x", "c1", (3, 8)), "a1")
+    net.weights["c1.w"] *= np.float32(4)
+    net.conv("a1", "c2", (8, 8))
+    activation(net.op("Add", ["c2", "a1"], "sum"), "a2")
+    net.op("MaxPool", ["a2"], "p1", kernel_shape=[2, 2], strides=[2, 2])
+    activation(net.conv("p1", "d1", (8, 8), group=8), "a3")
+    net.op("GlobalAveragePool", ["a3"], "p2")
+    net.op("Reshape", ["p2", net.constant("flat", np.array([1, 8], np.int64))], "f1")
+    net.constant("m1.w", net._draw((8, 8)))
+    activation(net.op("MatMul", ["f1", "m1.w"], "m1"), "a4")
+    net.constant("g1.w", net._draw((8, 4)))
+    net.op("Gemm", ["a4", "g1.w"], "g1" if scores else "out")
+    if scores:
+        net.op("Sigmoid", ["g1"], "out")
+    return net
+
+
 NETS: dict[str, Callable[[], Net]] = {
     net.__name__: net for net in (plain, residual, joined, depthwise, linear, upward, normed, moved)
 }
