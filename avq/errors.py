@@ -63,6 +63,10 @@ class DataError(RequestError):
     """Pictures, videos, labels or logs cannot be read."""
 
 
+class UnreadablePictureError(DataError):
+    """One picture of a source cannot be read; the source continues with the next one."""
+
+
 class CalibrationError(RequestError):
     """Calibration files are unlike, overlapping, damaged or do not belong to this model."""
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from queue import Empty, SimpleQueue
@@ -23,6 +24,7 @@ import numpy as np
 
 from avq.daemon.capture_protocol import (
     STOP,
+    UNREADABLE,
     Captured,
     CaptureSettings,
     Ended,
@@ -34,7 +36,7 @@ from avq.daemon.capture_protocol import (
     decode_settings,
     framed,
 )
-from avq.errors import AvqError, DataError, MachineError
+from avq.errors import AvqError, DataError, MachineError, UnreadablePictureError
 from avq.hookspecs import FileSource, FrameSource, LiveSourceType, SourceType
 from avq.types import U8, Frame
 
@@ -146,6 +148,7 @@ class Pump:
         self._link = link
         self._slots = slots
         self._no_free_slot = 0
+        self._unreadable = 0
         self._repeats = Repeats()
         self._every = settings.policy == "every" or (settings.policy == "auto" and not source.live)
         self._pacer = None if self._every or source.live else Pacer(source.fps)
@@ -157,7 +160,14 @@ class Pump:
         read, limit = 0, self._settings.limit_if_every if self._every else None
         while not self._link.stopping.is_set() and (limit is None or read < limit):
             slot = self._link.free_slot(wait=True) if self._every else None
-            if self._link.stopping.is_set() or (got := self._source.read()) is None:
+            if self._link.stopping.is_set():
+                break
+            try:
+                got = self._source.read()
+            except UnreadablePictureError:
+                self._on_unreadable(slot)
+                continue
+            if got is None:
                 break
             if self._pacer is not None:
                 self._pacer.wait()
@@ -168,13 +178,20 @@ class Pump:
                 self._hand_over(got, self._link.free_slot(wait=False) if slot is None else slot, read)
             read += 1
 
+    def _on_unreadable(self, slot: int | None) -> None:
+        """Count a picture that cannot be decoded: the source lives."""
+        self._unreadable += 1
+        if slot is not None:
+            self._link.put_back(slot)
+        self._link.send(Lost(self.lost()))
+
     def _hand_over(self, got: tuple[U8, int], slot: int | None, read: int) -> None:
         if slot is None:
             self._no_free_slot += 1
             self._link.send(Lost(self.lost()))
             return
         lost = self.lost()
-        seq = self._settings.first_seq + read + sum(self._source_lost().values())
+        seq = self._settings.first_seq + read + self._unreadable + sum(self._source_lost().values())
         frame = Frame(self._settings.camera, seq, got[1], got[0])  # raises on what is no BGR picture
         self._slots[slot].write(frame.pixels)
         height_px, width_px = frame.pixels.shape[:2]
@@ -185,8 +202,15 @@ class Pump:
 
     def lost(self) -> dict[str, int]:
         """Return the frames dropped so far, by cause: no free slot, a repeat, or unreadable."""
-        own = {NO_FREE_SLOT: self._no_free_slot, REPEATED: self._repeats.count}
-        return {**{cause: count for cause, count in own.items() if count}, **self._source_lost()}
+        counts = Counter(self._source_lost())
+        counts.update(
+            {
+                NO_FREE_SLOT: self._no_free_slot,
+                REPEATED: self._repeats.count,
+                UNREADABLE: self._unreadable,
+            }
+        )
+        return {cause: count for cause, count in counts.items() if count}
 
     @property
     def remark(self) -> str:

@@ -20,6 +20,8 @@ from avq.types import U8
 
 Policy = Literal["auto", "newest", "every"]
 STOP = 255
+#: Cause of pictures that the source could not decode.
+UNREADABLE = "unreadable"
 _LENGTH = struct.Struct("<I")
 
 

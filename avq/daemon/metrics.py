@@ -231,10 +231,12 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0, the exit code of the first camera failure, or MachineError's when every sink failed."""
-        if self.failures:
-            return self.failures[0].error.exit_code
-        return MachineError.exit_code if self.all_sinks_failed else 0
+        """0, or 3 when a camera, every sink or the engine failed while the run served.
+
+        1 and 2 are answers to a request, before the first frame: a service manager does not start those again.
+        """
+        failed = self.failures or self.all_sinks_failed
+        return MachineError.exit_code if failed else 0
 
     def as_json(self) -> RunAnswer:
         """Return the summary with the keys of the command contract."""

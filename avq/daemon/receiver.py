@@ -16,7 +16,16 @@ from functools import partial
 import msgspec
 
 from avq.daemon.capture import CaptureProcess, error_of
-from avq.daemon.capture_protocol import Captured, CaptureSettings, Ended, Failed, Lost, Message, Opened
+from avq.daemon.capture_protocol import (
+    UNREADABLE,
+    Captured,
+    CaptureSettings,
+    Ended,
+    Failed,
+    Lost,
+    Message,
+    Opened,
+)
 from avq.daemon.events import EventQueue
 from avq.daemon.inbox import Arrival, SharedInbox
 from avq.daemon.metrics import Failure
@@ -40,6 +49,7 @@ class _Camera:
         self.frames = 0
         self.end: Ended | Failed | None = None
         self.stop_sent = False
+        self.unreadable_reported = False
         self._first_seq = settings.first_seq
         self._announced = 0  # frames of this process
         self._lost: Mapping[str, int] = {}
@@ -219,6 +229,7 @@ class Receiver:
             camera.count(message.lost)
             self._inbox.lost_so_far(camera.name, message.lost)
             camera.supervisor.on_frame(now_ns)
+            self._report_unreadable(camera, message.lost)
         elif isinstance(message, Opened):
             camera.supervisor.on_open(live=message.live, fps=message.fps, now_ns=now_ns)
             self._inbox.open_camera(camera.name, every=message.every)
@@ -226,6 +237,13 @@ class Receiver:
             camera.end = message
             if isinstance(message, Failed) and message.again:
                 self._on_failure(camera, "failed", _one_line(error_of(message)))
+
+    def _report_unreadable(self, camera: _Camera, lost: Mapping[str, int]) -> None:
+        """Report once that a live camera delivers pictures that cannot be decoded; files report it at their end."""
+        if camera.supervisor.live and UNREADABLE in lost and not camera.unreadable_reported:
+            camera.unreadable_reported = True
+            reason = "a picture cannot be decoded; this one and further ones are counted as unreadable"
+            self._report(camera.name, "camera_remark", reason, UNREADABLE)
 
     def _arrive(self, camera: _Camera, process: CaptureProcess, message: Captured) -> None:
         camera.count(message.lost, announced=1)

@@ -40,7 +40,8 @@ class RestartPolicy:
 
     Attributes:
         reconnect: False: the first failure is the camera's end.
-        max_restarts: at most so many within ``window_s``; then it is reported dead until the window has room.
+        max_restarts: at most so many within ``window_s`` that brought no frame; then it is reported dead until the
+            window has room.
         window_s: seconds.
     """
 
@@ -144,6 +145,8 @@ class Supervisor:
         if self.state != "open":  # sent by a process before it was killed
             return
         self.exhausted = False
+        if self.intervals.frames == 1 and self._started:  # a restart that brought pictures has not failed
+            self._started.pop()
         if self._outage_ns is not None:
             away_ms = (now_ns - self._outage_ns) / 1e6
             self._add("camera_resumed", self.cause, f"frames again after {away_ms:.0f} ms ({self.cause})")

@@ -280,6 +280,7 @@ class FrameSource(Protocol):
             (H, W, 3) uint8 BGR and its capture time in ns of ``time.monotonic_ns``; None at the end.
 
         Raises:
+            UnreadablePictureError: this picture cannot be read; the next call continues after it.
             DataError: the source breaks.
         """
         ...

@@ -11,6 +11,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from avq.picture_files import decode_picture
 from avq.recording.reader import Record
 from avq.recording.wire_formats import (
     CdrReader,
@@ -41,7 +42,7 @@ class _JsonRaw(msgspec.Struct):
 
 
 def _json_compressed(data: bytes) -> U8:
-    return _decode_picture(binascii.a2b_base64(msgspec.json.decode(data, type=_JsonCompressed).data))
+    return decode_picture(binascii.a2b_base64(msgspec.json.decode(data, type=_JsonCompressed).data))
 
 
 def _json_raw(data: bytes) -> U8:
@@ -53,10 +54,10 @@ def _json_raw(data: bytes) -> U8:
 #: (schema, message encoding) -> decoder. Each raises ValueError (or a subclass) on a damaged message.
 IMAGE_KINDS: Mapping[tuple[str, str], _DecodeMessage] = {
     ("foxglove.CompressedImage", "json"): _json_compressed,
-    ("foxglove.CompressedImage", "protobuf"): lambda data: _decode_picture(foxglove_compressed_image(data)),
+    ("foxglove.CompressedImage", "protobuf"): lambda data: decode_picture(foxglove_compressed_image(data)),
     ("foxglove.RawImage", "json"): _json_raw,
     ("foxglove.RawImage", "protobuf"): lambda data: bgr_pixels(foxglove_raw_image(data)),
-    ("sensor_msgs/msg/CompressedImage", "cdr"): lambda data: _decode_picture(ros_compressed_image(data)),
+    ("sensor_msgs/msg/CompressedImage", "cdr"): lambda data: decode_picture(ros_compressed_image(data)),
     ("sensor_msgs/msg/Image", "cdr"): lambda data: bgr_pixels(ros_image(data)),
 }
 
@@ -81,13 +82,6 @@ def decode_image(record: Record) -> U8:
         raise ValueError(f"{record.topic} message {record.sequence}: {error}") from None
     except Exception as error:  # struct.error is no ValueError
         raise ValueError(f"{record.topic} message {record.sequence}: {error!r}") from None
-
-
-def _decode_picture(data: memoryview | bytes) -> U8:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
-    if pixels is None:
-        raise ValueError(f"{len(data)} bytes are not a JPEG, PNG or WebP image")
-    return pixels  # type: ignore[return-value]
 
 
 #: encoding -> (bytes per pixel, OpenCV conversion to BGR, or None when it is BGR already).

@@ -6,7 +6,6 @@ MCAP files are avq's own flight records, or ROS 2 and Foxglove recordings with i
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from avq.daemon.registry import source_types
-from avq.errors import AvqError, DataError, RequestError
+from avq.errors import AvqError, DataError, RequestError, UnreadablePictureError
 from avq.hookspecs import FileSource, FrameSource, SourceType
 from avq.recording import LogReader, Record
 from avq.recording.images import decode_image, is_image
@@ -319,18 +318,38 @@ def _read_frames(uri: str, types: Sequence[SourceType]) -> Generator[LoggedFrame
     """Read a source in order, on the calling thread; the frames are loaded already."""
     source = open_source(uri, types)
     fps = source.fps or _NOMINAL_FPS
-    at_ns = -1
+    at_ns, index = -1, 0
     with closing(source):
-        for index in itertools.count():
+        while True:
+            lost_before = _lost(source)
             pixels = _next_picture(source, first=index == 0)
+            for _ in range(_lost(source) - lost_before):
+                at_ns = max(at_ns + 1, round(index * 1e9 / fps))
+                yield _loaded(index, at_ns, None)
+                index += 1
             at_ns = max(at_ns + 1, _recorded_ns(source, round(index * 1e9 / fps)))
-            yield LoggedFrame(CAMERA, index, at_ns, at_ns, partial(_identity, pixels))
+            yield _loaded(index, at_ns, pixels)
+            index += 1
 
 
-def _next_picture(source: FrameSource, *, first: bool) -> U8:
-    """Read the next picture. Raises EndOfLogError after the last one; an error after the first ends the log there."""
+def _loaded(index: int, at_ns: int, pixels: U8 | None) -> LoggedFrame:
+    return LoggedFrame(CAMERA, index, at_ns, at_ns, partial(_identity, pixels))
+
+
+def _lost(source: FrameSource) -> int:
+    """Pictures that the source skipped so far; each takes a frame number."""
+    return sum(source.lost.values()) if isinstance(source, FileSource) else 0
+
+
+def _next_picture(source: FrameSource, *, first: bool) -> U8 | None:
+    """Read the next picture; None for one that cannot be read.
+
+    Raises EndOfLogError after the last one; an error after the first ends the log there.
+    """
     try:
         entry = source.read()
+    except UnreadablePictureError:
+        return None
     except AvqError as error:
         if first:
             raise
@@ -346,7 +365,7 @@ def _recorded_ns(source: FrameSource, nominal_ns: int) -> int:
     return nominal_ns if position_ns is None else position_ns
 
 
-def _identity(pixels: U8) -> U8:
+def _identity(pixels: U8 | None) -> U8 | None:
     return pixels
 
 

@@ -88,7 +88,7 @@ _WARNED = {
     "shadow_failed",
     "drift_failed",
 }
-_CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead"}
+_CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead", "camera_remark"}
 _log = logging.getLogger("avq.serve")
 _daemon_log = logging.getLogger("avq.daemon")
 _event_log = logging.getLogger("avq.daemon.events")

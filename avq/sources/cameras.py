@@ -1,8 +1,4 @@
-"""One cv2.VideoCapture with its time-outs.
-
-The time-outs work only as constructor parameters (set() later has no effect), and the FFmpeg back end decodes on
-one thread: the engine has the cores, and frame-threaded decoding would hold frames back.
-"""
+"""Cameras of this machine and of the network; an unreadable picture is counted, and does not end the camera."""
 
 from __future__ import annotations
 
@@ -11,84 +7,15 @@ from pathlib import Path
 
 import cv2
 
-from avq.errors import DataError, nearest
+from avq.errors import DataError, UnreadablePictureError, nearest
 from avq.hookspecs import FrameSource
+from avq.sources.recorded_video import RecordedVideo
 from avq.sources.uri import number, parameters, redact_credentials, size
+from avq.sources.video_capture import CvCapture
 from avq.types import U8
 
-
-class CvCapture:
-    """Grab, stamp, then decode: the stamp is the arrival of the frame, not the end of its decoding.
-
-    Args:
-        name: URI, path or device.
-        backend: cv2.CAP_FFMPEG or cv2.CAP_V4L2.
-        settings: further (property, value) pairs for the constructor.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        backend: int,
-        *,
-        open_timeout_ms: int,
-        read_timeout_ms: int,
-        settings: tuple[tuple[int, int], ...] = (),
-    ) -> None:
-        pairs: tuple[tuple[int, int], ...] = (*settings,)
-        if backend == cv2.CAP_FFMPEG:
-            pairs += (
-                (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, open_timeout_ms),
-                (cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_timeout_ms),
-                (cv2.CAP_PROP_N_THREADS, 1),
-            )
-        self._capture = cv2.VideoCapture(name, backend, [number for pair in pairs for number in pair])
-
-    @property
-    def opened(self) -> bool:
-        return self._capture.isOpened()
-
-    @property
-    def fps(self) -> float:
-        """Nominal frames per second, 0 when unknown or not credible."""
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        return fps if 0 < fps <= 1000 else 0.0
-
-    @property
-    def declared_frames(self) -> int:
-        """What the container says; 0 for streams and where it does not say."""
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        return int(count) if 0 < count < 2**53 else 0
-
-    @property
-    def codec(self) -> str:
-        """Four characters, as ``av01``; ``unknown`` where the container does not say."""
-        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
-        name = code.to_bytes(4, "little").decode("latin-1").rstrip(" \0")
-        return name if name.isascii() and name.isprintable() and name else "unknown"
-
-    @property
-    def position_ns(self) -> int:
-        """Presentation time of the last frame since the first; 0 where the container has no times."""
-        return max(0, round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6))
-
-    @property
-    def pts_frames(self) -> int:
-        """The container's own time of the last frame, in frames; 0 where it has none."""
-        pts = self._capture.get(cv2.CAP_PROP_PTS)
-        return int(pts) if 0 <= pts < 2**53 else 0
-
-    def read(self) -> tuple[U8, int] | None:
-        """The next picture (H, W, 3) uint8 BGR and when it arrived, monotonic ns; None at the end."""
-        if not self._capture.grab():
-            return None
-        arrived_ns = time.monotonic_ns()
-        decoded, pixels = self._capture.retrieve()
-        return (pixels, arrived_ns) if decoded else None  # type: ignore[return-value]
-
-    def close(self) -> None:
-        self._capture.release()
-
+#: A live stream with unreadable pictures only for so long is opened anew: its codec may have changed.
+_REOPEN_NS = 5_000_000_000
 
 # v4l2:///dev/videoN: cameras of this machine.
 
@@ -119,7 +46,7 @@ class V4l2Source:
                 seen=uri,
                 fix="check that no other program holds it and that you may read it (group 'video')",
             )
-        return _Camera(device, capture)
+        return _Live(str(device), capture, read_timeout_ms)
 
     def check(self, uri: str) -> None:
         """Raises RequestError on parameters that do not fit."""
@@ -138,23 +65,44 @@ def _mode(uri: str) -> tuple[tuple[int, int], ...]:
     return tuple((key, value) for key, value in wanted if value)
 
 
-class _Camera:
+class _Live:
+    """Pictures of a live stream; raises DataError when it is silent, closed, or delivers nothing that is readable."""
+
     live = True
 
-    def __init__(self, device: Path, capture: CvCapture) -> None:
+    def __init__(self, name: str, capture: CvCapture, read_timeout_ms: int) -> None:
         self.fps = capture.fps
-        self._device = device
+        self._name = name
         self._capture = capture
+        self._read_timeout_ms = read_timeout_ms
+        self._frames = 0
+        self._unreadable = 0
+        self._good_ns = time.monotonic_ns()
 
-    def read(self) -> tuple[U8, int]:
-        got = self._capture.read()
+    def read(self) -> tuple[U8, int] | None:
+        try:
+            got = self._capture.read()
+        except UnreadablePictureError:
+            self._unreadable += 1
+            if time.monotonic_ns() - self._good_ns >= _REOPEN_NS:
+                raise self._broken("only pictures that cannot be decoded") from None
+            raise
         if got is None:
-            raise DataError(
-                f"{self._device} stopped delivering",
-                seen="no frame from the driver",
-                fix="check the cable; the camera may have been unplugged",
-            )
+            silent = f"none within {self._read_timeout_ms} ms"
+            raise self._broken(silent if self._capture.timed_out else "the other side closed the stream")
+        self._frames += 1
+        self._good_ns = time.monotonic_ns()
         return got
+
+    def _broken(self, reason: str) -> DataError:
+        counted = f"{self._frames} frames"
+        if self._unreadable:
+            counted += f" and {self._unreadable} that could not be decoded"
+        return DataError(
+            f"{self._name} stopped delivering",
+            seen=f"{counted}, then {reason}",
+            fix="check the camera, its cable and the network",
+        )
 
     def close(self) -> None:
         self._capture.close()
@@ -180,29 +128,7 @@ class StreamSource:
                 seen=f"nothing FFmpeg can decode within {open_timeout_ms} ms",
                 fix="check address, password and network; a slow camera may need a longer open time-out",
             )
-        return _Stream(uri, capture, read_timeout_ms)
-
-
-class _Stream:
-    def __init__(self, uri: str, capture: CvCapture, read_timeout_ms: int) -> None:
-        self.fps = capture.fps
-        self.live = capture.declared_frames == 0
-        self._uri = uri
-        self._capture = capture
-        self._read_timeout_ms = read_timeout_ms
-        self._frames = 0
-
-    def read(self) -> tuple[U8, int] | None:
-        got = self._capture.read()
-        if got is not None:
-            self._frames += 1
-        elif self.live or self._frames == 0:
-            raise DataError(
-                f"{redact_credentials(self._uri)} stopped delivering",
-                seen=f"{self._frames} frames, then none within {self._read_timeout_ms} ms, or the peer closed",
-                fix="check the camera and the network",
-            )
-        return got
-
-    def close(self) -> None:
-        self._capture.close()
+        name = redact_credentials(uri)
+        if capture.declared_frames:
+            return RecordedVideo(name, capture)
+        return _Live(name, capture, read_timeout_ms)

@@ -53,6 +53,12 @@ def _claim(uri: str, claims: Iterable[str]) -> str:
 def _claim_path(path: Path, known: set[str]) -> str:
     if not path.exists():
         raise DataError(f"there is no file or folder {path}", seen=str(path), fix=_neighbour(path))
+    if not (path.is_dir() or path.is_file()):
+        raise DataError(
+            f"{path} is a FIFO, socket or device",
+            seen=str(path),
+            fix="name a file or a folder; cameras of this machine are v4l2:///dev/videoN",
+        )
     key = FOLDER if path.is_dir() else path.suffix.lower()
     if key not in known:
         suffixes = ", ".join(sorted(name for name in known if name.startswith(".")))

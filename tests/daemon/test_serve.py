@@ -134,7 +134,7 @@ def test_a_cut_off_video_is_served_as_far_as_it_goes_and_the_run_tells(tmp_path:
     (tmp_path / "v.avi").write_bytes(data[: len(data) // 2])
     summary, kept = run({"front": str(tmp_path / "v.avi")})
     assert seqs(kept) == list(range(len(kept))) and 5 <= len(kept) < 50
-    assert summary.counts.balanced and summary.exit_code == 2
+    assert summary.counts.balanced and summary.exit_code == 3
     assert isinstance(summary.failures[0].error, DataError)
     assert f"{len(kept)} frames could be read" in summary.failures[0].error.what
 
