@@ -133,7 +133,7 @@ def compare_graphs(
     if len(outputs[0]) != len(outputs[1]):
         return Equivalence("different", np.inf, f"{len(outputs[0])} outputs became {len(outputs[1])}")
     tolerance = HALF_TOLERANCE if _has_half(source) and not _has_half(changed) else TOLERANCE
-    inputs = [*_drawn(like or changed.graph.input[0]), *pictures]
+    inputs = [*drawn_tensors(like or changed.graph.input[0]), *pictures]
     comparison = _Comparison(first, second, outputs, engine)
     try:
         worst, place = comparison.largest_share(inputs)
@@ -222,7 +222,7 @@ def first_difference(
     nodes = [node for node in source.graph.node if shared.intersection(node.output)]
     first, second = _exposed(source, shared), _exposed(changed, shared)
     options = SessionOptions(threads=1, optimise=False)
-    picture = _drawn(like)[-1]
+    picture = drawn_tensors(like)[-1]
     try:
         with (
             closing(engine.open(first.SerializeToString(), options)) as theirs,
@@ -260,7 +260,7 @@ def _same(want: AnyArray, got: AnyArray, tolerance: float) -> bool:
     return _share(np.asarray(want), np.asarray(got)) <= tolerance
 
 
-def _drawn(picture: onnx.ValueInfoProto) -> list[AnyArray]:
+def drawn_tensors(picture: onnx.ValueInfoProto) -> list[AnyArray]:
     """Two inputs of the picture's shape and type: noise in 0..1 and blocks in 0..255."""
     shape = [max(1, size) for size in dims(picture)]
     kind = helper.tensor_dtype_to_np_dtype(picture.type.tensor_type.elem_type)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from avq.builder.context import BuildContext
 from avq.builder.frontend.analyse import ModelAnalysis
 from avq.builder.frontend.fold_input import normalise_picture
 from avq.builder.holdout import drawn_inputs
-from avq.builder.lift import Parity, prove
+from avq.builder.lift import Parity, has_integer_operators, in_qdq_form, prove, prove_operators
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
 from avq.types import U8, AnyArray, Edge, ImportedQuantization, QuantizationPlan
@@ -35,14 +37,23 @@ def prove_import(context: BuildContext) -> Parity | None:
     tensors += [i.tensor for i in holdout.inputs[:_REAL]] if holdout.items else []
     name = analysis.model.view.inputs[0].name
     feeds = [({name: _source_numbers(analysis, tensor)}, {name: tensor}) for tensor in tensors]
-    return prove(
-        imported.source,
+    operators = None
+    if has_integer_operators(imported.source):
+        operators = prove_operators(imported.source, request.reference)
+        if operators is not None and not operators.equal:
+            return operators
+    parity = prove(
+        imported.source if operators is None else in_qdq_form(imported.source),
         lowered,
         request.reference,
         feeds,
         last_step=_last_steps(analysis, plan),
         threads=request.probe_threads,
     )
+    if operators is None:
+        return parity
+    text = f"{operators.summary}; in that form, {parity.summary}"
+    return replace(parity, exact=parity.exact and operators.exact, summary=text)
 
 
 def is_import_changed(context: BuildContext, plan: QuantizationPlan) -> bool:

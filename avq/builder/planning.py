@@ -12,10 +12,12 @@ from avq.builder.calibrate.calibration import Calibration
 from avq.builder.context import BuildContext
 from avq.builder.cross_compile.dla import with_ranges
 from avq.builder.cross_compile.target import CrossCompileTarget
-from avq.builder.encodings.complete import side_file_for_plan
+from avq.builder.encodings.complete import completed, side_file_for_plan
 from avq.builder.gate import DEFAULT_LOST_PERCENT
 from avq.builder.holdout import HoldoutSet, ModelOutputs
 from avq.builder.labelled import map_drop
+from avq.builder.lift import RUN_TIME_DIALECT
+from avq.builder.lift.findings import refusal
 from avq.builder.lower import lower
 from avq.builder.trials.serving import Serving
 from avq.errors import PluginError, RequestError
@@ -270,19 +272,21 @@ def _imported(context: BuildContext, keep_float: Mapping[str, str]) -> ImportedQ
     """Return the quantization in the model's file, or in the file that the option ``encodings`` names."""
     request, foreign = context.request, context.analysis.foreign
     path = request.options.encodings if isinstance(request.options, EncodingsOptions) else None
+    counted = request.recipe.data is not None or request.recipe.calibration is not None
+    collect = context.calibration.collect if counted else None
+    symmetric_only = request.recipe.target.startswith("tensorrt")
     if path is None:
-        return foreign
+        if foreign is None or foreign.dialect != RUN_TIME_DIALECT:
+            return foreign
+        if collect is None:
+            raise refusal("AVQ-Q33", f"{len(foreign.points)} weights with grids, no activation with a scale")
+        view = context.analysis.model.view
+        return completed(foreign, view, keep_float, collect, symmetric_only=symmetric_only)
     if foreign is not None:
         raise RequestError(
             "the model is quantized already, and --option encodings= names a second quantization",
             seen=f"{request.recipe.model} ({foreign.dialect}) and {path}",
             fix="drop the option, or give the float model",
         )
-    counted = request.recipe.data is not None or request.recipe.calibration is not None
-    return side_file_for_plan(
-        path,
-        context.analysis.model.view,
-        keep_float,
-        context.calibration.collect if counted else None,
-        symmetric_only=request.recipe.target.startswith("tensorrt"),
-    )
+    view = context.analysis.model.view
+    return side_file_for_plan(path, view, keep_float, collect, symmetric_only=symmetric_only)

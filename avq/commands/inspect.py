@@ -109,9 +109,11 @@ def _plan(plan_json: bytes, plan_arrays: bytes) -> dict[str, Any]:
 
 
 def _model(path: Path) -> InspectJson:
-    from avq.builder.graph.model import load_graph
+    from avq.builder.graph.model import normalise, read_model
+    from avq.builder.lift import is_dynamic, lift_dynamic
 
-    model = load_graph(path)
+    proto = read_model(path)
+    model = normalise(lift_dynamic(proto) if is_dynamic(proto) else proto, where=path.name)
     view = model.view
     return {
         "kind": "model",

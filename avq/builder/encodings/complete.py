@@ -84,19 +84,37 @@ def side_file_for_plan(
     if foreign.dialect == CACHE_DIALECT:
         foreign = _without_head(foreign, keep_float)
     moved = moved_points(foreign.points, place(graph, keep_float), graph)
-    foreign = replace(foreign, points=(*foreign.points, *moved))
-    left = _open(foreign, graph, keep_float)
-    if left and foreign.points:
-        if collect is not None:
-            symmetric = symmetric_only or all(p.symmetric for p in foreign.points)
-            filled = _filled(left, graph, collect, symmetric=symmetric)
-            foreign = replace(foreign, points=(*foreign.points, *filled))
-        incomplete = finding(
-            "AVQ-Q58", [o.placement.node for o in left], fix=None if collect is None else _CALIBRATED
-        )
-        foreign = replace(foreign, findings=(*foreign.findings, incomplete))
+    foreign = completed(
+        replace(foreign, points=(*foreign.points, *moved)),
+        graph,
+        keep_float,
+        collect,
+        symmetric_only=symmetric_only,
+    )
     around = graph_findings(graph, foreign.points, {}) if foreign.points else []
     return replace(foreign, findings=tuple(sorted((*foreign.findings, *around), key=lambda f: f.code)))
+
+
+def completed(
+    foreign: ImportedQuantization,
+    graph: GraphView,
+    keep_float: Collection[str],
+    collect: Collect | None,
+    *,
+    symmetric_only: bool,
+) -> ImportedQuantization:
+    """Add the missing points of weighted operators, calibrated by ``collect``; a finding names the operators."""
+    left = _open(foreign, graph, keep_float)
+    if not left or not foreign.points:
+        return foreign
+    if collect is not None:
+        symmetric = symmetric_only or all(p.symmetric for p in foreign.points)
+        filled = _filled(left, graph, collect, symmetric=symmetric)
+        foreign = replace(foreign, points=(*foreign.points, *filled))
+    incomplete = finding(
+        "AVQ-Q58", [o.placement.node for o in left], fix=None if collect is None else _CALIBRATED
+    )
+    return replace(foreign, findings=(*foreign.findings, incomplete))
 
 
 def _without_head(foreign: ImportedQuantization, keep_float: Collection[str]) -> ImportedQuantization:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from avq import decoders
 from avq.builder.equivalence import normalise_checked
 from avq.builder.frontend.fold_input import fold_input
@@ -20,7 +22,18 @@ from avq.builder.frontend.metadata import (
 )
 from avq.builder.frontend.preprocess_search import Infer, PreprocessSearch, variants
 from avq.builder.graph.model import FloatModel, normalise, read_model
-from avq.builder.lift import Imported, import_model, is_quantized, on_folded_input
+from avq.builder.lift import (
+    RUN_TIME_DIALECT,
+    Imported,
+    import_model,
+    is_dynamic,
+    is_quantized,
+    lift_dynamic,
+    mark_file,
+    on_folded_input,
+    prove_products,
+    runnable,
+)
 from avq.builder.pictures.dataset import CalibrationSet, Pictures
 from avq.builder.request import FLOAT_STRATEGY, Request, reference_engine
 from avq.decoders.recognise import NONE, find_decoder
@@ -133,17 +146,54 @@ def _source(
     """The normalised model, the import it comes from, and warnings."""
     proto = read_model(path)
     size = declared_size_px(proto, preprocess) if has_open_size(proto) else None
-    if imports and is_quantized(proto):
-        imported = import_model(proto, where=path.name, input_size_px=size)
-        return imported.model, imported, []
+    read: list[str] = []
+    unproven: list[str] = []
+    if is_dynamic(proto):
+        proto, read, unproven = _lifted(path, proto, engine, size, imports=imports)
+    if is_quantized(proto):
+        if imports:
+            imported = import_model(proto, where=path.name, input_size_px=size)
+            model = replace(imported.model, messages=(*read, *imported.model.messages))
+            dialect = RUN_TIME_DIALECT if read else imported.foreign.dialect
+            foreign = replace(imported.foreign, dialect=dialect)
+            return model, replace(imported, model=model, foreign=foreign), unproven
+        mark_file(
+            proto, where=path.name
+        )  # names what no strategy can read, before --strategy qat is suggested
     if engine is None:
-        return normalise(proto, where=path.name, input_size_px=size), None, []
+        return normalise(proto, where=path.name, input_size_px=size), None, unproven
     model, comparison = normalise_checked(proto, engine, where=path.name, input_size_px=size)
+    model = replace(model, messages=(*read, *model.messages))
     if comparison.answer == "equal":
         text = f"normalised graph equal to the file: {comparison.detail}"
-        return replace(model, messages=(*model.messages, text)), None, []
+        return replace(model, messages=(*model.messages, text)), None, unproven
     warning = "cannot tell whether the normalised graph computes what the file computes"
-    return model, None, [f"{warning}: {comparison.detail}"]
+    return model, None, [*unproven, f"{warning}: {comparison.detail}"]
+
+
+def _lifted(
+    path: Path, proto: onnx.ModelProto, engine: Engine | None, size: tuple[int, int] | None, *, imports: bool
+) -> tuple[onnx.ModelProto, list[str], list[str]]:
+    """A run-time quantized file in float (strategies that import get its weights' grids), messages, warnings."""
+    try:
+        lifted = lift_dynamic(proto, "weights" if imports else "float")
+        proof = prove_products(runnable(proto, size), engine) if engine is not None else None
+    except ModelError as error:
+        raise ModelError(f"{path.name}: {error.what}", seen=error.seen, fix=error.fix) from None
+    read = (
+        "the file quantizes activations at run time: its weights were read as stored, activations are float"
+    )
+    if engine is None:
+        return lifted, [read], []
+    if proof is None:
+        return (
+            lifted,
+            [read],
+            ["cannot tell whether the weights were read right: no engine here runs the file"],
+        )
+    if not proof.equal:
+        raise ModelError(f"{path.name}: {proof.summary}", fix="give the float model")
+    return lifted, [read, proof.summary], []
 
 
 def _head_messages(graph: GraphView, spec: DecoderSpec, *, named: bool) -> list[str]:

@@ -260,14 +260,14 @@ _ROWS: tuple[tuple[str, str, str, str, str], ...] = (
         "error",
         "activations are quantized at run time",
         "their scales are computed for every picture, so the file has no static scales",
-        "quantize the float model: avq build FLOAT.onnx --strategy static",
+        "calibrate them with --data DIR; or --strategy static, which starts from this file's float weights",
     ),
     (
         "34",
         "error",
         "integer operators instead of Q/DQ",
-        "the float operators are not in the file, and integer operators round differently",
-        "export in Q/DQ format (onnxruntime: QuantFormat.QDQ), or quantize the float model",
+        "these have no float form that avq knows",
+        "export in Q/DQ format (onnxruntime: QuantFormat.QDQ), or give the float model",
     ),
     (
         "35",

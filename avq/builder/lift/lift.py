@@ -19,6 +19,7 @@ from avq.builder.lift.grid import Grid
 from avq.builder.lift.linear import DEQUANTIZE, QUANTIZE, read_linear
 from avq.builder.lift.markers import insert_markers, remove_markers
 from avq.builder.lift.pitfalls import graph_findings
+from avq.builder.lift.qoperator import in_qdq_form
 from avq.builder.lift.reading import QuantizedFile
 from avq.builder.lift.single_node import is_fake_quantize, is_qonnx, read_fake_quantize, read_qonnx
 from avq.errors import ModelError
@@ -167,7 +168,7 @@ def mark(model: onnx.ModelProto) -> Marked:
 
     Raises ModelError, its text beginning with AVQ-Qnn, when no float graph can be made of it.
     """
-    reading = QuantizedFile.of(model)
+    reading = QuantizedFile.of(in_qdq_form(model))
     refuse_unreadable(reading)
     if reading.opset > 21:
         reading.fault("AVQ-Q20", f"opset {reading.opset}")
@@ -209,6 +210,14 @@ class Imported:
     source: onnx.ModelProto
 
 
+def mark_file(proto: onnx.ModelProto, *, where: str) -> Marked:
+    """``mark``, with the file's name in front of its errors."""
+    try:
+        return mark(proto)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
+
+
 def import_model(
     proto: onnx.ModelProto, *, where: str, input_size_px: tuple[int, int] | None = None
 ) -> Imported:
@@ -222,17 +231,14 @@ def import_model(
     Raises:
         ModelError: no float graph can be made of it (the text names the pitfall), or it takes no picture.
     """
-    try:
-        marked = mark(proto)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error.what}", seen=error.seen, fix=error.fix) from None
+    marked = mark_file(proto, where=where)
     normal = normalise(marked.proto, where=where, input_size_px=input_size_px, marked=True)
     bare, foreign = marked.remove_markers(normal.proto)
     remark = f"{foreign.dialect}: {len(foreign.points)} quantizers imported" + (
         f", written by {foreign.producer}" if foreign.producer else ""
     )
     model = FloatModel(view_of(bare), bare, (*normal.messages, remark))
-    return Imported(model, foreign, _runnable(proto, input_size_px))
+    return Imported(model, foreign, runnable(proto, input_size_px))
 
 
 def on_folded_input(
@@ -252,7 +258,8 @@ def _renamed(point: QuantPoint, old: str, new: str) -> QuantPoint:
     return replace(point, edge=Edge(new, edge.node, edge.input_index)) if edge.tensor == old else point
 
 
-def _runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> onnx.ModelProto:
+def runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> onnx.ModelProto:
+    """A copy of the file with one picture input of fixed size, to compare others with."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     if copy.functions:

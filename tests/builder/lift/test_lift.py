@@ -16,7 +16,16 @@ from onnx import numpy_helper
 from onnxruntime import quantization
 
 from avq.builder.frontend.fold_input import fold_input, normalise_picture
-from avq.builder.lift import import_model, is_quantized, lift, on_folded_input, prove
+from avq.builder.lift import (
+    import_model,
+    is_quantized,
+    lift,
+    lift_dynamic,
+    on_folded_input,
+    prove,
+    prove_products,
+    runnable,
+)
 from avq.builder.lift.clipping import ends_at, starts_at_zero
 from avq.builder.lift.grid import make_grid
 from avq.builder.lower import lower
@@ -69,11 +78,17 @@ def test_a_file_without_inputs_is_lifted_to_the_bit(material: Path) -> None:
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_run_time_scales_are_refused_with_the_way_out(material: Path) -> None:
+@pytest.mark.slow
+def test_a_real_file_with_run_time_scales_has_no_plan_but_a_float_model(material: Path) -> None:
     source = onnx.load(str(material / "quantized" / "twinlitenet_ort_dynamic.onnx"))
     with pytest.raises(ModelError, match="AVQ-Q33") as refusal:
         import_model(source, where="twinlitenet_ort_dynamic.onnx")
     assert "--strategy static" in refusal.value.fix
+    proof = prove_products(runnable(source, None), ENGINE)
+    assert proof is not None and proof.equal, proof
+    feed = {"input": np.random.default_rng(0).random((1, 3, 160, 320), np.float32)}
+    meant, actual = run(source, feed), run(lift_dynamic(source), feed)
+    assert min(sqnr_db(value, actual[name]) for name, value in meant.items()) > 35.0
 
 
 def test_float_files_are_no_imports(material: Path) -> None:

@@ -222,13 +222,16 @@ def _before(model: onnx.ModelProto, node: onnx.NodeProto, added: list[onnx.NodeP
     return model
 
 
-def _qlinear() -> onnx.ModelProto:
+def _channels_last() -> onnx.ModelProto:
+    """An integer convolution in the layout that onnxruntime's optimiser writes."""
     model = _ort()
     node = _find(model, "Conv", 1)
     scalar = numpy_helper.from_array(np.asarray(0.1, np.float32), "qs")
     model.graph.initializer.extend([scalar, numpy_helper.from_array(np.asarray(0, np.uint8), "qz")])
     inputs = ["r1_dq_q", "qs", "qz", "out.w_quantized", "qs", "qz", "qs", "qz"]
-    made = helper.make_node("QLinearConv", inputs, ["whole"], name="whole")
+    made = helper.make_node(
+        "QLinearConv", inputs, ["whole"], name="whole", domain="com.microsoft", channels_last=1
+    )
     back = helper.make_node("DequantizeLinear", ["whole", "qs", "qz"], [node.output[0]], name="whole_dq")
     _before(model, node, [made, back])
     model.graph.node.remove(_find(model, "Conv", 1))
@@ -371,7 +374,7 @@ FAULTS: dict[str, Fault] = {
     "activation-floored": Fault("AVQ-Q31", "error", lambda: _rounding("r1_dq", "FLOOR")),
     "low-bit-per-channel": Fault("AVQ-Q32", "error", _low_bit_channels),
     "run-time-scales": Fault("AVQ-Q33", "refused", _dynamic),
-    "qlinear-conv": Fault("AVQ-Q34", "refused", _qlinear),
+    "integers-channels-last": Fault("AVQ-Q34", "refused", _channels_last),
     "conv-integer": Fault("AVQ-Q34", "refused", _conv_integer),
     "float8": Fault("AVQ-Q35", "refused", _float8),
     "float-quant": Fault("AVQ-Q35", "refused", lambda: _qonnx_op("FloatQuant", "r1_dq")),
