@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from avq import __version__
+from avq.cli.last_resort import as_avq_error, report_thread_failures
 from avq.cli.terminal import Terminal, as_table, console
-from avq.errors import AvqError, MachineError, nearest
+from avq.errors import MachineError, nearest
 
 if TYPE_CHECKING:
     from avq.plugins import PluginHost
@@ -236,18 +237,22 @@ def command(
 
 
 def _run_reporting_errors(call: Call, body: Callable[[], int]) -> int:
-    """Run ``body``; print an AvqError or an interrupt, and return its exit code."""
+    """Run ``body``; print an error or an interrupt in words, and return its exit code."""
+    report_thread_failures()
     try:
         return body()
-    except AvqError as error:
-        call.report.error(str(error))
-        if call.json:
-            problem = {"what": error.what, "seen": error.seen, "fix": error.fix}
-            click.echo(json.dumps({"error": problem, "exit_code": error.exit_code}))
-        return error.exit_code
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
     except KeyboardInterrupt:
         call.report.error("interrupted; no partial output was left")
         return 130
+    except (Exception, SystemExit) as caught:  # a plugin may raise anything
+        error = as_avq_error(caught)
+    call.report.error(str(error))
+    if call.json:
+        problem = {"what": error.what, "seen": error.seen, "fix": error.fix}
+        click.echo(json.dumps({"error": problem, "exit_code": error.exit_code}))
+    return error.exit_code
 
 
 def model_options(handler: Callable[..., int]) -> Callable[..., int]:

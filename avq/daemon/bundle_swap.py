@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from avq.daemon.engine_recovery import CLOSE_S, close_within
 from avq.daemon.events import EventQueue
 from avq.daemon.modes import ActiveModes, Mode, require_classes, warm_modes
 from avq.daemon.pipeline import Pipeline
@@ -138,7 +139,7 @@ class BundleSwapper:
             return
         self._end_probation(ready, before, settled=True)
 
-    def roll_back(self, pipeline: Pipeline, error: Exception) -> ActiveModes | None:
+    def roll_back(self, pipeline: Pipeline, error: BaseException) -> ActiveModes | None:
         """Install the modes before a new bundle again, after it failed on a frame.
 
         Returns:
@@ -168,6 +169,16 @@ class BundleSwapper:
         )
         self._finished.set()
         return before
+
+    def take_serving(self) -> ActiveModes:
+        """Give the serving modes away to a caller that closes them."""
+        serving = self.serving
+        self.serving = replace(serving, close=lambda: None)
+        return serving
+
+    def adopt(self, served: ActiveModes) -> None:
+        """Hold modes that were opened elsewhere, in the place of those that were taken."""
+        self.serving = served
 
     def _end_probation(self, ready: _Ready, before: ActiveModes, *, settled: bool) -> None:
         self._probation = None
@@ -243,10 +254,10 @@ class BundleSwapper:
         self._requests.put(None)
         self._thread.join(_JOIN_S)
         while not self._ready.empty():
-            self._ready.get().served.close()
+            close_within(self._ready.get().served.close, CLOSE_S, "a bundle that was not installed")
         if self._probation is not None:
-            self._probation[1].close()
-        self.serving.close()
+            close_within(self._probation[1].close, CLOSE_S, "the bundle before")
+        close_within(self.serving.close, CLOSE_S, "the serving bundle")
 
 
 def _same_modes(a: ActiveModes, b: ActiveModes) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from avq.clock import Clock, SystemClock
 from avq.daemon.capture_protocol import CaptureSettings
+from avq.daemon.engine_recovery import HEALTHY_FRAMES, EngineRecovery, FailureCounter, cause_of
 from avq.daemon.inbox import STRIDE, Arrival, SharedInbox
 from avq.daemon.memory import MemoryWatch
 from avq.daemon.metrics import RunSummary
@@ -20,16 +23,19 @@ from avq.daemon.pipeline import FrameResult, Pipeline
 from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
 from avq.daemon.step import Parts
+from avq.daemon.stop_deadline import StopDeadline
 from avq.daemon.systemd import WatchdogHeartbeat
-from avq.errors import RequestError
+from avq.errors import AvqError, MachineError, RequestError
 from avq.hookspecs import Sink
-from avq.types import LatencyBudget
+from avq.types import Frame, LatencyBudget
+from avq.types.frame import CameraEvent
 
 
 @contextmanager
 def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) -> Iterator[None]:
-    """Call ``stop`` on the first SIGINT or SIGTERM and ``reload`` on SIGHUP; a second SIGTERM acts as before.
+    """Call ``stop`` on SIGINT or SIGTERM and ``reload`` on SIGHUP.
 
+    Wrappers double a signal: those within ``SIGNAL_GRACE_S`` of the first are one. A later one acts as before.
     Both functions must be safe in a signal handler. Outside the main thread no handler is installed.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -38,18 +44,19 @@ def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) 
     ends = (signal.SIGINT, signal.SIGTERM)
     numbers = (*ends, *([signal.SIGHUP] if reload is not None else []))
     before = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number in ends:
-            signal.signal(number, before[number])
+    stopped_s: list[float] = []
 
     def handle(number: int, _stack: object) -> None:
         if number == signal.SIGHUP:
             if reload is not None:
                 reload()
-            return
-        restore()
-        stop()
+        elif not stopped_s:
+            stopped_s.append(time.monotonic())
+            stop()
+        elif time.monotonic() - stopped_s[0] >= SIGNAL_GRACE_S:
+            for end in ends:
+                signal.signal(end, before[end])
+            signal.raise_signal(number)
 
     for number in numbers:
         signal.signal(number, handle)
@@ -60,6 +67,9 @@ def handle_signals(stop: Callable[[], None], reload: Callable[[], None] | None) 
             signal.signal(number, handler)
 
 
+#: A second signal within this time belongs to the first.
+SIGNAL_GRACE_S = 1.0
+_STUCK_DRAIN_S = 2.0
 _WAIT_S = 0.05
 FAILED = "failed"
 
@@ -86,7 +96,7 @@ def serve_bundle(
     Raises:
         RequestError, DataError: a file could not be opened or gave no frame at all.
         MachineError: no camera could be opened within its limit of restarts.
-        Exception: the engine or decoder raised it on a frame.
+        Exception: the engine raised it on a synthetic picture, before the first frame.
     """
     settings = options or RunOptions()
     publisher = Publisher(sinks, settings.on_event, settings.addresses)
@@ -112,10 +122,13 @@ def serve_bundle(
             restarts = {camera: settings.of(camera).restarts for camera in sources}
             receiver = Receiver(_settings(sources, settings, modes), inbox, restarts)
             loop = _Loop(inbox, pipeline, publisher, receiver, settings)
+            deadline = settings.deadline or StopDeadline()
+            deadline.drain = partial(publisher.close, _STUCK_DRAIN_S)
             try:
                 loop.run()
                 all_sinks_failed = not publisher.alive
             finally:
+                deadline.loop_ended()
                 settings.observer.on_end()
                 settings.notifier.stopping()
                 publisher.stop_blocking()
@@ -138,6 +151,7 @@ def serve_bundle(
         tuple(reports),
         {side_task.name: side_task.state() for side_task in settings.side_tasks},
         all_sinks_failed,
+        loop.engine_error,
     )
 
 
@@ -180,19 +194,27 @@ class _Loop:
     publisher: Publisher
     receiver: Receiver
     options: RunOptions
+    _last_error: AvqError | None = None
 
     def __post_init__(self) -> None:
         self._heartbeat = WatchdogHeartbeat(self.options.notifier)
         self._memory = MemoryWatch(lambda: self.receiver.pids)
+        self._failures = FailureCounter()
+        self._recovery = EngineRecovery((("the bundle once more", self._reopen), *self.options.fallbacks))
+        self._broken: ActiveModes | None = None
+        self.engine_error: AvqError | None = None  # that ended the run
 
     def run(self) -> None:
         options, published = self.options, 0
         options.observer.on_open(self._view())
         options.notifier.ready(f"mode {self.pipeline.state.mode}: waiting for the first frame")
         while not self.inbox.over and published != options.frames:
-            if self.receiver.refused is not None or not self.publisher.alive:
+            if self.receiver.refused is not None or self.engine_error is not None or not self.publisher.alive:
                 return
             options.observer.on_tick()
+            if self._recovery.busy:
+                self._wait_for_engine()
+                continue
             self._install()
             arrival = self.inbox.next(_WAIT_S)
             self.drain_events()
@@ -202,8 +224,7 @@ class _Loop:
                 self.inbox.finished(arrival.frame.camera, STRIDE)
                 arrival.release()
             else:
-                self._serve(arrival)
-                published += 1
+                published += self._serve(arrival)
 
     def _view(self) -> RunView:
         states = {side_task.name: side_task.state for side_task in self.options.side_tasks}
@@ -226,29 +247,101 @@ class _Loop:
             for side_task in self.options.side_tasks:
                 side_task.on_bundle(served.bundle)
 
-    def _serve(self, arrival: Arrival) -> None:
+    def _serve(self, arrival: Arrival) -> bool:
+        """Process one frame; return whether it was published. A frame that fails is counted and reported."""
         frame = arrival.frame
         outcome: str | None = FAILED
+        result: FrameResult | None = None
         try:
             result = self._process(arrival)
             outcome = None
             self.options.observer.on_frame(frame, result)
             for side_task in self.options.side_tasks:
                 side_task.on_frame(frame, result.published, relaxed=self.pipeline.relaxed)
+        except (Exception, SystemExit) as error:  # a plugin's SystemExit must not end the service
+            if result is not None:
+                raise
+            self._on_failure(frame, error)
         finally:
             self.inbox.finished(frame.camera, outcome)
             arrival.release()
+        if result is None:
+            return False
+        self._on_published(result)
+        return True
+
+    def _on_published(self, result: FrameResult) -> None:
+        self._failures.on_success()
+        if self._failures.healthy == HEALTHY_FRAMES:
+            self._recovery.healthy()
         self._heartbeat.on_frame(self.pipeline)
         if self.options.swapper is not None:
             self.options.swapper.on_published()
         if self.options.on_result is not None:
             self.options.on_result(result)
 
+    def _on_failure(self, frame: Frame, error: BaseException) -> None:
+        """Report a failed frame; when failures repeat, replace the engine or end the run."""
+        cause, now_ns = cause_of(error), time.monotonic_ns()
+        if self._failures.is_new(cause, now_ns):
+            reason = f"frame {frame.seq} failed: {cause}; further ones of this cause are counted"
+            self._report("frame_failed", reason, frame.camera)
+        if not self._failures.on_failure():
+            return
+        self._failures.restart()
+        swapper = self.options.swapper
+        self._broken = swapper.take_serving() if swapper is not None else None
+        self.engine_error = MachineError(
+            "the engine failed repeatedly",
+            seen=cause,
+            fix="check the bundle with avq eval, and the device; [fallback] names bundles that may replace it",
+        )
+        if swapper is not None:
+            self._try_next(self._broken)
+
+    def _try_next(self, broken: ActiveModes | None) -> None:
+        """Open the engine of the next step; without one the error stands and ends the run."""
+        assert self.engine_error is not None
+        if self._recovery.begin(broken):
+            self._last_error, self.engine_error = self.engine_error, None
+
+    def _wait_for_engine(self) -> None:
+        """Wait for another engine without taking frames; the watchdog is fed, as opening has a limit of its own."""
+        outcome = self._recovery.poll(_WAIT_S)
+        self.drain_events()
+        self._heartbeat.on_idle(lambda: True)
+        if isinstance(outcome, AvqError):
+            self._report("engine_failed", cause_of(outcome))
+            self.engine_error = self._last_error
+            self._try_next(None)
+        elif outcome is not None:
+            name, served = outcome
+            assert self.options.swapper is not None
+            self.options.swapper.adopt(served)
+            self.pipeline.install(served.modes)
+            self._announce(served)
+            self._report("engine_replaced", f"the engine failed repeatedly; it was replaced by {name}")
+
+    def _reopen(self) -> ActiveModes:
+        if self._broken is None or self._broken.reopen is None:
+            raise MachineError("the bundle cannot be opened once more")
+        return self._broken.reopen()
+
+    def _report(self, kind: str, reason: str, camera: str = "") -> None:
+        event: CameraEvent = {
+            "kind": kind,
+            "t_ns": time.monotonic_ns(),
+            "camera": camera,
+            "cause": FAILED,
+            "reason": reason,
+        }
+        self.pipeline.record_event(event)
+
     def _process(self, arrival: Arrival) -> FrameResult:
         """Process a frame; a new bundle that fails on it is rolled back, and the one before serves the frame."""
         try:
             return self.pipeline.process(arrival)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             swapper = self.options.swapper
             before = swapper.roll_back(self.pipeline, error) if swapper is not None else None
             if before is None:

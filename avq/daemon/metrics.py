@@ -180,8 +180,18 @@ class FailureRow(TypedDict):
     fix: str
 
 
+class EngineFailureRow(TypedDict):
+    """An engine that failed repeatedly and ended the run, in the summary."""
+
+    what: str
+    seen: str
+    fix: str
+
+
 class RunAnswer(TypedDict, total=False):
-    """The summary of ``avq run --json``; "drift" and "shadow" where they are configured.
+    """The summary of ``avq run --json``.
+
+    "drift" and "shadow" are there where they are configured, "engine_failure" where it ended the run.
 
     Milliseconds are ages at publication.
     """
@@ -199,6 +209,7 @@ class RunAnswer(TypedDict, total=False):
     events: Required[list[Event]]
     failures: Required[list[FailureRow]]
     sinks: Required[list[SinkRow]]
+    engine_failure: EngineFailureRow
     drift: Mapping[str, Any]
     shadow: Mapping[str, Any]
 
@@ -217,6 +228,7 @@ class RunSummary:
         sinks: counts of each sink.
         side_tasks: results of "drift" and "shadow", where configured.
         all_sinks_failed: every sink failed, which ended the run.
+        engine_error: of an engine that failed repeatedly, which ended the run.
     """
 
     counts: FrameCounts
@@ -228,6 +240,7 @@ class RunSummary:
     sinks: tuple[SinkReport, ...] = ()
     side_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     all_sinks_failed: bool = False
+    engine_error: AvqError | None = None
 
     @property
     def exit_code(self) -> int:
@@ -235,7 +248,7 @@ class RunSummary:
 
         1 and 2 are answers to a request, before the first frame: a service manager does not start those again.
         """
-        failed = self.failures or self.all_sinks_failed
+        failed = self.failures or self.all_sinks_failed or self.engine_error is not None
         return MachineError.exit_code if failed else 0
 
     def as_json(self) -> RunAnswer:
@@ -256,6 +269,8 @@ class RunSummary:
             "failures": [_failure_row(failure) for failure in self.failures],
             "sinks": [sink.as_json() for sink in self.sinks],
         }
+        if (error := self.engine_error) is not None:
+            answer["engine_failure"] = {"what": error.what, "seen": error.seen, "fix": error.fix}
         answer.update(cast("RunAnswer", self.side_tasks))
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -51,11 +52,19 @@ class Mode:
 
 @dataclass(frozen=True)
 class ActiveModes:
-    """All modes of a run, best first, the function that frees them, and the bundle of the best one."""
+    """All modes of a run, best first.
+
+    Attributes:
+        modes: open.
+        close: frees them.
+        bundle: of the best mode.
+        reopen: opens the same modes once more; None where that is not possible.
+    """
 
     modes: tuple[Mode, ...]
     close: Callable[[], None] = lambda: None
     bundle: OpenBundle | None = None
+    reopen: Callable[[], ActiveModes] | None = None
 
     @property
     def bundle_digest(self) -> str:
@@ -209,7 +218,8 @@ class Opener:
         modes = (
             Mode(replace(opened[source.bundle].parts, mode=source.name), source.stride) for source in sources
         )
-        return ActiveModes(tuple(modes), close, opened[sources[0].bundle].bundle)
+        best = opened[sources[0].bundle].bundle
+        return ActiveModes(tuple(modes), close, best, partial(self.ladder, sources))
 
 
 def parts_of(bundle: OpenBundle, detector: Detector) -> Parts:

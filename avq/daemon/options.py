@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.capture_protocol import Policy
+from avq.daemon.engine_recovery import Step
 from avq.daemon.observer import NullObserver, RunObserver
 from avq.daemon.pipeline import FrameResult
 from avq.daemon.publisher import DRAIN_S
 from avq.daemon.side_task import SideTaskWorker
+from avq.daemon.stop_deadline import StopDeadline
 from avq.daemon.supervisor import RestartPolicy
 from avq.daemon.systemd import SystemdNotifier
 from avq.types.frame import Event
@@ -48,7 +50,9 @@ class RunOptions:
         observer: a page or metrics; called on the loop's thread.
         signals: SIGINT and SIGTERM end the run, SIGHUP reloads the configuration; main thread only.
         notifier: of the service manager.
+        deadline: ends the process when the loop does not return after a stop signal; None never does.
         swapper: puts other bundles in service; closed by the caller.
+        fallbacks: (name, function that opens modes) tried after the serving modes when the engine fails repeatedly.
         side_tasks: work outside the frame path; closed with the run.
         addresses: of the sinks, in their order, for reports.
         drain_s: seconds that all sinks together have to write queued messages when the run ends.
@@ -66,7 +70,9 @@ class RunOptions:
     observer: RunObserver = field(default_factory=NullObserver)
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     notifier: SystemdNotifier = field(default_factory=SystemdNotifier)
+    deadline: StopDeadline | None = None
     swapper: BundleSwapper | None = None
+    fallbacks: tuple[Step, ...] = ()
     side_tasks: tuple[SideTaskWorker, ...] = ()
     addresses: tuple[str, ...] = ()
     drain_s: float = DRAIN_S

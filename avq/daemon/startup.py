@@ -64,6 +64,13 @@ def start(
     raise first
 
 
+def fallbacks(
+    opener: Opener, sources: Sequence[ModeSource], fallback: FallbackPolicy
+) -> tuple[tuple[str, Callable[[], ActiveModes]], ...]:
+    """Return (name, function that opens modes) of the configured fallbacks, with the checks of ``start``."""
+    return tuple(_attempts(replace(opener, on_open=_checked(opener)), sources, fallback))
+
+
 def _checked(opener: Opener) -> Callable[[OpenBundle, Detector], None]:
     def check(bundle: OpenBundle, detector: Detector) -> None:
         opener.on_open(bundle, detector)

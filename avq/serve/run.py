@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ from avq.daemon.bundle_swap import BundleSwapper
 from avq.daemon.metrics import RunAnswer
 from avq.daemon.modes import Mode, mode_sources
 from avq.daemon.observer import NullObserver
-from avq.daemon.startup import FallbackPolicy, start
+from avq.daemon.startup import FallbackPolicy, fallbacks, start
+from avq.daemon.stop_deadline import StopDeadline
 from avq.daemon.systemd import SystemdNotifier
 from avq.errors import DataError, PluginError, RequestError, nearest
 from avq.hookspecs import Sink, SinkType, SourceType
@@ -35,6 +37,7 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.serve.components import make_bundle_swapper, make_side_tasks, opener_of
 from avq.serve.log_records import ReporterHandler, levels_of, log_records, standard_error_handler
+from avq.serve.sink_opening import open_in_time
 from avq.sinks import AlertSink, open_sink, rule_of
 from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, run_info, web_from_flag
@@ -86,6 +89,9 @@ _WARNED = {
     "drift_raised",
     "memory_grows",
     "shadow_failed",
+    "frame_failed",
+    "engine_failed",
+    "engine_replaced",
     "drift_failed",
 }
 _CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead", "camera_remark"}
@@ -169,17 +175,20 @@ def serve(
         AvqError: the bundle, a camera or a sink cannot be opened, or the engine failed on a frame.
     """
     handler = standard_error_handler() if report is None else ReporterHandler(report)
+    deadline = StopDeadline()
     with (
+        deadline.watch(),
         log_records(handler, levels_of(config, quiet=json_lines)),
         open_page(config.web, "web" in config.model_fields_set) as live_state,
     ):
-        return _serve(config, host, live_state, json_lines=json_lines, reread=reread)
+        return _serve(config, host, live_state, deadline, json_lines=json_lines, reread=reread)
 
 
 def _serve(
     config: RunConfig,
     host: PluginHost,
     live_state: LiveState | None,
+    deadline: StopDeadline,
     *,
     json_lines: bool,
     reread: Callable[[], RunConfig] | None,
@@ -187,7 +196,8 @@ def _serve(
     notifier = SystemdNotifier.from_environment()
     opener = opener_of(config, host, notifier)
     fallback = FallbackPolicy(config.fallback.bundle, config.fallback.onnxruntime)
-    served = start(opener, mode_sources(config.bundle, config.modes), fallback, _daemon_log.warning)
+    sources = mode_sources(config.bundle, config.modes)
+    served = start(opener, sources, fallback, _daemon_log.warning)
     swapper = make_bundle_swapper(config, opener, served, reread, notifier)
     try:
         side_tasks = make_side_tasks(config, host, opener, served)
@@ -206,14 +216,18 @@ def _serve(
                 on_event=_event_listener(config, host, live_state, swapper),
                 observer=live_state or NullObserver(),
                 notifier=notifier,
+                deadline=deadline,
                 swapper=swapper,
                 side_tasks=side_tasks,
+                fallbacks=fallbacks(opener, sources, fallback),
                 addresses=addresses,
             ),
         )
     finally:
         swapper.close()
         notifier.close()
+    if summary.engine_error is not None:
+        _daemon_log.error("%s", summary.engine_error)
     for failure in summary.failures:
         _daemon_log.warning("camera %s: %s", failure.camera, failure.error)
     return summary
@@ -301,7 +315,10 @@ def _sinks(
         uris.append(config.recorder.address())
     types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
     finders: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
-    sinks = [*finders, *(open_sink(uri, types, labels=labels) for uri in uris)]
+    sinks = [
+        *finders,
+        *(open_in_time(_place(uri), partial(open_sink, uri, types, labels=labels)) for uri in uris),
+    ]
     return sinks, (*[""] * len(finders), *map(_place, uris))
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import cv2
 import msgspec
@@ -333,24 +332,6 @@ def test_a_bundle_without_a_decoder_is_not_served(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no decoder"):
         serve_bundle(parts, sources={"a": "scene://drive"}, sinks=[Watched(lambda *_: None)], budget=BUDGET)
     assert closed == [True]
-
-
-def test_an_engine_that_breaks_ends_the_run_cleanly(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    class Broken:
-        engine, precision, calls = "broken", "f32", 0
-
-        def infer(self, tensor: object) -> dict[str, np.ndarray]:
-            self.calls += 1
-            if self.calls > 4:
-                raise MachineError("the device is gone")
-            return null_parts().session.infer(tensor)  # type: ignore[arg-type,return-value]
-
-    parts = replace(null_parts(), session=cast(Any, Broken()))
-    folder = picture_folder(tmp_path / "p", 20)
-    with pytest.raises(MachineError, match="the device is gone"):
-        serve_bundle(parts, sources={"a": str(folder)}, sinks=[], budget=BUDGET)
 
 
 class Daemon:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import random
+import re
 import shutil
 import subprocess
 import threading
@@ -116,7 +117,7 @@ def test_a_codec_that_changes_midway_is_remarked(tmp_path: Path) -> None:
     assert isinstance(source, FileSource)
     pictures, _ = read_all(source)
     assert 40 <= len(pictures) < 100
-    assert "it holds about 1" in source.remark
+    assert re.search(r"about (9|10)\d$", source.remark)
 
 
 def jpeg(number: int, size_px: tuple[int, int] = (128, 96)) -> bytes:
