@@ -20,6 +20,7 @@ from starlette.routing import Route
 from avq.errors import AvqError
 from avq.web.auth import Guard
 from avq.web.camera_images import CameraSnapshots, boxes_of
+from avq.web.connections import RequestLimit
 from avq.web.live_state import LiveState, ViewerCounts
 from avq.web.metrics import exposition
 from avq.web.status import MachineReader, StatusReader, not_alive, not_ready
@@ -122,6 +123,7 @@ class Endpoints:
         try:
             body = await asyncio.wait_for(_body(request), _BODY_WAIT_S)
             folder = Path(json.loads(body)["bundle"])
+            str(folder).encode()  # JSON escapes can spell what no UTF-8 holds
         except (ValueError, TypeError, KeyError, RecursionError, asyncio.TimeoutError, ClientDisconnect):
             return _refused(
                 400,
@@ -216,4 +218,4 @@ def application(endpoints: Endpoints, token: str | None) -> Starlette:
         Route("/page/{name}", endpoints.page),
         Route("/bundle", endpoints.swap, methods=["POST"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token)])
+    return Starlette(routes=routes, middleware=[Middleware(RequestLimit), Middleware(Guard, token=token)])

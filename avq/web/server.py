@@ -24,10 +24,10 @@ _SWITCH_S = 0.0005
 #: Kernel buffers of one viewer, and how long data may stay unacknowledged: so slow ones are noticed.
 _SEND_BUFFER_BYTES = 32 * 1024
 _UNACKNOWLEDGED_MS = 10_000
-#: Pictures, scrapes and streams together; more are answered 503.
-MOST_CONNECTIONS = 256
 _JOIN_S = 3.0
 _AGAIN_S = 1.0
+#: Loggers whose messages strangers can cause.
+_NOISY = ("uvicorn.error", "avq.web.connections")
 _log = logging.getLogger("avq.web")
 
 
@@ -67,6 +67,14 @@ class _Server:
             import uvicorn
 
             from avq.web.app import Endpoints, application
+            from avq.web.connections import (
+                ACCEPTED_AT_ONCE,
+                BoundedServer,
+                Connections,
+                OncePerMinute,
+                bounded,
+                socket_limit,
+            )
         except ImportError as error:
             raise MachineError(
                 "the page needs libraries that are not installed",
@@ -78,17 +86,20 @@ class _Server:
         self._listener = listener
         self._config = uvicorn.Config(
             application(self._endpoints, token),
-            http="h11",
+            http=bounded(Connections(socket_limit())),
             ws="none",
             loop="asyncio",
             lifespan="off",
             log_config=None,
             access_log=False,  # addresses of requests may hold the token
             server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(self._config)
+        self._server = BoundedServer(self._config)
+        self._filter = OncePerMinute()
+        for name in _NOISY:
+            logging.getLogger(name).addFilter(self._filter)
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
         self._thread.start()
 
@@ -108,6 +119,8 @@ class _Server:
         self._server.should_exit = True
         self._thread.join(_JOIN_S)
         self._endpoints.close()
+        for name in _NOISY:
+            logging.getLogger(name).removeFilter(self._filter)
 
 
 def _listener(host: str, port: int) -> socket.socket:
