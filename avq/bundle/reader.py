@@ -154,14 +154,17 @@ def _read_plain_file(path: Path, limit_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise BundleError(f"{path} is not a plain file", fix="copy or build the bundle again")
-        try:
+        # open() refuses a folder before it owns the descriptor, so it never owns this one
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(max(0, min(limit_bytes, facts.st_size)) + 1)
-        except OSError as error:
-            raise _unreadable(path, error) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:

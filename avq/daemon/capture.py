@@ -14,7 +14,16 @@ from pathlib import Path
 import avq
 from avq import errors
 from avq.daemon import systemd
-from avq.daemon.capture_protocol import STOP, CaptureSettings, Failed, Message, Slot, Unframer, decode, framed
+from avq.daemon.capture_protocol import (
+    STOP,
+    CaptureSettings,
+    Failed,
+    Message,
+    Slot,
+    Unframer,
+    decode,
+    framed_settings,
+)
 from avq.errors import AvqError, MachineError
 from avq.types import U8
 
@@ -33,24 +42,33 @@ class CaptureProcess:
 
     def __init__(self, settings: CaptureSettings, slots: int = SLOTS) -> None:
         self.settings = settings
-        self._slots = [Slot.create() for _ in range(slots)]
+        self._slots: list[Slot] = []
         self._lock = threading.Lock()  # give_back and close run on different threads
         self._unframer = Unframer()
         self._lent = 0  # slots that the daemon holds
         self._stderr_tail = b""
-        self.announce_fd, child_announce = os.pipe()
-        child_credit, self._credit_fd = os.pipe()
-        self.stderr_fd = -1
+        self.announce_fd = self._credit_fd = self.stderr_fd = -1
         try:
-            self._process = self._spawn(child_announce, child_credit)
-        except BaseException:  # no process could be started: close everything
+            self._open(slots)
+        except BaseException:  # out of descriptors or processes: close everything
             self._close_own()
             raise
+        os.set_blocking(self.announce_fd, False)
+        self._send(framed_settings(settings))
+
+    def _open(self, slots: int) -> None:
+        """Create slots and pipes, and start the child."""
+        for _ in range(slots):
+            self._slots.append(Slot.create())
+        self.announce_fd, child_announce = os.pipe()
+        try:
+            child_credit, self._credit_fd = os.pipe()
+            try:
+                self._process = self._spawn(child_announce, child_credit)
+            finally:
+                os.close(child_credit)
         finally:
             os.close(child_announce)
-            os.close(child_credit)
-        os.set_blocking(self.announce_fd, False)
-        self._send(framed(settings))
 
     def _spawn(self, announce_fd: int, credit_fd: int) -> subprocess.Popen[bytes]:
         inherited = (announce_fd, credit_fd, *(slot.fd for slot in self._slots))
@@ -149,9 +167,12 @@ class CaptureProcess:
     def _close_own(self) -> None:
         """Close the pipes and the slots of this side."""
         with self._lock:
-            os.close(self._credit_fd)
+            if self._credit_fd >= 0:
+                os.close(self._credit_fd)
             self._credit_fd = -1
-        os.close(self.announce_fd)
+        if self.announce_fd >= 0:
+            os.close(self.announce_fd)
+            self.announce_fd = -1
         for slot in self._slots:
             slot.close()
 

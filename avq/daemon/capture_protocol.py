@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from avq.text import utf8_values
 from avq.types import U8
 
 Policy = Literal["auto", "newest", "every"]
@@ -99,9 +100,18 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
 
 
 def framed(message: msgspec.Struct) -> bytes:
-    """Encode one message: length and MessagePack."""
-    body = _encoder.encode(message)
+    """Encode one message: length and MessagePack. Text that is not UTF-8 is escaped."""
+    try:
+        body = _encoder.encode(message)
+    except UnicodeEncodeError:
+        fields = {name: utf8_values(value) for name, value in msgspec.structs.asdict(message).items()}
+        body = _encoder.encode(type(message)(**fields))
     return _LENGTH.pack(len(body)) + body
+
+
+def framed_settings(settings: CaptureSettings) -> bytes:
+    """Encode the first message to a capture process; the bytes of a file name are kept."""
+    return framed(msgspec.structs.replace(settings, uri=os.fsencode(settings.uri).decode("latin-1")))
 
 
 class Unframer:
@@ -129,7 +139,8 @@ def decode(body: bytes) -> Message:
 
 def decode_settings(body: bytes) -> CaptureSettings:
     """Decode the first message to a capture process."""
-    return msgspec.msgpack.decode(body, type=CaptureSettings)
+    settings = msgspec.msgpack.decode(body, type=CaptureSettings)
+    return msgspec.structs.replace(settings, uri=os.fsdecode(settings.uri.encode("latin-1")))
 
 
 class Slot:

@@ -126,7 +126,7 @@ def serve_bundle(
             deadline.drain = partial(publisher.close, _STUCK_DRAIN_S)
             try:
                 loop.run()
-                all_sinks_failed = not publisher.alive
+                all_sinks_failed = not publisher.working
             finally:
                 deadline.loop_ended()
                 settings.observer.on_end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypedDict, cast
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
+from avq.text import utf8, utf8_values
 from avq.types import Frame, Published, StageTimes
 from avq.types.frame import Event
 
@@ -19,6 +21,16 @@ PICTURES_QUEUED = 8
 #: Seconds that all sinks together have to write queued messages when a run ends.
 DRAIN_S = 10.0
 _POLL_S = 0.001
+#: Pause between two attempts at a sink that failed for a cause that may pass.
+RETRY_S = 1.0
+#: Causes that may pass: no space, no descriptors, no memory, a device or a network that is away.
+_TEMPORARY = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EIO", "EROFS", "EAGAIN", "EINTR", "ESTALE",
+        "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED",
+    )
+)  # fmt: skip
 _log = logging.getLogger("avq.sinks")
 
 
@@ -41,7 +53,7 @@ class SinkReport:
         name: its type.
         written: messages, or events for a sink of events.
         missed: messages and events that met a full queue or a failed sink.
-        error: that ended the sink, or "".
+        error: that ended the sink, or keeps it from writing now; "" while it writes.
         numbers: counters that the sink itself reports.
         address: where it writes, without credentials.
         queued: messages and events that wait for it.
@@ -78,6 +90,10 @@ class _Item:
     times: StageTimes
 
 
+def _is_temporary(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _TEMPORARY
+
+
 class SinkWorker:
     """Runs one sink on a thread of its own, behind a bounded queue.
 
@@ -90,6 +106,7 @@ class SinkWorker:
 
     def __init__(self, sink: Sink, name: str, capacity: int, address: str = "") -> None:
         self.error = ""
+        self._retry_at_s: float | None = None  # after a temporary error
         self._address = address
         self._sink = sink
         self._name = name
@@ -145,17 +162,36 @@ class SinkWorker:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self.error:
+            if self.error and not self._may_retry():
                 self._unwritten += 1
                 continue
             self._in_flight = True
             try:
                 self._write(item)
-            except Exception as error:  # a failing sink must not end the run
-                self._fail(f"{type(error).__name__}: {error}")
+            except (Exception, SystemExit) as error:  # a failing sink must not end the run
+                self._fail(f"{type(error).__name__}: {error}", temporary=_is_temporary(error))
                 self._unwritten += 1
+            else:
+                self._recovered()
             self._in_flight = False
         self._close_sink()
+
+    @property
+    def ended(self) -> bool:
+        """Whether an error ended the sink for good."""
+        return bool(self.error) and self._retry_at_s is None
+
+    def _may_retry(self) -> bool:
+        return self._retry_at_s is not None and time.monotonic() >= self._retry_at_s
+
+    def _recovered(self) -> None:
+        if self.error:
+            self.error, self._retry_at_s = "", None
+            _log.warning(
+                "sink %s: works again; %d messages were missed so far",
+                self._address or self._name,
+                self._unwritten,
+            )
 
     def _write(self, item: _Item | Event) -> None:
         if not isinstance(item, _Item):
@@ -168,10 +204,11 @@ class SinkWorker:
         self._sink.write(item.message, item.frame)
         self._written += 1
 
-    def _fail(self, error: str) -> None:
-        """Keep the first error, and log it."""
+    def _fail(self, error: str, *, temporary: bool = False) -> None:
+        """Keep the first error, and log it; after a temporary one, messages are tried again every second."""
+        self._retry_at_s = time.monotonic() + RETRY_S if temporary else None
         if not self.error:
-            self.error = error
+            self.error = utf8(error)
             _log.warning("sink %s: %s", self._address or self._name, self.error)
 
     def _close_sink(self) -> None:
@@ -253,7 +290,7 @@ class Publisher:
 
     def _relay(self, event: Mapping[str, Any]) -> None:
         """Hand on an event of a sink."""
-        self.event(cast("Event", event))
+        self.event(cast("Event", utf8_values(event)))
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Queue one message for every sink; pixels are copied for those that want them."""
@@ -267,7 +304,12 @@ class Publisher:
 
     @property
     def alive(self) -> bool:
-        """False when there were sinks and all of them have failed."""
+        """False when there were sinks and all of them have ended."""
+        return not self._workers or any(not worker.ended for worker in self._workers)
+
+    @property
+    def working(self) -> bool:
+        """False when there were sinks and all of them fail now."""
         return not self._workers or any(not worker.error for worker in self._workers)
 
     def reports(self) -> list[SinkReport]:

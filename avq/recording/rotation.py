@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Bytes buffered on a full disk before they are dropped.
 _MAX_BUFFER_BYTES = 16 * 1024 * 1024
 _RETRY_S = 1.0
+_log = logging.getLogger("avq.sinks.recorder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class RotatingLog:
         self.files = 0
         self.deleted = 0
         self.lost = 0
+        self.error = ""  # why messages wait now
         self._path = path
         self._metadata = metadata
         self._limits = limits
@@ -152,20 +155,32 @@ class RotatingLog:
             unix_ms += 1
 
     def _commit(self, log: LogWriter) -> bool:
-        """Write pending chunks, deleting the oldest files on a full disk; returns whether all are written."""
+        """Write pending chunks, deleting the oldest files on a full disk; returns whether all are written.
+
+        Every error of the disk may pass, so the bytes wait for the next attempt until the buffer is full.
+        """
         while True:
             try:
                 log.commit()
             except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                if not self._delete_oldest():
+                if not (error.errno in _FULL and self._delete_oldest()):
+                    self._note_error(error)
                     break
             else:
+                self._note_error(None)
                 return True
         if log.pending > _MAX_BUFFER_BYTES:
             self._drop(log)
         return False
+
+    def _note_error(self, error: OSError | None) -> None:
+        """Log when writing begins to fail, and when it works again."""
+        seen = "" if error is None else error.strerror or str(error)
+        if bool(seen) != bool(self.error):
+            _log.warning(
+                "log %s: %s", self._path, seen or f"is written again; {self.lost} messages were lost"
+            )
+        self.error = seen
 
     def _drop(self, log: LogWriter) -> None:
         self.lost += self._uncommitted
@@ -178,7 +193,10 @@ class RotatingLog:
         """Write the index; on a full disk the file ends with its last whole chunk."""
         log.end_file()
         if self._commit(log):
-            log.close()
+            try:
+                log.close()
+            except OSError as error:  # everything is written, but perhaps not on the disk
+                self._note_error(error)
         elif self._log is log:  # not dropped already
             self.lost += self._uncommitted
             log.abandon()
@@ -236,7 +254,6 @@ class Flusher:
         self._added = threading.Event()
         self._closing = threading.Event()
         self._oldest_ns: int | None = None
-        self._error: OSError | None = None
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for work, name in ((self._flush_loop, "recorder flush"), (self._sync_loop, "recorder sync"))
@@ -245,9 +262,7 @@ class Flusher:
             thread.start()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Append messages. Raises the OSError that stopped a thread: a disk error other than a full disk."""
-        if self._error is not None:
-            raise self._error
+        """Append messages; they wait while the disk cannot take them."""
         now_ns = time.monotonic_ns()
         with self._lock:
             self._log.add(entries)
@@ -274,22 +289,17 @@ class Flusher:
             self._added.clear()
             if self._closing.is_set():
                 return
-            try:
-                with self._lock:
-                    self._flush()
-            except OSError as error:
-                self._error = error
-                return
+            with self._lock:
+                self._flush()
 
     def _sync_loop(self) -> None:
-        """Sync periodically; the lock is not held while the disk works."""
+        """Sync periodically; the lock is not held while the disk works. What fails is tried again."""
         while not self._closing.wait(SYNC_S):
-            with self._lock:
-                current = self._log.current
-                wait = current.sync_function() if current is not None else None
             try:
+                with self._lock:
+                    current = self._log.current
+                    wait = current.sync_function() if current is not None else None
                 if wait is not None:
                     wait()
             except OSError as error:
-                self._error = error
-                return
+                _log.debug("log: not synced: %s", error)

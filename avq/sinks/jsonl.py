@@ -70,17 +70,23 @@ class JsonLinesSink:
         self._labels = tuple(labels)
         self._encoder = msgspec.json.Encoder()
         self._line = bytearray()
+        self._torn = False
 
     def write(self, message: Published, frame: Frame | None) -> None:
         self._encoder.encode_into(message.as_message(self._labels), self._line)
         self._line += b"\n"
+        if self._torn:  # a full disk took a part of the last line: end it
+            self._line[:0] = b"\n"
         with memoryview(self._line) as line:
             done = 0
-            while done < len(line):
-                written = self._file.write(line[done:])
-                if written is None:  # another process made it non-blocking
-                    select.select([], [self._file], [])
-                done += written or 0
+            try:
+                while done < len(line):
+                    written = self._file.write(line[done:])
+                    if written is None:  # another process made it non-blocking
+                        select.select([], [self._file], [])
+                    done += written or 0
+            finally:
+                self._torn = 0 < done < len(line) or (self._torn and done == 0)
         self._file.flush()
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def test_a_folder_is_processed_frame_by_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_nobody_can_hear_ends_and_asks_to_be_started_again(tmp_path: Path) -> None:
+def test_a_run_whose_sinks_all_fail_goes_on_and_asks_to_be_started_again(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "p", 200)
 
     def served(*places: str) -> RunSummary:
@@ -104,7 +104,7 @@ def test_a_run_that_nobody_can_hear_ends_and_asks_to_be_started_again(tmp_path: 
         return serve_bundle(null_parts(5.0), sources={"front": str(folder)}, sinks=sinks, budget=BUDGET)
 
     alone = served("jsonl:/dev/full")
-    assert alone.counts.published < 200 and alone.counts.balanced
+    assert alone.counts.published == 200 and alone.counts.balanced  # a full disk may pass
     assert alone.exit_code == MachineError.exit_code
     beside = served("jsonl:/dev/full", str(tmp_path / "o.jsonl"))
     assert (beside.counts.published, beside.exit_code) == (200, 0)

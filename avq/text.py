@@ -1,0 +1,28 @@
+"""Text from outside: file names, JSON escapes and messages of plugins may hold what UTF-8 cannot encode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def utf8(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 holds, by their escapes: ``caf\\udce9.jpg``."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def utf8_values(value: Any) -> Any:
+    """Return a JSON value whose texts can all be encoded; the same object where they can."""
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, Mapping):
+        cleaned = {utf8_values(key): utf8_values(item) for key, item in value.items()}
+        return value if all(cleaned.get(key) is item for key, item in value.items()) else cleaned
+    if isinstance(value, (list, tuple)):
+        items = [utf8_values(item) for item in value]
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+    return value
