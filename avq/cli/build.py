@@ -19,7 +19,11 @@ from avq.cli.app import PATH, Call, DefaultCommandGroup, cli, command, model_opt
 @click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="limit for the engine's p50")
 @click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated accuracy loss in percent")
 @click.option("--no-gate", is_flag=True, help="write a refused bundle too, with accepted:false")
-@click.option("--labels", type=PATH, help="COCO JSON labels of the pictures")
+@click.option(
+    "--labels",
+    type=PATH,
+    help="labels of the pictures: COCO JSON, YOLO data.yaml or folder, or Pascal VOC XML",
+)
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--calibration", type=PATH, help=".avqcal file to use instead of a calibration pass")
 @model_options

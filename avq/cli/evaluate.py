@@ -14,7 +14,11 @@ from avq.cli.app import PATH, Call, cli, command, model_options
 @command(cli, name="eval")
 @click.argument("subject", metavar="BUNDLE|MODEL", type=PATH)
 @click.option("--data", type=PATH, required=True, help="pictures to evaluate on")
-@click.option("--labels", type=PATH, help="COCO JSON labels of the pictures")
+@click.option(
+    "--labels",
+    type=PATH,
+    help="labels of the pictures: COCO JSON, YOLO data.yaml or folder, or Pascal VOC XML",
+)
 @click.option("--map", "maps", multiple=True, metavar="A=B,C", help="label category = model classes")
 @click.option("--reference", type=PATH, help="bundle or model whose boxes count as ground truth")
 @click.option("--drift", "drifted", is_flag=True, help="compare the pictures with the calibration pictures")

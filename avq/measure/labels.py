@@ -1,10 +1,8 @@
-"""Read ground truth from a COCO file and match its categories to a model's classes."""
+"""Match the ground truth of label files to a model's classes."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avq.errors import DataError, RequestError, nearest
+from avq.measure.label_formats import RawLabels, not_coco, read_labels
 from avq.types import F32, I64
 from avq.types.arrays import ArrayRecord
 
@@ -55,6 +54,7 @@ class Labels:
         skipped: categories of the file without a model class.
         skipped_boxes: number of boxes in those categories.
         flat_boxes: number of boxes without area.
+        remarks: what the reader of the file left out, one sentence per kind.
     """
 
     source: Path
@@ -64,11 +64,12 @@ class Labels:
     skipped: tuple[str, ...] = ()
     skipped_boxes: int = 0
     flat_boxes: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[str, ...]:
         """Descriptions of skipped labels, one sentence each."""
-        messages = []
+        messages = list(self.remarks)
         if self.skipped:
             names = ", ".join(self.skipped)
             messages.append(
@@ -117,17 +118,18 @@ class Labels:
 
 
 def load_labels(
-    coco_json: Path, *, class_map: Mapping[str, tuple[str, ...]], class_names: Sequence[str]
+    path: Path, *, class_map: Mapping[str, tuple[str, ...]], class_names: Sequence[str]
 ) -> Labels:
-    """Read a COCO detection file and match its categories to ``class_names``.
+    """Read a label file and match its categories to ``class_names``.
 
     A category matches the classes that ``class_map`` gives for it, else the model class of the same name (case, '_',
     '-' and ' ' make no difference). A model class belongs to one category: one that ``class_map`` assigns elsewhere
-    leaves its namesake unmatched. Unmatched categories are listed in ``skipped``. Boxes with ``iscrowd`` or
-    ``ignore`` are kept and marked; boxes without area are dropped.
+    leaves its namesake unmatched. Where the model has no class names, YOLO labels match by class id. Unmatched
+    categories are listed in ``skipped``. Boxes with ``iscrowd`` or ``ignore`` are kept and marked; boxes without
+    area are dropped.
 
     Args:
-        coco_json: the label file.
+        path: COCO JSON, a YOLO ``data.yaml`` or its folder, or Pascal VOC XML files.
         class_map: label category -> names of model classes.
         class_names: classes of the model by id.
 
@@ -135,27 +137,32 @@ def load_labels(
         DataError: the file is missing, not JSON, lacks keys, or holds invalid entries.
         RequestError: ``class_map`` names an unknown category or class, or no category matches.
     """
-    raw = _read_json(coco_json)
-    names = _category_names(raw, coco_json)
-    members = _members(names, class_map, class_names)
+    raw = read_labels(path)
+    names = _category_names(raw, path)
+    unnamed = all(name == f"class{index}" for index, name in enumerate(class_names))
+    if raw.numbered and unnamed and not class_map and max(names) < len(class_names):
+        members = {cid: [cid] for cid in names}
+    else:
+        members = _members(names, class_map, class_names)
     kept = [cid for cid in names if members.get(cid)]
     skipped = tuple(names[cid] for cid in names if not members.get(cid))
     if not kept:
         raise RequestError(
-            f"no label category of {coco_json} is a class of the model",
+            f"no label category of {path} is a class of the model",
             seen=f"labels: {', '.join(skipped)}; model: {', '.join(class_names[:20])}",
             fix="map categories to classes: --map vehicle=car,bus,truck",
         )
     index = {cid: position for position, cid in enumerate(kept)}
-    truth, skipped_boxes, flat_boxes = _truth(raw, coco_json, index, names)
+    truth, skipped_boxes, flat_boxes = _truth(raw, path, index, names)
     return Labels(
-        source=coco_json,
-        images=_images(raw, coco_json, truth),
+        source=path,
+        images=_images(raw, path, truth),
         categories=tuple(names[cid] for cid in kept),
         class_to_category={model: index[cid] for cid in kept for model in members[cid]},
         skipped=skipped,
         skipped_boxes=skipped_boxes,
         flat_boxes=flat_boxes,
+        remarks=raw.remarks,
     )
 
 
@@ -173,45 +180,20 @@ def _common_tail(picture: Path, file_name: str) -> int:
     return length
 
 
-def _broken(path: Path, seen: str) -> DataError:
-    return DataError(
-        f"{path} is not a COCO detection file",
-        seen=seen,
-        fix="use a COCO file with images, annotations and categories",
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"the labels {path} cannot be read", seen=os.strerror(error.errno or 0), fix="check the path"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise _broken(path, f"a JSON {type(raw).__name__} at the top")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(raw.get(key), list) or not all(isinstance(row, dict) for row in raw[key]):
-            raise _broken(path, f"'{key}' is missing or not a list of objects")
-    return raw
-
-
 def _integer(row: dict[str, Any], key: str, where: str, path: Path) -> int:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _broken(path, f"{where} has {key}={value!r}, expected an integer")
+        raise not_coco(path, f"{where} has {key}={value!r}, expected an integer")
     return value
 
 
-def _category_names(raw: dict[str, Any], path: Path) -> dict[int, str]:
+def _category_names(raw: RawLabels, path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
-    for position, row in enumerate(raw["categories"]):
+    for position, row in enumerate(raw.categories):
         cid = _integer(row, "id", f"categories[{position}]", path)
         name = row.get("name")
         if not isinstance(name, str) or cid in names:
-            raise _broken(path, f"categories[{position}] has no name, or its id {cid} is used twice")
+            raise not_coco(path, f"categories[{position}] has no name, or its id {cid} is used twice")
         names[cid] = name
     return names
 
@@ -254,16 +236,16 @@ _Truth = dict[int, list[tuple[list[float], int, bool]]]
 
 
 def _truth(
-    raw: dict[str, Any], path: Path, index: Mapping[int, int], names: Mapping[int, str]
+    raw: RawLabels, path: Path, index: Mapping[int, int], names: Mapping[int, str]
 ) -> tuple[_Truth, int, int]:
     """Return image id -> [(xyxy, category index, ignore)], and counts of skipped boxes and of boxes without area."""
     truth: _Truth = {}
     skipped = flat = 0
-    for position, row in enumerate(raw["annotations"]):
+    for position, row in enumerate(raw.annotations):
         where = f"annotations[{position}]"
         cid = _integer(row, "category_id", where, path)
         if cid not in names:
-            raise _broken(path, f"{where} has category_id={cid}, which categories does not list")
+            raise not_coco(path, f"{where} has category_id={cid}, which categories does not list")
         image_id = _integer(row, "image_id", where, path)
         if cid not in index:
             skipped += 1
@@ -281,7 +263,7 @@ def _truth(
 
 def _xyxy(bbox: Any, where: str, path: Path) -> list[float] | None:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(v) for v in bbox):
-        raise _broken(path, f"{where} has bbox={bbox!r}, expected four finite numbers x, y, width, height")
+        raise not_coco(path, f"{where} has bbox={bbox!r}, expected four finite numbers x, y, width, height")
     x, y, width, height = (float(v) for v in bbox)
     return [x, y, x + width, y + height] if width > 0 and height > 0 else None
 
@@ -290,19 +272,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _images(raw: dict[str, Any], path: Path, truth: _Truth) -> dict[int, LabelledImage]:
+def _images(raw: RawLabels, path: Path, truth: _Truth) -> dict[int, LabelledImage]:
     images: dict[int, LabelledImage] = {}
-    for position, row in enumerate(raw["images"]):
+    for position, row in enumerate(raw.images):
         image_id = _integer(row, "id", f"images[{position}]", path)
         name = row.get("file_name")
         if not isinstance(name, str) or not name or image_id in images:
-            raise _broken(path, f"images[{position}] has no file_name, or its id {image_id} is used twice")
+            raise not_coco(path, f"images[{position}] has no file_name, or its id {image_id} is used twice")
         images[image_id] = _image(image_id, name.replace("\\", "/"), row, truth.get(image_id, []))
     stray = next((image_id for image_id in truth if image_id not in images), None)
     if stray is not None:
-        raise _broken(path, f"an annotation has image_id={stray}, which images does not list")
+        raise not_coco(path, f"an annotation has image_id={stray}, which images does not list")
     if not images:
-        raise _broken(path, "'images' is empty")
+        raise not_coco(path, "'images' is empty")
     return images
 
 
