@@ -284,17 +284,26 @@ def mean_confidence(detections: Sequence[Detections]) -> float:
 
 
 class UnusualPicture(TypedDict):
-    """A picture and its drift score."""
+    """A picture, its drift score, and the share of its activations outside the calibrated ranges."""
 
     picture: str
     score: float
+    share: float
 
 
 class DriftJson(TypedDict):
-    """Object of ``avq eval --drift --json``; ``limit`` is null for too few pictures."""
+    """Object of ``avq eval --drift --json``; ``limit`` is null for too few pictures.
+
+    ``share`` and ``occupancy`` are means over the pictures: of activations outside their calibrated ranges, and
+    outside the inner eighth of them. ``usual_share`` and ``usual_occupancy`` are those of the calibration pictures.
+    """
 
     drift: bool
     images: int
+    share: float
+    occupancy: float
+    usual_share: float
+    usual_occupancy: float
     beyond: int
     limit: int | None
     chance: float
@@ -359,13 +368,19 @@ def drift(
 def footer(answer: DriftJson) -> list[str]:
     """Return the lines to print below the result."""
     count = f"{answer['beyond']} of {answer['images']} pictures are unusual"
+    shares = (
+        f"  activations outside their calibrated ranges: {100 * answer['share']:.2g}% "
+        f"(calibration pictures: {100 * answer['usual_share']:.2g}%); "
+        f"outside the inner eighth: {answer['occupancy']:.1%} ({answer['usual_occupancy']:.1%})"
+    )
     if answer["limit"] is None:
-        return [f"cannot tell: {count}; more pictures are needed to distinguish drift from chance"]
+        return [f"cannot tell: {count}; more pictures are needed to distinguish drift from chance", shares]
     limit = f"limit {answer['limit']}, at most {FALSE_ALARM_RATE:g} false alarms per set"
     if not answer["drift"]:
-        return [f"no drift: {count} ({limit})"]
+        return [f"no drift: {count} ({limit})", shares]
     return [
         f"DRIFT: {count} ({limit})",
+        shares,
         "  next: add pictures of this kind to the calibration set, and run avq build again",
     ]
 
@@ -386,9 +401,14 @@ def tables(answer: DriftJson) -> list[tuple[str, list[dict[str, object]]]]:
 
 def _drift_json(verdict: DriftVerdict, names: list[str]) -> DriftJson:
     order = np.argsort(-verdict.scores, kind="stable")[:5]
+    shares = verdict.shares
     return {
         "drift": verdict.drifting,
         "images": len(verdict.scores),
+        "share": verdict.share,
+        "occupancy": verdict.occupancy,
+        "usual_share": verdict.reference.usual_share,
+        "usual_occupancy": verdict.reference.usual_occupancy,
         "beyond": verdict.beyond,
         "limit": verdict.limit,
         "chance": verdict.chance,
@@ -397,7 +417,9 @@ def _drift_json(verdict: DriftVerdict, names: list[str]) -> DriftJson:
         "false_alarm_rate": FALSE_ALARM_RATE,
         "reference_images": verdict.reference.pictures,
         "moved": verdict.unusual(),
-        "most_unusual": [{"picture": names[i], "score": float(verdict.scores[i])} for i in order],
+        "most_unusual": [
+            {"picture": names[i], "score": float(verdict.scores[i]), "share": shares[i]} for i in order
+        ],
     }
 
 

@@ -29,7 +29,7 @@ class _Probe:
 
 
 class Drift:
-    """Compares the share of activations outside the calibrated ranges with that of the calibration pictures.
+    """Compares the probe's ratios with those of the calibration pictures, in windows of pictures.
 
     A bundle without a probe, or a machine without onnxruntime, is reported once and then ignored.
 
@@ -68,22 +68,28 @@ class Drift:
             probe.monitors[frame.camera] = DriftMonitor(probe.reference)
         after = probe.monitors[frame.camera].update(ratios)
         before = self._cameras.get(frame.camera, {}).get("drifting", False)
-        share = sum(ratios.values()) / len(ratios)
-        self._cameras[frame.camera] = _row(after, share)
-        if after.drifting == before:
-            return []
-        return [_event(after, share)]
+        self._cameras[frame.camera] = _row(after)
+        return [] if after.drifting == before else [_event(after)]
 
     def state(self) -> Mapping[str, Any]:
-        """Results so far; ``share`` is that of the worst camera on its last picture, None before the first."""
+        """Results so far; ``share`` and ``occupancy`` are those of the camera with the largest share.
+
+        Both are means over the pictures of its current window, and None before the first picture.
+        """
         if self._probe is None:
             return {"available": False, "why": self.unavailable}
         cameras = dict(self._cameras)
+        worst = max(
+            cameras.values(), key=lambda row: row["share"], default={"share": None, "occupancy": None}
+        )
         return {
             "available": True,
             "bundle": self._probe.bundle,
             "drifting": any(row["drifting"] for row in cameras.values()),
-            "share": max((row["share"] for row in cameras.values()), default=None),
+            "share": worst["share"],
+            "occupancy": worst["occupancy"],
+            "usual_share": self._probe.reference.usual_share,
+            "usual_occupancy": self._probe.reference.usual_occupancy,
             "cameras": cameras,
         }
 
@@ -93,9 +99,10 @@ class Drift:
             self._probe = None
 
 
-def _row(state: DriftState, share: float) -> dict[str, Any]:
+def _row(state: DriftState) -> dict[str, Any]:
     return {
-        "share": round(share, 6),
+        "share": state.share,
+        "occupancy": state.occupancy,
         "score": round(state.score, 3),
         "drifting": state.drifting,
         "pictures": state.seen,
@@ -105,15 +112,21 @@ def _row(state: DriftState, share: float) -> dict[str, Any]:
     }
 
 
-def _event(state: DriftState, share: float) -> Finding:
-    if not state.drifting:
-        reason = f"{state.beyond_count} of {state.seen} pictures are unusual again; {state.limit} are drift"
-        return {"kind": "drift_cleared", "share": share, "reason": reason}
+def _event(state: DriftState) -> Finding:
     reason = (
-        f"{state.beyond_count} of the last {state.seen} pictures are unlike the calibration pictures; "
-        f"{share:.2%} of activations lie outside their ranges, most in {', '.join(state.unusual[:2])}"
+        f"{state.beyond_count} of the last {state.seen} pictures are unlike the calibration pictures "
+        f"({state.limit} are drift); most unusual ratios: {', '.join(state.unusual[:2])}; "
+        f"{100 * state.share:.2g}% of activations are outside their calibrated ranges"
     )
-    return {"kind": "drift_raised", "share": share, "reason": reason}
+    return {
+        "kind": "drift_raised" if state.drifting else "drift_cleared",
+        "share": state.share,
+        "occupancy": state.occupancy,
+        "unusual_pictures": state.beyond_count,
+        "pictures": state.seen,
+        "limit": state.limit,
+        "reason": reason,
+    }
 
 
 def _open(engines: Mapping[str, Engine], bundle: OpenBundle) -> _Probe:

@@ -40,9 +40,13 @@ class _Finding(TypedDict):
 
 
 class Finding(_Finding, ShadowState, total=False):
-    """An event of a side task without its time and camera; ``share`` is a key of drift events."""
+    """An event of a side task without its time and camera; the last five keys are those of drift events."""
 
     share: float
+    occupancy: float
+    unusual_pictures: int
+    pictures: int
+    limit: int
 
 
 class SideTaskEvent(Event, Finding):

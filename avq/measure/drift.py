@@ -29,6 +29,10 @@ from avq.errors import BundleError, DataError
 from avq.types import F64, AnyArray
 from avq.types.arrays import ArrayRecord
 
+#: Outputs of the probe are named prefix + tensor (+ "@node:input" for a single reader's edge). Saturation: share of
+#: values outside the calibrated range. Occupancy: share outside its inner eighth, which falls in dark scenes.
+SATURATION_PREFIX = "saturation/"
+OCCUPANCY_PREFIX = "occupancy/"
 #: Smallest number of reference pictures.
 MIN_REFERENCE = 10
 #: Probability that one normal picture lies above the threshold. A small value detects large shifts (night) with fewer
@@ -96,6 +100,16 @@ class DriftReference(ArrayRecord):
     def threshold(self) -> float:
         return float(self.scores[self.rank - 1])
 
+    @property
+    def usual_share(self) -> float:
+        """Mean saturation of the reference pictures; see ``saturation``."""
+        return saturation(dict(zip(self.names, self.mean.tolist(), strict=True)))
+
+    @property
+    def usual_occupancy(self) -> float:
+        """Mean occupancy of the reference pictures; see ``occupancy``."""
+        return occupancy(dict(zip(self.names, self.mean.tolist(), strict=True)))
+
     def deviations(self, ratios: Mapping[str, float]) -> F64:
         """Return (K,) signed distances from the centre in standard deviations; infinite for NaN and infinity."""
         values = np.array([float(ratios[name]) for name in self.names], np.float64)
@@ -156,6 +170,35 @@ class DriftReference(ArrayRecord):
         return cls(file.names, centre, spread, mean, low, high, np.sort(np.array(file.scores, np.float64)))
 
 
+def saturation(ratios: Mapping[str, float]) -> float:
+    """Return the share of activations outside the calibrated ranges, as the mean over the watched tensors.
+
+    Args:
+        ratios: the probe's outputs for one picture.
+
+    Returns:
+        A share in 0..1; NaN without saturation outputs.
+    """
+    return _mean_of(ratios, SATURATION_PREFIX)
+
+
+def occupancy(ratios: Mapping[str, float]) -> float:
+    """Return the share of activations outside the inner eighth of their ranges, as the mean over the tensors.
+
+    Args:
+        ratios: the probe's outputs for one picture.
+
+    Returns:
+        A share in 0..1; NaN without occupancy outputs.
+    """
+    return _mean_of(ratios, OCCUPANCY_PREFIX)
+
+
+def _mean_of(ratios: Mapping[str, float], prefix: str) -> float:
+    values = [float(value) for name, value in ratios.items() if name.startswith(prefix)]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
 def fit_reference(rows: Sequence[Mapping[str, float]]) -> DriftReference:
     """Fit the reference to the probe's outputs on every reference picture.
 
@@ -193,6 +236,8 @@ class DriftState:
         limit: count at which a window is drift.
         drifting: the current window has reached the limit, or the last complete one had.
         unusual: names of the ratios that deviate most in this picture, worst first.
+        share: activations outside the calibrated ranges, 0..1, mean over the pictures of the current window.
+        occupancy: activations outside the inner eighth of their ranges, 0..1, mean over the same pictures.
     """
 
     score: float
@@ -202,6 +247,8 @@ class DriftState:
     limit: int
     drifting: bool
     unusual: tuple[str, ...]
+    share: float
+    occupancy: float
 
 
 class DriftMonitor:
@@ -226,6 +273,8 @@ class DriftMonitor:
             )
         self._reference, self._window, self._limit = reference, window, limit
         self._seen = self._beyond = 0
+        self._shares: list[float] = []
+        self._occupancies: list[float] = []
         self._alarm = False
 
     def update(self, ratios: Mapping[str, float]) -> DriftState:
@@ -233,18 +282,31 @@ class DriftMonitor:
         reference = self._reference
         if self._seen == self._window:
             self._seen = self._beyond = 0
+            self._shares, self._occupancies = [], []
         deviations = reference.deviations(ratios)
         score = float(_scores(deviations[None])[0])
         beyond = score > reference.threshold
         self._seen += 1
         self._beyond += beyond
+        self._shares.append(saturation(ratios))
+        self._occupancies.append(occupancy(ratios))
         if self._beyond >= self._limit:
             self._alarm = True
         elif self._seen == self._window:
             self._alarm = False
         worst = np.argsort(-np.abs(deviations))[:_WORST]
         unusual = tuple(reference.names[i] for i in worst)
-        return DriftState(score, beyond, self._seen, self._beyond, self._limit, self._alarm, unusual)
+        return DriftState(
+            score=score,
+            beyond=beyond,
+            seen=self._seen,
+            beyond_count=self._beyond,
+            limit=self._limit,
+            drifting=self._alarm,
+            unusual=unusual,
+            share=math.fsum(self._shares) / self._seen,
+            occupancy=math.fsum(self._occupancies) / self._seen,
+        )
 
 
 class UnusualRatio(TypedDict):
@@ -291,6 +353,24 @@ class DriftVerdict(ArrayRecord):
     @property
     def chance(self) -> float:
         return self.reference.chance(self.beyond, len(self.scores))
+
+    @property
+    def share(self) -> float:
+        """Activations outside the calibrated ranges, 0..1, mean over the pictures."""
+        return math.fsum(self.shares) / len(self.shares)
+
+    @property
+    def shares(self) -> list[float]:
+        """Activations outside the calibrated ranges of each picture, 0..1, in the order given."""
+        return [saturation(row) for row in self._rows()]
+
+    @property
+    def occupancy(self) -> float:
+        """Activations outside the inner eighth of their ranges, 0..1, mean over the pictures."""
+        return math.fsum(occupancy(row) for row in self._rows()) / len(self.ratios)
+
+    def _rows(self) -> list[dict[str, float]]:
+        return [dict(zip(self.reference.names, row, strict=True)) for row in self.ratios.tolist()]
 
     @property
     def drifting(self) -> bool:

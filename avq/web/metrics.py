@@ -149,11 +149,21 @@ def _sinks(run: RunView) -> Iterator[Metric]:
     yield _gauges("avq_sink_working", "0 when a sink has failed", label, working)
 
 
+#: Metric, key of a camera's row and description of each number of the drift watch.
+_DRIFT = (
+    ("avq_drift_share_ratio", "share", "Activations outside the calibrated ranges, mean of the window"),
+    ("avq_drift_occupancy_ratio", "occupancy", "Activations outside the inner eighth of their ranges"),
+    ("avq_drift_unusual_pictures", "unusual_pictures", "Pictures of the window beyond the threshold"),
+    ("avq_drift_window_pictures", "pictures", "Pictures in the current window"),
+    ("avq_drift_limit_pictures", "limit", "Unusual pictures in a window that are drift"),
+)
+
+
 def _side_tasks(run: RunView) -> Iterator[Metric]:
     """Metrics of drift watch and shadow, where they are configured."""
     cameras = (run.drift() or {}).get("cameras", {})
-    share = {camera: row["share"] for camera, row in cameras.items()}
-    yield _gauge("avq_drift_share_ratio", "Activations outside the calibrated ranges", "camera", share)
+    for name, key, text in _DRIFT:
+        yield _gauge(name, text, "camera", {camera: float(row[key]) for camera, row in cameras.items()})
     drifting = {camera: float(row["drifting"]) for camera, row in cameras.items()}
     yield _gauge("avq_drifting", "1 while pictures differ from the calibration pictures", "camera", drifting)
     agreement = (run.shadow() or {}).get("agreement")

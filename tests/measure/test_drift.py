@@ -71,6 +71,28 @@ def test_the_monitor_alarms_within_a_window_and_calms_after_a_usual_one() -> Non
     assert after[0] and not after[-1]
 
 
+def test_shares_are_means_of_their_own_outputs_in_monitor_and_set() -> None:
+    """Saturation alone is the share; eval's set and the daemon's window agree."""
+    rng = np.random.default_rng(4)
+    rows = [
+        {f"saturation/t{i}": float(rng.random() * 1e-4) for i in range(5)}
+        | {f"occupancy/t{i}": float(0.1 + rng.random() * 0.1) for i in range(5)}
+        for _ in range(30)
+    ]
+    share = np.mean([[row[f"saturation/t{i}"] for i in range(5)] for row in rows])
+    inner = np.mean([[row[f"occupancy/t{i}"] for i in range(5)] for row in rows])
+    reference = fit_reference(rows)
+    verdict, monitor = judge_drift(reference, rows), DriftMonitor(reference, window=30)
+    state = [monitor.update(row) for row in rows][-1]
+    for source in (verdict, state):
+        assert source.share == pytest.approx(share, abs=1e-12)
+        assert source.occupancy == pytest.approx(inner, abs=1e-12)
+    assert reference.usual_share == pytest.approx(share, abs=1e-12)
+    assert reference.usual_occupancy == pytest.approx(inner, abs=1e-12)
+    again = monitor.update(rows[0])
+    assert again.seen == 1 and again.share == pytest.approx(verdict.shares[0])
+
+
 def test_a_number_that_is_none_is_unusual() -> None:
     reference = fit_reference(usual(0, 40))
     broken = {**usual(1, 1)[0], NAMES[0]: math.nan}

@@ -9,6 +9,7 @@ from typing import Any
 
 from avq.builder.context import BuildContext, open_context
 from avq.builder.lower import lower
+from avq.builder.stage import drift_parts
 from avq.bundle import EngineUse, Manifest, StrategyUse, staging_folder, write_bundle
 from avq.bundle.plan import plan_to_parts
 from avq.contract.workbench import on_workbench
@@ -61,10 +62,16 @@ def int8_plan(
 
 
 def write_real_bundle(
-    folder: Path, plan: QuantizationPlan | None = None, *, model: Path = BUILTIN, **preprocess: Any
+    folder: Path,
+    plan: QuantizationPlan | None = None,
+    *,
+    model: Path = BUILTIN,
+    probe: bool = False,
+    **preprocess: Any,
 ) -> Path:
     """A bundle on onnxruntime, one thread; of the float model without a plan.
 
+    ``probe`` adds the drift probe and its reference.
     ``preprocess`` are fields in which the bundle sees pictures otherwise than the model was meant to.
     """
     analysis = known(model).analysis
@@ -91,5 +98,7 @@ def write_real_bundle(
     if plan is not None:
         parts = {"model.onnx": lower(proto, plan, "s8")}
         parts["plan.json"], parts["plan.npz"] = plan_to_parts(plan)
+        if probe:
+            parts |= drift_parts(plan, known(model))
     write_bundle(staging_folder(folder), folder, manifest, parts)
     return folder

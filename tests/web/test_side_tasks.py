@@ -11,7 +11,15 @@ from avq.web.live_state import ViewerCounts
 from avq.web.metrics import exposition
 from avq.web.status import MachineReader, StatusJson, StatusReader
 
-DRIFT = {"available": True, "cameras": {"front": {"share": 0.07, "drifting": True}}}
+ROW = {
+    "share": 0.07,
+    "occupancy": 0.2,
+    "unusual_pictures": 21,
+    "pictures": 30,
+    "limit": 19,
+    "drifting": True,
+}
+DRIFT = {"available": True, "cameras": {"front": ROW}}
 
 
 def looked_at(**states: object) -> tuple[dict[str, float], StatusJson]:
@@ -30,7 +38,15 @@ def looked_at(**states: object) -> tuple[dict[str, float], StatusJson]:
 
 def test_what_was_found_is_told() -> None:
     found, status = looked_at(drift=lambda: DRIFT, shadow=lambda: {"agreement": 0.98, "frames": 4})
-    assert found == {"avq_drift_share_ratio": 0.07, "avq_drifting": 1.0, "avq_shadow_agreement_ratio": 0.98}
+    assert found == {
+        "avq_drift_share_ratio": 0.07,
+        "avq_drift_occupancy_ratio": 0.2,
+        "avq_drift_unusual_pictures": 21,
+        "avq_drift_window_pictures": 30,
+        "avq_drift_limit_pictures": 19,
+        "avq_drifting": 1.0,
+        "avq_shadow_agreement_ratio": 0.98,
+    }
     assert status["drift"] == DRIFT and status["shadow"] == {"agreement": 0.98, "frames": 4}
 
 

@@ -7,7 +7,7 @@ import onnx
 from avq.builder.lower.grid import ENCODINGS, Encoding
 from avq.builder.lower.integer_products import write_integer_products
 from avq.builder.lower.precision import lower_precisions
-from avq.builder.lower.probe import OCCUPANCY_PREFIX, SATURATION_PREFIX, saturation_probe
+from avq.builder.lower.probe import saturation_probe
 from avq.builder.lower.qdq import lower_qdq
 from avq.errors import PlanError
 from avq.toolbox.assemble import int8_mac_share, macs_by_node
@@ -34,8 +34,6 @@ def lower(proto: onnx.ModelProto, plan: QuantizationPlan, encoding: str) -> byte
 
 __all__ = [
     "ENCODINGS",
-    "OCCUPANCY_PREFIX",
-    "SATURATION_PREFIX",
     "Encoding",
     "int8_mac_share",
     "lower",

@@ -17,11 +17,9 @@ from onnx import helper, numpy_helper
 from avq.builder.lower.grid import check_plan, real_range
 from avq.builder.lower.model import Model
 from avq.builder.lower.qdq import lower_qdq
+from avq.measure.drift import OCCUPANCY_PREFIX, SATURATION_PREFIX
 from avq.types import F64, QuantizationPlan, QuantPoint
 
-#: Outputs are named prefix + tensor (+ "@node:input" for a single reader's edge).
-SATURATION_PREFIX = "saturation/"
-OCCUPANCY_PREFIX = "occupancy/"
 #: Inner part of a range; occupancy counts the values outside it.
 INNER_SHARE = 1 / 8
 

@@ -265,7 +265,7 @@ export function drift(facts) {
         {},
         el("span", { class: `dot ${row.drifting ? "bad" : ""}` }, camera),
         el("span", { class: "value" }, `${row.unusual_pictures} of ${row.pictures} unusual`),
-        el("span", { class: "sub" }, row.unusual.length ? `most in ${row.unusual[0]}` : ""),
+        el("span", { class: "sub" }, row.unusual.length ? `most unusual: ${row.unusual[0]}` : ""),
         el("span", { class: "sub value" }, `drift from ${row.limit} on`),
       ),
     );

@@ -10,14 +10,13 @@ import pytest
 
 from avq.builder.graph.view import view_of
 from avq.builder.lower import (
-    OCCUPANCY_PREFIX,
-    SATURATION_PREFIX,
     int8_mac_share,
     lower,
     macs_by_node,
     saturation_probe,
 )
 from avq.errors import PlanError
+from avq.measure.drift import OCCUPANCY_PREFIX, SATURATION_PREFIX
 from avq.types import Edge, NodePrecision, QuantizationPlan
 from tests.builder.lower.lowering_nets import (
     OUTPUTS,
