@@ -227,7 +227,7 @@ class DemoResult:
         return [
             f"report: {self.folder / 'report.html'}",
             f"clip:   {self.folder / 'drive.webm'}   (any browser plays it)",
-            f"bundle: {self.folder / 'bundle'}",
+            f"bundle: {self.outcome.folder}",
             "next, with your own model and camera:",
             *own_commands(),
         ]
@@ -293,6 +293,7 @@ def builtin_recipe(calibration: Path, output: Path) -> Recipe:
         labels=calibration / "labels.json",
         strategy="static",
         target="cpu",
+        judge_time=False,
     )
 
 

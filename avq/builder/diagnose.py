@@ -27,11 +27,11 @@ _CORRECTED_BY = {
 
 
 def advise(verdict: Verdict, planned: Planned, context: BuildContext) -> Verdict:
-    """Return a refused verdict with its causes and more fixes; a passed one, or one without pictures, unchanged."""
-    if verdict.passed or verdict.metric == CANNOT_TELL:
+    """Return a refused verdict with the causes of its loss and more fixes; one without a loss as it is."""
+    if verdict.passed or verdict.accuracy == "yes" or verdict.metric == CANNOT_TELL:
         return verdict
     causes: list[str] = []
-    if planned.error is not None:
+    if planned.error is not None and planned.error(planned.plan).has_loss:
         cause = find_cause(context.analysis.model.view, planned.plan, planned.error)
         causes += [str(cause)] if cause is not None else []
         causes += left_float(planned.plan, context.analysis.keep_float)

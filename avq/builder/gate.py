@@ -1,4 +1,4 @@
-"""The gate: may this bundle serve? Pure decisions over measured numbers.
+"""The gate: may this bundle serve? Pure decisions over measured numbers, in three answers for accuracy and for time.
 
 Nothing here may import onnx: ``avq compile`` judges engines on machines without it.
 """
@@ -8,18 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from avq.types import Accuracy, Fidelity, Finding, Latency, Verdict
+from avq.builder.answers import (
+    MAX_CONFIDENCE_SHIFT,
+    MAX_SLOWDOWN,
+    LossAnswer,
+    boxes_answer,
+    map_answer,
+    time_answer,
+    time_words,
+    worst,
+)
+from avq.types import Accepted, Accuracy, Answer, Fidelity, Finding, Latency, MapLoss, TimeAnswer, Verdict
 
 if TYPE_CHECKING:
     from avq.builder.lift import Parity
 
 DEFAULT_MAP_DROP_PERCENT = 2.0
 DEFAULT_LOST_PERCENT = 1.0
-MAX_CONFIDENCE_SHIFT = 0.02
-MAX_SLOWDOWN = 1.02
 MIN_SQNR_DB = 20.0
+#: A float engine in FP32 with less noise than this computes what the float model computes.
+MIN_EQUAL_DB = 60.0
 CANNOT_TELL = "cannot tell: options changed the imported plan, and without pictures nothing was compared"
 GIVE_PICTURES = "--data DIR gives pictures: the changed plan is compared with the float model on them"
+#: Why the verdict claims no error rate.
+SHARED_PICTURES = "judged on pictures that the search of plans used too: no error rate is claimed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +42,13 @@ class Limits:
         max_drop_percent: None takes the default of the metric in use.
         budget_ms: limit of the engine's p50, or None.
         strategies: registered ones; only these are suggested as fixes.
+        judge_time: False leaves the time out of the verdict (``--gate accuracy``).
     """
 
     max_drop_percent: float | None = None
     budget_ms: float | None = None
     strategies: tuple[str, ...] = ("static", "mixed")
+    judge_time: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +56,14 @@ class Measured:
     """Measurements of one bundle; absent ones are None.
 
     Attributes:
-        float_accuracy, accuracy: against labels, on the held-out pictures.
+        float_accuracy, accuracy: against labels, on the pictures of the verdict.
         fidelity: against the float model's boxes.
         sqnr_db: worst graph output, for bundles without a decoder.
         latency: paired with the fastest float engine; None when the target cannot run here.
         is_float: the bundle holds the float model, which is its own reference.
+        map_loss: relative loss of mAP with its limits; None without labels.
+        runs_in: precision that the engine reports.
+        shared_pictures: the search of plans used pictures of the verdict.
     """
 
     float_accuracy: Accuracy | None
@@ -55,6 +72,9 @@ class Measured:
     sqnr_db: float | None
     latency: Latency | None
     is_float: bool = False
+    map_loss: MapLoss | None = None
+    runs_in: str = ""
+    shared_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +100,64 @@ class Evidence:
     pending_target: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """The answer on time with its reasons and fixes."""
+
+    answer: TimeAnswer
+    reasons: tuple[str, ...] = ()
+    fixes: tuple[str, ...] = ()
+
+
 def judge(evidence: Evidence, limits: Limits) -> Verdict:
     """Check accuracy, time, parity and findings; every result is a reason, whether it passed or failed."""
-    accurate, metric, accuracy_fixes = _accuracy(evidence, limits)
-    fast, time_reasons, time_fixes = _time(evidence.measured, limits)
+    accuracy, time = accuracy_of(evidence, limits), _time(evidence, limits)
     parity, findings = evidence.parity, evidence.findings
     equal = parity is None or parity.equal
-    passed = accurate and fast and equal and all(finding.severity != "error" for finding in findings)
+    sound = equal and all(finding.severity != "error" for finding in findings)
+    shared = (SHARED_PICTURES,) if evidence.measured.shared_pictures and accuracy.lost is not None else ()
     return Verdict(
-        accepted=("pending" if evidence.pending_target else "yes") if passed else "no",
-        metric=metric,
+        accepted=_accepted(accuracy.answer, time.answer) if sound else "no",
+        metric=accuracy.metric,
         reasons=(
-            metric,
-            *time_reasons,
+            accuracy.metric,
+            *_missing(accuracy),
+            *shared,
+            *time.reasons,
             *([parity.summary] if parity is not None else []),
             *evidence.conclusions,
             *map(_sentence, findings),
         ),
         fixes=(
-            *dict.fromkeys([*accuracy_fixes, *time_fixes]),
+            *dict.fromkeys([*_accuracy_fixes(accuracy, limits), *time.fixes]),
             *(finding.fix for finding in findings if finding.fix),
         ),
+        accuracy=accuracy.answer,
+        time=time.answer,
+        lost_interval=(accuracy.lost.low, accuracy.lost.high) if accuracy.lost is not None else None,
     )
+
+
+def accuracy_of(evidence: Evidence, limits: Limits) -> LossAnswer:
+    """Return the answer on accuracy: by labels, else by boxes, else by the outputs' noise."""
+    measured, given = evidence.measured, limits.max_drop_percent
+    if _is_source(measured):
+        return LossAnswer("yes", f"equal to the float model within rounding: {_noise(measured.sqnr_db)}")
+    if measured.accuracy is not None and measured.float_accuracy is not None:
+        return _by_labels(measured, _default(given, DEFAULT_MAP_DROP_PERCENT))
+    if measured.fidelity is not None:
+        return boxes_answer(measured.fidelity, _default(given, DEFAULT_LOST_PERCENT))
+    if evidence.import_changed and not evidence.has_pictures:
+        return LossAnswer("cannot tell", CANNOT_TELL)
+    if evidence.parity is not None and not evidence.import_changed:
+        return _by_parity(evidence.parity, measured.sqnr_db)
+    return _by_noise(measured.sqnr_db)
+
+
+def _accepted(accuracy: Answer, time: TimeAnswer) -> Accepted:
+    if accuracy != "yes" or time in ("no", "cannot tell"):
+        return "no"
+    return "pending" if time == "pending-target" else "yes"
 
 
 def _sentence(finding: Finding) -> str:
@@ -109,87 +165,100 @@ def _sentence(finding: Finding) -> str:
     return f"{finding.severity} {finding.code}: {finding.what}{seen}"
 
 
-def _accuracy(evidence: Evidence, limits: Limits) -> tuple[bool, str, tuple[str, ...]]:
-    measured = evidence.measured
-    if measured.accuracy is not None and measured.float_accuracy is not None:
-        ok, metric = _by_labels(measured.float_accuracy, measured.accuracy, limits)
-    elif measured.fidelity is not None:
-        ok, metric = _by_boxes(measured.fidelity, limits)
-    elif evidence.import_changed and not evidence.has_pictures:
-        return False, CANNOT_TELL, (GIVE_PICTURES,)
-    elif evidence.parity is not None and not evidence.import_changed:
-        ok, metric = _by_parity(evidence.parity, measured.sqnr_db)
-    else:
-        ok, metric = _by_noise(measured.sqnr_db)
-    fixes = () if ok else _other_strategies(limits, "--strategy mixed keeps the sensitive operators float")
-    return ok, metric, fixes
+def _missing(accuracy: LossAnswer) -> tuple[str, ...]:
+    """Return what "cannot tell" stands on and how many boxes are missing."""
+    if accuracy.answer != "cannot tell" or accuracy.needed == 0 or accuracy.metric == CANNOT_TELL:
+        return ()
+    if accuracy.needed is None:
+        return ("cannot tell: no reasonable number of boxes would decide, the loss is too near the limit",)
+    return (f"cannot tell: too few boxes, {accuracy.needed} more are needed if the loss stays as it is",)
 
 
-def _by_labels(reference: Accuracy, chosen: Accuracy, limits: Limits) -> tuple[bool, str]:
-    limit = _default(limits.max_drop_percent, DEFAULT_MAP_DROP_PERCENT)
+def _accuracy_fixes(accuracy: LossAnswer, limits: Limits) -> tuple[str, ...]:
+    if accuracy.answer == "yes":
+        return ()
+    if accuracy.metric == CANNOT_TELL:
+        return (GIVE_PICTURES,)
+    others = _other_strategies(limits, "--strategy mixed keeps the sensitive operators float")
+    if accuracy.answer == "no" or not accuracy.needed:
+        return others
+    return (f"give --data pictures with {accuracy.needed} more boxes of what the model detects", *others)
+
+
+def _is_source(measured: Measured) -> bool:
+    """Whether the bundle is the float model on an FP32 engine, with rounding alone between them."""
+    exact = measured.is_float and measured.runs_in in ("", "f32")
+    return exact and measured.sqnr_db is not None and measured.sqnr_db >= MIN_EQUAL_DB
+
+
+def _by_labels(measured: Measured, limit: float) -> LossAnswer:
+    reference, chosen = measured.float_accuracy, measured.accuracy
+    assert reference is not None and chosen is not None
     if reference.map <= 0:
-        return False, f"the float model detects no labelled object (mAP {reference.map:.4f})"
-    drop = round(100.0 * (reference.map - chosen.map) / reference.map, 4)
-    metric = (
+        return LossAnswer("no", f"the float model detects no labelled object (mAP {reference.map:.4f})")
+    percent = round(100.0 * (reference.map - chosen.map) / reference.map, 4) + 0.0
+    loss = measured.map_loss or MapLoss(percent, percent, percent, 0)
+    sentence = (
         f"mAP {chosen.map:.4f} against float {reference.map:.4f} on {chosen.images} pictures: "
-        f"loss {drop + 0.0:.2f} % (limit {limit:g} %)"
+        f"loss {percent:.2f} %"
     )
-    return drop <= limit, metric
+    return map_answer(loss, sentence, limit)
 
 
-def _by_boxes(fidelity: Fidelity, limits: Limits) -> tuple[bool, str]:
-    limit = _default(limits.max_drop_percent, DEFAULT_LOST_PERCENT)
-    if fidelity.boxes == 0:
-        return False, (
-            f"nothing to compare: the float model has no box with score >= 0.5 in {fidelity.images} pictures"
-        )
-    lost = 100.0 * fidelity.lost
-    metric = (
-        f"lost boxes {lost:.2f} % of {fidelity.boxes} (limit {limit:g} %), "
-        f"confidence shift {fidelity.confidence_shift:+.4f} (limit {MAX_CONFIDENCE_SHIFT:g})"
-    )
-    return lost <= limit and abs(fidelity.confidence_shift) <= MAX_CONFIDENCE_SHIFT, metric
+def _noise(sqnr_db: float | None) -> str:
+    return "nothing was compared" if sqnr_db is None else f"worst output SQNR {sqnr_db:.1f} dB"
 
 
-def _by_noise(sqnr_db: float | None) -> tuple[bool, str]:
+def _by_noise(sqnr_db: float | None) -> LossAnswer:
     if sqnr_db is None:
-        return False, "nothing to compare: give pictures with --data"
-    return sqnr_db >= MIN_SQNR_DB, f"worst output SQNR {sqnr_db:.1f} dB (limit {MIN_SQNR_DB:g} dB)"
+        return LossAnswer("cannot tell", "nothing to compare: give pictures with --data", 0)
+    metric = f"judged on SQNR only: {_noise(sqnr_db)} (limit {MIN_SQNR_DB:g} dB), boxes are not compared"
+    return LossAnswer("yes" if sqnr_db >= MIN_SQNR_DB else "no", metric)
 
 
-def _by_parity(parity: Parity, sqnr_db: float | None) -> tuple[bool, str]:
+def _by_parity(parity: Parity, sqnr_db: float | None) -> LossAnswer:
     """A trained quantization defines its own answers: without boxes, equality with its source decides."""
     basis = "judged on parity with the source file alone: boxes are not compared"
-    noise = f"; worst output SQNR {sqnr_db:.1f} dB against its float graph" if sqnr_db is not None else ""
-    return parity.equal, basis + noise
+    noise = f"; {_noise(sqnr_db)} against its float graph" if sqnr_db is not None else ""
+    return LossAnswer("yes" if parity.equal else "no", basis + noise)
 
 
-def _time(measured: Measured, limits: Limits) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    latency = measured.latency
+def _time(evidence: Evidence, limits: Limits) -> _Time:
+    measured, latency = evidence.measured, evidence.measured.latency
     if latency is None:
-        return True, ("time was not measured here: avq compile measures it on the target",), ()
-    ok, reasons = True, []
+        reason = "time was not measured here: avq compile measures it on the target"
+        return _Time("pending-target" if evidence.pending_target else "not judged", (reason,))
+    answers: list[Answer] = ["yes"]
+    reasons: list[str] = []
     fixes: list[str] = []
     if not measured.is_float:
-        slower = latency.ratio_low > MAX_SLOWDOWN
+        answers.append(time_answer(latency))
         reasons.append(
             f"{latency.ratio:.2f}x the time of {latency.float_engine} "
-            f"(95 % interval {latency.ratio_low:.2f} to {latency.ratio_high:.2f}, paired): "
-            + ("slower than float" if slower else "not slower than float")
+            f"(95 % interval {latency.ratio_low:.2f} to {latency.ratio_high:.2f}, paired): {time_words(latency)}"
         )
-        if slower:
-            ok = False
-            fixes += _other_strategies(limits, "--strategy mixed searches float and INT8 together")
+        fixes += _time_fixes(answers[-1], limits)
     if limits.budget_ms is not None:
         inside = latency.p50_ms <= limits.budget_ms
-        reasons.append(
-            f"p50 {latency.p50_ms:.2f} ms, budget {limits.budget_ms:g} ms: "
-            + ("inside" if inside else "over")
-        )
+        answers.append("yes" if inside else "no")
+        where = "inside" if inside else "over"
+        reasons.append(f"p50 {latency.p50_ms:.2f} ms, budget {limits.budget_ms:g} ms: {where}")
         if not inside:
-            ok = False
             fixes.append("raise --budget-ms, give more --threads, or take a smaller model or input")
-    return ok, tuple(reasons), tuple(fixes)
+    if not limits.judge_time:
+        return _Time("not judged", (*reasons, "time was not judged (--gate accuracy)"))
+    return _Time(worst(answers), tuple(reasons), tuple(fixes))
+
+
+def _time_fixes(answer: Answer, limits: Limits) -> tuple[str, ...]:
+    if answer == "yes":
+        return ()
+    if answer == "no":
+        return _other_strategies(limits, "--strategy mixed searches float and INT8 together")
+    return (
+        "build again while the machine is idle, or with more --threads",
+        "--gate accuracy accepts without judging the time",
+    )
 
 
 def _other_strategies(limits: Limits, mixed: str) -> tuple[str, ...]:
@@ -199,3 +268,18 @@ def _other_strategies(limits: Limits, mixed: str) -> tuple[str, ...]:
 
 def _default(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+__all__ = [
+    "CANNOT_TELL",
+    "DEFAULT_LOST_PERCENT",
+    "DEFAULT_MAP_DROP_PERCENT",
+    "GIVE_PICTURES",
+    "MAX_CONFIDENCE_SHIFT",
+    "MAX_SLOWDOWN",
+    "Evidence",
+    "Limits",
+    "Measured",
+    "accuracy_of",
+    "judge",
+]

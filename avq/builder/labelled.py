@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from avq.builder.holdout import HoldoutSet
 from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.request import Request
-from avq.measure.accuracy import evaluate
+from avq.measure.accuracy import evaluate, relative_loss
 from avq.measure.labels import Labels, load_labels
-from avq.types import Accuracy, Detections
+from avq.types import Accuracy, Detections, MapLoss
 
 #: Pictures whose size is checked: labels of another export are wrong on all of them.
 _SIZES_READ = 8
@@ -53,6 +54,23 @@ def accuracy(labels: Labels | None, holdout: HoldoutSet, detections: Sequence[De
         if path in image_ids
     }
     return evaluate(labels, by_image)
+
+
+def map_loss(
+    labels: Labels | None,
+    paths: Sequence[Path],
+    reference: Sequence[Detections],
+    served: Sequence[Detections],
+) -> MapLoss | None:
+    """Compute the relative loss of mAP of ``served`` with its limits; None without labels."""
+    if labels is None:
+        return None
+    image_ids = labels.match(paths)
+    runs = [
+        {image_ids[path]: boxes for path, boxes in zip(paths, run, strict=True) if path in image_ids}
+        for run in (reference, served)
+    ]
+    return relative_loss(labels, *runs)
 
 
 def map_drop(

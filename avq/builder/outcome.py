@@ -11,7 +11,7 @@ from avq.builder.cross_compile.target import Compiled
 from avq.builder.stage import Staged
 from avq.builder.trials.serving import Trial
 from avq.builder.verify import Verified
-from avq.types import Accepted, Recipe, Verdict
+from avq.types import Accepted, Answer, Recipe, TimeAnswer, Verdict
 
 #: Values of "accepted" in the manifest and in --json.
 _ACCEPTED: Mapping[Accepted, bool | Literal["pending-target"]] = {
@@ -25,6 +25,8 @@ _HEADS: Mapping[Accepted, str] = {
     "pending": "accuracy accepted, time to be measured on the target (pending-target)",
 }
 
+_CANNOT_TELL = "REFUSED by the gate, it cannot tell"
+
 
 class FloatJson(TypedDict):
     """The float model: mAP, p50 of one inference in milliseconds, and the engine; null where not measured."""
@@ -35,13 +37,18 @@ class FloatJson(TypedDict):
 
 
 class ChosenJson(TypedDict):
-    """The chosen candidate; ``ratio`` is its time / the float model's with the 95 % interval (median, low, high)."""
+    """The chosen candidate.
+
+    ``ratio`` is its time / the float model's with the 95 % interval (median, low, high); ``lost_interval`` are the
+    one-sided 95 % limits (low, high) of ``lost``.
+    """
 
     map: float | None
     p50_ms: float | None
     p99_ms: float | None
     ratio: list[float] | None
     lost: float | None
+    lost_interval: list[float] | None
     confidence_shift: float | None
     sqnr_db: float | None
 
@@ -61,6 +68,8 @@ class BuildJson(_FloatKey):
     engine: str
     runs_in: str
     accepted: bool | Literal["pending-target"]
+    accuracy_verdict: Answer
+    time_verdict: TimeAnswer
     metric: str
     reasons: list[str]
     next: list[str]
@@ -90,7 +99,7 @@ class Outcome:
         trials: every candidate with its result.
         compiled: engines built ahead for a target that cannot run here.
         seconds: wall time of the build.
-        published: the bundle was renamed to its destination.
+        published: the bundle was renamed to its destination, or to ``rejected`` where the gate refused it.
     """
 
     recipe: Recipe
@@ -102,8 +111,10 @@ class Outcome:
 
     @property
     def folder(self) -> Path:
-        """The bundle; the staging folder when the gate refused it."""
-        return self.recipe.output if self.published else self.final.staged.folder
+        """The bundle: at its destination, at ``OUTPUT.rejected`` when the gate refused it, staged before."""
+        if not self.published:
+            return self.final.staged.folder
+        return self.recipe.output if self.passed else rejected_folder(self.recipe.output)
 
     @property
     def chosen(self) -> Trial:
@@ -143,6 +154,8 @@ class Outcome:
             "engine": self.chosen.candidate.label,
             "runs_in": self.chosen.runs_in,
             "accepted": self.accepted,
+            "accuracy_verdict": self.verdict.accuracy,
+            "time_verdict": self.verdict.time,
             "metric": self.verdict.metric,
             "reasons": [*self.verdict.reasons, *self.compiled.remarks, *self._exclusions()],
             "next": list(self.verdict.fixes),
@@ -157,6 +170,7 @@ class Outcome:
                 "p99_ms": latency.p99_ms if latency else None,
                 "ratio": [latency.ratio, latency.ratio_low, latency.ratio_high] if latency else None,
                 "lost": fidelity.lost if fidelity else None,
+                "lost_interval": list(self.verdict.lost_interval) if self.verdict.lost_interval else None,
                 "confidence_shift": fidelity.confidence_shift if fidelity else None,
                 "sqnr_db": measured.sqnr_db,
             },
@@ -174,10 +188,7 @@ class Outcome:
     def footer(self) -> list[str]:
         """Return the last lines of the command: the verdict, its reasons, and the next commands."""
         verdict = self.verdict
-        head = _HEADS[verdict.accepted]
-        if not verdict.passed and not self.recipe.gate:
-            head = "written with accepted:false (--no-gate)"
-        lines = [f"{head}: {self.chosen.candidate.label}", *(f"  {r}" for r in verdict.reasons)]
+        lines = [f"{self._head()}: {self.label}", *(f"  {r}" for r in verdict.reasons)]
         lines += [f"  {remark}" for remark in self.compiled.remarks]
         lines += [f"  next: {fix}" for fix in verdict.fixes]
         lines.append(f"bundle: {self.folder}   report: {self.folder / 'report.html'}")
@@ -187,12 +198,32 @@ class Outcome:
             lines.append(f"next, on the vehicle:  avq compile {self.folder} --target {self.recipe.target}")
         return lines
 
+    @property
+    def label(self) -> str:
+        """Engine and precision as the engine runs it: "openvino int8+f32"."""
+        candidate = self.chosen.candidate
+        return f"{candidate.engine} {self.chosen.runs_in or candidate.precision}"
+
+    def _head(self) -> str:
+        verdict = self.verdict
+        if verdict.passed:
+            return _HEADS[verdict.accepted]
+        if not self.recipe.gate:
+            return "written with accepted:false (--no-gate)"
+        unsure = "no" not in (verdict.accuracy, verdict.time) and "cannot tell" in (
+            verdict.accuracy,
+            verdict.time,
+        )
+        return _CANNOT_TELL if unsure else _HEADS["no"]
+
     def _exclusions(self) -> list[str]:
         return [f"excluded {t.candidate.label}: {t.why}" for t in self.trials if not t.right]
 
     def _float_p50_ms(self) -> float | None:
-        label = self.chosen.latency.float_engine if self.chosen.latency else ""
-        for trial in self.trials:
-            if trial.latency is not None and trial.candidate.label == label:
-                return trial.latency.p50_ms
-        return None
+        latency = self.chosen.latency
+        return latency.float_p50_ms if latency is not None and latency.rounds else None
+
+
+def rejected_folder(output: Path) -> Path:
+    """Return where a refused build leaves its bundle and report."""
+    return output.with_name(f"{output.name}.rejected")

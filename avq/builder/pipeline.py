@@ -7,7 +7,7 @@
 4. Stage and verify: write the bundle of the fastest candidate, run it as the daemon does.
 5. Judge: all evidence goes into one verdict. A refused candidate gives way to the next.
 6. Advise: find causes and fixes for a refused build.
-7. Publish: write report and verdict, rename the folder when the gate passed or was switched off.
+7. Publish: write report and verdict, rename the folder: to its destination, or to OUTPUT.rejected when refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from avq.builder.lift import Parity
 from avq.builder.outcome import Attempt, Outcome
 from avq.builder.planning import Planned, finish_plan, make_plan
 from avq.builder.report import report_page
-from avq.builder.stage import drift_parts, stage
+from avq.builder.stage import drift_parts, require_same_source, stage
 from avq.builder.trials.bench import fastest_first, try_engines
 from avq.builder.trials.serving import Trial
+from avq.builder.trials.timing import time_against_float
 from avq.builder.verify import verify
 from avq.bundle import REPORT, publish, write_staged
 from avq.parallel import WorkerPool
@@ -49,12 +50,13 @@ def run_build(recipe: Recipe, host: PluginHost, report: Reporter, pool: WorkerPo
         pool: spreads calibration and the scoring of plans; None runs them here.
 
     Returns:
-        The result. A refused gate is an Outcome, not an error: the staging folder and its report stay.
+        The result. A refused gate is an Outcome, not an error: bundle and report stay in ``OUTPUT.rejected``.
 
     Raises:
         AvqError: one of its leaves, for a request, model or data that cannot be built from.
     """
     started_s = time.monotonic()
+    require_same_source(recipe)
     context = open_context(recipe, host, report, pool)
     require_comparison(context)
     planned = finish_plan(make_plan(context), context)
@@ -92,13 +94,14 @@ def _try(plan: QuantizationPlan, context: BuildContext) -> _Tried:
 
 
 class _Candidates:
-    """Stages, verifies and judges candidates of one plan, the fastest first."""
+    """Stages, verifies and judges candidates of one plan, the fastest first; then times the accepted one."""
 
     def __init__(self, context: BuildContext, planned: Planned, parity: Parity | None, tried: _Tried) -> None:
         self.tried = tried
         self._context, self._planned, self._parity = context, planned, parity
         strategies = tuple(quantizer.name for quantizer in context.host.quantizers())
-        self._limits = Limits(context.recipe.max_drop, context.recipe.budget_ms, strategies)
+        recipe = context.recipe
+        self._limits = Limits(recipe.max_drop, recipe.budget_ms, strategies, judge_time=recipe.judge_time)
         self._extra: Mapping[str, bytes] = {
             **tried.compiled.parts,
             **implicit_parts(planned.plan, context),
@@ -106,15 +109,28 @@ class _Candidates:
         }
 
     def first_accepted(self) -> Attempt:
-        """Return the fastest that the gate accepts; the fastest of all when it accepts none."""
+        """Return the fastest that is accurate, judged on its time too; the fastest of all when none is."""
         ranked = self.tried.ranked
         for trial in ranked:
-            attempt = self._attempt(trial)
-            if attempt.verdict.passed:
-                return attempt
-        return attempt if len(ranked) == 1 else self._attempt(ranked[0])
+            attempt, evidence = self._attempt(trial)
+            if judge(evidence, replace(self._limits, judge_time=False)).passed:
+                return self._timed(attempt, evidence)
+        return attempt if len(ranked) == 1 else self._attempt(ranked[0])[0]
 
-    def _attempt(self, trial: Trial) -> Attempt:
+    def _timed(self, attempt: Attempt, evidence: Evidence) -> Attempt:
+        """Return ``attempt`` judged on times of its own rounds, where time is judged."""
+        context, chosen = self._context, attempt.trial
+        if not (self._limits.judge_time and context.recipe.gate) or evidence.measured.is_float:
+            return attempt
+        trials = time_against_float(chosen, self.tried.trials, self._planned.plan, context)
+        timed = trials[list(self.tried.trials).index(chosen)]
+        self.tried = replace(self.tried, trials=trials)
+        measured = replace(evidence.measured, latency=timed.latency)
+        verdict = judge(replace(evidence, measured=measured), self._limits)
+        verified = replace(attempt.verified, measured=measured)
+        return replace(attempt, trial=timed, verified=verified, verdict=verdict)
+
+    def _attempt(self, trial: Trial) -> tuple[Attempt, Evidence]:
         context = self._context
         staged = stage(context, self._planned, trial, self._extra, self.tried.compiled.lint)
         verified = verify(staged, trial, context)
@@ -127,11 +143,11 @@ class _Candidates:
             conclusions=self._planned.conclusions,
             pending_target=context.target is not None,
         )
-        return Attempt(trial, staged, verified, judge(evidence, self._limits))
+        return Attempt(trial, staged, verified, judge(evidence, self._limits)), evidence
 
 
 def _publish(outcome: Outcome, page: str, context: BuildContext) -> Outcome:
-    """Write report and verdict into the staged bundle; rename it when accepted or when --no-gate was given."""
+    """Write report and verdict into the staged bundle, and rename it: a refused one to ``OUTPUT.rejected``."""
     summary, staged = outcome.summary(), outcome.final.staged
     metrics = {
         "metric": summary["metric"],
@@ -142,14 +158,16 @@ def _publish(outcome: Outcome, page: str, context: BuildContext) -> Outcome:
     manifest = msgspec.structs.replace(
         staged.manifest,
         accepted=outcome.accepted,
+        accuracy_verdict=outcome.verdict.accuracy,
+        time_verdict=outcome.verdict.time,
         reasons=tuple(summary["reasons"]),
         metrics=msgspec.to_builtins(metrics),
     )
     write_staged(staged.folder, manifest, {REPORT: page.encode()})
-    if not outcome.passed:
-        return outcome
-    publish(staged.folder, outcome.recipe.output)
     published = replace(outcome, published=True)
+    publish(staged.folder, published.folder)
+    if not outcome.passed:
+        return published
     for failure in context.host.build_finished(published.folder, published.summary()):
         context.reporter.warning(failure)
     return published

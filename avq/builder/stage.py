@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,19 +33,21 @@ from avq.bundle import (
     EngineUse,
     Manifest,
     StrategyUse,
+    is_bundle,
+    open_bundle,
     staging_folder,
     write_staged,
 )
 from avq.bundle.plan import plan_to_parts
 from avq.engines.cpu import instruction_set
-from avq.errors import AvqError
+from avq.errors import AvqError, RequestError
 from avq.hookspecs import Engine, Session
 from avq.measure.drift import MIN_REFERENCE, fit_reference
 from avq.measure.golden import limit_of
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
 from avq.toolbox.assemble import int8_mac_share
-from avq.types import U8, AnyArray, Finding, PreprocessSpec, QuantizationPlan, SessionOptions
+from avq.types import U8, AnyArray, Finding, PreprocessSpec, QuantizationPlan, Recipe, SessionOptions
 
 GOLDEN_FRAMES = 4
 _HARDLY_CHANGED = 4
@@ -105,6 +108,7 @@ def _manifest(context: BuildContext, plan: QuantizationPlan, chosen: Trial) -> M
         avq_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         accepted=False,
+        source_digest=source_digest(request.recipe),
         strategy=StrategyUse(name=request.recipe.strategy, owner=plan.owner, version=plan.owner_version),
         target=request.recipe.target,
         engine=EngineUse(
@@ -126,6 +130,30 @@ def _manifest(context: BuildContext, plan: QuantizationPlan, chosen: Trial) -> M
         plan_digest=plan.digest if plan.points else "",
         calibration=CalibrationUse(images=len(used.images), digest=used.digest) if used is not None else None,
     )
+
+
+def source_digest(recipe: Recipe) -> str:
+    """Return the SHA-256 of the model file."""
+    return hashlib.sha256(recipe.model.read_bytes()).hexdigest()
+
+
+def require_same_source(recipe: Recipe) -> None:
+    """Raise RequestError where the build would replace an accepted bundle of another model, unless forced.
+
+    Bundles of releases that noted no source are replaced as before.
+    """
+    if recipe.force or not is_bundle(recipe.output) or not recipe.model.is_file():
+        return
+    try:
+        old = open_bundle(recipe.output, allow_unaccepted=True).manifest
+    except AvqError:
+        return  # a damaged bundle is no loss
+    if old.accepted is not False and old.source_digest not in (UNSET, source_digest(recipe)):
+        raise RequestError(
+            f"{recipe.output} holds an accepted bundle of another model",
+            seen=f"built {old.created} from a model with SHA-256 {str(old.source_digest)[:12]}",
+            fix="choose another -o, or replace it with --force",
+        )
 
 
 def _golden(model: bytes, chosen: Trial, context: BuildContext) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from avq.builder.context import BuildContext
 from avq.builder.gate import Measured
 from avq.builder.holdout import SCORE_FLOOR, HoldoutSet
-from avq.builder.labelled import accuracy, labels_of, remarks
+from avq.builder.labelled import accuracy, labels_of, map_loss, remarks
 from avq.builder.pictures.dataset import read_picture
 from avq.builder.request import Request
 from avq.builder.stage import Staged
@@ -43,12 +43,16 @@ def verify(staged: Staged, chosen: Trial, context: BuildContext) -> Verified:
     # Without pictures the trial ran on drawn noise: its SQNR is no accuracy.
     sqnr_db = chosen.sqnr_db if request.recipe.data is not None else None
     if holdout.float_detections is None:
-        return Verified(Measured(None, None, None, sqnr_db, chosen.latency, is_float), None)
+        return Verified(
+            Measured(None, None, None, sqnr_db, chosen.latency, is_float, runs_in=chosen.runs_in), None
+        )
     detections = _detect(bundle, request, holdout)
     labels = labels_of(request, staged.manifest.class_names)
     measured = Measured(
         float_accuracy=accuracy(labels, holdout, holdout.float_detections),
         accuracy=accuracy(labels, holdout, detections),
+        map_loss=map_loss(labels, holdout.paths, holdout.float_detections, detections),
+        runs_in=chosen.runs_in,
         fidelity=fidelity(holdout.float_detections, detections),
         sqnr_db=sqnr_db,
         latency=chosen.latency,

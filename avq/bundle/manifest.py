@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from avq.errors import BundleError
-from avq.types import DecoderSpec, EnginePrecision, PreprocessSpec, TensorView
+from avq.types import Answer, DecoderSpec, EnginePrecision, PreprocessSpec, TensorView, TimeAnswer
 
 #: Format version; increased when older readers would misread a manifest.
 FORMAT = 1
@@ -72,6 +72,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         avq_version: that wrote it.
         created: UTC, ISO 8601.
         accepted: the gate's answer; "pending-target" until compiled and timed on the vehicle.
+        accuracy_verdict: "yes", "no" or "cannot tell"; left out by releases before the three answers.
+        time_verdict: the same, "not judged" (``--gate accuracy``), or "pending-target".
+        source_digest: SHA-256 of the model file it was built from; left out by older releases.
         target: the requested target: "cpu", "openvino", "tensorrt" ...
         isa: instruction set of the machine that accepted it, space separated; '' makes no demand.
         input: name, shape and dtype of the picture input, (1, 3, h, w) uint8.
@@ -88,6 +91,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     avq_version: str
     created: str
     accepted: Accepted
+    accuracy_verdict: Answer | msgspec.UnsetType = msgspec.UNSET
+    time_verdict: TimeAnswer | msgspec.UnsetType = msgspec.UNSET
+    source_digest: str | msgspec.UnsetType = msgspec.UNSET
     strategy: StrategyUse
     target: str
     engine: EngineUse

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 
 from avq.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, Part, check_machine, parse, render
 from avq.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE, PublicKey, Trust, sign_manifest
@@ -142,10 +143,17 @@ def _require_accepted(manifest: Manifest, folder: Path) -> None:
             fix=f"on the vehicle: avq compile {folder} --target {manifest.target}",
         )
     raise RefusedError(
-        f"the bundle {folder} was not accepted by its gate",
+        f"the bundle {folder} was not accepted by its gate{answers(manifest)}",
         seen="; ".join(manifest.reasons) or "no reasons given",
         fix="build a better one, or serve this one with --allow-unaccepted",
     )
+
+
+def answers(manifest: Manifest) -> str:
+    """Return the gate's answers as " (accuracy: no, time: yes)"; '' in bundles of older releases."""
+    if manifest.accuracy_verdict is UNSET:
+        return ""
+    return f" (accuracy: {manifest.accuracy_verdict}, time: {manifest.time_verdict or 'not judged'})"
 
 
 def _read_plain_file(path: Path, limit_bytes: int) -> bytes:

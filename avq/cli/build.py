@@ -18,7 +18,11 @@ from avq.cli.app import PATH, Call, DefaultCommandGroup, cli, command, model_opt
 @click.option("--option", "options", multiple=True, metavar="K=V", help="option of the strategy")
 @click.option("--budget-ms", type=click.FloatRange(min=0, min_open=True), help="limit for the engine's p50")
 @click.option("--max-drop", type=click.FloatRange(min=0), help="tolerated accuracy loss in percent")
+@click.option(
+    "--gate", type=click.Choice(["full", "accuracy"]), help="accuracy: time is not judged  [default: full]"
+)
 @click.option("--no-gate", is_flag=True, help="write a refused bundle too, with accepted:false")
+@click.option("--force", is_flag=True, help="replace an accepted bundle of another model")
 @click.option(
     "--labels",
     type=PATH,

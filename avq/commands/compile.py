@@ -29,6 +29,7 @@ from avq.bundle import (
     write_staged,
 )
 from avq.bundle.engines import ENGINES, EngineKey, engine_keys, engine_name, engines_part
+from avq.bundle.reader import answers
 from avq.commands.compile_engine import (
     CompileResult,
     Method,
@@ -41,7 +42,7 @@ from avq.errors import MachineError, RefusedError, RequestError, nearest
 from avq.hookspecs import Engine
 from avq.plugins import PluginHost
 from avq.progress import Reporter
-from avq.types import TARGETS
+from avq.types import TARGETS, TimeAnswer
 
 _ON_TARGET = "on target: "
 _NOT_TIMED = "time was not measured"
@@ -66,6 +67,7 @@ class CompileJson(TypedDict):
     road: str
     precision: str
     accepted: bool
+    time_verdict: TimeAnswer
     golden: GoldenJson
     p50_ms: float
     p99_ms: float
@@ -133,6 +135,7 @@ def compile_bundle(
         "road": source.flags or "the file's own types",
         "precision": result.precision,
         "accepted": result.accepted,
+        "time_verdict": result.time,
         "golden": {
             "frames": result.golden.frames,
             "worst_sqnr_db": result.golden.worst_sqnr_db,
@@ -164,9 +167,9 @@ def _signature(*, signed: bool, written: bool) -> str:
 def _require_accuracy(bundle: OpenBundle) -> None:
     if bundle.manifest.accepted is False:
         raise RefusedError(
-            f"bundle {bundle.path} was refused by its gate",
+            f"the bundle {bundle.path} was not accepted by its gate{answers(bundle.manifest)}",
             seen="; ".join(bundle.manifest.reasons) or "no reasons recorded",
-            fix="build a bundle that the gate accepts: compiling does not change accuracy",
+            fix="build a bundle that the gate accepts: compiling changes neither its boxes nor the gate's answer",
         )
 
 
@@ -229,6 +232,7 @@ def _manifest(bundle: OpenBundle, target: str, engine: Engine, result: CompileRe
         avq_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         accepted=True,
+        time_verdict=result.time,
         target=target,
         engine=EngineUse(
             name=engine.name,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from avq import __version__
-from avq.builder.gate import MAX_SLOWDOWN
+from avq.builder.answers import time_answer, time_words, worst
 from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
 from avq.bundle import (
     FP16_BASELINE,
@@ -30,10 +31,10 @@ from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
 from avq.measure.golden import GoldenResult, golden_inputs, run_golden
-from avq.measure.latency import paired_latency, ratio_interval
+from avq.measure.latency import Pair, paired_latency, timed_until
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
-from avq.types import U8, EnginePrecision, PreprocessSpec, SessionOptions
+from avq.types import U8, Answer, EnginePrecision, Latency, PreprocessSpec, SessionOptions, TimeAnswer
 
 # What an engine is built from: Q/DQ and types in the file, or, with TensorRT 10, a network without Q/DQ, ranges
 # from a calibrator, and DLA.
@@ -142,8 +143,7 @@ def _inputs(pictures: CalibrationSet, spec: PreprocessSpec) -> Iterator[U8]:
 
 
 ROUNDS = 100
-#: p50 and p99 in milliseconds, and the paired ratio to the FP16 baseline if there is one.
-_Times = tuple[float, float, "tuple[float, float, float] | None"]
+_FP16 = "FP16"
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,9 @@ class CompileResult:
         build_s: build time in seconds; 0 for a reused engine.
         precision: what the engine runs in, as its session reports it.
         golden: comparison with the golden outputs of the bundle.
-        p50_ms: median latency; 0 where the golden frames failed.
-        p99_ms: 99th percentile of the latency.
-        ratio: (median, low, high) of its latency over the FP16 baseline's; None without a baseline.
+        latency: paired with the FP16 baseline; None where the golden frames failed.
         reasons: for and against acceptance, in the order of the checks.
-        accepted: the engine may serve.
+        time: the answer on time; "not judged" without a baseline and a budget.
     """
 
     key: EngineKey | None
@@ -168,11 +166,32 @@ class CompileResult:
     build_s: float
     precision: str
     golden: GoldenResult
-    p50_ms: float
-    p99_ms: float
-    ratio: tuple[float, float, float] | None
+    latency: Latency | None
     reasons: tuple[str, ...]
-    accepted: bool
+    time: TimeAnswer
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the engine may serve."""
+        return self.golden.passed and self.time in ("yes", "not judged")
+
+    @property
+    def p50_ms(self) -> float:
+        """Median latency in milliseconds; 0 where the golden frames failed."""
+        return self.latency.p50_ms if self.latency is not None else 0.0
+
+    @property
+    def p99_ms(self) -> float:
+        """99th percentile of the latency in milliseconds; 0 where the golden frames failed."""
+        return self.latency.p99_ms if self.latency is not None else 0.0
+
+    @property
+    def ratio(self) -> tuple[float, float, float] | None:
+        """(median, low, high) of its latency over the FP16 baseline's; None without a baseline."""
+        latency = self.latency
+        if latency is None or not latency.float_engine:
+            return None
+        return latency.ratio, latency.ratio_low, latency.ratio_high
 
 
 @dataclass(frozen=True)
@@ -215,11 +234,10 @@ def build_and_verify(
         report.message("comparing with the golden frames")
         golden = run_golden(bundle, session, families)
         reasons = (*compiled.reasons, *_layers_in_fp16(bundle, session), golden.reason)
-        accepted = False
-        times: _Times = (0.0, 0.0, None)
+        latency, time = None, _NOT_JUDGED
         if golden.passed:
-            times = _time(bundle, engine, session, report)
-            accepted, speed = _judge_speed(times[0], times[2], budget_ms)
+            latency = _time(bundle, engine, session, report)
+            time, speed = _judge_speed(latency, budget_ms)
             reasons = (*reasons, *speed)
         return CompileResult(
             compiled.key,
@@ -227,9 +245,9 @@ def build_and_verify(
             compiled.build_s,
             session.precision,
             golden,
-            *times,
+            latency,
             reasons,
-            accepted,
+            time,
         )
     finally:
         session.close()
@@ -294,21 +312,35 @@ def _layers_in_fp16(bundle: OpenBundle, session: Session) -> tuple[str, ...]:
     return (f"{len(slower)} layers run in FP16, planned in INT8: {', '.join(slower[:6])}",) if slower else ()
 
 
-def _time(bundle: OpenBundle, engine: Engine, session: Session, report: Reporter) -> _Times:
+def _time(bundle: OpenBundle, engine: Engine, session: Session, report: Reporter) -> Latency:
     """Return p50, p99 and the paired ratio to the FP16 baseline, if there is one."""
     tensor = golden_inputs(bundle)[0]
-    runs: dict[str, Callable[[], object]] = {"new": lambda: session.infer(tensor)}
-    baseline = _fp16_baseline(bundle, engine, report) if bundle.has(FP16_BASELINE) else None
-    if baseline is not None:
-        runs["fp16"] = lambda: baseline.infer(tensor)
-    report.message(f"timing {ROUNDS} rounds" + (", interleaved with FP16" if baseline else ""))
+    own: Callable[[], object] = lambda: session.infer(tensor)  # noqa: E731
+    if not bundle.has(FP16_BASELINE):
+        report.message(f"timing {ROUNDS} rounds")
+        samples = paired_latency({"new": own}, rounds=ROUNDS)["new"]
+        return Latency(samples.p50_ms, samples.p99_ms, *_NO_RATIO, "", rounds=ROUNDS)
+    baseline = _fp16_baseline(bundle, engine, report)
+    report.message("timing in turns with FP16, until the answer is certain")
     try:
-        samples = paired_latency(runs, rounds=ROUNDS)
+        pair = timed_until(
+            lambda pair: time_answer(_paired(pair)) != "cannot tell",
+            lambda: nullcontext((own, lambda: baseline.infer(tensor))),
+        )
     finally:
-        if baseline is not None:
-            baseline.close()
-    ratio = ratio_interval(samples["new"], samples["fp16"]) if baseline is not None else None
-    return samples["new"].p50_ms, samples["new"].p99_ms, ratio
+        baseline.close()
+    return _paired(pair)
+
+
+_NO_RATIO = (float("nan"), float("nan"), float("nan"))
+_NOT_JUDGED: TimeAnswer = "not judged"
+
+
+def _paired(pair: Pair) -> Latency:
+    own, rival = pair.own, pair.rival
+    return Latency(
+        own.p50_ms, own.p99_ms, *pair.ratio, _FP16, float_p50_ms=rival.p50_ms, rounds=int(own.ns.size)
+    )
 
 
 def _fp16_baseline(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:
@@ -321,20 +353,18 @@ def _fp16_baseline(bundle: OpenBundle, engine: Engine, report: Reporter) -> Sess
     return engine.open_engine(built.data, "f16")
 
 
-def _judge_speed(
-    p50_ms: float, ratio: tuple[float, float, float] | None, budget_ms: float | None
-) -> tuple[bool, list[str]]:
+def _judge_speed(latency: Latency, budget_ms: float | None) -> tuple[TimeAnswer, list[str]]:
     """Return whether the engine is fast enough, and the reasons."""
-    ok, reasons = True, [f"p50 {p50_ms:.2f} ms"]
-    if ratio is None:
+    reasons = [f"p50 {latency.p50_ms:.2f} ms"]
+    answers: list[Answer] = []
+    if not latency.float_engine:
         reasons[0] += "; not compared: the bundle has no FP16 baseline"
     else:
-        slower = ratio[1] > MAX_SLOWDOWN
-        ok = not slower
-        interval = f"95 % interval {ratio[1]:.2f} to {ratio[2]:.2f}, paired"
-        reasons.append(f"{ratio[0]:.2f}x the time of FP16 ({interval}){': slower' if slower else ''}")
+        answers.append(time_answer(latency))
+        interval = f"95 % interval {latency.ratio_low:.2f} to {latency.ratio_high:.2f}, paired"
+        reasons.append(f"{latency.ratio:.2f}x the time of {_FP16} ({interval}): {time_words(latency)}")
     if budget_ms is not None:
-        inside = p50_ms <= budget_ms
-        ok = ok and inside
+        inside = latency.p50_ms <= budget_ms
+        answers.append("yes" if inside else "no")
         reasons.append(f"budget {budget_ms:g} ms: {'inside' if inside else 'over'}")
-    return ok, reasons
+    return worst(answers) if answers else _NOT_JUDGED, reasons

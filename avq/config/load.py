@@ -94,7 +94,9 @@ def recipe_from(path: Path | None, flags: Mapping[str, Any]) -> Recipe:
     """Load a recipe with the flags of ``avq build`` as click passes them."""
     given = dict(flags)
     options, maps = given.pop("options", ()), given.pop("maps", ())
-    given["gate"] = False if given.pop("no_gate", False) else None
+    if given.pop("no_gate", False):
+        given["gate"] = False
+    given["force"] = given.get("force") or None
     given["options"] = key_values(options) if options else None
     given["map"] = parse_class_map(maps) if maps else None
     if isinstance(given.get("gpu_arch"), str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from avq.config.fields import (
@@ -46,8 +48,13 @@ class RecipeFile(Document):
         title="Tolerated loss",
         description="percent: relative mAP with labels, otherwise lost boxes",
     )
-    gate: Switch = Field(
-        default=True, title="Gate", description="false: write a refused bundle too, with accepted:false"
+    gate: Switch | Literal["full", "accuracy"] = Field(
+        default="full",
+        title="Gate",
+        description="full; accuracy: time is not judged; false: write a refused bundle too, with accepted:false",
+    )
+    force: Switch = Field(
+        default=False, title="Force", description="replace an accepted bundle of another model"
     )
     labels: FilePath | None = Field(
         default=None, title="Labels", description="COCO JSON labels of the pictures"
@@ -82,4 +89,5 @@ class RecipeFile(Document):
     def recipe(self) -> Recipe:
         """Return the values as the type that the build takes."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
+        values |= {"gate": self.gate is not False, "judge_time": self.gate != "accuracy"}
         return Recipe(class_map=values.pop("map"), **values)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from avq.compare import iou_matrix
 from avq.errors import DataError, MachineError
 from avq.measure.labels import Labels
-from avq.types import F32, F64, I64, Accuracy, Detections
+from avq.measure.limits import MISSED, exact_limits, independent_boxes, picture_draws
+from avq.types import F32, F64, I64, Accuracy, Detections, MapLoss
 from avq.types.arrays import ArrayRecord
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ Bools = npt.NDArray[np.bool_]
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _MAX_DETECTIONS = 100
+_LOSS_DRAWS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,41 @@ def bootstrap_interval(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(differences, [tail, 100.0 - tail]) if len(differences) else (np.nan, np.nan)
     return MapDifference(_map(tables[1], whole) - _map(tables[0], whole), float(low), float(high))
+
+
+def relative_loss(
+    labels: Labels, reference: Mapping[int, Detections], served: Mapping[int, Detections]
+) -> MapLoss:
+    """Compute the loss of mAP50-95 relative to ``reference``, with one-sided 95 % limits.
+
+    The wider of a bootstrap over pictures and of the exact limits of a share of the labelled boxes: on few boxes
+    equal detections prove little.
+
+    Args:
+        labels: ground truth.
+        reference: image id -> detections of the float model.
+        served: the same of the model under test, with the same keys.
+    """
+    before, after = (_tables(labels, run) for run in (reference, served))
+    counts = sum((table.boxes for table in before), np.zeros(len(reference)))
+    whole, draws = np.ones(len(reference)), picture_draws(len(reference), _LOSS_DRAWS)
+    value = _loss(before, after, whole)
+    drawn = np.array([_loss(before, after, weights) for weights in draws])
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [MISSED, 1.0 - MISSED]) if drawn.size else (-np.inf, np.inf)
+    exact = exact_limits(max(value, 0.0), independent_boxes(counts))
+    return MapLoss(
+        100.0 * value,
+        100.0 * min(float(low), exact.low),
+        100.0 * max(float(high), exact.high),
+        int(counts.sum()),
+    )
+
+
+def _loss(before: Sequence[_Matches], after: Sequence[_Matches], weights: F64) -> float:
+    """Return 1 - mAP(after) / mAP(before); nan where ``before`` detects nothing."""
+    of_float = _map(before, weights)
+    return 1.0 - _map(after, weights) / of_float if of_float > 0.0 else float("nan")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,12 @@ def fidelity(
     """
     _require_pairs(float_dets, quant_dets)
     shifts: list[F64] = []
-    boxes = 0
+    counts: list[int] = []
     for reference, quantized in zip(float_dets, quant_dets, strict=True):
         firm = reference.above(FIRM_SCORE)
-        boxes += len(firm)
+        counts.append(len(firm))
         shifts.append(matched_shifts(firm, quantized))
-    matched = np.concatenate(shifts)
+    matched, boxes = np.concatenate(shifts), sum(counts)
     mean_ap, ap50 = _coco(float_dets, quant_dets) if with_map else (np.nan, np.nan)
     return Fidelity(
         images=len(float_dets),
@@ -60,6 +60,9 @@ def fidelity(
         confidence_shift=float(matched.mean()) if len(matched) else 0.0,
         map=float(mean_ap),
         ap50=float(ap50),
+        picture_boxes=tuple(counts),
+        picture_lost=tuple(count - len(own) for count, own in zip(counts, shifts, strict=True)),
+        picture_shift=tuple(float(own.sum()) for own in shifts),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -106,8 +107,14 @@ def _time(run: Run, clock: Clock) -> int:
     return clock.now_ns() - start
 
 
-def ratio_interval(a: LatencySamples, b: LatencySamples) -> tuple[float, float, float]:
-    """Return (median, lower end, upper end of the 95 % interval) of time(a) / time(b) within rounds.
+def ratio_interval(
+    a: LatencySamples, b: LatencySamples, *, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (median, lower end, upper end of the interval) of time(a) / time(b) within rounds.
+
+    Args:
+        a, b: samples of the same rounds.
+        confidence: coverage of the interval.
 
     Raises:
         RequestError: the two were not measured in the same rounds.
@@ -120,11 +127,79 @@ def ratio_interval(a: LatencySamples, b: LatencySamples) -> tuple[float, float, 
         )
     logs = np.log(np.maximum(a.ns, 1) / np.maximum(b.ns, 1))
     medians = np.median(logs[_resampled_rounds(logs.size)], axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(medians, [tail, 100.0 - tail])
     middle, wider = float(np.median(logs)), _small_sample_factor(logs.size)
     lower = middle - wider * max(middle - low, 0.0)
     upper = middle + wider * max(high - middle, 0.0)
     return float(np.exp(middle)), float(np.exp(lower)), float(np.exp(upper))
+
+
+# Looks: measure until the answer is certain, with an interval that holds over all looks together (Bonferroni).
+
+LOOKS = 4
+LOOK_CONFIDENCE = 1.0 - 0.05 / LOOKS
+FIRST_ROUNDS = 60
+LOOKS_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Times of one candidate and of its rival, from the same rounds.
+
+    Attributes:
+        own, rival: samples, round by round.
+        ratio: (median, lower end, upper end) of own / rival; the interval covers 95 % over all looks together.
+    """
+
+    own: LatencySamples
+    rival: LatencySamples
+    ratio: tuple[float, float, float]
+
+
+def timed_until(
+    decided: Callable[[Pair], bool],
+    open_pair: Callable[[], AbstractContextManager[tuple[Run, Run]]],
+    *,
+    limit_s: float = LOOKS_LIMIT_S,
+    looks: int = LOOKS,
+    clock: Clock | None = None,
+) -> Pair:
+    """Time two callables in turns, longer and longer, until ``decided``, at most ``looks`` times.
+
+    Each look adds as many rounds as all before it. It opens both anew: the memory layout of a session alone
+    changes its time by a percent.
+
+    Args:
+        decided: whether the pair needs no more rounds.
+        open_pair: opens the candidate and its rival, ready to run.
+        limit_s: no look begins that would end later.
+        looks: number of looks at most.
+        clock: any monotonic clock; None uses the system's.
+
+    Returns:
+        The samples of all looks.
+    """
+    timer = SystemClock() if clock is None else clock
+    start_ns, own, rival = timer.now_ns(), _NONE, _NONE
+    for look in range(looks):
+        with open_pair() as (a, b):
+            samples = paired_latency({"a": a, "b": b}, rounds=max(len(own), FIRST_ROUNDS), clock=timer)
+        own = np.concatenate([own, samples["a"].ns])
+        rival = np.concatenate([rival, samples["b"].ns])
+        pair = _pair(own, rival)
+        spent_s = (timer.now_ns() - start_ns) / 1e9
+        if decided(pair) or look + 1 == looks or 2.0 * spent_s > limit_s:
+            break
+    return pair
+
+
+_NONE: I64 = np.zeros(0, np.int64)
+
+
+def _pair(own: I64, rival: I64) -> Pair:
+    a, b = LatencySamples(own), LatencySamples(rival)
+    return Pair(a, b, ratio_interval(a, b, confidence=LOOK_CONFIDENCE))
 
 
 def _block_length(rounds: int) -> int:

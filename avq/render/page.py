@@ -191,7 +191,12 @@ class Fact:
 
 def headline_of(verdict: Verdict, text: str = "") -> Headline:
     """The headline for a gate's verdict; ``text`` replaces the standard sentence."""
-    standard = "Accepted: this bundle may serve" if verdict.passed else "Refused: this bundle may not serve"
+    unsure = "no" not in (verdict.accuracy, verdict.time) and "cannot tell" in (
+        verdict.accuracy,
+        verdict.time,
+    )
+    refused = "the gate cannot tell whether this bundle may serve" if unsure else "this bundle may not serve"
+    standard = "Accepted: this bundle may serve" if verdict.passed else f"Refused: {refused}"
     tone: Tone = "good" if verdict.passed else "bad"
     return Headline(text or standard, tone, verdict.reasons + verdict.fixes)
 

@@ -33,14 +33,17 @@ from avq.types.recipe import TARGETS, Recipe, Target
 from avq.types.report import (
     Accepted,
     Accuracy,
+    Answer,
     Fidelity,
     Figure,
     FigurePoint,
     Finding,
     Latency,
+    MapLoss,
     MeasuredPlan,
     PlanScore,
     Series,
+    TimeAnswer,
     Verdict,
 )
 
@@ -57,6 +60,7 @@ __all__ = [
     "TARGETS",
     "U8",
     "Accuracy",
+    "Answer",
     "AnyArray",
     "Calibrator",
     "DecoderSpec",
@@ -78,6 +82,7 @@ __all__ = [
     "Latency",
     "LatencyBudget",
     "LayerTime",
+    "MapLoss",
     "MeasuredPlan",
     "ModelInput",
     "MomentRequest",
@@ -99,5 +104,6 @@ __all__ = [
     "StatRequest",
     "Target",
     "TensorView",
+    "TimeAnswer",
     "Verdict",
 ]

@@ -26,6 +26,8 @@ class Recipe:
         budget_ms: largest p50 latency of the engine, milliseconds; None for no limit.
         max_drop: tolerated loss in percent: relative mAP with labels (default 2), else lost boxes (default 1).
         gate: False writes the bundle with accepted:false instead of refusing.
+        judge_time: False accepts on accuracy alone, however long an inference takes.
+        force: replace an accepted bundle of another model.
         labels: COCO json for pictures under ``data``.
         class_map: label category -> model classes that count as it.
         calibration: an .avqcal file to use instead of a calibration pass.
@@ -47,6 +49,8 @@ class Recipe:
     budget_ms: float | None = None
     max_drop: float | None = None
     gate: bool = True
+    judge_time: bool = True
+    force: bool = False
     labels: Path | None = None
     class_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     calibration: Path | None = None

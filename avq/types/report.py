@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Accepted = Literal["yes", "no", "pending"]
+#: An answer of the gate.
+Answer = Literal["yes", "no", "cannot tell"]
+#: The answer on time; "not judged" where the gate left time out, "pending-target" until it is measured.
+TimeAnswer = Literal["yes", "no", "cannot tell", "not judged", "pending-target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class Fidelity:
         confidence_shift: mean score difference (quantized - float) over the matched boxes.
         map: mAP50-95 with the float model's boxes (score >= 0.3) as truth; nan when not computed.
         ap50: AP at IoU 0.5 with the same truth; nan when not computed.
+        picture_boxes, picture_lost: boxes and lost boxes, per picture; empty where not counted.
+        picture_shift: sum of the score differences of the matched boxes, per picture.
     """
 
     images: int
@@ -28,6 +34,9 @@ class Fidelity:
     confidence_shift: float
     map: float = float("nan")
     ap50: float = float("nan")
+    picture_boxes: tuple[int, ...] = ()
+    picture_lost: tuple[int, ...] = ()
+    picture_shift: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,14 @@ class PlanScore:
     map_drop_percent: float | None = None
 
     @property
+    def has_loss(self) -> bool:
+        """Whether boxes are lost or scores moved; without a decoder, whether there is noise."""
+        fidelity, drop = self.fidelity, self.map_drop_percent or 0.0
+        if fidelity is None:
+            return bool(self.sqnr_db)
+        return fidelity.lost > 0.0 or abs(fidelity.confidence_shift) > 0.01 or drop > 0.0
+
+    @property
     def badness(self) -> float:
         """Ranking number, lower is better: lost share plus confidence shift, then SQNR."""
         noise = float(10.0 ** (-min(self.sqnr_db.values(), default=0.0) / 20.0))
@@ -56,7 +73,7 @@ class PlanScore:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Measured time of one engine, paired with the fastest float engine.
+    """Measured time of one engine, paired with the fastest float engine; all numbers are of the same rounds.
 
     Attributes:
         p50_ms: median of single inferences, milliseconds.
@@ -65,6 +82,8 @@ class Latency:
         ratio_low: lower end of its 95 % interval.
         ratio_high: upper end of its 95 % interval.
         float_engine: name and precision of the float engine.
+        float_p50_ms: median of the float engine, milliseconds; nan where it was not measured.
+        rounds: number of paired rounds; 0 where nothing was measured.
     """
 
     p50_ms: float
@@ -73,6 +92,8 @@ class Latency:
     ratio_low: float
     ratio_high: float
     float_engine: str
+    float_p50_ms: float = float("nan")
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +130,22 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class MapLoss:
+    """Relative loss of mAP against labels, in percent, with its one-sided 95 % limits.
+
+    Attributes:
+        percent: of the float model's mAP; negative where the bundle is better.
+        low, high: limits.
+        boxes: labelled boxes it stands on.
+    """
+
+    percent: float
+    low: float
+    high: float
+    boxes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One remark of a check; any "error" rejects a bundle."""
 
@@ -128,12 +165,17 @@ class Verdict:
         metric: the accuracy in one sentence.
         reasons: results of all checks, in their order.
         fixes: what to do about the failed ones.
+        accuracy, time: the two answers.
+        lost_interval: one-sided 95 % limits (low, high) of the share of lost boxes; None without boxes.
     """
 
     accepted: Accepted
     metric: str
     reasons: tuple[str, ...]
     fixes: tuple[str, ...] = field(default=())
+    accuracy: Answer = "cannot tell"
+    time: TimeAnswer = "not judged"
+    lost_interval: tuple[float, float] | None = None
 
     @property
     def passed(self) -> bool:

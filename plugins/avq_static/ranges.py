@@ -144,12 +144,15 @@ def channel_ranges(bench: Workbench, placements: Sequence[Placement]) -> list[Ch
     return sorted(ranges, key=lambda c: (-c.ratio, c.node))
 
 
-def report_channel_ranges(bench: Workbench, placements: Sequence[Placement], consequence: str) -> None:
-    """Note the most uneven layers, and name them in a sentence as the cause of the loss.
+def report_channel_ranges(
+    bench: Workbench, placements: Sequence[Placement], consequence: str, *, left_float: bool
+) -> None:
+    """Note the most uneven layers, and name them in a sentence: float because of the loss, or its cause.
 
     Args:
         bench: receives the note.
         placements: all operators that can run in integers.
+        left_float: they stay float, so that their loss is none of the bundle.
         consequence: the measured loss and the decision that follows from it.
     """
     ranges = channel_ranges(bench, placements)
@@ -157,8 +160,9 @@ def report_channel_ranges(bench: Workbench, placements: Sequence[Placement], con
         return
     bench.note("static: channel ranges of depthwise convolutions", [c.row() for c in ranges[:_SHOWN]])
     named = ", ".join(f"{c.node} ({c.ratio:.0f}x)" for c in ranges[:_NAMED])
+    what = "stay float" if left_float else "are the cause of the loss"
     bench.conclude(
-        f"depthwise convolutions are the cause of the loss: {consequence}; under one scale the largest channel's "
+        f"depthwise convolutions {what}: {consequence}; under one scale the largest channel's "
         f"range is up to {ranges[0].ratio:.0f} times the median one's, worst in {named}"
     )
 

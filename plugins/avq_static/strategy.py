@@ -32,7 +32,7 @@ class StaticQuantizer:
             bench.note("static: effect of each option", refinement.rows)
         why = _why(ranges, best)
         if why:
-            report_channel_ranges(bench, placements, why)
+            report_channel_ranges(bench, placements, why, left_float=bool(best.choice.float_kinds))
         return _explained(best, placements, why)
 
 

@@ -11,7 +11,7 @@ from avq.builder.gate import CANNOT_TELL, GIVE_PICTURES, Evidence, Limits, Measu
 from avq.builder.lift import Parity
 from avq.types import Accuracy, Fidelity, Finding, Latency
 
-GOOD = Fidelity(images=20, boxes=200, lost=0.005, confidence_shift=0.001)
+GOOD = Fidelity(images=40, boxes=400, lost=0.005, confidence_shift=0.001)
 FAST = Latency(5.0, 6.0, 0.7, 0.68, 0.72, "openvino float bf16")
 BASE = Measured(float_accuracy=None, accuracy=None, fidelity=GOOD, sqnr_db=30.0, latency=FAST)
 
@@ -22,7 +22,7 @@ def accuracy(value: float) -> Accuracy:
 
 def test_a_faithful_and_fast_engine_passes() -> None:
     verdict = judge(Evidence(BASE), Limits())
-    assert verdict.accepted == "yes" and "lost boxes 0.50 % of 200" in verdict.metric
+    assert verdict.accepted == "yes" and "lost boxes 0.50 % of 400" in verdict.metric
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,9 @@ def test_labels_outrank_boxes() -> None:
 def test_slower_only_when_the_interval_says_so() -> None:
     unsure = replace(FAST, ratio=1.05, ratio_low=1.01, ratio_high=1.09)
     sure = replace(unsure, ratio_low=1.03)
-    assert judge(Evidence(replace(BASE, latency=unsure)), Limits()).accepted == "yes"
+    doubtful = judge(Evidence(replace(BASE, latency=unsure)), Limits())
+    assert (doubtful.accepted, doubtful.time) == ("no", "cannot tell")
+    assert any("too busy" in reason for reason in doubtful.reasons)
     verdict = judge(Evidence(replace(BASE, latency=sure)), Limits())
     assert verdict.accepted == "no" and any("slower than float" in r for r in verdict.reasons)
 

@@ -37,7 +37,7 @@ def test_two_hops_lead_to_the_gate_and_to_the_latency_strip() -> None:
     assert "docs/architecture.md" in (ROOT / "README.md").read_text("utf-8")
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     for path, code in (
-        ("avq/builder/gate.py", '"slower than float"'),
+        ("avq/builder/answers.py", '"slower than float"'),
         ("avq/web/page/strip.js", "class Strip"),
         ("avq/render/charts.py", "def strip("),
     ):

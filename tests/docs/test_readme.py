@@ -81,9 +81,9 @@ def test_every_command_runs_as_written(folder: Path, monkeypatch: pytest.MonkeyP
 def _built_for_another_machine(
     arguments: list[str], refused: subprocess.CompletedProcess[str]
 ) -> subprocess.CompletedProcess[str]:
-    """Where INT8 is no faster than float, or saturates, the gate is right to refuse: the page goes on without."""
+    """Where INT8 is not shown to be as fast as float, or saturates, the gate is right to refuse: go on without."""
     output = " ".join(refused.stdout.split())
-    slower = "slower than float" in output.replace("not slower than float", "")
+    slower = "slower than float" in output or "cannot tell whether it is slower" in output
     assert slower or (PRODUCTS_SATURATE and "lost boxes" in output), _failure(arguments, refused)
     done = run_avq(*arguments, "--no-gate")
     resealed(Path(arguments[arguments.index("-o") + 1]), accepted=True)

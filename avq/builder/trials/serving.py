@@ -189,8 +189,16 @@ def paired_samples(
 
 def paired_with(samples: LatencySamples, base: LatencySamples, base_label: str) -> Latency:
     """Return the latency of ``samples`` with its ratio to ``base``, round by round."""
-    ratio, low, high = ratio_interval(samples, base)
-    return Latency(samples.p50_ms, samples.p99_ms, ratio, low, high, base_label)
+    return latency_of(samples, base, ratio_interval(samples, base), base_label)
+
+
+def latency_of(
+    samples: LatencySamples, base: LatencySamples, ratio: tuple[float, float, float], base_label: str
+) -> Latency:
+    """Return the latency of ``samples`` with the medians and the ratio of the same rounds."""
+    return Latency(
+        samples.p50_ms, samples.p99_ms, *ratio, base_label, base.p50_ms, rounds=int(samples.ns.size)
+    )
 
 
 def _runner(session: Session, tensor: U8) -> Callable[[], object]:
