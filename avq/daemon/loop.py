@@ -233,6 +233,7 @@ class _Loop:
             self.inbox.counts_by_camera,
             self.publisher.reports,
             lambda: self.receiver.pids,
+            lambda: self.receiver.conditions,
             swap=self.options.swapper.swap if self.options.swapper is not None else None,
             drift=states.get("drift", lambda: None),
             shadow=states.get("shadow", lambda: None),

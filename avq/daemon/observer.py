@@ -22,6 +22,7 @@ class RunView:
         counts_by_camera: frame counts per camera, all of one instant.
         sinks: counts of each sink so far.
         pids: capture process per camera that is captured now.
+        conditions: camera -> "delivering", "silent", "opening", "restarting" or "dead"; ended ones are missing.
         swap: serves another bundle folder and returns the result; None where the run cannot swap.
         drift: state of the drift watch; None where none is configured.
         shadow: agreement of the candidate with the serving bundle; None where none is configured.
@@ -31,6 +32,7 @@ class RunView:
     counts_by_camera: Callable[[], Mapping[str, FrameCounts]]
     sinks: Callable[[], Sequence[SinkReport]]
     pids: Callable[[], Mapping[str, int]]
+    conditions: Callable[[], Mapping[str, str]] = dict
     swap: Callable[[Path], Mapping[str, Any]] | None = None
     drift: Callable[[], Mapping[str, Any] | None] = lambda: None
     shadow: Callable[[], Mapping[str, Any] | None] = lambda: None

@@ -15,6 +15,7 @@ from functools import partial
 
 import msgspec
 
+from avq.daemon.camera_reports import CameraReports
 from avq.daemon.capture import CaptureProcess, error_of
 from avq.daemon.capture_protocol import (
     UNREADABLE,
@@ -50,6 +51,7 @@ class _Camera:
         self.end: Ended | Failed | None = None
         self.stop_sent = False
         self.unreadable_reported = False
+        self.reports = CameraReports()
         self._first_seq = settings.first_seq
         self._announced = 0  # frames of this process
         self._lost: Mapping[str, int] = {}
@@ -130,6 +132,11 @@ class Receiver:
         return {c.name: process.pid for c in list(self._cameras) if (process := c.process) is not None}
 
     @property
+    def conditions(self) -> dict[str, str]:
+        """State of each camera for people; cameras that have ended are missing."""
+        return {camera.name: camera.supervisor.condition for camera in list(self._cameras)}
+
+    @property
     def restarts(self) -> dict[str, int]:
         """How often the capture process of each camera was replaced."""
         return {camera.name: camera.supervisor.restarts for camera in list(self._cameras)}
@@ -170,10 +177,15 @@ class Receiver:
         else:
             process = camera.process
             held = process is not None and process.held
-            for action in camera.supervisor.actions(
+            actions = camera.supervisor.actions(
                 now_ns, held=held, busy=lambda: process is not None and process.busy
-            ):
-                self._apply(camera, action, now_ns)
+            )
+            reports = camera.reports
+            for action in actions:
+                for passed in reports.take(action, now_ns):
+                    self._apply(camera, passed, now_ns)
+            for report in reports.due(now_ns):
+                self._apply(camera, report, now_ns)
         if camera.ends_by_ns is not None and camera.process is not None:
             self._release_ended(camera, camera.process, now_ns)
 
@@ -183,7 +195,7 @@ class Receiver:
         elif action.kind == "kill":
             self._kill(camera, now_ns)
         else:
-            self._report(camera.name, action.kind, action.reason, action.cause)
+            self._report(camera.name, action.kind, action.reason, action.cause, action.counts)
 
     def _replace(self, camera: _Camera, now_ns: int) -> None:
         try:
@@ -312,7 +324,9 @@ class Receiver:
             return error_of(camera.end)
         return None if camera.end is not None else process.death()
 
-    def _report(self, camera: str, kind: str, reason: str, cause: str) -> None:
+    def _report(
+        self, camera: str, kind: str, reason: str, cause: str, counts: Mapping[str, int] | None = None
+    ) -> None:
         event: CameraEvent = {
             "kind": kind,
             "t_ns": time.monotonic_ns(),
@@ -320,6 +334,8 @@ class Receiver:
             "cause": cause,
             "reason": reason,
         }
+        if counts:
+            event["counts"] = dict(counts)
         self.events.put(event)
         self._inbox.wake()
 

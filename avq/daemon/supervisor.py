@@ -7,8 +7,8 @@ moment the next check was due, so a late check alone never ends a capture proces
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 #: Silence of so many frame periods is reported: one missing frame is not, two are.
@@ -21,6 +21,9 @@ _GAP_FACTOR = 2.0
 _GAPS = 30
 _GAPS_TO_KNOW = 5
 _GAP_MEMORY = 256
+#: A gap that came so often is usual for this source: silence is reported after half as much again.
+_USUAL_TIMES = 3
+_USUAL_FACTOR = 1.5
 _DEFAULT_PERIOD_NS = 1_000_000_000 // 30
 _START_ALLOWANCE_NS = 10_000_000_000  # a fresh interpreter on a loaded machine, beyond the open time-out
 _OPEN_REPORT_NS = 2_000_000_000
@@ -31,7 +34,16 @@ _HEALTHY_FRAMES = 30
 _NS = 1_000_000_000
 
 State = Literal["opening", "open", "ending", "waiting", "ended"]
-Kind = Literal["kill", "start", "camera_stalled", "camera_restarted", "camera_resumed", "camera_dead"]
+Kind = Literal[
+    "kill",
+    "start",
+    "camera_stalled",
+    "camera_restarted",
+    "camera_resumed",
+    "camera_dead",
+    "camera_unsteady",
+    "camera_steady",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,16 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An action of the receiver: "kill", "start", or an event of any other kind to report."""
+    """An action of the receiver: "kill", "start", or an event of any other kind to report.
+
+    Attributes:
+        counts: kind -> events that were not reported one by one, of a summary.
+    """
 
     kind: Kind
     cause: str = ""
     reason: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class FrameIntervals:
@@ -69,6 +86,7 @@ class FrameIntervals:
         self._gaps_ns: deque[int] = deque(maxlen=_GAPS)
         self._long_ns: deque[int] = deque(maxlen=_GAP_MEMORY)
         self._last_ns: int | None = None
+        self._usual_ns: int | None = None
 
     def on_open(self, fps: float) -> None:
         """Start anew: the first frame of a capture process has no interval."""
@@ -82,6 +100,7 @@ class FrameIntervals:
         if self._last_ns is not None:
             self._gaps_ns.append(now_ns - self._last_ns)
             self._long_ns.append(now_ns - self._last_ns)
+            self._usual_ns = None
         self._last_ns = now_ns
 
     @property
@@ -100,6 +119,14 @@ class FrameIntervals:
     @property
     def longest_gap_ns(self) -> int:
         return max(self._long_ns, default=0)
+
+    @property
+    def usual_gap_ns(self) -> int:
+        """The gap that came three times among the last intervals: bursts and jitter, but no single outage."""
+        if self._usual_ns is None:
+            known = sorted(self._long_ns)
+            self._usual_ns = known[-_USUAL_TIMES] if len(known) >= _USUAL_TIMES else 0
+        return self._usual_ns
 
 
 class Supervisor:
@@ -197,6 +224,17 @@ class Supervisor:
         self._pending.append(Action(kind, cause, reason))
 
     @property
+    def condition(self) -> str:
+        """The state for people: "delivering", "silent", "opening", "restarting", "dead" or "ended"."""
+        if self.state == "ended":
+            return "ended"
+        if self.exhausted:
+            return "dead"
+        if self.state == "open":
+            return "silent" if self.away else "delivering"
+        return "opening" if self.state == "opening" else "restarting"
+
+    @property
     def away(self) -> bool:
         """Whether it delivers no frames and that was reported."""
         return self._outage_ns is not None
@@ -267,7 +305,8 @@ class Supervisor:
         """Longer before the first frame: sensors settle, streams wait for a key frame."""
         periods_ns = int(REPORT_PERIODS * self.intervals.period_ns)
         expected = self.intervals.frames and (self.intervals.declared or self.intervals.measured)
-        return max(periods_ns, _REPORT_LEAST_NS if expected else _NS)
+        usual_ns = min(int(_USUAL_FACTOR * self.intervals.usual_gap_ns), self._read_timeout_ns)
+        return max(periods_ns, usual_ns, _REPORT_LEAST_NS if expected else _NS)
 
     @property
     def _replace_after_ns(self) -> int:

@@ -94,7 +94,14 @@ _WARNED = {
     "engine_replaced",
     "drift_failed",
 }
-_CAMERA_WARNED = {"camera_stalled", "camera_resumed", "camera_dead", "camera_remark"}
+_CAMERA_WARNED = {
+    "camera_stalled",
+    "camera_resumed",
+    "camera_dead",
+    "camera_remark",
+    "camera_unsteady",
+    "camera_steady",
+}
 _log = logging.getLogger("avq.serve")
 _daemon_log = logging.getLogger("avq.daemon")
 _event_log = logging.getLogger("avq.daemon.events")

@@ -313,11 +313,18 @@ class Event(TypedDict):
     reason: str
 
 
-class CameraEvent(Event):
-    """A change of one camera: stalled, restarted, resumed, dead, failed, or a remark of its source."""
-
+class _CameraEvent(Event):
     camera: str
     cause: str
+
+
+class CameraEvent(_CameraEvent, total=False):
+    """A change of one camera: stalled, restarted, resumed, dead, unsteady, failed, or a remark of its source.
+
+    "camera_unsteady" has ``counts``: kind -> events that were counted instead of reported.
+    """
+
+    counts: dict[str, int]
 
 
 #: The mode, or the digest of the bundle, before an event; a key of this name needs the functional form.

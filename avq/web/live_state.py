@@ -23,6 +23,9 @@ from avq.types.frame import Before
 FRAMES_KEPT = 480
 EVENTS_KEPT = 256
 CHANGES_KEPT = 120
+#: Events of one kind and camera that are listed within an hour; more are counted only.
+REPEATS_LISTED = 30
+_HOUR_S = 3600
 
 
 class BundleInfo(TypedDict):
@@ -149,6 +152,7 @@ class LiveState:
         self.alert = False
         self._published = 0
         self._event_count = 0
+        self._listed_s: dict[tuple[str, str], deque[float]] = {}
 
     def describe(self, run_info: RunInfo) -> None:
         """Set what stays the same until another bundle serves: bundle, modes, cameras."""
@@ -206,7 +210,22 @@ class LiveState:
         self.counted_events[kind, camera] += 1
         if kind == "camera_restarted":
             self.reconnects[camera, str(event.get("cause", ""))] += 1
+        for counted, count in dict(event.get("counts", {})).items():
+            self.counted_events[counted, camera] += count
+            if counted == "camera_restarted":
+                self.reconnects[camera, "unsteady"] += count
+        if self._repeats(kind, camera):
+            return
         self.events.append((self._event_count, {**event, "at": round(time.time() - ago_s, 3)}))
+
+    def _repeats(self, kind: str, camera: str) -> bool:
+        """Whether a kind of event came so often within an hour that it is counted only."""
+        now_s = time.monotonic()
+        recent = self._listed_s.setdefault((kind, camera), deque(maxlen=REPEATS_LISTED))
+        if len(recent) == REPEATS_LISTED and now_s - recent[0] < _HOUR_S:
+            return True
+        recent.append(now_s)
+        return False
 
     def on_end(self) -> None:
         self.over = True

@@ -140,11 +140,15 @@ class _Camera(TypedDict):
     id: str
     source: str
     running: bool
+    state: str
     fps: float
 
 
 class CameraJson(_Camera, total=False):
-    """One camera: counts once it was opened, the keys from ``misses`` on once a frame was published."""
+    """One camera and its state at this moment.
+
+    Counts are there once it was opened, the keys from ``misses`` on once a frame was published.
+    """
 
     captured: int
     published: int
@@ -282,6 +286,7 @@ class StatusReader:
             "id": name,
             "source": self._live_state.run_info.get("cameras", {}).get(name, ""),
             "running": bool(run and name in run.pids()),
+            "state": run.conditions().get(name, "ended") if run else "opening",
             "fps": rate,
         }
         if counts is not None:
