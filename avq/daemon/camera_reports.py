@@ -63,6 +63,10 @@ class CameraReports:
             return []
         return [self._summary(now_ns)]
 
+    def last(self, now_ns: int) -> list[Action]:
+        """Return the summary of what was counted and not reported yet, when the camera ends."""
+        return [self._summary(now_ns)] if self._counts else []
+
     def _stalled(self, action: Action, now_ns: int) -> list[Action]:
         self._outage, self._outage_ns, self._restarts = action, now_ns, 0
         self._refill(now_ns)
@@ -96,7 +100,7 @@ class CameraReports:
         names = ", ".join(f"{count} {_WORDS[kind]}" for kind, count in sorted(counts.items()))
         away_s = (now_ns - self._outage_ns) / _S
         now = "it delivers now" if self._outage is None else f"it has been away for {away_s:.0f} s"
-        reason = f"within 15 minutes {names}, the longest outage {longest_s:.1f} s; {now}"
+        reason = f"since the last report {names}, the longest outage {longest_s:.1f} s; {now}"
         return Action("camera_unsteady", "", reason, counts)
 
     def _refill(self, now_ns: int) -> None:

@@ -307,6 +307,11 @@ class Receiver:
             self._report(camera.name, "camera_failed", str(error), supervisor.cause or cause)
         if isinstance(end, Ended) and end.remark:
             self._report(camera.name, "camera_remark", end.remark, "")
+        self._remove(camera, now_ns)
+
+    def _remove(self, camera: _Camera, now_ns: int) -> None:
+        for report in camera.reports.last(now_ns):
+            self._apply(camera, report, now_ns)
         self._cameras.remove(camera)
         self._inbox.close_camera(camera.name)
 
@@ -349,8 +354,7 @@ class Receiver:
         """Stop a camera at the end of the run: request it at once, kill it after the grace period."""
         assert self._kill_at_ns is not None
         if camera.process is None:
-            self._cameras.remove(camera)
-            self._inbox.close_camera(camera.name)
+            self._remove(camera, now_ns)
         elif now_ns >= self._kill_at_ns:
             self._kill(camera, now_ns)
         elif not camera.stop_sent:
