@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.soak.growth import live
@@ -21,7 +23,8 @@ def test_lost_cameras_and_swapped_bundles_leave_nothing_behind() -> None:
     grown = live(frames=4000, reconnects=5, swaps=4)
     kinds = [event["kind"] for event in grown.summary.events]
     assert grown.summary.counts.balanced and grown.summary.counts.published == 4000
-    counted = sum(event.get("counts", {}).get("camera_restarted", 0) for event in grown.summary.events)
+    events: list[Any] = list(grown.summary.events)
+    counted = sum(event.get("counts", {}).get("camera_restarted", 0) for event in events)
     assert grown.life.kills >= 4 and kinds.count("camera_restarted") + counted >= 4
     assert kinds.count("bundle_swapped") >= 3
     assert all(grown.after[kind] <= count for kind, count in grown.before.items()), grown.after
