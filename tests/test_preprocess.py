@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avq.errors import ConfigError, DataError, RequestError
-from avq.preprocess import PRESETS, Preprocessor, letterbox_window, spec_from_json, spec_named, spec_to_json
+from avq.preprocess import (
+    PRESETS,
+    Preprocessor,
+    letterbox_window,
+    spec_from_json,
+    spec_named,
+    spec_text,
+    spec_to_json,
+)
 from avq.types import Frame, PreprocessSpec
 
 
@@ -133,7 +142,7 @@ def test_specs_survive_json(spec: PreprocessSpec) -> None:
         ({"mean": [1, 2]}, "mean"),
         ({"pad_value": 256}, "pad_value"),
         ({"channel_order": "GBR"}, "RGB"),
-        ({"resize": "crop"}, "letterbox"),
+        ({"resize": "fit"}, "letterbox"),
     ],
 )
 def test_wrong_json_is_refused_with_what_is_wanted(change: dict[str, Any], said: str) -> None:
@@ -162,3 +171,84 @@ def test_every_preset_gives_a_spec_of_the_asked_size() -> None:
         spec = preset(96, 64)
         assert (spec.width_px, spec.height_px) == (96, 64), name
         assert spec_from_json(spec_to_json(spec)) == spec
+
+
+def bytes_less(mean: float, std: float) -> dict[str, Any]:
+    return {"scale": 1.0, "mean": (mean,) * 3, "std": (std,) * 3}
+
+
+LESS_CAFFE = {"scale": 1.0, "mean": (104.0, 117.5, 123.0)}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("center-letterbox-114,RGB,0..1", {}),
+        ("stretch,RGB,mean=127,std=128", {"resize": "stretch", **bytes_less(127.0, 128.0)}),
+        ("crop,BGR,-1..1", {"resize": "crop", "channel_order": "BGR", **bytes_less(127.5, 127.5)}),
+        (
+            "top-left-letterbox-0,RGB,scale=1/255,std=0.5",
+            {"anchor": "top-left", "pad_value": 0, "std": (0.5,) * 3},
+        ),
+        ("stretch,BGR,mean=104/117.5/123", {"resize": "stretch", "channel_order": "BGR", **LESS_CAFFE}),
+    ],
+)
+def test_a_spec_is_written_on_the_command_line(text: str, settings: dict[str, Any]) -> None:
+    spec = PreprocessSpec(width_px=64, height_px=32, **settings)
+    assert spec_named(text, 64, 32) == spec
+    assert spec_text(spec) == text
+
+
+@given(
+    st.builds(
+        PreprocessSpec,
+        width_px=st.just(64),
+        height_px=st.just(32),
+        resize=st.just("letterbox"),
+        anchor=st.sampled_from(["center", "top-left"]),
+        pad_value=st.integers(0, 255),
+        channel_order=st.sampled_from(["RGB", "BGR"]),
+        scale=st.floats(1e-6, 1e6),
+        mean=st.tuples(*[st.floats(-1e6, 1e6)] * 3),
+        std=st.tuples(*[st.floats(1e-6, 1e6)] * 3),
+    )
+)
+def test_every_spec_survives_its_text(spec: PreprocessSpec) -> None:
+    assert spec_named(spec_text(spec), 64, 32) == spec
+
+
+def test_every_preset_survives_its_text() -> None:
+    for preset in PRESETS.values():
+        spec = preset(64, 32)
+        shown = spec_named(spec_text(spec), 64, 32)
+        unused = {"anchor": spec.anchor, "pad_value": spec.pad_value} if spec.resize == "stretch" else {}
+        assert replace(shown, **unused) == spec  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("letterbox,RGB,0..1", "letterbox"),
+        ("center-letterbox-256,RGB,0..1", "256"),
+        ("stretch,GRB,0..1", "GRB"),
+        ("stretch,RGB", "numbers ''"),
+        ("stretch,RGB,0..2", "0..2"),
+        ("stretch,RGB,mean=1/2", "mean=1/2"),
+        ("stretch,RGB,mean=nan", "nan"),
+        ("stretch,RGB,means=1", "means=1"),
+        ("stretch,RGB,std=0", "positive"),
+    ],
+)
+def test_a_wrong_text_names_the_part(text: str, seen: str) -> None:
+    with pytest.raises(RequestError, match="not a preprocessing") as error:
+        spec_named(text, 64, 32)
+    assert seen in error.value.seen
+    assert "GEOMETRY,ORDER,NUMBERS" in error.value.fix
+
+
+def test_a_centre_crop_keeps_the_aspect_and_maps_back() -> None:
+    pixels = picture(200, 100)
+    prepared = Preprocessor(PreprocessSpec(width_px=64, height_px=64, resize="crop")).prepare(pixels)
+    middle = cv2.resize(np.ascontiguousarray(pixels[:, 50:150]), (64, 64), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(prepared.tensor[0], middle[..., ::-1].transpose(2, 0, 1))
+    np.testing.assert_allclose(prepared.model_to_image @ [[0, 64], [0, 64], [1, 1]], [[50, 150], [0, 100]])

@@ -60,7 +60,7 @@ def open_context(
     """
     request = replace(check(recipe, host), pool=pool or WorkerPool())
     pictures = open_pictures(recipe, reporter)
-    analysis = analyse_model(request, pictures.samples, reporter)
+    analysis = analyse_model(request, pictures, reporter)
     holdout = prepare_holdout(request, analysis, pictures, reporter)
     compiler = request.compiler
     return BuildContext(

@@ -259,7 +259,7 @@ def model_options(handler: Callable[..., int]) -> Callable[..., int]:
     """Add the flags of commands that read a float model."""
     for option in (
         click.option("--classes", help="file with class names, or coco"),
-        click.option("--preprocess", help="preset name, or JSON file"),
+        click.option("--preprocess", help="preset name, text such as stretch,RGB,0..1, or JSON file"),
         click.option("--decoder", help="detection head family, or none"),
     ):
         handler = option(handler)

@@ -67,7 +67,9 @@ class RecipeFile(Document):
     )
     decoder: Text | None = Field(default=None, title="Decoder", description="detection head family, or none")
     preprocess: NameOrFile | None = Field(
-        default=None, title="Preprocessing", description="preset name, or JSON file"
+        default=None,
+        title="Preprocessing",
+        description="preset name, text such as stretch,RGB,0..1, or JSON file",
     )
     classes: NameOrFile | None = Field(
         default=None, title="Classes", description="file with class names, or coco"

@@ -18,7 +18,7 @@ class PreprocessSpec:
     Attributes:
         width_px: width of the network input.
         height_px: height of the network input.
-        resize: "letterbox" keeps the aspect and pads; "stretch" does not.
+        resize: "letterbox" keeps the aspect and pads; "crop" keeps it and cuts the centre out; "stretch" does not.
         anchor: where a letterboxed picture lies: "center" or "top-left".
         pad_value: 0..255, in every channel.
         channel_order: "RGB" or "BGR".
@@ -29,7 +29,7 @@ class PreprocessSpec:
 
     width_px: int
     height_px: int
-    resize: Literal["letterbox", "stretch"] = "letterbox"
+    resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
     anchor: Literal["center", "top-left"] = "center"
     pad_value: int = 114
     channel_order: Literal["RGB", "BGR"] = "RGB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,9 @@ from avq.builder.frontend.metadata import (
     is_ultralytics,
     size_only_px,
 )
-from avq.builder.frontend.preprocess_search import Infer, PreprocessSearch, variants
+from avq.builder.frontend.preprocess_candidates import Candidate, variants
+from avq.builder.frontend.preprocess_labels import LabelledSamples, labelled_samples
+from avq.builder.frontend.preprocess_search import Infer, PreprocessSearch
 from avq.builder.graph.model import FloatModel, normalise, read_model
 from avq.builder.lift import (
     RUN_TIME_DIALECT,
@@ -40,6 +43,7 @@ from avq.decoders.recognise import NONE, find_decoder
 from avq.decoders.structure import input_size_px
 from avq.errors import ModelError
 from avq.hookspecs import Decoder, Engine, Session
+from avq.measure.labels import load_labels
 from avq.plugins import PluginHost
 from avq.preprocess import PRESETS, spec_from_json, spec_named
 from avq.progress import Reporter
@@ -93,6 +97,7 @@ def analyse_file(
     sample_pixels: Callable[[], Sequence[U8]] | None,
     infer: Infer,
     extra_decoders: Sequence[Decoder] = (),
+    labelled: Callable[[Sequence[str]], LabelledSamples | None] | None = None,
     imports: bool = False,
     engine: Engine | None = None,
 ) -> ModelAnalysis:
@@ -104,6 +109,7 @@ def analyse_file(
         sample_pixels: gives pictures (H, W, 3) uint8 BGR to try preprocessings on; None without pictures.
         infer: opens a model; the result maps an input (1, 3, h, w) to raw outputs. Called from several threads,
             one model each.
+        labelled: gives labelled pictures for class names; they decide the preprocessing. None without labels.
         extra_decoders: families of plugins, tried after the built-in ones.
         imports: whether quantized files are read too, for strategies that import their quantization.
         engine: compares the normalised graph with the file in numbers; None leaves that out.
@@ -124,7 +130,8 @@ def analyse_file(
     names, remarks = ((), []) if spec.family == NONE else class_names(graph, spec.num_classes, classes)
     messages += remarks
     spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
-    chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, infer).choose()
+    labels = partial(labelled, names) if labelled is not None else None
+    chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, labels, infer).choose()
     folded = fold_input(source, chosen.spec)
     return ModelAnalysis(
         folded,
@@ -221,6 +228,7 @@ class _Preprocessing:
         families: decoders whose published preprocessings are tried.
         flag: value of --preprocess; None without it.
         sample_pixels, infer: as in `analyse_file`.
+        labelled: gives labelled pictures, which decide where there are any.
     """
 
     source: FloatModel
@@ -228,6 +236,7 @@ class _Preprocessing:
     families: Sequence[Decoder]
     flag: str | None
     sample_pixels: Callable[[], Sequence[U8]] | None
+    labelled: Callable[[], LabelledSamples | None] | None
     infer: Infer
 
     def choose(self) -> _Chosen:
@@ -269,35 +278,43 @@ class _Preprocessing:
                 (f"{why}: RGB 0..1 is assumed; set it with --preprocess",),
             )
         presets = find_decoder(self.decoder.family, self.families).presets(self.source.view, self.decoder)
-        candidates = variants(list(presets) or [PRESETS["yolov8"](*size_px)], self._fixed_range())
+        candidates = variants(presets, size_px, self._fixed_range())
+        labelled = self.labelled() if self.labelled is not None and len(candidates) > 1 else None
+        if labelled is not None:
+            by_labels = (labelled.judge, "mAP, mean over pictures")
+            search = self._search()
+            search = replace(search, judges=(by_labels, *search.judges))
+            result = search.run(candidates, labelled.pictures, any_geometry=not presets)
+            return _Chosen(result.spec, result.messages)
         pictures = self.sample_pixels() if self.sample_pixels is not None and len(candidates) > 1 else ()
         if len(pictures) == 0:
-            return self._untried(candidates[0].label, candidates[0].spec)
-        search = PreprocessSearch(self.source, self.decoder, self.families, self.infer)
-        result = search.run(candidates, pictures)
-        return _Chosen(result.spec, result.messages, result.warnings)
+            return self._untried(candidates[0])
+        result = self._search().run(candidates, pictures, any_geometry=not presets)
+        return _Chosen(result.spec, result.messages)
+
+    def _search(self) -> PreprocessSearch:
+        return PreprocessSearch(self.source, self.decoder, self.families, self.infer)
 
     def _fixed_range(self) -> float | None:
         if self.source.view.inputs[0].dtype == "uint8":
             return 255.0
         return expected_input_max(self.source.view)
 
-    def _untried(self, label: str, spec: PreprocessSpec) -> _Chosen:
+    def _untried(self, first: Candidate) -> _Chosen:
         warning = "no pictures to detect the preprocessing with: check it, or set it with --preprocess"
-        return _Chosen(spec, (f"preprocessing: {label}, as {self.decoder.family} is published",), (warning,))
+        how = f"as {self.decoder.family} is published" if first.published else "assumed"
+        return _Chosen(first.spec, (f"preprocessing: {first.label}, {how}",), (warning,))
 
 
 # Analysis with the engine, the decoders and the pictures of one request.
 
 
-def analyse_model(
-    request: Request, sample_pixels: Callable[[], Sequence[U8]], report: Reporter
-) -> ModelAnalysis:
+def analyse_model(request: Request, pictures: Pictures, report: Reporter) -> ModelAnalysis:
     """Analyse the recipe's model and report its messages and warnings.
 
     Args:
         request: the recipe, the reference engine and the decoders.
-        sample_pixels: gives pictures (H, W, 3) uint8 BGR to try preprocessings on.
+        pictures: preprocessings are tried on those for calibration.
         report: takes the messages.
 
     Returns:
@@ -314,7 +331,8 @@ def analyse_model(
             decoder=recipe.decoder,
             preprocess=recipe.preprocess,
             classes=recipe.classes,
-            sample_pixels=sample_pixels,
+            sample_pixels=pictures.samples,
+            labelled=_labelled(recipe, pictures) if recipe.labels is not None else None,
             infer=sessions.open,
             extra_decoders=request.families,
             imports=request.imports,
@@ -327,6 +345,15 @@ def analyse_model(
     for warning in analysis.warnings:
         report.warning(warning)
     return analysis
+
+
+def _labelled(recipe: Recipe, pictures: Pictures) -> Callable[[Sequence[str]], LabelledSamples | None]:
+    def samples(names: Sequence[str]) -> LabelledSamples | None:
+        assert recipe.labels is not None
+        labels = load_labels(recipe.labels, class_map=recipe.class_map, class_names=names)
+        return labelled_samples(labels, pictures.calibration.items)
+
+    return samples
 
 
 class _SearchSessions:
@@ -378,5 +405,4 @@ def analyse_for_command(
     reference = reference_engine(host)
     alone = {reference.name: reference}
     request = Request(recipe, None, None, alone, alone, reference, host.decoders())
-    samples = Pictures(pictures, pictures).samples
-    return request, analyse_model(request, samples, report)
+    return request, analyse_model(request, Pictures(pictures, pictures), report)

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import cv2
 import numpy as np
@@ -274,7 +275,30 @@ def _damaged(files: Sequence[tuple[Path, str]], total: int) -> DataError:
 # The pictures of one build.
 
 # Enough to distinguish one preprocessing from another; more would only take time.
-SAMPLES = 16
+SAMPLES = 32
+
+
+class Samples(Sequence[U8]):
+    """Pictures of some items, each read when it is taken: 32 large ones together would fill the memory.
+
+    Args:
+        items: at most SAMPLES of them are kept, evenly spread.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items[:: max(1, len(items) // SAMPLES)][:SAMPLES]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> U8: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[U8]: ...
+    def __getitem__(self, index: int | slice) -> U8 | Sequence[U8]:
+        if isinstance(index, slice):
+            return [read_picture(item) for item in self.items[index]]
+        return read_picture(self.items[index])
 
 
 @dataclass(frozen=True)
@@ -289,11 +313,9 @@ class Pictures:
     calibration: CalibrationSet
     held_out: CalibrationSet
 
-    def samples(self) -> Sequence[U8]:
-        """Read up to SAMPLES calibration pictures, (H, W, 3) uint8 BGR, evenly spread over the set."""
-        items = self.calibration.items
-        step = max(1, len(items) // SAMPLES)
-        return [read_picture(item) for item in items[::step][:SAMPLES]]
+    def samples(self) -> Samples:
+        """Return up to SAMPLES calibration pictures, (H, W, 3) uint8 BGR, evenly spread over the set."""
+        return Samples(self.calibration.items)
 
 
 def open_pictures(recipe: Recipe, report: Reporter) -> Pictures:

@@ -15,7 +15,6 @@ import pytest
 from onnx import helper
 
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_file
-from avq.builder.frontend.preprocess_search import best_candidate, variants
 from avq.builder.graph.model import FloatModel
 from avq.errors import ConfigError, ModelError, RequestError
 from avq.preprocess import PRESETS, spec_to_json
@@ -158,10 +157,12 @@ def test_without_pictures_the_published_preprocessing_is_taken_with_a_warning(tm
     assert "no pictures" in analysis.warnings[0]
 
 
-def test_pictures_without_boxes_leave_the_published_one_with_a_warning(tmp_path: Path) -> None:
+def test_pictures_without_boxes_stop_the_analysis(tmp_path: Path) -> None:
     blank = [np.zeros((90, 160, 3), np.uint8)]
-    analysis = analysed(saved(tmp_path, yolox(1, 3)[0]), blank)
-    assert analysis.spec == PRESETS["yolox"](WIDTH, HEIGHT)
+    with pytest.raises(RequestError, match="do not decide the preprocessing") as error:
+        analysed(saved(tmp_path, yolox(1, 3)[0]), blank)
+    assert "--preprocess top-left-letterbox-114,BGR,0..255  " in error.value.fix
+    assert "--preprocess top-left-letterbox-114,RGB,mean=127.5,std=128  " in error.value.fix
 
 
 def test_undecoded_heads_keep_nothing_float_and_name_the_flag(tmp_path: Path) -> None:
@@ -181,28 +182,9 @@ def test_a_graph_that_divides_by_255_itself_is_given_bytes(tmp_path: Path) -> No
     proto.graph.node.insert(0, helper.make_node("Div", [name, "by"], ["scaled"]))
     file = tmp_path / "model.onnx"
     onnx.save(proto, str(file))
-    analysis = analysed(file, noise())
+    analysis = analysed(file)
     assert (analysis.spec.scale, analysis.spec.mean, analysis.spec.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
     assert [node.op for node in analysis.model.view.nodes[:2]] == ["Cast", "Div"]
-
-
-def test_the_choice_prefers_what_is_published_unless_it_clearly_fails() -> None:
-    published = [True, True, False, False]
-    assert best_candidate([0.50, 0.51, 0.40, 0.56], published) == 0
-    assert best_candidate([0.40, 0.51, 0.40, 0.56], published) == 1
-    assert best_candidate([0.10, 0.12, 0.40, 0.60], published) == 3
-    assert best_candidate([0.0, 0.0, 0.0, 0.0], published) == 0
-
-
-def test_variants_are_distinct_and_published_ones_come_first() -> None:
-    published = [PRESETS["yolox"](WIDTH, HEIGHT), PRESETS["yolov8"](WIDTH, HEIGHT)]
-    tried = variants(published, None)
-    assert [c.spec for c in tried[:2]] == published
-    assert [c.published for c in tried[:3]] == [True, True, False]
-    assert len({c.label for c in tried}) == len(tried)
-    fixed = variants(published, 255.0)
-    assert {c.spec.scale for c in fixed} == {1.0}
-    assert len(fixed) < len(tried)
 
 
 @pytest.mark.slow
@@ -213,7 +195,7 @@ def test_overflowing_scores_are_not_certainty(tmp_path: Path, head: str) -> None
     trained_with = json.loads({p.key: p.value for p in proto.metadata_props}["avq.preprocess"])
     del proto.metadata_props[:]
     onnx.save(proto, str(tmp_path / "model.onnx"))
-    pictures = [random_scene(9_100_000 + n).pixels for n in range(8)]
+    pictures = [random_scene(9_100_000 + n).pixels for n in range(32)]
     analysis = analysed(tmp_path / "model.onnx", pictures)
     assert analysis.spec.scale == pytest.approx(trained_with["scale"])
     assert (analysis.spec.mean, analysis.spec.std) == ((0.0,) * 3, (1.0,) * 3)
@@ -231,7 +213,7 @@ def test_overflowing_scores_are_not_certainty(tmp_path: Path, head: str) -> None
 def test_real_detectors_need_no_flags(
     material: Path, name: str, preset: str, family: str, folder: str
 ) -> None:
-    files = sorted((material / folder).rglob("*.jpg"))[:8]
+    files = sorted((material / folder).rglob("*.jpg"))[:64:2]
     analysis = analysed(
         material / "models" / f"{name}.onnx", [np.asarray(cv2.imread(str(file))) for file in files]
     )
