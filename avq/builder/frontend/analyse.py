@@ -278,7 +278,9 @@ class _Preprocessing:
                 (f"{why}: RGB 0..1 is assumed; set it with --preprocess",),
             )
         presets = find_decoder(self.decoder.family, self.families).presets(self.source.view, self.decoder)
-        candidates = variants(presets, size_px, self._fixed_range())
+        bytes_only = self.source.view.inputs[0].dtype == "uint8"
+        likely_max = expected_input_max(self.source.view)
+        candidates = variants(presets, size_px, likely_max=likely_max, bytes_only=bytes_only)
         labelled = self.labelled() if self.labelled is not None and len(candidates) > 1 else None
         if labelled is not None:
             by_labels = (labelled.judge, "mAP, mean over pictures")
@@ -294,11 +296,6 @@ class _Preprocessing:
 
     def _search(self) -> PreprocessSearch:
         return PreprocessSearch(self.source, self.decoder, self.families, self.infer)
-
-    def _fixed_range(self) -> float | None:
-        if self.source.view.inputs[0].dtype == "uint8":
-            return 255.0
-        return expected_input_max(self.source.view)
 
     def _untried(self, first: Candidate) -> _Chosen:
         warning = "no pictures to detect the preprocessing with: check it, or set it with --preprocess"

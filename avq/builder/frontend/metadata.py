@@ -75,7 +75,7 @@ def is_ultralytics(graph: GraphView) -> bool:
 
 
 def expected_input_max(graph: GraphView) -> float | None:
-    """Largest input value, 255.0 or 1.0, that a graph expects which normalises pictures itself; None for others.
+    """Likely largest input value, 255.0 or 1.0, of a graph that normalises pictures itself; None for others.
 
     Follows Cast, Sub, Div, Mul and Add by constants between the input and the first layer.
     """

@@ -56,26 +56,29 @@ class Candidate:
 
 
 def variants(
-    published: Sequence[PreprocessSpec], size_px: tuple[int, int], fixed_range: float | None
+    published: Sequence[PreprocessSpec],
+    size_px: tuple[int, int],
+    *,
+    likely_max: float | None = None,
+    bytes_only: bool = False,
 ) -> list[Candidate]:
     """Return published preprocessings, then RGB/BGR and the usual number ranges in the first one's geometry.
 
     Args:
         published: most likely first; empty for a family that publishes none.
         size_px: (width, height) of the network input.
-        fixed_range: 255.0 or 1.0 for a graph that normalises pictures itself: only geometry and order vary.
+        likely_max: 255.0 or 1.0 for a graph that seems to normalise pictures itself: the published ones are taken
+            from 0 to this number.
+        bytes_only: the input is uint8: only geometry and order vary.
 
     Returns:
         Candidates with distinct inputs.
     """
     first = published[0] if published else spec_named(f"{_GEOMETRIES[0]},RGB,0..1", *size_px)
-    known = [_ranged(spec, fixed_range) for spec in published]
-    others = [
-        _ranged(_with_numbers(first, order, text), fixed_range)
-        for order, texts in _NUMBERS.items()
-        for text in texts
-    ]
-    return _distinct([(spec, True) for spec in known] + [(spec, False) for spec in others])
+    known = list(published) if likely_max is None else [_up_to(spec, likely_max) for spec in published]
+    others = [_with_numbers(first, order, text) for order, texts in _NUMBERS.items() for text in texts]
+    listed = [(spec, True) for spec in known] + [(spec, False) for spec in others]
+    return _distinct([(_up_to(spec, 255.0), is_known) for spec, is_known in listed] if bytes_only else listed)
 
 
 def geometries(spec: PreprocessSpec) -> list[Candidate]:
@@ -91,10 +94,8 @@ def _with_numbers(spec: PreprocessSpec, order: str, text: str) -> PreprocessSpec
     return replace(numbers, resize=spec.resize, anchor=spec.anchor, pad_value=spec.pad_value)
 
 
-def _ranged(spec: PreprocessSpec, fixed_range: float | None) -> PreprocessSpec:
-    if fixed_range is None:
-        return spec
-    return replace(spec, scale=fixed_range / 255.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+def _up_to(spec: PreprocessSpec, most: float) -> PreprocessSpec:
+    return replace(spec, scale=most / 255.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def _distinct(listed: Sequence[tuple[PreprocessSpec, bool]]) -> list[Candidate]:

@@ -16,7 +16,7 @@ from avq.types import F64, PreprocessSpec
 # One candidate is clearly better than another with 10 % more evidence at a chance below this: in general; when the
 # better one is published and the other is not, or later; when only the other one is published.
 _BETTER_SHARE = 0.10
-_CHANCE, _PUBLISHED_CHANCE, _UNPUBLISHED_CHANCE = 0.05, 0.25, 0.01
+_CHANCE, _PUBLISHED_CHANCE, _UNPUBLISHED_CHANCE = 0.02, 0.25, 0.01
 # Larger objects are found more often, whatever the network was trained with: a geometry needs more.
 _GEOMETRY_SHARE = 0.25
 #: Below these the pictures do not decide.
@@ -73,10 +73,10 @@ def choose(scored: Sequence[Scored]) -> Choice:
     """Choose by the evidence of the pictures on which most candidates were run.
 
     1. Of candidates that differ in geometry only, the first published one is taken. A better one takes its place
-       with 25 % more evidence at a chance below 1 %, and leaves it in doubt at a chance below 5 %, or 25 % when the
+       with 25 % more evidence at a chance below 1 %, and leaves it in doubt at a chance below 2 %, or 25 % when the
        better one is not published; not when both give the same boxes.
     2. The best of these is chosen when it is clearly better than every other with different boxes: 10 % more
-       evidence, at a chance below 5 %; 25 % when the best is published and the other is not, or later; 1 % when only
+       evidence, at a chance below 2 %; 25 % when the best is published and the other is not, or later; 1 % when only
        the other is. Of those with the same boxes a published one is preferred.
     3. The pictures decide nothing when the chosen one has fewer than 8 objects, or objects on fewer than 4 pictures.
 
