@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -189,15 +189,20 @@ class AlertWatch:
     Args:
         rules: with unique names.
         labels: class names by id.
-        unix_minus_monotonic_ns: the offset from capture times to Unix time.
+        offset_ns: returns the offset from capture times to Unix time, which changes when the clock is set.
         vehicle: part of every alert and its id.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], labels: Sequence[str], *, unix_minus_monotonic_ns: int, vehicle: str = ""
+        self,
+        rules: Sequence[Rule],
+        labels: Sequence[str],
+        *,
+        offset_ns: Callable[[], int],
+        vehicle: str = "",
     ) -> None:
         self._labels = tuple(labels)
-        self._offset_ns = unix_minus_monotonic_ns
+        self._offset_ns = offset_ns
         self._vehicle = vehicle
         self._on_frames = [rule for rule in rules if rule.condition in ("object", "budget_miss")]
         self._on_events = [rule for rule in rules if rule not in self._on_frames]
@@ -276,7 +281,7 @@ class AlertWatch:
         )
 
     def _alert(self, rule: Rule, camera: str, t_ns: int, **found: Any) -> Alert:
-        unix_ns = t_ns + self._offset_ns
+        unix_ns = t_ns + self._offset_ns()
         name = alert_id(self._vehicle, rule, camera, unix_ns)
         return Alert(name, rule.name, rule.condition, camera, t_ns, unix_ns, vehicle=self._vehicle, **found)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from avq.clock import Clock, SystemClock
+from avq.clock import Clock, ClockStep, ClockWatch, SystemClock
 from avq.daemon.capture_protocol import CaptureSettings
 from avq.daemon.engine_recovery import HEALTHY_FRAMES, EngineRecovery, FailureCounter, cause_of
 from avq.daemon.inbox import STRIDE, Arrival, SharedInbox
@@ -28,7 +28,7 @@ from avq.daemon.systemd import WatchdogHeartbeat
 from avq.errors import AvqError, MachineError, RequestError
 from avq.hookspecs import Sink
 from avq.types import Frame, LatencyBudget
-from avq.types.frame import CameraEvent
+from avq.types.frame import CameraEvent, ClockEvent
 
 
 @contextmanager
@@ -199,6 +199,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self._heartbeat = WatchdogHeartbeat(self.options.notifier)
         self._memory = MemoryWatch(lambda: self.receiver.pids)
+        self._clock = ClockWatch()
         self._failures = FailureCounter()
         self._recovery = EngineRecovery((("the bundle once more", self._reopen), *self.options.fallbacks))
         self._broken: ActiveModes | None = None
@@ -364,3 +365,15 @@ class _Loop:
             side_task.events.drain(record)
         for event in self._memory.sample():
             record(event)
+        if (step := self._clock.look()) is not None:
+            record(_clock_event(step))
+
+
+def _clock_event(step: ClockStep) -> ClockEvent:
+    return {
+        "kind": "clock_stepped",
+        "t_ns": time.monotonic_ns(),
+        "reason": step.reason,
+        "step_s": round(step.step_ns / 1e9, 3),
+        "suspended_s": round(step.suspended_ns / 1e9, 3),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from avq.clock import UNIX_CLOCK, UnixClock
 from avq.errors import RequestError, nearest
 from avq.hookspecs import Sink
 from avq.recording import schemas
@@ -64,6 +64,8 @@ def _size(entries: Sequence[Entry]) -> int:
     return sum(len(entry.data) for entry in entries)
 
 
+#: A step of the clock that begins a new file, so that times within a file are in order.
+NEW_FILE_STEP_S = 1.0
 FORMATS = ("jpeg", "png", "none")
 LogOn = Literal["all", "miss"]
 LOG_ON: tuple[LogOn, ...] = ("all", "miss")
@@ -135,8 +137,9 @@ class RecorderSink:
     A chunk leaves the process when it is full, and at the latest 50 ms after its first message; once a second the
     file is synced to disk. A killed process loses at most 50 ms, a power cut the last second.
 
-    Log times are Unix time: the monotonic capture clock plus one offset, stored in the metadata record ``avq`` as
-    ``unix_minus_monotonic_ns``. ``log_time`` minus the offset is the exact monotonic publish time.
+    Log times are Unix time: the monotonic capture clock plus an offset, which is read again when the clock is set.
+    The metadata record ``avq`` holds the offset at the begin of the file as ``unix_minus_monotonic_ns``; until the
+    next event ``clock_stepped``, ``log_time`` minus the offset is the exact monotonic publish time.
 
     Args:
         path: the MCAP file; an existing one is replaced, unless files rotate.
@@ -144,6 +147,7 @@ class RecorderSink:
         image: "jpeg", "png" (lossless) or "none".
         quality: of JPEG, 1..100.
         policy: selection of frames and limits of files; None records all frames in one file.
+        clock: of log times.
     """
 
     events_only = False
@@ -157,6 +161,7 @@ class RecorderSink:
         image: str = "jpeg",
         quality: int = 90,
         policy: RecordingPolicy | None = None,
+        clock: UnixClock = UNIX_CLOCK,
     ) -> None:
         if image not in FORMATS:
             raise RequestError(f"there is no image format '{image}'", seen=image, fix=nearest(image, FORMATS))
@@ -169,19 +174,20 @@ class RecorderSink:
             MissWindowBuffer(settings.before_ns, settings.after_ns) if settings.log_on == "miss" else None
         )
         self._timing: list[Entry] = []
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
-        metadata = {
-            "unix_minus_monotonic_ns": str(self._offset_ns),
-            "format": "1",
-            "log_on": settings.log_on,
-        }
-        self._log = RotatingLog(path, metadata, settings.limits)
+        self._clock = clock
+        self._log_on = settings.log_on
+        self._log = RotatingLog(path, self._metadata, settings.limits)
         self._flusher = Flusher(self._log)
+
+    def _metadata(self) -> Mapping[str, str]:
+        """Metadata of a file that begins now."""
+        offset_ns = str(self._clock.offset_ns())
+        return {"unix_minus_monotonic_ns": offset_ns, "format": "1", "log_on": self._log_on}
 
     def write(self, message: Published, frame: Frame | None) -> None:
         detections = message.detections
         topic = f"/camera/{detections.camera}"
-        capture_ns = detections.t_capture_ns + self._offset_ns
+        capture_ns = detections.t_capture_ns + self._clock.offset_ns()
         stamp = {
             "log_time_ns": capture_ns + message.age_ns,
             "publish_time_ns": capture_ns,
@@ -209,7 +215,7 @@ class RecorderSink:
             **{f"{stage}_ns": ns for stage, ns in times.items()},
             "age_ns": message.age_ns,
         }
-        at_ns = detections.t_capture_ns + self._offset_ns
+        at_ns = detections.t_capture_ns + self._clock.offset_ns()
         self._timing.append(
             json_entry(
                 "/avq/timing",
@@ -223,10 +229,12 @@ class RecorderSink:
 
     def write_event(self, event: Mapping[str, Any]) -> None:
         """Record one message of /avq/events; ``event["t_ns"]`` is monotonic."""
-        at_ns = int(event["t_ns"]) + self._offset_ns
+        at_ns = int(event["t_ns"]) + self._clock.offset_ns()
         self._flusher.add(
             [json_entry("/avq/events", schemas.EVENT, event, log_time_ns=at_ns, publish_time_ns=at_ns)]
         )
+        if event.get("kind") == "clock_stepped" and abs(event.get("step_s", 0.0)) >= NEW_FILE_STEP_S:
+            self._flusher.next_file()
 
     def report(self) -> Mapping[str, int]:
         """Return the files created and deleted, and the messages lost because the disk was full."""

@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -50,14 +50,14 @@ class RotatingLog:
 
     Args:
         path: of the log.
-        metadata: written to each file.
+        metadata: returns what is written at the begin of each file.
         limits: size and age of the files.
 
     Raises:
         DataError: the first file cannot be created.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, str], limits: Limits) -> None:
+    def __init__(self, path: Path, metadata: Callable[[], Mapping[str, str]], limits: Limits) -> None:
         self.files = 0
         self.deleted = 0
         self.lost = 0
@@ -68,6 +68,9 @@ class RotatingLog:
         self._start_ns: int | None = None
         self._uncommitted = 0
         self._retry_at_s = 0.0
+        self._own: dict[
+            Path, int
+        ] = {}  # files of this run, in order: names are times, and clocks are set back
         self._log: LogWriter | None = None
         self._log = self._open()
 
@@ -90,6 +93,12 @@ class RotatingLog:
             self._log.end_chunk()
             if self._commit(self._log):
                 self._uncommitted = 0
+
+    def next_file(self) -> None:
+        """Finish the current file, so that the next message begins another one; only where files rotate."""
+        if self._log is not None and self._limits.rotates:
+            self._finish(self._log)
+            self._log, self._retry_at_s = None, 0.0
 
     @property
     def current(self) -> LogWriter | None:
@@ -129,6 +138,7 @@ class RotatingLog:
             self._make_room()
         log = self._create()
         self.files += 1
+        self._own[log.path] = self.files
         self._uncommitted, self._start_ns = 0, None
         return log
 
@@ -136,7 +146,7 @@ class RotatingLog:
         """Start a new file; old ones are deleted when the disk has no space for its first bytes."""
         while True:
             try:
-                return LogWriter(self._name(), self._metadata)
+                return LogWriter(self._name(), self._metadata())
             except DataError as error:
                 full = isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
                 if not (full and self._delete_oldest()):
@@ -206,7 +216,8 @@ class RotatingLog:
         current = self._log.path if self._log is not None else None
         matches = self._path.parent.glob(f"{self._path.stem}-*T*Z{self._path.suffix}")
         finished = (path for path in matches if path != current and path.is_file())
-        return sorted(finished) if self._limits.rotates else []
+        by_age = sorted(finished, key=lambda path: (self._own.get(path, 0), path))
+        return by_age if self._limits.rotates else []
 
     def _delete_oldest(self) -> bool:
         """Delete the oldest finished file; False when there is none, or the folder is read-only."""
@@ -214,6 +225,7 @@ class RotatingLog:
         try:
             for path in others[:1]:
                 path.unlink(missing_ok=True)
+                self._own.pop(path, None)
                 self.deleted += 1
         except OSError:
             return False
@@ -271,6 +283,12 @@ class Flusher:
             elif now_ns - self._oldest_ns >= FLUSH_NS:
                 self._flush()
         self._added.set()
+
+    def next_file(self) -> None:
+        """Begin another file with the next message."""
+        with self._lock:
+            self._flush()
+            self._log.next_file()
 
     def close(self) -> None:
         """Write pending messages and finish the file."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from avq.alerts import AlertWatch
+from avq.clock import UNIX_CLOCK
 from avq.config import Budget, Camera, RunConfig, load_run, recorder_from
 from avq.daemon import (
     CameraOptions,
@@ -89,6 +89,7 @@ _WARNED = {
     "drift_raised",
     "memory_grows",
     "shadow_failed",
+    "clock_stepped",
     "frame_failed",
     "engine_failed",
     "engine_replaced",
@@ -352,6 +353,6 @@ def _alert_watch(config: RunConfig, labels: tuple[str, ...]) -> AlertWatch:
     return AlertWatch(
         [rule_of(alert) for alert in config.alerts],
         labels,
-        unix_minus_monotonic_ns=time.time_ns() - time.monotonic_ns(),
+        offset_ns=UNIX_CLOCK.offset_ns,
         vehicle=config.vehicle,
     )

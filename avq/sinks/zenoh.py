@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from avq.clock import UNIX_CLOCK
 from avq.errors import MachineError, RequestError
 from avq.hookspecs import Sink
 from avq.types import Frame, Published
@@ -176,7 +177,6 @@ class ZenohSink:
             ) from None
         self._arrays = DetectionArrays(vision_types())
         self._labels = tuple(labels)
-        self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
         self._key = key
         self._publishers: dict[str, Any] = {}
         config = zenoh.Config()
@@ -198,7 +198,7 @@ class ZenohSink:
     def _cdr(self, message: Published) -> bytes:
         """Serialise a published frame: the stamp is the capture in Unix time, ``frame_id`` the camera."""
         seen = message.detections
-        header = self._arrays.header(seen.t_capture_ns + self._unix_minus_monotonic_ns, seen.camera)
+        header = self._arrays.header(seen.t_capture_ns + UNIX_CLOCK.offset_ns(), seen.camera)
         labels = [
             self._labels[class_id] if class_id < len(self._labels) else str(class_id)
             for class_id in seen.class_ids.tolist()

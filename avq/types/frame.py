@@ -359,6 +359,13 @@ class MemoryEvent(Event):
     mb_per_hour: float
 
 
+class ClockEvent(Event):
+    """Unix time stepped against monotonic time: the clock was set, or the machine was suspended."""
+
+    step_s: float
+    suspended_s: float
+
+
 class AlertEvent(Event, total=False):
     """A raised alert (kind "alert"); the keys from ``seq`` on are those of the detection that raised it."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from avq.clock import UNIX_CLOCK
 from avq.daemon.governor import Transition
 from avq.daemon.metrics import Histogram
 from avq.daemon.observer import RunView
@@ -135,7 +136,7 @@ class LiveState:
 
     def __init__(self) -> None:
         self.boot = uuid.uuid4().hex
-        self.started_s = time.time()
+        self.started_ns = time.monotonic_ns()
         self.run_info: RunInfo = {}
         self.run: RunView | None = None
         self.over = False
@@ -153,6 +154,11 @@ class LiveState:
         self._published = 0
         self._event_count = 0
         self._listed_s: dict[tuple[str, str], deque[float]] = {}
+
+    @property
+    def started_s(self) -> float:
+        """Unix time of the start, by the clock as it is set now."""
+        return _unix_s(self.started_ns)
 
     def describe(self, run_info: RunInfo) -> None:
         """Set what stays the same until another bundle serves: bundle, modes, cameras."""
@@ -193,7 +199,7 @@ class LiveState:
         self.mode, self.alert = after.mode, after.alert
         self.changes.append(
             {
-                "at": round(time.time(), 3),
+                "at": round(_unix_s(time.monotonic_ns()), 3),
                 "kind": transition.kind,
                 "from": before.mode,
                 "mode": after.mode,
@@ -205,7 +211,7 @@ class LiveState:
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Keep an event; called on the thread that hands out events."""
         self._event_count += 1
-        ago_s = max(0.0, (time.monotonic_ns() - event["t_ns"]) / 1e9) if "t_ns" in event else 0.0
+        at_ns = min(event.get("t_ns", 1 << 62), time.monotonic_ns())
         kind, camera = str(event.get("kind", "")), str(event.get("camera", ""))
         self.counted_events[kind, camera] += 1
         if kind == "camera_restarted":
@@ -216,7 +222,7 @@ class LiveState:
                 self.reconnects[camera, "unsteady"] += count
         if self._repeats(kind, camera):
             return
-        self.events.append((self._event_count, {**event, "at": round(time.time() - ago_s, 3)}))
+        self.events.append((self._event_count, {**event, "at": round(_unix_s(at_ns), 3)}))
 
     def _repeats(self, kind: str, camera: str) -> bool:
         """Whether a kind of event came so often within an hour that it is counted only."""
@@ -229,6 +235,10 @@ class LiveState:
 
     def on_end(self) -> None:
         self.over = True
+
+
+def _unix_s(monotonic_ns: int) -> float:
+    return (monotonic_ns + UNIX_CLOCK.offset_ns()) / 1e9
 
 
 @dataclass

@@ -236,7 +236,7 @@ class StatusReader:
         now_ns = time.monotonic_ns()
         return {
             "boot": live_state.boot,
-            "uptime_s": round(time.time() - live_state.started_s, 1),
+            "uptime_s": round((time.monotonic_ns() - live_state.started_ns) / 1e9, 1),
             "alive": not not_alive(live_state, now_ns),
             "ready": not (waits := not_ready(live_state, now_ns)),
             "reason": waits,

@@ -40,7 +40,7 @@ def message(
 
 
 def watch(*rules: Rule, vehicle: str = "") -> AlertWatch:
-    return AlertWatch(rules, LABELS, unix_minus_monotonic_ns=OFFSET_NS, vehicle=vehicle)
+    return AlertWatch(rules, LABELS, offset_ns=lambda: OFFSET_NS, vehicle=vehicle)
 
 
 @given(

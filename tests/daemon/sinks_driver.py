@@ -27,7 +27,7 @@ BOXES = 40
 
 def main(uri: str, *sinks: str) -> int:
     rule = Rule("car", classes=frozenset({"car"}), min_score=0.3, cooldown_ns=1_000_000)
-    watch = AlertWatch([rule], LABELS, unix_minus_monotonic_ns=time.time_ns() - time.monotonic_ns())
+    watch = AlertWatch([rule], LABELS, offset_ns=lambda: time.time_ns() - time.monotonic_ns())
     with open_site("127.0.0.1", 0, None) as (live_state, address):
         print(address, flush=True)
         summary = serve_bundle(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avq.clock import UnixClock
 from avq.recording import LogReader, Record, RecorderSink
 from avq.types import Detections, Frame, Published, StageTimes
 
@@ -25,8 +26,8 @@ def write_drive(
     path: Path, frames: range, *, image: str = "png", events: dict[int, str] | None = None
 ) -> None:
     """One picture, three boxes and a line of timing per frame; ``events`` by frame number."""
-    sink = RecorderSink(path, labels=LABELS, image=image)
-    sink._offset_ns = 1_700_000_000_000_000_000
+    clock = UnixClock(lambda: 1_700_000_000_000_000_000, lambda: 0, lambda: 0)
+    sink = RecorderSink(path, labels=LABELS, image=image, clock=clock)
     for seq in frames:
         t_ns = START_NS + seq * 1_000_000_000 // FPS
         seen = Detections(

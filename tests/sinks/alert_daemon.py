@@ -23,7 +23,7 @@ def main(cooldown_ms: str, frames: str, *sinks: str) -> int:
         null_parts(),
         sources={"front": "scene://drive?seed=1&fps=30&size=160x96"},
         sinks=[
-            AlertSink(AlertWatch([rule], LABELS, unix_minus_monotonic_ns=offset_ns)),
+            AlertSink(AlertWatch([rule], LABELS, offset_ns=lambda: offset_ns)),
             *(open_sink(sink, sink_types(), labels=LABELS) for sink in sinks),
         ],
         budget=LatencyBudget(1_000_000_000),
