@@ -60,6 +60,8 @@ def open_context(
     """
     request = replace(check(recipe, host), pool=pool or WorkerPool())
     pictures = open_pictures(recipe, reporter)
+    if request.calibrates:
+        pictures.require_distinct()
     analysis = analyse_model(request, pictures, reporter)
     holdout = prepare_holdout(request, analysis, pictures, reporter)
     compiler = request.compiler

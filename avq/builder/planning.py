@@ -268,12 +268,23 @@ def finish_plan(planned: Planned, context: BuildContext) -> Planned:
     return replace(planned, plan=with_ranges(plan, context))
 
 
+def _counting(context: BuildContext) -> Callable[[Sequence[str]], CalibrationStats]:
+    """Count ranges that an import lacks, on pictures that calibrate or from a given file."""
+
+    def collect(tensors: Sequence[str]) -> CalibrationStats:
+        if context.recipe.calibration is None:
+            context.pictures.require_distinct()
+        return context.calibration.collect(tensors)
+
+    return collect
+
+
 def _imported(context: BuildContext, keep_float: Mapping[str, str]) -> ImportedQuantization | None:
     """Return the quantization in the model's file, or in the file that the option ``encodings`` names."""
     request, foreign = context.request, context.analysis.foreign
     path = request.options.encodings if isinstance(request.options, EncodingsOptions) else None
     counted = request.recipe.data is not None or request.recipe.calibration is not None
-    collect = context.calibration.collect if counted else None
+    collect = _counting(context) if counted else None
     symmetric_only = request.recipe.target.startswith("tensorrt")
     if path is None:
         if foreign is None or foreign.dialect != RUN_TIME_DIALECT:

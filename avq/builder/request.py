@@ -64,6 +64,11 @@ class Request:
         return isinstance(self.quantizer, ImportingQuantizer) and self.quantizer.imports
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the strategy makes its plan from the pictures; imports do so where ranges are missing."""
+        return self.quantizer is not None and not self.imports and self.recipe.calibration is None
+
+    @property
     def probe_threads(self) -> int:
         """Threads for work whose time is not measured."""
         return max(self.recipe.threads, os.cpu_count() or 1)

@@ -11,7 +11,7 @@ from avq.builder.calibrate.calibration import calibration_run
 from avq.builder.calibrate.run import ThresholdsJson, thresholds_table
 from avq.builder.calibrate.sharding import CalibrateJson, run_calibrate
 from avq.builder.frontend.analyse import analyse_for_command
-from avq.builder.pictures.dataset import open_set
+from avq.builder.pictures.dataset import open_calibrating_set
 from avq.errors import RequestError, nearest
 from avq.parallel import worker_pool
 from avq.plugins import PluginHost
@@ -67,7 +67,7 @@ def calibrate_model(
             seen=f"--shard {shard} and --ray {ray}",
             fix="drop one of them",
         )
-    pictures = open_set(data, report)
+    pictures = open_calibrating_set(data, report)
     request, analysis = analyse_for_command(
         model, pictures, host, report, decoder=decoder, preprocess=preprocess, classes=classes
     )

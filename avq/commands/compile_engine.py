@@ -12,7 +12,7 @@ from typing import Literal
 
 from avq import __version__
 from avq.builder.answers import time_answer, time_words, worst
-from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
+from avq.builder.pictures.dataset import CalibrationSet, open_calibrating_set, read_picture
 from avq.bundle import (
     FP16_BASELINE,
     IMPLICIT,
@@ -111,7 +111,7 @@ def _tensorrt_calibration(
             seen="no --data" if data is None else "the bundle has no preprocessing",
             fix=f"avq compile {bundle.path} --calibrate {method} --data FOLDER",
         )
-    pictures = open_set(data, report)
+    pictures = open_calibrating_set(data, report)
     key = _calibration_key(bundle, engine, method, spec, pictures)
     store = ArtifactCache(cache_folder("tensorrt-calibration"))
     cached, why = store.get(key)

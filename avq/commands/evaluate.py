@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from avq.builder.labelled import remarks
-from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture
+from avq.builder.pictures.dataset import CalibrationSet, open_set, read_picture, report_remarks
 from avq.builder.request import reference_engine
 from avq.builder.stage import probe_ratios
 from avq.bundle import DRIFT, PROBE, OpenBundle, open_bundle
@@ -175,6 +175,7 @@ def evaluate(
         )
     model_flags = ModelFlags(**flags)
     pictures = open_set(data, report, copies=True)
+    report_remarks(pictures, report)
     detector = open_subject(subject, pictures, model_flags, host, report)
     class_names = detector.class_names
     detections = detections_of(detector, pictures, report, subject.name)
@@ -351,6 +352,7 @@ def drift(
         raise _no_probe(subject, bundle)
     baseline = DriftReference.from_json(bundle.read(DRIFT))
     pictures = open_set(data, report, copies=True)
+    report_remarks(pictures, report)
     rows = probe_ratios(
         bundle.read(PROBE),
         reference_engine(host),

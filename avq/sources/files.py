@@ -10,7 +10,7 @@ import cv2
 
 from avq.errors import DataError
 from avq.hookspecs import FrameSource
-from avq.picture_files import read_picture_file
+from avq.picture_files import bit_depth_of, largest_value_in, read_picture_file
 from avq.sources.recorded_video import RecordedVideo, size_line
 from avq.sources.uri import FOLDER, local_path
 from avq.sources.video_capture import CvCapture
@@ -52,6 +52,9 @@ def _refuse_lists(path: Path) -> None:
 
 # A folder of pictures, or one picture, in natural order of their names.
 
+#: Files of a folder that are read at the start to find the bits of 16-bit pictures.
+_EXAMINED = 256
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -86,6 +89,13 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
+def _bit_depth(paths: list[Path]) -> int:
+    """Bits of the values of 16-bit files, found over an even selection of them."""
+    examined = paths[:: max(1, -(-len(paths) // _EXAMINED))]
+    largest = [value for value in map(largest_value_in, examined) if value is not None]
+    return bit_depth_of(max(largest)) if largest else 16
+
+
 class _Pictures:
     """An unreadable picture is counted in ``lost`` and skipped; a source with none readable is an error."""
 
@@ -99,13 +109,14 @@ class _Pictures:
         self._paths = paths
         self._next = 0
         self._delivered = False
+        self._bit_depth = _bit_depth(paths)
 
     def read(self) -> tuple[U8, int] | None:
         while self._next < len(self._paths):
             path = self._paths[self._next]
             self._next += 1
             try:
-                pixels = read_picture_file(path)
+                pixels = read_picture_file(path, bit_depth=self._bit_depth)
             except ValueError as error:
                 self._count_unreadable(path, str(error))
                 continue

@@ -288,7 +288,7 @@ def test_a_bug_in_a_strategy_is_told_with_its_place(
 ) -> None:
     module = examples["avq_register_quantizers"].module
     monkeypatch.delattr(module, "place")
-    write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_003))
+    write_labelled_set(tmp_path / "pictures", seeds=range(4_200_000, 4_200_008))
     request: dict[str, Any] = {"data": tmp_path / "pictures", "strategy": "roadworks-percentile"}
     with pytest.raises(PluginError) as caught:
         build(

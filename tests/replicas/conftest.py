@@ -12,7 +12,7 @@ from avq.scenes.dataset import write_labelled_set
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_labelled_set(folder, seeds=range(8_000_000, 8_000_004))
+    write_labelled_set(folder, seeds=range(8_000_000, 8_000_008))
     return folder
 
 

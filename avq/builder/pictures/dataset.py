@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
-import cv2
-import numpy as np
-
 from avq.builder.pictures.image_files import damage
+from avq.builder.pictures.variety import NO_PICTURES, Variety, require_distinct, variety
 from avq.errors import DataError, nearest
+from avq.picture_files import bit_depth_of, decode_grey, decode_picture, largest_value
 from avq.progress import Reporter, Silent
 from avq.sources.files import SUFFIXES
 from avq.types import U8, Recipe
@@ -27,10 +28,16 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture file and the SHA-256 of its bytes, lower-case hex."""
+    """One picture file.
+
+    Attributes:
+        sha256: of its bytes, lower-case hex.
+        bit_depth: bits of the values of a 16-bit file, found over its whole set.
+    """
 
     path: Path
     sha256: str
+    bit_depth: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,31 @@ def open_set(folder: Path, report: Reporter | None = None, *, copies: bool = Fal
     paths = sorted(listed) if listed is not None else _pictures_below(folder)
     if not paths:
         raise _no_pictures(folder)
-    items = _digest(report.track(paths, "pictures", len(paths)))
+    items, deep = _digest(report.track(paths, "pictures", len(paths)))
     if listed is not None:
         _check_digests(items, listed, index)
     unique = tuple(items) if copies else _unique(items)
-    return CalibrationSet(folder, unique, tuple(_remarks(folder, items, unique, listed)))
+    remarks = [*_remarks(folder, items, unique, listed), *deep]
+    return CalibrationSet(folder, unique, tuple(remarks))
+
+
+def open_calibrating_set(folder: Path, report: Reporter) -> CalibrationSet:
+    """``open_set`` for commands that only calibrate; messages are reported.
+
+    Raises DataError as ``open_set`` does, and for fewer than 8 distinct pictures.
+    """
+    pictures = open_set(folder, report)
+    found = variety_of(pictures)
+    report_remarks(pictures, report, found)
+    require_distinct(pictures.folder, found)
+    return pictures
+
+
+def report_remarks(pictures: CalibrationSet, report: Reporter, found: Variety = NO_PICTURES) -> None:
+    """Report the remarks on a set, and how many distinct pictures it has if some are not."""
+    for message in (*pictures.messages, found.summary()):
+        if message:
+            report.message(message)
 
 
 def split(pictures: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
@@ -107,12 +134,27 @@ def read_picture(item: Item) -> U8:
             fix="do not change the pictures while avq reads them; start again",
         )
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise _undecodable(item.path, str(error).strip()) from None
-    if pixels is None:
-        raise _undecodable(item.path, damage(data) or "not a picture OpenCV can decode")
-    return np.asarray(pixels, np.uint8)
+        return decode_picture(data, bit_depth=item.bit_depth)
+    except ValueError as error:
+        raise _undecodable(item.path, damage(data) or str(error)) from None
+
+
+#: Pictures of a set that are compared with each other.
+_COMPARED = 1000
+
+
+def variety_of(pictures: CalibrationSet) -> Variety:
+    """Count the distinct pictures; of more than 1000, in an even selection."""
+    items = pictures.items[:: max(1, -(-len(pictures.items) // _COMPARED))]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        return variety(threads.map(_read_grey, items))
+
+
+def _read_grey(item: Item) -> U8:
+    try:
+        return decode_grey(_file_bytes(item.path), bit_depth=item.bit_depth)
+    except ValueError as error:
+        raise _undecodable(item.path, str(error)) from None
 
 
 def refuse_unreadable(items: Sequence[Item]) -> None:
@@ -199,8 +241,9 @@ def _indexed(index: Path, name: str | None, line: int) -> Path:
     return path
 
 
-def _digest(paths: Iterable[Path]) -> list[Item]:
-    items, damaged = [], []
+def _digest(paths: Iterable[Path]) -> tuple[list[Item], list[str]]:
+    """The pictures, and a line on 16-bit files if there are any."""
+    items, damaged, largest = [], [], []
     for path in paths:
         try:
             data = _file_bytes(path)
@@ -210,9 +253,16 @@ def _digest(paths: Iterable[Path]) -> list[Item]:
         items.append(Item(path, hashlib.sha256(data).hexdigest()))
         if why := damage(data):
             damaged.append((path, why))
+        elif (value := largest_value(data)) is not None:
+            largest.append(value)
     if damaged:
         raise _damaged(damaged, len({item.path for item in items} | {path for path, _ in damaged}))
-    return items
+    if not largest:
+        return items, []
+    bits = bit_depth_of(max(largest))
+    files = f"{len(largest)} of {len(items)} pictures are 16-bit files"
+    line = f"{files}, read as {bits}-bit values (largest {max(largest)})"
+    return [replace(item, bit_depth=bits) for item in items], [line]
 
 
 def _check_digests(items: Sequence[Item], listed: dict[Path, str], index: Path) -> None:
@@ -308,10 +358,17 @@ class Pictures:
     Attributes:
         calibration: for the ranges.
         held_out: for plans, engines and the gate; the last 20 % by digest.
+        variety: distinct pictures of both.
     """
 
     calibration: CalibrationSet
     held_out: CalibrationSet
+    variety: Variety = NO_PICTURES
+
+    def require_distinct(self) -> None:
+        """Raise DataError when there are pictures, but too few distinct ones to calibrate on."""
+        if self.variety.pictures:
+            require_distinct(self.calibration.folder, self.variety)
 
     def samples(self) -> Samples:
         """Return up to SAMPLES calibration pictures, (H, W, 3) uint8 BGR, evenly spread over the set."""
@@ -326,7 +383,8 @@ def open_pictures(recipe: Recipe, report: Reporter) -> Pictures:
     if recipe.data is None:  # strategies that import need none
         nothing = CalibrationSet(Path(), ())
         return Pictures(nothing, nothing)
-    calibration, held_out = split(open_set(recipe.data, report))
-    for message in calibration.messages:
-        report.message(message)
-    return Pictures(calibration, held_out)
+    every = open_set(recipe.data, report)
+    found = variety_of(every)
+    calibration, held_out = split(every)
+    report_remarks(calibration, report, found)
+    return Pictures(calibration, held_out, found)

@@ -36,9 +36,9 @@ def with_determinants() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures, which every build reads and none changes."""
+    """Eight pictures, which every build reads and none changes."""
     folder = tmp_path_factory.mktemp("scenes")
-    write_labelled_set(folder, seeds=range(8_000_000, 8_000_006))
+    write_labelled_set(folder, seeds=range(8_000_000, 8_000_008))
     return folder
 
 
