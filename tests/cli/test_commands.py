@@ -115,12 +115,14 @@ def test_a_build_without_pictures_says_which_flag(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--data" in problem(result)["fix"]
 
 
+ROAD_SCENES = Path(__file__).parents[2] / "calibration_data" / "road_scenes"
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\xff\xd8\xff\xe0 a jpeg"])
 def test_a_broken_model_file_is_named(tmp_path: Path, content: bytes) -> None:
-    model, data = tmp_path / "m.onnx", tmp_path / "pictures"
+    model = tmp_path / "m.onnx"
     model.write_bytes(content)
-    write_picture(data)
-    result = avq("build", model, "--data", data, "-o", tmp_path / "b", "--json")
+    result = avq("build", model, "--data", ROAD_SCENES, "-o", tmp_path / "b", "--json")
     assert result.exit_code == 2 and "m.onnx" in problem(result)["what"]
     assert not (tmp_path / "b").exists()
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from avq.builder.graph.edit import FreshNames, int_attribute, name_nodes, prune, replace_nodes, sort_nodes
 from avq.builder.lift.findings import refusal
+from avq.builder.lift.grid import Grid, dequantize, make_grid
+from avq.types import AnyArray
 
 _MOVERS = frozenset(
     {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Gather", "Identity"}
@@ -162,6 +165,7 @@ class _Rewrite:
         self.results: dict[str, str] = {}
         self._apart = apart
         self._graph, self._names = graph, FreshNames(graph)
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._grids: dict[str, _Grid] = {}
         self._nodes: list[onnx.NodeProto] = []
 
@@ -213,8 +217,26 @@ class _Rewrite:
                 self._quantized(made.output[index], name, grid)
 
     def _dequantized(self, integers: str, grid: _Grid) -> str:
+        real = self._names.fresh(f"{integers}/real")
+        if self._apart and integers in self._constants:
+            scale, zero_point = self._array(grid.scale), self._array(grid.zero_point)
+            return self._constant(real, integers, make_grid(scale, zero_point, axis=grid.axis))
         inputs = [name for name in (integers, grid.scale, grid.zero_point) if name]
-        return self._add("DequantizeLinear", inputs, self._names.fresh(f"{integers}/real"), axis=grid.axis)
+        return self._add("DequantizeLinear", inputs, real, axis=self._axis(grid))
+
+    def _constant(self, name: str, integers: str, grid: Grid) -> str:
+        """A float constant: DequantizeLinear has no axis before opset 13."""
+        tensor = numpy_helper.from_array(dequantize(self._array(integers), grid), name)
+        self._graph.initializer.append(tensor)
+        return name
+
+    def _array(self, name: str) -> AnyArray:
+        return numpy_helper.to_array(self._constants[name]) if name else np.zeros((), np.int64)
+
+    def _axis(self, grid: _Grid) -> int | None:
+        """None for one scale, which needs no axis."""
+        scale = self._constants.get(grid.scale)
+        return None if scale is not None and np.prod(scale.dims) == 1 else grid.axis
 
     def _quantized(self, real: str, integers: str, grid: _Grid) -> None:
         self._grids[integers] = grid
@@ -222,15 +244,18 @@ class _Rewrite:
             tensor, integers = integers, self._names.fresh(f"{integers}/part")
             self.results[integers] = tensor
         inputs = [name for name in (real, grid.scale, grid.zero_point) if name]
-        self._add("QuantizeLinear", inputs, integers, axis=grid.axis)
+        self._add("QuantizeLinear", inputs, integers, axis=self._axis(grid))
 
     def _bias(self, node: onnx.NodeProto, form: _Form) -> str:
         (_, data), (_, weight) = form.inputs
         assert data is not None and weight is not None
-        name = self._names.fresh(f"{form.bias}/scale")
-        scale = self._add("Mul", [data.scale, weight.scale], name)
+        real = self._names.fresh(f"{form.bias}/real")
+        if self._apart and form.bias in self._constants:
+            factor = self._array(data.scale) * self._array(weight.scale)
+            return self._constant(real, form.bias, make_grid(factor, np.zeros((), np.int64), axis=0, bits=32))
+        scale = self._add("Mul", [data.scale, weight.scale], self._names.fresh(f"{form.bias}/scale"))
         return self._add(
-            "DequantizeLinear", [form.bias, scale], self._names.fresh(f"{form.bias}/real"), axis=0
+            "DequantizeLinear", [form.bias, scale], real, axis=None if self._axis(weight) is None else 0
         )
 
     def _add(self, op: str, inputs: list[str], output: str, axis: int | None = None) -> str:

@@ -11,13 +11,15 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
 from avq.builder.frontend import analyse
+from avq.builder.frontend.fold_input import normalise_picture
 from avq.builder.graph.model import normalise
 from avq.builder.lift import (
+    Imported,
     import_model,
     in_qdq_form,
     is_dynamic,
@@ -32,7 +34,7 @@ from avq.builder.lift import (
 from avq.builder.lift.dynamic import lifted_products
 from avq.builder.lift.part_parity import with_unsigned_weights
 from avq.errors import ModelError
-from avq.preprocess import Preprocessor, spec_from_json
+from avq.preprocess import PRESETS, Preprocessor, spec_from_json
 from tests.builder.lift.corpus import nets
 from tests.builder.lift.corpus.importing import ENGINE, lowered, quantized_by_onnxruntime, sqnr_db
 from tests.builder.lift.corpus.writer import pictures, run
@@ -84,8 +86,8 @@ def _clips(model: onnx.ModelProto) -> int:
     return sum(node.op_type in ("Relu", "Clip") for node in model.graph.node)
 
 
-def _check_static(original: onnx.ModelProto, source: onnx.ModelProto, feeds: list[np.ndarray]) -> None:
-    """The import equals the file to the bit, in Q/DQ form where it has integers; the float model is right."""
+def _check_import(original: onnx.ModelProto, source: onnx.ModelProto, feeds: list[np.ndarray]) -> Imported:
+    """The import equals the file to the bit, in Q/DQ form where it has integers, with the original's activations."""
     imported = import_model(source, where="file")
     assert not imported.foreign.errors
     operators = prove_operators(imported.source, ENGINE) if in_qdq_form(source) is not source else None
@@ -96,6 +98,13 @@ def _check_static(original: onnx.ModelProto, source: onnx.ModelProto, feeds: lis
     )
     assert proof.exact, proof.summary
     assert _clips(imported.model.proto) == _clips(original)
+    return imported
+
+
+def _check_static(original: onnx.ModelProto, source: onnx.ModelProto, feeds: list[np.ndarray]) -> None:
+    """The import is exact, and its float model is the original's but for the rounding of weights."""
+    imported = _check_import(original, source, feeds)
+    name = original.graph.input[0].name
     for output in imported.model.view.output_names:
         meant, actual = (run(m, {name: feeds[0]})[output] for m in (original, imported.model.proto))
         assert sqnr_db(meant, actual) > 30.0
@@ -298,3 +307,50 @@ def test_a_published_dynamic_file_gives_the_boxes_of_its_float_sibling(material:
     feed = np.random.default_rng(0).random((1, 3, 320, 320), np.float32)
     meant, actual = (next(iter(run(m, {m.graph.input[0].name: feed}).values())) for m in (sibling, lifted))
     np.testing.assert_allclose(actual, meant, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def yolox(material: Path) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """In opset 13: runtimes open scales per channel as they are."""
+    model = onnx.load(str(material / "models" / "yolox_nano_416.onnx"))
+    spec = PRESETS["yolox"](416, 416)
+    files = sorted((material / "calibration" / "coco100").glob("*.jpg"))[:2]
+    prepared = [
+        Preprocessor(spec).prepare(np.asarray(cv2.imread(str(f)), np.uint8), copy=True) for f in files
+    ]
+    return version_converter.convert_version(model, 13), [normalise_picture(p.tensor, spec) for p in prepared]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["defaults", "integer operators"])
+def test_yolox_nano_in_static_settings(
+    yolox: tuple[onnx.ModelProto, list[np.ndarray]], tmp_path: Path, setting: str
+) -> None:
+    original, feeds = yolox
+    source = quantized_by_onnxruntime(original, feeds, tmp_path, **STATIC[setting])
+    imported = _check_import(original, source, feeds[:1])
+    name = original.graph.input[0].name
+    meant, actual = (run(m, {name: feeds[0]})["output"][0] for m in (original, imported.model.proto))
+    firm = meant[:, 4] * meant[:, 5:].max(axis=1) >= 0.5
+    assert firm.any()
+    assert np.abs(actual - meant)[firm].max() < 0.2
+
+
+@pytest.mark.slow
+def test_yolox_nano_quantized_at_run_time(
+    yolox: tuple[onnx.ModelProto, list[np.ndarray]], tmp_path: Path
+) -> None:
+    """One scale for a depthwise weight moves boxes, in the file too: the weights are compared, not the boxes."""
+    source = quantized_dynamically(yolox[0], tmp_path, **DYNAMIC["signed"])
+    proof = prove_products(runnable(source, None), ENGINE)
+    assert proof is not None and proof.equal, proof
+    assert not is_quantized(normalise(lift_dynamic(source)).proto)
+
+
+def test_integer_operators_of_old_operator_sets_are_compared(tmp_path: Path) -> None:
+    """DequantizeLinear has no axis before opset 13."""
+    original = nets.residual()
+    original.opset = 11
+    source = quantized_by_onnxruntime(original.model(), pictures(4), tmp_path, **STATIC["integer operators"])
+    assert prove_operators(runnable(source, None), ENGINE) is not None
+    _check_import(original.model(), source, pictures(1, seed=4))

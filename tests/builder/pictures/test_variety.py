@@ -92,7 +92,7 @@ def test_scenes_are_distinct() -> None:
 
 @pytest.mark.slow
 def test_real_pictures_are_distinct_unless_they_are_copies(material: Path) -> None:
-    """Two street pictures are there twice as other JPEG files, looked at by eye."""
+    """One street picture is there twice, once with a blurred background."""
     for name, near in (("calibration/coco100", 0), ("street/images", 1)):
         found = variety_of(open_set(material / name))
         assert (found.one_colour, found.near_identical) == (0, near), (name, found)
