@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from avq.bundle.npz import read_npz
 from avq.errors import AvqError, PlanError
 from avq.types import AnyArray, Edge, NodePrecision, QuantizationPlan, QuantPoint
 
@@ -52,21 +52,10 @@ def plan_from_parts(plan_json: bytes, plan_npz: bytes) -> QuantizationPlan:
     """
     try:
         body = msgspec.json.decode(plan_json)
-        with np.load(io.BytesIO(plan_npz), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        plan = _plan(body, arrays)
+        plan = _plan(body, read_npz(plan_npz))
     except AvqError:
         raise
-    except (
-        msgspec.DecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # a damaged part may break anything on the way
         raise _broken(f"{type(error).__name__}: {error}") from None
     if plan.digest != body["digest"]:
         raise _broken(f"digest {plan.digest[:12]}, written {str(body['digest'])[:12]}")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import stat
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from msgspec import UNSET
 
 from avq.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, Part, check_machine, parse, render
+from avq.bundle.npz import read_npz
 from avq.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE, PublicKey, Trust, sign_manifest
 from avq.bundle.writer import put_signature
 from avq.errors import BundleError, RefusedError, nearest
@@ -63,9 +61,8 @@ class OpenBundle:
     def arrays(self, part: str) -> dict[str, AnyArray]:
         """Return the arrays of an .npz part (golden.npz, plan.npz); never unpickles."""
         try:
-            with np.load(io.BytesIO(self.read(part)), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            return read_npz(self.read(part))
+        except ValueError as error:
             raise BundleError(
                 f"the part '{part}' of {self.path} holds no plain arrays", seen=str(error)
             ) from None

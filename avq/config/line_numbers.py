@@ -28,6 +28,15 @@ _ASSIGNMENT = re.compile(rf"({_DOTTED})=")
 _TOKEN = re.compile(r'"""|' + r"'''|" + r'"(?:[^"\\]|\\.)*"|' + r"'[^']*'|[\[\]{}#]")
 
 
+#: Limits of a configuration file: bytes, and how deep keys and values are nested.
+MAX_BYTES = 1 << 18
+MAX_DEPTH = 64
+#: Brackets outside of strings and comments; the rest is skipped.
+_MARKS = re.compile(
+    r'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|([\[\]{}])', re.DOTALL
+)
+
+
 @dataclass(frozen=True)
 class TomlFile:
     """A parsed TOML file.
@@ -58,7 +67,10 @@ def read_toml(path: Path) -> TomlFile:
         ConfigError: the file cannot be read or is not TOML; the error names file:line.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _too_large(path, f"{path.stat().st_size} bytes, more than {MAX_BYTES}")
         text = path.read_bytes().decode("utf-8")
+        _require_depth(path, text)
         return TomlFile(path, tomllib.loads(text), key_lines(text))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -67,12 +79,34 @@ def read_toml(path: Path) -> TomlFile:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text", seen=str(error), fix="save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise _too_large(path, "nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
         where = re.search(r"line (\d+)", str(error))
         line = where.group(1) if where else str(text.count("\n") + 1)
         raise ConfigError(
             f"{path} is not valid TOML", seen=f"{path}:{line}: {error}", fix="see https://toml.io"
         ) from None
+
+
+def _require_depth(path: Path, text: str) -> None:
+    """Refuse keys of many parts and deeply nested values, which take the parser gigabytes or its whole stack."""
+    depth = deepest = 0
+    for mark in filter(None, _MARKS.findall(text)):
+        depth += (mark in "[{") - (mark in "]}")
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise _too_large(path, f"values nested {deepest} deep, more than {MAX_DEPTH}")
+    for number, line in enumerate(text.splitlines(), start=1):
+        parts = line.partition("=")[0].count(".") + 1 if "." in line else 1
+        if parts > MAX_DEPTH:
+            raise _too_large(path, f"{path}:{number}: a key of {parts} parts, more than {MAX_DEPTH}")
+
+
+def _too_large(path: Path, seen: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is too large for a configuration", seen=seen, fix="check that it is the right file"
+    )
 
 
 def key_lines(text: str) -> dict[Location, int]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from mcap.exceptions import EndOfFile, McapError
 from mcap.reader import make_reader
 from mcap.records import Attachment, Channel, Chunk, Header, Message, Metadata, Schema
-from mcap.stream_reader import StreamReader, breakup_chunk
+from mcap.stream_reader import StreamReader
 
 from avq.errors import DataError
+from avq.recording.chunks import chunk_records
 
 #: Exceptions that reading damaged records may raise.
 BROKEN = (McapError, ValueError, LookupError, OSError, MemoryError, OverflowError, struct.error)
@@ -84,7 +85,7 @@ def _in_whole_chunks(path: Path) -> _Definitions:
 
 def _in_chunk(chunk: Chunk) -> _Definitions:
     try:
-        records = breakup_chunk(chunk, validate_crc=True)
+        records = chunk_records(chunk)
     except Exception:  # decompressors raise their own types
         return
     yield from (record for record in records if isinstance(record, Schema | Channel))
@@ -204,7 +205,7 @@ class LogReader:
     def _chunk(self, chunk: Chunk) -> list[object]:
         """Return the records of one chunk; none of a damaged one, since the next can still be read."""
         try:
-            return list(breakup_chunk(chunk, validate_crc=True))
+            return list(chunk_records(chunk))
         except Exception as error:  # decompressors raise their own types
             self._note_damage("chunk", self._damages.get("chunk", f"damaged chunk skipped: {error!r}"))
             return []

@@ -30,7 +30,10 @@ _PREAMBLE = struct.Struct("<8sQ32s")
 _LENGTH = struct.Struct("<Q")
 _ARRAYS = (("counts", "<i8", (2, BINS)), ("extremes", "<f8", (2,)), ("totals", "<i8", (4,)))
 _TENSOR_BYTES = sum(8 * int(np.prod(shape)) for _, _, shape in _ARRAYS)
-_LARGEST_BODY = 1 << 34
+_LARGEST_BODY = 1 << 30
+#: Above this a body must not unpack to more than a hundred times its bytes: counts do not compress so well.
+_TRUSTED_BODY = 1 << 27
+_LARGEST_RATIO = 100
 _LISTED = 5
 
 
@@ -169,7 +172,16 @@ def read(path: Path) -> CalibrationFile:
         )
     try:
         return _parsed(_verified_body(raw))
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, zlib.error, MemoryError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        zlib.error,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise CalibrationError(
             f"{path} is damaged", seen=str(error) or type(error).__name__, fix="calibrate or copy it again"
         ) from None
@@ -300,6 +312,8 @@ def _verified_body(raw: bytes) -> bytes:
     packed = raw[_PREAMBLE.size :]
     if hashlib.sha256(packed).digest() != digest or length > _LARGEST_BODY:
         raise ValueError(f"{len(packed)} bytes, with another checksum")
+    if length > _TRUSTED_BODY and length > _LARGEST_RATIO * len(packed):
+        raise ValueError(f"{len(packed)} bytes that would unpack to {length}")
     body = zlib.decompressobj().decompress(packed, length + 1)
     if len(body) != length:
         raise ValueError(f"holds another length than the {length} bytes it names")

@@ -13,6 +13,7 @@ from avq.builder.graph.edit import all_nodes, name_nodes, prune, sort_nodes, sub
 from avq.builder.graph.fold import fold, fold_norms
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.opset import raise_opset
+from avq.builder.graph.size_limits import require_sizes
 from avq.builder.graph.view import tensor_view, view_of
 from avq.errors import ModelError
 from avq.process import STANDARD_ERROR, suppress_output
@@ -57,6 +58,7 @@ def read_model(path: Path) -> onnx.ModelProto:
             seen=f"{path.stat().st_size} bytes, {len(model.graph.node)} nodes",
             fix="download or export it again: it is truncated or of another format",
         )
+    require_sizes(model, path.name)
     _load_external(model, path)
     return model
 
