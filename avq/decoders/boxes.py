@@ -160,3 +160,7 @@ class HeadFamily:
         """Return published preprocessing at the graph's input size; empty when the input is not a picture."""
         size = input_size_px(graph)
         return [] if size is None else [PRESETS[name](*size) for name in self.preset_names]
+
+    def contradiction(self, raw: RawOutputs, spec: DecoderSpec) -> str:
+        """Return why the raw outputs of a picture cannot have the layout of ``spec``, or ""."""
+        return ""

@@ -81,6 +81,24 @@ def dense_output(
     return DenseOutput(graph, name, 3 - rows, shape[3 - rows], shape[rows], shape[rows] // cells, maps)
 
 
+def column_runs(rows: DenseOutput | MapOutput, first: int = 0) -> list[int]:
+    """Return the lengths of the runs of columns that one kind of computation makes, from column ``first`` on.
+
+    Columns are of one kind where the same layers and the same operators make them: boxes, class scores, landmarks.
+    """
+    runs: list[int] = []
+    previous: tuple[frozenset[str], frozenset[str]] | None = None
+    for index in range(first, rows.features):
+        one = rows.column(index)
+        kind = (one.ops, one.layers)
+        if kind == previous:
+            runs[-1] += 1
+        else:
+            runs.append(1)
+        previous = kind
+    return runs
+
+
 def one_dense(graph: GraphView) -> DenseOutput | None:
     """Return the dense output of a graph with exactly one output; None for other graphs."""
     return dense_output(graph, graph.output_names[0]) if len(graph.outputs) == 1 else None

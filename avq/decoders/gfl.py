@@ -29,13 +29,14 @@ from avq.decoders.dense import (
     DenseOutput,
     MapOutput,
     by_level,
+    column_runs,
     dense_output,
     level_params,
     map_outputs,
     ordered_levels,
     rows_of,
 )
-from avq.decoders.structure import class_name_count
+from avq.decoders.structure import class_name_count, keypoint_columns
 from avq.types import F32, I64, DecoderSpec, GraphView, PreprocessSpec, RawOutputs
 from avq.types.preprocess import PRESETS
 
@@ -157,7 +158,8 @@ def _combined_maps(groups: list[list[MapOutput]]) -> dict[str, Any] | None:
         }
         for one in outputs
     ]
-    return _described(parts, classes, bins, "Sigmoid" in outputs[0].column(scores_at).ops, notes)
+    described = _described(parts, classes, bins, "Sigmoid" in outputs[0].column(scores_at).ops, notes)
+    return _without_keypoints(described, outputs[0].features)
 
 
 def _joined_rows(graph: GraphView) -> dict[str, Any] | None:
@@ -194,7 +196,8 @@ def _joined(
         "box": {"output": box.name, "axis": box.feature_axis, "first": starts[1]},
         "levels": level_params(ordered),
     }
-    return _described([part], classes, bins, "Sigmoid" in scores.column(starts[0]).ops, notes)
+    described = _described([part], classes, bins, "Sigmoid" in scores.column(starts[0]).ops, notes)
+    return _without_keypoints(described, scores.features) if scores is box else described
 
 
 def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | None:
@@ -216,12 +219,20 @@ def _class_cut(rows: DenseOutput | MapOutput) -> tuple[int, int, list[str]] | No
 
 
 def _at_the_change(rows: DenseOutput | MapOutput, cut: int) -> tuple[int, int, list[str]] | None:
-    """Return the split at a change of layer: classes first, or last as in YOLOv8, by sigmoid, names or usual bins."""
-    named = class_name_count(rows.graph)
-    readings = [(cut, _bins_of(rows.features - cut)), (rows.features - cut, _bins_of(cut))]
+    """Return the split at a change of layer: classes first, or last as in YOLOv8, by sigmoid, names or usual bins.
+
+    Keypoints after them are left out where the metadata names their number.
+    """
+    named, runs, columns = class_name_count(rows.graph), column_runs(rows), rows.features
+    if len(runs) > 2:
+        keypoints = keypoint_columns(rows.graph)
+        if len(runs) != 3 or runs[-1] != keypoints or "Sigmoid" in rows.column(0).ops:
+            return None  # columns of a third kind that the metadata does not describe
+        columns -= keypoints
+    readings = [(cut, _bins_of(columns - cut)), (columns - cut, _bins_of(cut))]
     if "Sigmoid" in rows.column(0).ops:
         readings = readings[:1]
-    elif "Sigmoid" in rows.column(rows.features - 1).ops:
+    elif columns < rows.features or "Sigmoid" in rows.column(columns - 1).ops:
         readings = readings[1:]
     splits = [(classes, bins, bins in _USUAL_BINS) for classes, bins in readings if bins]
     splits.sort(key=lambda split: (split[0] != named, not split[2]))
@@ -254,6 +265,15 @@ def _described(
     parts: list[dict[str, Any]], classes: int, bins: int, sigmoid_done: bool, notes: list[str]
 ) -> dict[str, Any]:
     return {"parts": parts, "classes": classes, "bins": bins, "sigmoid": sigmoid_done, "notes": notes}
+
+
+def _without_keypoints(described: dict[str, Any], columns: int) -> dict[str, Any]:
+    """Add the number of keypoint columns, which are not read, where there are any."""
+    keypoints = columns - described["classes"] - 4 * described["bins"]
+    if not keypoints:
+        return described
+    notes = [*described["notes"], f"{keypoints} columns of keypoints are left out"]
+    return {**described, "keypoints": keypoints, "notes": notes}
 
 
 def _decode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from avq.decoders.boxes import (
     sigmoid,
     to_pixels,
 )
-from avq.decoders.columns import column
+from avq.decoders.columns import Column, column
 from avq.decoders.dense import box_format, in_unit_square
 from avq.decoders.structure import head_region, input_size_px, nodes_after
 from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
@@ -63,6 +64,14 @@ class NmsInGraphDecoder(HeadFamily):
             return None
         params["size_px"] = list(input_size_px(graph) or ())
         return DecoderSpec(self.family, params, num_classes=params.pop("classes", 0))
+
+    def contradiction(self, raw: RawOutputs, spec: DecoderSpec) -> str:
+        if spec.params["layout"] == "table":
+            return _table_contradiction(output(raw, spec.params["output"]), spec.params)
+        if spec.params["layout"] == "lists":
+            labels = output(raw, spec.params["labels"]).reshape(-1)
+            return "" if np.all(labels == np.floor(labels)) else "class ids that are not whole numbers"
+        return ""
 
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
         read = _READERS[spec.params["layout"]]
@@ -110,29 +119,75 @@ def _geometry(graph: GraphView, name: str, first: int = 0) -> dict[str, Any]:
 
 
 def _columns(graph: GraphView) -> dict[str, Any] | None:
-    """Recognise one table: x0, y0, x1, y1, score, class; or with the batch index first and the score last."""
+    """Recognise one table of six columns (box, score, class) or seven (and the picture's index), in any order."""
     if len(graph.outputs) != 1 or _last_size(graph.outputs[0]) not in (6, 7):
         return None
     view = graph.outputs[0]
-    first = 1 if _last_size(view) == 7 else 0
-    places = [4, 5] if first == 0 else [6, 5]
-    if not _is_table(graph, view, first):
+    roles = _roles(graph, view)
+    if roles is None:
         return None
-    geometry = _geometry(graph, view.name, first)
-    return {"layout": "table", "output": view.name, "first": first, "places": places, **geometry}
+    geometry = _geometry(graph, view.name, roles.box)
+    params = {
+        "layout": "table",
+        "output": view.name,
+        "first": roles.box,
+        "places": [roles.score, roles.label],
+    }
+    return {**params, "batch": roles.batch, "notes": list(roles.notes), **geometry}
 
 
-def _is_table(graph: GraphView, view: TensorView, first: int) -> bool:
-    """Return whether the columns can have the order that ``_columns`` expects.
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """Positions of the columns of a table: first of the box's four, score, class id, picture index (-1: none)."""
 
-    Class ids and batch indices are cast from integers: rotated boxes (seven columns, an angle last) and tables with
-    another order have them in other columns.
+    box: int
+    score: int
+    label: int
+    batch: int = -1
+    notes: tuple[str, ...] = ()
+
+
+def _roles(graph: GraphView, view: TensorView) -> _Roles | None:
+    """Decide the meaning of the columns by their computation.
+
+    Class ids and picture indices are cast from integers, or constant. Of the five columns left, the score is the
+    first or the last: the box's columns x0 and x1, y0 and y1 come from the same values, the score from others.
+    Rotated boxes (an angle in the seventh column) have no second integer, and are refused.
     """
-    integers = [index for index in range(_last_size(view)) if _from_integers(graph, view.name, index)]
-    if first == 0:
-        return not integers or 5 in integers
-    single = not column(graph, view.name, len(view.shape) - 1, 0).sources
-    return single or 0 in integers
+    width = _last_size(view)
+    traced = [column(graph, view.name, len(view.shape) - 1, index) for index in range(width)]
+    ids = [i for i, one in enumerate(traced) if not one.sources or _from_integers(graph, view.name, i)]
+    if len(ids) != width - 5:
+        whole = width == 6 and not ids
+        return (
+            _Roles(0, 4, 5, notes=("the order of the columns is assumed: box, score, class",))
+            if whole
+            else None
+        )
+    batch, label = (-1, ids[0]) if width == 6 else (ids if not traced[ids[0]].sources else sorted(ids))
+    rest = [index for index in range(width) if index not in ids]
+    options = [
+        (box[0], score) for score, box in ((rest[-1], rest[:-1]), (rest[0], rest[1:])) if box[3] - box[0] == 3
+    ]
+    for fits in (_same_values, _unlike_the_box):
+        fitting = [option for option in options if fits(traced, *option)]
+        if len(fitting) == 1:
+            return _Roles(*fitting[0], label, batch)
+    options.sort(key=lambda option: abs(option[1] - label))
+    if not options:
+        return None
+    note = f"the order of the columns is assumed: score in column {options[0][1]}, class in column {label}"
+    return _Roles(*options[0], label, batch, (note,))
+
+
+def _same_values(traced: Sequence[Column], box: int, score: int) -> bool:
+    x0, y0, x1, y1 = (traced[box + index].sources for index in range(4))
+    return x0 == x1 and y0 == y1 and traced[score].sources not in (x0, y0)
+
+
+def _unlike_the_box(traced: Sequence[Column], box: int, score: int) -> bool:
+    one = traced[score]
+    return all((one.ops, one.layers) != (b.ops, b.layers) for b in traced[box : box + 4])
 
 
 def _lists(graph: GraphView) -> dict[str, Any] | None:
@@ -243,6 +298,22 @@ def _query_params(
 
 
 _Rows = tuple[AnyArray, AnyArray, AnyArray]
+
+
+def _table_contradiction(table: AnyArray, params: Mapping[str, Any]) -> str:
+    """Return why a table cannot have its columns in this order; rows with a score of 0 or less are padding."""
+    rows = table.reshape(-1, table.shape[-1])
+    score, label = params["places"]
+    rows = rows[rows[:, score] > 0]
+    ids = rows[:, label]
+    if len(rows) and rows[:, score].max() > 1.001:
+        return f"a score of {rows[:, score].max():g} in column {score}, above 1"
+    if np.any(ids != np.floor(ids)):
+        return f"class ids in column {label} that are not whole numbers"
+    batch = params.get("batch", -1)
+    if batch >= 0 and np.any(rows[:, batch] != 0):
+        return f"picture indices in column {batch} of one picture that are not 0"
+    return ""
 
 
 def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:

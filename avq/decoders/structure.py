@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -136,6 +138,12 @@ def stride_px(input_px: tuple[int, int], cells: tuple[int, int]) -> int:
 def total_cells(maps: tuple[Level, ...]) -> int:
     """Return the number of cells of all feature maps."""
     return sum(level.cells for level in maps)
+
+
+def keypoint_columns(graph: GraphView) -> int:
+    """Return the number of keypoint values per box by the metadata key "kpt_shape"; 0 without it."""
+    shape = re.findall(r"\d+", graph.metadata.get("kpt_shape", ""))
+    return math.prod(int(size) for size in shape) if shape else 0
 
 
 def class_name_count(graph: GraphView) -> int:

@@ -26,6 +26,7 @@ from avq.decoders.columns import column
 from avq.decoders.dense import (
     DenseOutput,
     box_format,
+    column_runs,
     in_unit_square,
     level_params,
     one_dense,
@@ -49,7 +50,11 @@ class Yolov8Decoder(HeadFamily):
         scored = all("Sigmoid" in one.ops and one.sources for one in (first, last))
         apart = (first.layers | last.layers).isdisjoint(rows.box[0].layers)
         of_one_layer = rows.features == 5 or first.layers == last.layers
-        if not (scored and apart and of_one_layer) or "Exp" in rows.box[2].ops:
+        if (
+            not (scored and apart and of_one_layer)
+            or "Exp" in rows.box[2].ops
+            or len(column_runs(rows, 4)) > 1
+        ):
             return None
         params = {
             "output": rows.name,
@@ -112,6 +117,8 @@ class YoloxDecoder(HeadFamily):
         separate = objectness.layers.isdisjoint(rows.box[0].layers | first_class.layers)
         if not separate or not objectness.layers or not (_raw(rows) or _decoded(rows)):
             return None
+        if len(column_runs(rows, 5)) > 1:
+            return None  # landmarks or angles beside the classes
         params = {
             "output": rows.name,
             "planes": rows.planes,
@@ -154,7 +161,7 @@ class Yolov6Decoder(HeadFamily):
         ones, first_class = rows.column(4), rows.column(5)
         if ones.sources or not ones.constants or not all(np.all(part == 1) for part in ones.constants):
             return None
-        if rows.box[0].raw or not first_class.sources:
+        if rows.box[0].raw or not first_class.sources or len(column_runs(rows, 5)) > 1:
             return None
         params = {
             "output": rows.name,
@@ -171,6 +178,9 @@ class Yolov6Decoder(HeadFamily):
         corners = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
         return as_candidates(corners, scores, class_ids)
 
+
+#: Classes per object from which columns are no class scores.
+_MANY_CLASSES = 2
 
 #: Published anchors (width, height) of YOLOv5 in pixels, finest level first, by number of levels.
 _PUBLISHED_ANCHORS_PX: Mapping[int, list[list[list[int]]]] = {
@@ -205,7 +215,7 @@ class Yolov5Decoder(HeadFamily):
         x, objectness, first_class = rows.box[0], rows.column(4), rows.column(5)
         if x.raw or "Sigmoid" not in x.ops or "Sigmoid" not in objectness.ops or "Softmax" in x.ops:
             return None
-        if not _own_channels(rows):
+        if not _own_channels(rows) or len(column_runs(rows, 5)) > 1:
             return None
         params = {
             "output": rows.name,
@@ -237,6 +247,16 @@ class Yolov5Decoder(HeadFamily):
         }
         return DecoderSpec(self.family, params, num_classes=features.pop() - 5)
 
+    def contradiction(self, raw: RawOutputs, spec: DecoderSpec) -> str:
+        if spec.params["decoded"]:
+            return ""
+        tables = [_head_table(output(raw, head["output"]), head) for head in spec.params["heads"]]
+        done = spec.params["heads"][0]["sigmoid"]
+        table = np.concatenate(tables)
+        classes = table[table[:, 4] >= (0.35 if done else logit(0.35)), 5:]
+        alone = exclusive(classes if done else sigmoid(classes))
+        return "" if alone else "several classes with a probability above 0.5 in most boxes"
+
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
         if not spec.params["decoded"]:
             return _decode_heads(raw, spec, score_threshold)
@@ -244,6 +264,19 @@ class Yolov5Decoder(HeadFamily):
         _, boxes, scores, class_ids = objectness_rows(rows, spec.params, score_threshold)
         boxes = to_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
         return as_candidates(centre_to_xyxy(boxes), scores, class_ids)
+
+
+def exclusive(class_probabilities: F32) -> bool:
+    """Return whether columns can be class scores: an object has one class, seldom two.
+
+    Landmarks between objectness and classes come from the same convolution, and have no structure of their own.
+
+    Args:
+        class_probabilities: (N, C) of the rows with a high objectness.
+    """
+    if len(class_probabilities) == 0 or class_probabilities.shape[1] < 3:
+        return True
+    return float(np.median((class_probabilities > 0.5).sum(axis=1))) < _MANY_CLASSES
 
 
 def _own_channels(rows: DenseOutput) -> bool:
@@ -310,13 +343,19 @@ def _decode_heads(raw: RawOutputs, spec: DecoderSpec, threshold: float) -> Candi
     return as_candidates(boxes, scores, class_ids)
 
 
+def _head_table(values: F32, head: Mapping[str, Any]) -> F32:
+    """Return one raw head as (3 * h * w, 5 + C), anchor by anchor."""
+    height, width = head["size"]
+    if values.ndim == 4:
+        values = values.reshape(1, 3, head["features"], height, width).transpose(0, 1, 3, 4, 2)
+    return values.reshape(-1, head["features"])
+
+
 def _decode_head(
     values: F32, head: Mapping[str, Any], anchors_px: F32, threshold: float
 ) -> tuple[F32, F32, I64]:
     height, width = head["size"]
-    if values.ndim == 4:
-        values = values.reshape(1, 3, head["features"], height, width).transpose(0, 1, 3, 4, 2)
-    table = values.reshape(-1, head["features"])
+    table = _head_table(values, head)
     layout = {"planes": False, "sigmoid": head["sigmoid"], "class_sigmoid": head["sigmoid"]}
     picked, boxes, scores, class_ids = objectness_rows(table, layout, threshold)
     boxes = boxes if head["sigmoid"] else sigmoid(boxes)

@@ -168,6 +168,40 @@ def yolov5_raw(seed: int, classes: int, *, five_axes: bool, sigmoid: bool = Fals
     return load(net.model(*reversed(outputs), metadata={"names": names})), levels
 
 
+def yolov8_maps(
+    seed: int, classes: int, *, keypoints: int = 0, rows: bool = False, metadata: dict[str, str] | None = None
+) -> Any:
+    """YOLOv8 before its decoding: 64 bins, class scores and keypoints per cell, as maps or as joined rows."""
+    net = Net(seed)
+    outputs = []
+    for x, h, w, _ in net.levels():
+        parts = [net.conv(x, 8, size) for size in (64, classes, keypoints) if size]
+        out = net.op("Concat", *parts, axis=1)
+        outputs.append(net.reshape(out, 1, 64 + classes + keypoints, h * w) if rows else out)
+    if rows:
+        outputs = [net.op("Transpose", net.op("Concat", *outputs, axis=2), perm=[0, 2, 1])]
+    return load(net.model(*outputs, metadata=metadata))
+
+
+def yolov5_face(seed: int, classes: int, landmarks: int) -> Any:
+    """YOLOv5-face: rows of cx, cy, w, h, objectness, landmarks in pixels, class scores."""
+    net = Net(seed)
+    parts, features = [], 5 + landmarks + classes
+    for x, h, w, s in net.levels():
+        y = net.reshape(net.conv(x, 8, 3 * features), 1, 3, features, h, w)
+        y = net.op("Transpose", y, perm=[0, 1, 3, 4, 2])
+        box, points, scores = net.op(
+            "Split", y, net.const([5, landmarks, classes], np.int64), outputs=3, axis=4
+        )
+        box, scores = net.op("Sigmoid", box), net.op("Sigmoid", scores)
+        xy, wh, objectness = net.op("Split", box, net.const([2, 2, 1], np.int64), outputs=3, axis=4)
+        xy, wh = net.op("Mul", xy, net.const(2.0 * s)), net.op("Mul", wh, net.const(4.0 * s))
+        points = net.op("Mul", points, net.const(float(s)))
+        joined = net.op("Concat", xy, wh, objectness, points, scores, axis=4)
+        parts.append(net.reshape(joined, 1, 3 * h * w, features))
+    return load(net.model(net.op("Concat", *parts, axis=1)))
+
+
 def yolov6(seed: int, classes: int) -> Any:
     net = Net(seed)
     levels = net.levels()

@@ -19,8 +19,10 @@ from avq.builder.frontend.metadata import (
     expected_input_max,
     has_open_size,
     is_ultralytics,
+    require_detection,
     size_only_px,
 )
+from avq.builder.frontend.plausibility import check_boxes
 from avq.builder.frontend.preprocess_candidates import Candidate, variants
 from avq.builder.frontend.preprocess_labels import LabelledSamples, labelled_samples
 from avq.builder.frontend.preprocess_search import Infer, PreprocessSearch
@@ -127,12 +129,20 @@ def analyse_file(
     graph = source.view
     spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
     messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
+    if decoder is None:
+        require_detection(graph, spec.family, reads_keypoints=bool(spec.params.get("keypoints")))
     names, remarks = ((), []) if spec.family == NONE else class_names(graph, spec.num_classes, classes)
     messages += remarks
     spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
     labels = partial(labelled, names) if labelled is not None else None
     chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, labels, infer).choose()
     folded = fold_input(source, chosen.spec)
+    if spec.family != NONE and sample_pixels is not None:
+        checked, doubts = _check_head(
+            folded, spec, families, chosen, sample_pixels(), infer, named=decoder is not None
+        )
+        messages += checked
+        unproven = [*unproven, *doubts]
     return ModelAnalysis(
         folded,
         source,
@@ -201,6 +211,34 @@ def _lifted(
     if not proof.equal:
         raise ModelError(f"{path.name}: {proof.summary}", fix="give the float model")
     return lifted, [read, proof.summary], []
+
+
+def _check_head(
+    folded: FloatModel,
+    spec: DecoderSpec,
+    families: Sequence[Decoder],
+    chosen: _Chosen,
+    pictures: Sequence[U8],
+    infer: Infer,
+    *,
+    named: bool,
+) -> tuple[list[str], list[str]]:
+    """Messages and warnings of the head's boxes on pictures; a head of the wrong meaning stops the build."""
+    if len(pictures) == 0:
+        return [], []
+    result = check_boxes(infer(folded), chosen.spec, spec, pictures, families)
+    if result.answer == "plausible":
+        return [f"head checked: {result.detail}"], []
+    if result.answer == "cannot tell":
+        return [], [f"cannot tell whether the head is read right: {result.detail}"]
+    if named and not result.certain:
+        return [], [f"the boxes of the {spec.family} head are not plausible: {result.detail}"]
+    raise ModelError(
+        f"the outputs have the structure of a {spec.family} head, but do not behave like one",
+        seen=result.detail,
+        fix="check the pictures, set --preprocess, or name the head with --decoder NAME; "
+        "--decoder none leaves the outputs undecoded",
+    )
 
 
 def _head_messages(graph: GraphView, spec: DecoderSpec, *, named: bool) -> list[str]:

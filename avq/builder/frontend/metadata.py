@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from avq.builder.graph.inputs import dims
-from avq.errors import RequestError
+from avq.errors import ModelError, RequestError
 from avq.types import GraphView
 
 PREPROCESS_KEY = "avq.preprocess"
@@ -122,6 +122,7 @@ _COCO = (
 )
 COCO_80: tuple[str, ...] = tuple(_COCO.split(","))
 _PRESETS: Mapping[str, tuple[str, ...]] = {"coco": COCO_80}
+_BACKGROUND = frozenset({"background", "bg"})
 _UNKNOWN_COUNT = 91  # COCO's category ids end at 90: enough names where the number of classes is unknown
 
 
@@ -138,30 +139,65 @@ def class_names(graph: GraphView, count: int, flag: str | None) -> tuple[tuple[s
 
     Raises:
         RequestError: the file cannot be read, or it has not as many names as classes.
+        ModelError: the metadata names another number of classes than the head scores.
     """
     if flag is not None:
         names = _names_of_flag(flag)
         _check(names, count, f"--classes {flag}")
         return names, [f"{len(names)} class names from {flag}"]
     listed = metadata_names(graph)
-    if listed and count in (0, len(listed)):
+    if listed and count and len(listed) == count + 1 and listed[0].strip("_ ").lower() in _BACKGROUND:
+        listed = listed[1:]
+    if listed and count not in (0, len(listed)):
+        raise ModelError(
+            "the model's metadata contradicts the recognised head",
+            seen=f"{len(listed)} class names ({', '.join(listed[:5])}), {count} columns of class scores",
+            fix=f"if the head is right, give its {count} names with --classes FILE, one a line; "
+            "if not, name it with --decoder NAME, or leave the outputs undecoded with --decoder none",
+        )
+    if listed:
         return listed, [f"{len(listed)} class names from the model's metadata"]
-    ignored = (
-        [f"the metadata lists {len(listed)} classes, the head scores {count}: metadata ignored"]
-        if listed
-        else []
-    )
     if count == len(COCO_80):
-        return COCO_80, [*ignored, "80 classes: COCO names assumed (--classes overrides)"]
+        return COCO_80, ["80 classes: COCO names assumed (--classes overrides)"]
     if count == 0:
         return numbered(_UNKNOWN_COUNT), [
-            *ignored,
-            "the number of classes is unknown: names are class0, class1, ... (set them with --classes)",
+            "the number of classes is unknown: names are class0, class1, ... (set them with --classes)"
         ]
     return numbered(count), [
-        *ignored,
-        f"{count} classes without names: class0 to class{count - 1} (set them with --classes)",
+        f"{count} classes without names: class0 to class{count - 1} (set them with --classes)"
     ]
+
+
+#: Tasks of Ultralytics' exporter whose heads hold more than upright boxes.
+_OTHER_TASKS = {
+    "pose": "keypoints",
+    "segment": "masks",
+    "obb": "rotated boxes",
+    "classify": "classes of whole pictures",
+}
+
+
+def require_detection(graph: GraphView, family: str, *, reads_keypoints: bool) -> None:
+    """Check that the task of the metadata is one whose boxes the recognised head gives.
+
+    Args:
+        graph: its metadata may hold "task" and "kpt_shape".
+        family: the recognised head.
+        reads_keypoints: whether the head knows of the keypoints and leaves them out.
+
+    Raises:
+        ModelError: the metadata names another task.
+    """
+    task = graph.metadata.get("task", "").strip().lower()
+    if not task and graph.metadata.get("kpt_shape", "").strip():
+        task = "pose"
+    if task not in _OTHER_TASKS or (task == "pose" and reads_keypoints):
+        return
+    raise ModelError(
+        "the model's metadata contradicts the recognised head",
+        seen=f"task '{task}' ({_OTHER_TASKS[task]}), recognised as {family}, a head of upright boxes",
+        fix="export it for detection; or name the head with --decoder NAME if its boxes are what you need",
+    )
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -170,10 +206,11 @@ def numbered(count: int) -> tuple[str, ...]:
 
 
 def metadata_names(graph: GraphView) -> tuple[str, ...]:
-    """Names in the metadata key "names": a JSON list or object, or a Python dict as Ultralytics writes it."""
+    """Names in the metadata: key "names" (JSON, or a Python dict as Ultralytics writes it) or "character" (lines)."""
     text = graph.metadata.get("names", "").strip()
     if not text:
-        return ()
+        lines = graph.metadata.get("character", "").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
     value = _parsed(text)
     if isinstance(value, dict):
         try:

@@ -1,0 +1,177 @@
+"""Hold a recognised head to what it does: its boxes on pictures must look like detections.
+
+A structure that fits proves nothing about the meaning of columns. Boxes of a misread head are too many, lie outside
+of the picture, have scores above 1, or are not found again in the mirror image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from avq.compare import iou_matrix
+from avq.decoders.boxes import HeadFamily
+from avq.decoders.detect import check_finite, suppress
+from avq.decoders.recognise import find_decoder
+from avq.errors import DataError
+from avq.hookspecs import Decoder
+from avq.preprocess import Preprocessor
+from avq.types import F32, I64, U8, AnyArray, DecoderSpec, PreprocessSpec, RawOutputs
+
+#: Boxes from this score on are checked.
+SCORE = 0.35
+#: Boxes of the mirrored picture from this score on can match: scores near the limit vary.
+_MIRROR_SCORE = 0.2
+MOST_PICTURES = 16
+#: Median number of boxes per picture above which a head is no detector of objects.
+MOST_BOXES = 100
+#: Fewer boxes than these are no evidence for shares.
+FEWEST_BOXES = 8
+#: Share of the boxes that must have an area, at least half of it inside the picture.
+_INSIDE = 0.99
+#: Share of the boxes that the mirrored picture must show again.
+_FOUND_AGAIN = 0.5
+_IOU = 0.5
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Plausibility:
+    """Answer of ``check_boxes``.
+
+    Attributes:
+        answer: "implausible" where a check failed.
+        detail: the numbers, one sentence.
+        certain: whether the failed check alone proves a wrong decoding: scores and class ids out of range.
+    """
+
+    answer: Literal["plausible", "implausible", "cannot tell"]
+    detail: str
+    certain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Boxes:
+    """Boxes of one picture in picture pixels, not clipped: (N, 4) xyxy, (N,) scores, (N,) class ids."""
+
+    boxes_xyxy_px: F32
+    scores: F32
+    class_ids: I64
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Decodes outputs without clipping boxes to the picture."""
+
+    run: Callable[[AnyArray], RawOutputs]
+    preprocessor: Preprocessor
+    spec: DecoderSpec
+    family: Decoder
+
+    def contradiction(self, pixels: U8) -> str:
+        """Return why the raw outputs cannot have the recognised layout, or ""."""
+        if not isinstance(self.family, HeadFamily):
+            return ""
+        return self.family.contradiction(self.run(self.preprocessor.prepare(pixels).tensor), self.spec)
+
+    def read(self, pixels: U8, score: float) -> _Boxes:
+        prepared = self.preprocessor.prepare(pixels)
+        raw = self.run(prepared.tensor)
+        check_finite(raw)
+        boxes, scores, class_ids = self.family.candidates(raw, self.spec, score)
+        if not self.family.nms_in_graph:
+            valid = np.isfinite(boxes).all(axis=1)
+            boxes, scores, class_ids = boxes[valid], scores[valid], class_ids[valid]
+            boxes, scores, class_ids = suppress(
+                boxes, scores, class_ids, self.spec.iou_threshold, self.spec.max_detections
+            )
+        to_image = prepared.model_to_image
+        scale, shift = np.tile(np.diag(to_image[:, :2]), 2), np.tile(to_image[:, 2], 2)
+        return _Boxes((boxes * scale + shift).astype(np.float32), scores, class_ids)
+
+
+def check_boxes(
+    run: Callable[[AnyArray], RawOutputs],
+    preprocess: PreprocessSpec,
+    spec: DecoderSpec,
+    pictures: Sequence[U8],
+    families: Sequence[Decoder] | None = None,
+) -> Plausibility:
+    """Decode pictures and their mirror images, and check scores, class ids, boxes and their number.
+
+    Args:
+        run: maps the input of the network, (1, 3, h, w) uint8, to raw outputs.
+        preprocess: of the network.
+        spec: the recognised head.
+        pictures: (H, W, 3) uint8 BGR each; the first 16 are used.
+        families: known decoders; the built-in ones when None.
+
+    Returns:
+        "plausible", "implausible" with the check that failed, or "cannot tell" with fewer than 8 boxes.
+    """
+    reader = _Reader(run, Preprocessor(preprocess), spec, find_decoder(spec.family, families))
+    used = pictures[:MOST_PICTURES]
+    counts, bad, again, total = [], 0, 0, 0
+    for pixels in used:
+        try:
+            contradiction = reader.contradiction(pixels)
+            found = reader.read(pixels, SCORE)
+            mirrored = reader.read(np.ascontiguousarray(pixels[:, ::-1]), _MIRROR_SCORE)
+        except DataError as error:
+            return Plausibility("implausible", f"{error.what} ({error.seen})", certain=True)
+        contradiction = contradiction or _out_of_range(found, spec.num_classes)
+        if contradiction:
+            return Plausibility("implausible", contradiction, certain=True)
+        size_px = (pixels.shape[1], pixels.shape[0])
+        counts.append(len(found.scores))
+        total += len(found.scores)
+        bad += len(found.scores) - int(_inside(found.boxes_xyxy_px, size_px).sum())
+        again += int(_found_again(found, mirrored, size_px[0]).sum())
+    return _judge(counts, total, bad, again)
+
+
+def _judge(counts: Sequence[int], total: int, bad: int, again: int) -> Plausibility:
+    where = f"{total} boxes with score >= {SCORE} in {len(counts)} pictures"
+    if total < FEWEST_BOXES:
+        return Plausibility("cannot tell", where)
+    median = float(np.median(counts))
+    if median > MOST_BOXES:
+        return Plausibility("implausible", f"{where}, median {median:g} per picture (limit {MOST_BOXES})")
+    if bad > max(1.0, (1 - _INSIDE) * total):
+        return Plausibility(
+            "implausible", f"{where}, {bad} without area or mostly outside of the picture (limit 1 %)"
+        )
+    share = again / total
+    text = f"{where}, {share:.0%} found again in the mirror image"
+    return Plausibility("plausible" if share >= _FOUND_AGAIN else "implausible", text)
+
+
+def _out_of_range(found: _Boxes, classes: int) -> str:
+    scores, ids = found.scores, found.class_ids
+    if len(scores) and not (float(scores.max()) <= 1 + _ROUNDING):
+        return f"a score of {float(scores.max()):g}, above 1"
+    if len(ids) and (int(ids.min()) < 0 or (classes and int(ids.max()) >= classes)):
+        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        return f"the class id {wrong}, of {classes} classes" if classes else f"the class id {wrong}"
+    return ""
+
+
+def _inside(boxes: F32, size_px: tuple[int, int]) -> AnyArray:
+    """Return which boxes have an area, at least half of it inside the picture."""
+    width, height = size_px
+    clipped = np.clip(boxes, 0, [width, height, width, height])
+    with np.errstate(invalid="ignore", over="ignore"):
+        sides, visible = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
+        area = sides.prod(axis=1)
+        good: AnyArray = (sides > 0).all(axis=1) & (visible.prod(axis=1) >= 0.5 * area)
+    return good
+
+
+def _found_again(found: _Boxes, mirrored: _Boxes, width_px: int) -> AnyArray:
+    """Return which boxes overlap a box of the mirrored picture; classes may differ, as of left and right."""
+    back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width_px, 0, width_px, 0]
+    overlap: AnyArray = iou_matrix(found.boxes_xyxy_px, back).max(axis=1, initial=0.0) >= _IOU
+    return overlap
