@@ -173,5 +173,7 @@ def _inside(boxes: F32, size_px: tuple[int, int]) -> AnyArray:
 def _found_again(found: _Boxes, mirrored: _Boxes, width_px: int) -> AnyArray:
     """Return which boxes overlap a box of the mirrored picture; classes may differ, as of left and right."""
     back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width_px, 0, width_px, 0]
-    overlap: AnyArray = iou_matrix(found.boxes_xyxy_px, back).max(axis=1, initial=0.0) >= _IOU
+    overlap: AnyArray = (
+        iou_matrix(found.boxes_xyxy_px, back.astype(np.float32)).max(axis=1, initial=0.0) >= _IOU
+    )
     return overlap
