@@ -114,17 +114,18 @@ def test_no_gate_writes_a_bundle_that_only_insistence_serves(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path: Path) -> None:
-    pictures = tmp_path / "grey"
+    pictures, rng = tmp_path / "noise", np.random.default_rng(0)
     pictures.mkdir()
-    for index in range(4):
-        cv2.imwrite(str(pictures / f"{index}.png"), np.full((120, 160, 3), 90 + index, np.uint8))
+    for index in range(8):
+        coarse = rng.integers(70, 110, (12, 16, 3), np.uint8)
+        cv2.imwrite(str(pictures / f"{index}.png"), cv2.resize(coarse, (160, 120)))
     output = tmp_path / "blind.avq"
     build = run_avq(
         "build", builtin_detector_path(), "--data", pictures, "--strategy", "mixed", "-o", output, "--json"
     )
     error = json.loads(build.stdout)["error"]
     assert build.returncode == 1 and "no box with score >= 0.5" in error["what"]
-    assert "4 pictures" in error["seen"] and "--data" in error["fix"]
+    assert "8 pictures" in error["seen"] and "--data" in error["fix"]
     assert not list(tmp_path.glob("*.avq*"))
 
 

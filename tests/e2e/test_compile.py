@@ -333,8 +333,8 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    source = sorted((ROOT / "calibration_data" / "road_scenes").rglob("*.jpg"))[:3]
-    for file in source[:2]:
+    source = sorted((ROOT / "calibration_data" / "road_scenes").rglob("*.jpg"))[:9]
+    for file in source[:8]:
         shutil.copy(file, pictures)
 
     def calibrated(method: str) -> tuple[Card, list[str]]:
@@ -347,15 +347,15 @@ def test_tensorrts_own_calibration_sees_the_daemons_pictures_once(
     spec = open_bundle(pending, allow_unaccepted=True).manifest.preprocess
     assert spec is not None
     expected = [Preprocessor(spec).prepare(read_picture(item)).tensor for item in open_set(pictures).items]
-    assert len(first.pictures) == 2 and all(map(np.array_equal, first.pictures, expected))
+    assert len(first.pictures) == 8 and all(map(np.array_equal, first.pictures, expected))
     assert any("nothing is cached yet" in line for line in messages)
     again, messages = calibrated("entropy")
     assert again.pictures == [] and any("calibration cache read" in line for line in messages)
     other, messages = calibrated("minmax")
-    assert len(other.pictures) == 2 and any("algorithm: entropy, here minmax" in line for line in messages)
-    shutil.copy(source[2], pictures)
+    assert len(other.pictures) == 8 and any("algorithm: entropy, here minmax" in line for line in messages)
+    shutil.copy(source[8], pictures)
     more, messages = calibrated("entropy")
-    assert len(more.pictures) == 3 and any("not used: images: " in line for line in messages)
+    assert len(more.pictures) == 9 and any("not used: images: " in line for line in messages)
 
 
 @pytest.mark.slow
