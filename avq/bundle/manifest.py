@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ class EngineUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         precision: what really ran, as the runtime reported it.
         float_precision: the hint the float parts were opened with.
+        threads: of the runtime, up to 1024.
         encoding: "s8", "u8", "asymmetric", or "" for a float model.
     """
 
@@ -53,7 +54,7 @@ class EngineUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     version: str = ""
     precision: str = ""
     float_precision: EnginePrecision = "f32"
-    threads: int = 1
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     encoding: str = ""
 
 

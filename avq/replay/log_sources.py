@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
@@ -142,5 +143,5 @@ def _digest_of(path: Path) -> str:
     whole = hashlib.sha256()
     for entry in sorted(path.iterdir()):
         if entry.is_file() and entry.suffix.lower() in SUFFIXES and not entry.name.startswith("."):
-            whole.update(f"{entry.name}\0{file_digest(entry)}\n".encode())
+            whole.update(os.fsencode(entry.name) + f"\0{file_digest(entry)}\n".encode())
     return whole.hexdigest()

@@ -39,6 +39,7 @@ from avq.serve.components import make_bundle_swapper, make_side_tasks, opener_of
 from avq.serve.log_records import ReporterHandler, levels_of, log_records, standard_error_handler
 from avq.serve.sink_opening import open_in_time
 from avq.sinks import AlertSink, open_sink, rule_of
+from avq.text import utf8
 from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, run_info, web_from_flag
 
@@ -135,7 +136,7 @@ def run_config(
     if config is not None and bundle is not None:
         changes["bundle"] = bundle
     if config is not None and source is not None:
-        changes["cameras"] = (Camera(id="camera", source=source),)
+        changes["cameras"] = (_one_camera(source),)
     if frames is not None:
         changes["frames"] = frames
     if deadline_ms is not None:
@@ -159,7 +160,12 @@ def _from_flags(bundle: Path | None, source: str | None) -> RunConfig:
             seen=f"no configuration file and no {missing}",
             fix="avq run CONFIG.toml, or avq run --bundle B --source scene://drive",
         )
-    return RunConfig(bundle=bundle, cameras=(Camera(id="camera", source=source),), budget=Budget())
+    return RunConfig(bundle=bundle, cameras=(_one_camera(source),), budget=Budget())
+
+
+def _one_camera(source: str) -> Camera:
+    """The camera of ``--source``; a file name may hold bytes that are not UTF-8, which the model does not take."""
+    return Camera(id="camera", source=utf8(source)).model_copy(update={"source": source})
 
 
 def serve(

@@ -6,6 +6,7 @@ one thread: the engine has the cores, and frame-threaded decoding would hold fra
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 
@@ -13,6 +14,7 @@ import cv2
 
 from avq.errors import UnreadablePictureError
 from avq.picture_files import decode_picture
+from avq.text import utf8
 from avq.types import U8
 
 #: Grabs in a row that give nothing and do not wait: the stream has ended. At its end each takes microseconds.
@@ -53,6 +55,7 @@ class CvCapture:
                 (cv2.CAP_PROP_N_THREADS, 1),
             )
         self.timed_out = False
+        self._descriptor, name = _openable(name)
         self._read_timeout_ns = read_timeout_ms * 1_000_000
         self._arguments = (name, backend, [number for pair in pairs for number in pair])
         self._capture = cv2.VideoCapture(*self._arguments)
@@ -169,10 +172,22 @@ class CvCapture:
 
     def close(self) -> None:
         self._capture.release()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _openable(name: str) -> tuple[int | None, str]:
+    """Return a descriptor to close later, or None, and a name that OpenCV takes: it crashes on others than UTF-8."""
+    if utf8(name) == name:
+        return None, name
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    return descriptor, f"/proc/self/fd/{descriptor}"
 
 
 def count_packets(path: str) -> int:
     """Count the video packets of a file without decoding them; about one per picture."""
+    descriptor, path = _openable(path)
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     count = failed = 0
     while failed < _END_GRABS:
@@ -181,4 +196,6 @@ def count_packets(path: str) -> int:
         else:
             failed += 1
     capture.release()
+    if descriptor is not None:
+        os.close(descriptor)
     return count

@@ -16,6 +16,7 @@ from avq import __version__
 from avq.config import RunConfig, WebConfig
 from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
+from avq.text import utf8
 from avq.uris import redact_credentials
 from avq.web.live_state import LiveState, RunInfo
 
@@ -218,7 +219,7 @@ def run_info(config: RunConfig, served: ActiveModes) -> RunInfo:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "pid": os.getpid(),
         "labels": list(parts.labels),
-        "cameras": {camera.id: redact_credentials(camera.source) for camera in config.cameras},
+        "cameras": {camera.id: utf8(redact_credentials(camera.source)) for camera in config.cameras},
         "deadlines_ms": {
             camera.id: camera.deadline_ms or config.budget.deadline_ms for camera in config.cameras
         },
