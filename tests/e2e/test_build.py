@@ -117,7 +117,7 @@ def test_pictures_without_a_single_box_are_refused_before_any_search(tmp_path: P
     pictures, rng = tmp_path / "noise", np.random.default_rng(0)
     pictures.mkdir()
     for index in range(8):
-        coarse = rng.integers(70, 110, (12, 16, 3), np.uint8)
+        coarse = rng.integers(90, 110, (12, 16, 3), np.uint8)
         cv2.imwrite(str(pictures / f"{index}.png"), cv2.resize(coarse, (160, 120)))
     output = tmp_path / "blind.avq"
     build = run_avq(
