@@ -54,7 +54,9 @@ def fastest_first(trials: Sequence[Trial], plan: QuantizationPlan, request: Requ
         raise RefusedError(
             f"no engine of target {request.recipe.target} agrees with the reference on this plan",
             seen="; ".join(f"{t.candidate.label}: {t.why}" for t in serving) or "no candidate",
-            fix="--option activations=symmetric, another --strategy, or --strategy float",
+            fix="--option resymmetrize=true, or --strategy float with the float model"
+            if request.imports
+            else "--option activations=symmetric, another --strategy, or --strategy float",
         )
     return [t for _, t in sorted(timed, key=lambda pair: pair[0])]
 
