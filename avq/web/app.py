@@ -20,14 +20,13 @@ from starlette.routing import Route
 from avq.errors import AvqError
 from avq.web.auth import Guard
 from avq.web.camera_images import CameraSnapshots, boxes_of
-from avq.web.connections import RequestLimit
+from avq.web.connections import MOST_VIEWERS, RequestLimit
 from avq.web.live_state import LiveState, ViewerCounts
 from avq.web.metrics import exposition
 from avq.web.status import MachineReader, StatusReader, not_alive, not_ready
 from avq.web.stream import KINDS, EventStream, Feed
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MOST_VIEWERS = 128
 _BODY_BYTES = 4096
 _BODY_WAIT_S = 3.0
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -28,6 +27,10 @@ _RESERVED = 256
 #: Requests in progress, health checks aside.
 MOST_REQUESTS = 256
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
+#: Event streams.
+MOST_VIEWERS = 128
+#: Requests that are worked on at once: a health check waits for no more than these.
+AT_ONCE = 4
 #: Responses that take their time: the stream has a patience of its own, a swap opens a bundle.
 _LONG_PATHS = ("/events", "/bundle")
 #: Connections that asyncio accepts in a row, before it serves any of them.
@@ -56,6 +59,7 @@ class Connections:
         self.most = most
         self._waiting: dict[BoundedProtocol, None] = {}  # without a request, oldest first
         self._open: set[BoundedProtocol] = set()
+        self._paths: dict[BoundedProtocol, str] = {}  # of requests in progress
 
     def opened(self, connection: BoundedProtocol) -> None:
         """Add a connection; close another one, or this one when all others are busy."""
@@ -68,16 +72,28 @@ class Connections:
         self._open.add(connection)
         self._waiting[connection] = None
 
-    def busy(self, connection: BoundedProtocol) -> None:
+    def busy(self, connection: BoundedProtocol, path: str) -> None:
         self._waiting.pop(connection, None)
+        if path not in HEALTH_PATHS:
+            self._paths[connection] = path
 
     def waits(self, connection: BoundedProtocol) -> None:
+        self._paths.pop(connection, None)
         if connection in self._open:
             self._waiting[connection] = None
 
     def closed(self, connection: BoundedProtocol) -> None:
         self._open.discard(connection)
         self._waiting.pop(connection, None)
+        self._paths.pop(connection, None)
+
+    def has_room(self, path: str) -> bool:
+        """Whether another request may be worked on; health checks always may."""
+        if path in HEALTH_PATHS:
+            return True
+        if path == "/events" and sum(one == path for one in self._paths.values()) >= MOST_VIEWERS:
+            return False
+        return len(self._paths) < MOST_REQUESTS
 
 
 class BoundedProtocol(H11Protocol):
@@ -99,11 +115,21 @@ class BoundedProtocol(H11Protocol):
         self.bounds.closed(self)
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Refuse a request for which there is no room, before anything is spent on it."""
+        first = self.cycle is None
+        path = _path_of(data) if first else ""
+        if path and not self.bounds.has_room(path):
+            self.transport.write(_NO_ROOM)
+            self.transport.close()
+            return
+        super().data_received(data)
+
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
-            self.bounds.busy(self)
+            self.bounds.busy(self, self.scope["path"])
             self._cancel()
             if self.scope["path"] not in _LONG_PATHS:
                 self._close_after(RESPONSE_S)
@@ -123,30 +149,40 @@ class BoundedProtocol(H11Protocol):
             self._timer = None
 
 
+_NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 27\r\n"
+    b"cache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\n\r\ntoo many requests at once\r\n"
+)
+
+
+def _path_of(data: bytes) -> str:
+    """The path of a request line; "" where the first bytes do not hold it whole."""
+    line = data[:256].split(b" ", 2)
+    return line[1].partition(b"?")[0].decode("latin-1") if len(line) == 3 else ""
+
+
 def bounded(bounds: Connections) -> type[H11Protocol]:
     """Return the protocol class of one server."""
     return type("BoundedProtocol", (BoundedProtocol,), {"bounds": bounds})
 
 
 class RequestLimit:
-    """Middleware: more than ``MOST_REQUESTS`` in progress are answered 503, but never health checks."""
+    """Middleware: few requests are worked on at once, so that a health check never waits for many."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._now = 0
+        self._few = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        if scope["type"] != "http" or scope["path"] in (*HEALTH_PATHS, *_LONG_PATHS):
             await self._app(scope, receive, send)
             return
-        if self._now >= MOST_REQUESTS:
-            await PlainTextResponse("too many requests at once\n", 503)(scope, receive, send)
-            return
-        self._now += 1
-        try:
+        if scope["path"].startswith("/camera/"):  # waits for a picture
             await self._app(scope, receive, send)
-        finally:
-            self._now -= 1
+            return
+        async with self._few:
+            await self._app(scope, receive, send)
+            await asyncio.sleep(0)
 
 
 class OncePerMinute(logging.Filter):

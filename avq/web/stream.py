@@ -85,6 +85,7 @@ class Feed:
         self._reader = reader
         self._chunks: deque[tuple[int, Chunk]] = deque(maxlen=_CHUNKS_KEPT)
         self._number = 0
+        self._first: tuple[int, Chunk] | None = None  # of a new viewer, until the next tick
         self._frames_sent = 0
         self._events_sent = 0
         self._made_s = float("-inf")
@@ -94,6 +95,8 @@ class Feed:
     def first(self, resume: int | None) -> tuple[int, Chunk]:
         """For a new viewer: the status, the last frames and events; or all that is there since ``resume``."""
         self._make_due()
+        if resume is None and self._first is not None and self._first[0] == self._number:
+            return self._first  # many viewers at once cost one
         rows = [row for row in list(self.live_state.frames) if row.index <= self._frames_sent]
         if resume is None:
             rows, missed = rows[-FRAMES_AT_FIRST:], 0
@@ -104,6 +107,8 @@ class Feed:
         status = json.dumps(self._reader.read())
         chunk = self._chunk(rows, happened[-EVENTS_AT_FIRST:], status, max(0, missed))
         chunk.hello = f"retry: {_RECONNECT_MS}\n" + self._hello()
+        if resume is None:
+            self._first = self._number, chunk
         return self._number, chunk
 
     def since(self, number: int) -> tuple[int, list[Chunk]]:
