@@ -22,6 +22,7 @@ from avq.daemon.options import RunOptions
 from avq.daemon.pipeline import FrameResult, Pipeline
 from avq.daemon.publisher import Publisher
 from avq.daemon.receiver import Receiver
+from avq.daemon.run_events import run_ended, run_started
 from avq.daemon.step import Parts
 from avq.daemon.stop_deadline import StopDeadline
 from avq.daemon.systemd import WatchdogHeartbeat
@@ -122,6 +123,7 @@ def serve_bundle(
             restarts = {camera: settings.of(camera).restarts for camera in sources}
             receiver = Receiver(_settings(sources, settings, modes), inbox, restarts)
             loop = _Loop(inbox, pipeline, publisher, receiver, settings)
+            publisher.event(run_started(pipeline, modes))
             deadline = settings.deadline or StopDeadline()
             deadline.drain = partial(publisher.close, _STUCK_DRAIN_S)
             try:
@@ -135,6 +137,7 @@ def serve_bundle(
                 receiver.stop()
                 inbox.drop_waiting()
                 loop.drain_events()
+                publisher.event(run_ended(pipeline, inbox.counts_by_camera()))
         finally:
             for side_task in settings.side_tasks:
                 side_task.close()

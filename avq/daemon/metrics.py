@@ -108,17 +108,20 @@ class LatencyJudge:
     Args:
         budget: of all cameras.
         deadlines_ns: camera id -> deadline, of cameras that have their own.
+
+    Attributes:
+        misses: late frames so far.
     """
 
     def __init__(self, budget: LatencyBudget, deadlines_ns: Mapping[str, int] | None = None) -> None:
         self.budget = budget
         self.misses = 0
-        self._deadlines_ns = dict(deadlines_ns or {})
+        self.deadlines_ns = dict(deadlines_ns or {})
         self._window: deque[bool] = deque(maxlen=budget.window_frames)
 
     def deadline_ns(self, camera: str) -> int:
         """Return the allowed age of frames of a camera at publication."""
-        return self._deadlines_ns.get(camera, self.budget.deadline_ns)
+        return self.deadlines_ns.get(camera, self.budget.deadline_ns)
 
     def is_late(self, age_ns: int, camera: str = "") -> bool:
         return age_ns > self.deadline_ns(camera)

@@ -6,7 +6,7 @@ The daemon runs it on cameras and the system clock, replay on a log and a virtua
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Protocol, cast
@@ -31,21 +31,32 @@ class FrameRateEstimator:
 
     Sequence numbers count dropped frames too, so drops do not make a camera seem slower. Pure: replay estimates the
     same.
+
+    Args:
+        live: cameras to regard; None regards every camera that is added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, live: Collection[str] | None = None) -> None:
+        self._live = live
         self._last: dict[str, tuple[int, int]] = {}
         self._intervals_ns: dict[str, deque[float]] = {}
         self._recent: deque[str] = deque(maxlen=_RECENT)
 
     def on_frame(self, camera: str, seq: int, t_capture_ns: int) -> None:
         """Add one frame of a live camera."""
+        if self._live is not None and camera not in self._live:
+            return
         last = self._last.get(camera)
         self._last[camera] = seq, t_capture_ns
         self._recent.append(camera)
         if last is not None and seq > last[0]:
             known = self._intervals_ns.setdefault(camera, deque(maxlen=_INTERVALS))
             known.append((t_capture_ns - last[1]) / (seq - last[0]))
+
+    @property
+    def cameras_seen(self) -> set[str]:
+        """Live cameras that were served at any time."""
+        return set(self._last)
 
     @property
     def recent(self) -> set[str]:
@@ -165,6 +176,7 @@ class Pipeline:
             mode=mode.name,
             bundle_digest=mode.parts.bundle_digest,
             picture_size_px=(frame.pixels.shape[1], frame.pixels.shape[0]),
+            deadline_ns=self.judge.deadline_ns(frame.camera),
         )
         self._publisher.publish(published, frame, times, wait=not arrival.live)
         if arrival.live:

@@ -214,6 +214,7 @@ class RecorderSink:
             "t_capture_ns": detections.t_capture_ns,
             **{f"{stage}_ns": ns for stage, ns in times.items()},
             "age_ns": message.age_ns,
+            "deadline_ns": message.deadline_ns,
         }
         at_ns = detections.t_capture_ns + self._clock.offset_ns()
         self._timing.append(

@@ -94,5 +94,6 @@ TIMING = _object(
     infer_ns=_INTEGER,
     decode_ns=_INTEGER,
     age_ns=_INTEGER,
+    deadline_ns=_INTEGER,
 )
 EVENT = _object("avq.Event", kind=_TEXT, t_ns=_INTEGER, reason=_TEXT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 from avq.errors import DataError
-from avq.types import U8, StageTimes
+from avq.types import U8, LatencyBudget, StageTimes
 
 FrameKey = tuple[str, int]
 #: Decoded pictures that may wait in the queue: enough to bridge a slow one, 25 MB at 1280x720.
@@ -145,10 +145,60 @@ class RecordedTimes:
     Attributes:
         times: measured in the vehicle.
         bundle: digest of the bundle that served the frame; "" when the log does not hold it.
+        age_ns: from capture to publication.
+        deadline_ns: largest age that was not late; 0 when the log does not hold it.
     """
 
     times: StageTimes
     bundle: str = ""
+    age_ns: int = 0
+    deadline_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One published frame of the record.
+
+    Attributes:
+        key: camera and sequence number.
+        t_capture_ns: capture, on the clock of the log.
+        arrival_ns: estimated arrival in the inbox, on the same clock.
+        times: recorded stage times; the queue time starts at the capture.
+        age_ns: recorded age at publication.
+    """
+
+    key: FrameKey
+    t_capture_ns: int
+    arrival_ns: int
+    times: StageTimes
+    age_ns: int
+
+    @property
+    def taken_ns(self) -> int:
+        return self.t_capture_ns + self.times.queue_ns
+
+    @property
+    def done_ns(self) -> int:
+        return self.t_capture_ns + self.age_ns
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """Limits and totals of the run that recorded a log, from its events ``run_started`` and ``run_ended``.
+
+    Attributes:
+        budget: deadline, window and tolerated share.
+        deadlines_ns: camera -> its own deadline.
+        costs_ns: bundle digest -> service time of one frame on the unloaded machine.
+        captured: camera -> captured frames; None when the record has no end.
+        live: cameras whose frames do not wait; None when the record has no end.
+    """
+
+    budget: LatencyBudget
+    deadlines_ns: Mapping[str, int] = field(default_factory=dict)
+    costs_ns: Mapping[str, float] = field(default_factory=dict)
+    captured: Mapping[str, int] | None = None
+    live: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +214,11 @@ class Log:
         workers: threads that may decode at once, in addition to the one that reads the log.
         start_unix_ns: Unix time of the first capture; 0 when unknown.
         remark: describes the part that could not be read; "" when all could.
+        limits: of the run that recorded the log; None when the log does not hold them.
+        taken: published frames in the recorded order, with estimated arrivals; None for logs of other tools, and
+            where one loop cannot have served them in these times.
+        frames_as_taken: as ``frames``, but in the recorded order, each arriving when it was taken; None without
+            ``taken``.
     """
 
     uri: str
@@ -174,6 +229,9 @@ class Log:
     workers: int = 1
     start_unix_ns: int = 0
     remark: str = ""
+    limits: RunLimits | None = None
+    taken: Sequence[Taken] | None = None
+    frames_as_taken: Callable[[], Generator[LoggedFrame, None, None]] | None = None
 
 
 class EndOfLogError(Exception):

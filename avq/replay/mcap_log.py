@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,18 +14,18 @@ from typing import TypeVar
 
 import msgspec
 
+from avq.daemon.run_events import ENDED, STARTED
 from avq.errors import DataError
 from avq.recording import LogReader, Record
 from avq.recording.images import decode_image, is_image
 from avq.recording.source import choose_topic, parse_log_uri
-from avq.replay.log import FrameKey, Log, LoggedFrame, RecordedTimes, file_digest
-from avq.types import U8, StageTimes
+from avq.replay.log import FrameKey, Log, LoggedFrame, RecordedTimes, RunLimits, Taken, file_digest
+from avq.replay.recorded_run import as_taken, estimated_arrivals
+from avq.types import U8, LatencyBudget, StageTimes
 
 _OURS = re.compile(r"/camera/(.+)/image")
 _DETECTIONS = "avq.Detections"
 _WORKERS = 2
-#: A frame taken within this time after the previous one was already waiting: the loop was not idle.
-_HANDOVER_NS = 1_000_000
 _STEP_BACK_NS = 1_000_000_000
 _INTERVAL_NS = 33_333_333
 #: Pictures that may wait in memory for those before them; topics further apart in the file are read separately.
@@ -44,6 +44,20 @@ class _Timing(msgspec.Struct):
     infer_ns: int
     decode_ns: int
     age_ns: int
+    deadline_ns: int = 0
+
+
+class _Started(msgspec.Struct, tag_field="kind", tag=STARTED):
+    deadline_ns: int
+    window_frames: int
+    max_miss_ratio: float
+    deadlines_ns: dict[str, int]
+    costs_ns: dict[str, float]
+
+
+class _Ended(msgspec.Struct, tag_field="kind", tag=ENDED):
+    captured: dict[str, int]
+    live: list[str]
 
 
 class _Served(msgspec.Struct):
@@ -54,7 +68,10 @@ class _Served(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Position and times of one picture: the ``n``-th of its topic; times in Unix nanoseconds."""
+    """Position and times of one picture: the ``n``-th of its topic; times in Unix nanoseconds.
+
+    ``counted``: the sequence number is that of the recording daemon.
+    """
 
     topic: str
     n: int
@@ -62,6 +79,11 @@ class _Place:
     seq: int
     t_capture_ns: int
     arrival_ns: int
+    counted: bool = False
+
+    @property
+    def key(self) -> FrameKey:
+        return self.camera, self.seq
 
 
 @dataclass
@@ -74,6 +96,7 @@ class _Scan:
     )  # (topic, bytes) of every picture, in file order
     timings: dict[FrameKey, _Timing] = field(default_factory=dict)
     bundles: dict[FrameKey, str] = field(default_factory=dict)
+    run_events: list[_Started | _Ended] = field(default_factory=list)
     ours: bool = False
     damage: str = ""
 
@@ -92,8 +115,10 @@ def open_mcap(uri: str) -> Log:
     if topic is not None:
         choose_topic(path, topic)
     topics = [topic] if topic is not None else sorted(scan.stamps)
-    places = _places(scan, topics)
+    places, taken = _places(scan, topics)
     first_ns = min(place.t_capture_ns for place in places)
+    by_key = {place.key: place for place in places}
+    recorded = [replace(by_key[frame.key], arrival_ns=frame.taken_ns) for frame in taken or ()]
     apart = _waiting_bytes(scan, places) > _WAITING_BYTES
     return Log(
         uri,
@@ -104,6 +129,27 @@ def open_mcap(uri: str) -> Log:
         workers=_WORKERS,
         start_unix_ns=first_ns,
         remark=scan.damage,
+        limits=_limits(scan),
+        taken=taken,
+        frames_as_taken=(
+            (lambda: _frames(path, recorded, first_ns, apart=apart)) if taken is not None else None
+        ),
+    )
+
+
+def _limits(scan: _Scan) -> RunLimits | None:
+    """Return the limits of the run; None for logs without them, and for logs of several runs."""
+    starts = [event for event in scan.run_events if isinstance(event, _Started)]
+    ends = [event for event in scan.run_events if isinstance(event, _Ended)]
+    if len(starts) != 1 or len(ends) > 1:
+        return None
+    start, end = starts[0], ends[0] if ends else None
+    return RunLimits(
+        LatencyBudget(start.deadline_ns, start.window_frames, start.max_miss_ratio),
+        start.deadlines_ns,
+        start.costs_ns,
+        end.captured if end is not None else None,
+        frozenset(end.live) if end is not None else None,
     )
 
 
@@ -135,6 +181,7 @@ def _scan(path: Path) -> _Scan:
     scan = _Scan()
     timing = msgspec.json.Decoder(_Timing)
     served = msgspec.json.Decoder(_Served)
+    events: msgspec.json.Decoder[_Started | _Ended] = msgspec.json.Decoder(_Started | _Ended)
     order = _OneOrder()
     with LogReader(path) as log:
         for record in log:
@@ -147,6 +194,10 @@ def _scan(path: Path) -> _Scan:
                 row = _decoded(timing, record)
                 if row is not None:
                     scan.timings[row.camera, row.seq] = row
+            elif record.topic == "/avq/events" and record.message_encoding == "json":
+                event = _decoded(events, record)
+                if event is not None:
+                    scan.run_events.append(event)
             elif record.schema_name == _DETECTIONS and record.message_encoding == "json":
                 message = _decoded(served, record)
                 if message is not None:
@@ -183,17 +234,35 @@ def _recorded(scan: _Scan) -> Mapping[FrameKey, RecordedTimes]:
         key: RecordedTimes(
             StageTimes(row.queue_ns, row.preprocess_ns, row.infer_ns, row.decode_ns),
             scan.bundles.get(key, ""),
+            row.age_ns,
+            row.deadline_ns,
         )
         for key, row in scan.timings.items()
     }
 
 
-def _places(scan: _Scan, topics: list[str]) -> list[_Place]:
-    """Return every picture in order of arrival; ties keep the order of the topic names."""
+def _places(scan: _Scan, topics: list[str]) -> tuple[list[_Place], list[Taken] | None]:
+    """Return every picture in order of arrival, and the published frames as the recording loop took them.
+
+    Ties keep the order of the topic names; pictures of one topic keep theirs.
+    """
     places = [place for topic in topics for place in _topic_places(scan, topic)]
+    recorded, typical = estimated_arrivals(_taken(places, scan.timings))
+    arrivals = {frame.key: frame.arrival_ns for frame in recorded}
     if scan.timings:
-        places = _arrivals(places, scan.timings)
-    return sorted(places, key=lambda place: (place.arrival_ns, place.topic, place.n))
+        places = [
+            replace(
+                place,
+                arrival_ns=arrivals.get(place.key, place.t_capture_ns + typical.get(place.camera, 0)),
+            )
+            for place in places
+        ]
+    arrived = [
+        place for topic in topics for place in _in_order(place for place in places if place.topic == topic)
+    ]
+    arrived.sort(key=lambda place: (place.arrival_ns, place.topic, place.n))
+    complete = bool(recorded) and len(recorded) == len(places)
+    return arrived, as_taken(recorded) if complete else None
 
 
 def _topic_places(scan: _Scan, topic: str) -> Iterator[_Place]:
@@ -203,40 +272,37 @@ def _topic_places(scan: _Scan, topic: str) -> Iterator[_Place]:
     camera = match.group(1) if match else topic.strip("/")
     sequences = [sequence for _, _, sequence in stamps]
     counted = scan.ours and all(a < b for a, b in pairwise(sequences))
-    for n, (log_ns, publish_ns, sequence) in enumerate(stamps):
+    order = range(len(stamps)) if scan.ours else sorted(range(len(stamps)), key=lambda n: stamps[n][0])
+    for rank, n in enumerate(order):
+        log_ns, publish_ns, sequence = stamps[n]
         capture_ns = publish_ns if 0 < publish_ns <= log_ns else log_ns
         arrival_ns = capture_ns if scan.ours else log_ns
-        yield _Place(topic, n, camera, sequence if counted else n, capture_ns, arrival_ns)
+        seq = sequence if counted else rank
+        yield _Place(topic, n, camera, seq, capture_ns, arrival_ns, counted)
 
 
-def _arrivals(places: list[_Place], timings: Mapping[FrameKey, _Timing]) -> list[_Place]:
-    """Estimate when each picture reached the inbox.
+def _in_order(places: Iterable[_Place]) -> Iterator[_Place]:
+    """Yield the pictures of one camera with arrivals that never fall: they keep their order."""
+    last_ns = 0
+    for place in places:
+        last_ns = max(last_ns, place.arrival_ns)
+        yield replace(place, arrival_ns=last_ns)
 
-    An idle loop takes a frame on arrival. A frame taken as soon as the previous one was done arrived earlier, at an
-    unknown time: the typical delay of the camera's idle frames after their capture is assumed.
-    """
-    order = sorted(places, key=lambda place: place.t_capture_ns)
-    idle: dict[FrameKey, int] = {}
-    free_ns = 0
-    for place in order:
-        row = timings.get((place.camera, place.seq))
-        if row is None:
-            continue
-        taken_ns = place.t_capture_ns + row.queue_ns
-        if taken_ns > free_ns + _HANDOVER_NS:
-            idle[place.camera, place.seq] = row.queue_ns
-        free_ns = max(free_ns, place.t_capture_ns + row.age_ns)
-    typical: dict[str, int] = {}
-    for (camera, _), queue_ns in idle.items():
-        typical[camera] = min(queue_ns, typical.get(camera, queue_ns))
-    moved = []
-    for place in order:
-        row = timings.get((place.camera, place.seq))
-        delay_ns = typical.get(place.camera, 0)
-        if row is not None:
-            delay_ns = idle.get((place.camera, place.seq), min(row.queue_ns, delay_ns))
-        moved.append(replace(place, arrival_ns=place.t_capture_ns + max(0, delay_ns)))
-    return moved
+
+def _taken(places: Sequence[_Place], timings: Mapping[FrameKey, _Timing]) -> list[Taken]:
+    """Return the pictures that the log has times of."""
+    rows = ((place, timings.get(place.key)) for place in places if place.counted)
+    return [
+        Taken(
+            place.key,
+            place.t_capture_ns,
+            place.t_capture_ns,
+            StageTimes(row.queue_ns, row.preprocess_ns, row.infer_ns, row.decode_ns),
+            row.age_ns,
+        )
+        for place, row in rows
+        if row is not None
+    ]
 
 
 def _waiting_bytes(scan: _Scan, places: list[_Place]) -> int:

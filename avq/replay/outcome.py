@@ -53,6 +53,8 @@ class _Replay(ReplayTotals):
     captured: int
     dropped: dict[str, int]
     misses: int
+    deadline_ms: float
+    deadline_remark: str
     modes: list[str]
     events: list[dict[str, Any]]
     stages: list[StageRow] | list[PairedRow]
@@ -168,6 +170,8 @@ class Outcome:
             "captured": result.account.captured,
             "dropped": result.account.dropped,
             "misses": result.misses,
+            "deadline_ms": result.deadline_ns / 1e6,
+            "deadline_remark": result.deadline_remark,
             "modes": list(result.modes),
             "events": [dict(event) for event in result.events],
             "stages": self.paired.rows() if self.paired is not None else table_of(result).rows(),
@@ -221,7 +225,7 @@ class Outcome:
 
     def footer(self) -> list[str]:
         """Return the lines below the tables; the headline is the last one."""
-        lines = [self.result.timing_remark]
+        lines = [self.result.timing_remark, self.result.deadline_remark]
         if self.result.remark:
             lines.append(f"the log: {self.result.remark}")
         if self.verdict is not None:

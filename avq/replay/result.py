@@ -62,6 +62,8 @@ class ReplayResult:
         benches: bundle digest -> build metrics, of all modes.
         remark: describes the part of the log that could not be read.
         start_unix_ns: Unix time of the first capture; 0 when unknown.
+        deadline_ns: allowed age at publication, of cameras without a deadline of their own.
+        deadline_remark: the deadlines in force and their source, in words.
     """
 
     log: str
@@ -82,6 +84,8 @@ class ReplayResult:
     benches: Mapping[str, Mapping[str, Any]]
     remark: str = ""
     start_unix_ns: int = 0
+    deadline_ns: int = 0
+    deadline_remark: str = ""
 
     @property
     def frames(self) -> int:

@@ -16,7 +16,7 @@ from avq.clock import ReplayClock
 from avq.config import RunConfig, load_run
 from avq.daemon.inbox import STRIDE, Arrival, Inbox
 from avq.daemon.modes import Mode, ModeSource, Opener, mode_sources, warm_up
-from avq.daemon.pipeline import Pipeline
+from avq.daemon.pipeline import FrameRateEstimator, Pipeline
 from avq.engines.cpu import instruction_set
 from avq.errors import DataError
 from avq.plugins import PluginHost
@@ -24,6 +24,7 @@ from avq.preprocess import Preprocessor
 from avq.progress import Reporter, Silent
 from avq.replay.log import EndOfLogError, LoadedFrame, Log, prepare_ahead
 from avq.replay.log_sources import open_log
+from avq.replay.recorded_run import estimate_holds
 from avq.replay.result import Answer, ReplayResult
 from avq.replay.timing import (
     BuildMetrics,
@@ -77,13 +78,10 @@ class ReplayLoop:
     ) -> None:
         self.inbox = Inbox()
         self.remark = log.remark
-        self._log, self._pipeline, self._stages, self._prepare, self._live = (
-            log,
-            pipeline,
-            stages,
-            prepare,
-            live,
-        )
+        self._log, self._pipeline, self._stages, self._prepare = log, pipeline, stages, prepare
+        self._live = live
+        exact = stages.plan.exact and live and log.frames_as_taken is not None
+        self._frames = log.frames_as_taken if exact and log.frames_as_taken is not None else log.frames
         self._clock = stages.clock
         self._lost: dict[str, Counter[str]] = {}
         self._expected: dict[str, int] = {}
@@ -91,7 +89,7 @@ class ReplayLoop:
 
     def run(self, limit: int | None, report: Reporter) -> None:
         """Replay until the log ends or ``limit`` frames are published."""
-        frames = prepare_ahead(self._log.frames(), self._prepare, workers=self._log.workers)
+        frames = prepare_ahead(self._frames(), self._prepare, workers=self._log.workers)
         try:
             self._advance(frames)
             for _ in report.track(self._steps(frames), f"replay {Path(self._log.uri).name}", limit or 0):
@@ -100,6 +98,8 @@ class ReplayLoop:
         finally:
             frames.close()
         self.inbox.drop_waiting()
+        if limit is None:
+            self._count_end()
 
     def _steps(self, frames: Generator[LoadedFrame, None, None]) -> Iterator[None]:
         """Yield once per published frame."""
@@ -141,13 +141,22 @@ class ReplayLoop:
             self._lost[camera] = Counter()
             self.inbox.open_camera(camera, every=not self._live)
         lost = self._lost[camera]
-        missing = seq - self._expected.get(camera, 0)
-        if missing > 0:
-            lost[UNRECORDED] += missing
-        self._expected[camera] = seq + 1
+        expected = self._expected.get(camera, 0)
+        if seq > expected:
+            lost[UNRECORDED] += seq - expected
+        self._expected[camera] = max(expected, seq + 1)
         if not readable:
             lost[UNREADABLE] += 1
         return dict(lost)
+
+    def _count_end(self) -> None:
+        """Count the frames that the recording daemon captured after the last one in the log."""
+        captured = self._log.limits.captured if self._log.limits is not None else None
+        counts = self.inbox.counts_by_camera()
+        for camera, total in (captured or {}).items():
+            if camera in counts and total > counts[camera].captured:
+                self._lost[camera][UNRECORDED] += total - counts[camera].captured
+                self.inbox.lost_so_far(camera, dict(self._lost[camera]))
 
     def _advance(self, frames: Generator[LoadedFrame, None, None]) -> None:
         try:
@@ -230,8 +239,10 @@ def _replay(
         mode.parts.bundle_digest: build_metrics(source.bundle)
         for source, mode in zip(sources, modes, strict=True)
     }
+    deadlines = _deadlines(config, log)
     plan = plan_timing(request.timing, log.recorded, benches, {**request.known, **benches})
-    budget = config.budget.latency_budget() if config is not None else _BUDGET
+    plan = replace(plan, exact=plan.kind == "recorded" and _must_be_exact(log, deadlines))
+    costs_ns = log.limits.costs_ns if log.limits is not None and plan.exact else {}
     clock, publisher = ReplayClock(), CollectingPublisher()
     stages = VirtualStages(plan, clock)
     for mode in {id(mode.parts.session): mode for mode in modes}.values():
@@ -240,12 +251,13 @@ def _replay(
         replace(
             mode,
             parts=with_virtual_time(mode.parts, stages),
-            cost_ns=plan.cost_ns(mode.parts.bundle_digest),
+            cost_ns=costs_ns.get(mode.parts.bundle_digest) or plan.cost_ns(mode.parts.bundle_digest),
         )
         for mode in modes
     ]
-    deadlines_ns = config.deadlines_ns() if config is not None else {}
-    pipeline = Pipeline(ladder, clock, budget, publisher, deadlines_ns=deadlines_ns)
+    pipeline = Pipeline(ladder, clock, deadlines.budget, publisher, deadlines_ns=deadlines.by_camera)
+    if log.limits is not None and log.limits.live is not None and plan.exact:
+        pipeline.frame_rate = FrameRateEstimator(log.limits.live)
     start_ns = time.monotonic_ns()
     loop = ReplayLoop(log, pipeline, stages, _preparer(modes, stages), live=_live(request.policy, log))
     try:
@@ -265,7 +277,7 @@ def _replay(
         log=request.log,
         log_digest=log.digest(),
         bundle_digest=modes[0].parts.bundle_digest,
-        config_digest=_config_digest(request, budget, deadlines_ns, sources, modes),
+        config_digest=_config_digest(request, deadlines.budget, deadlines.by_camera, sources, modes),
         machine=f"{session.engine} {version} {session.precision}, {instruction_set()}",
         labels=modes[0].parts.labels,
         answers=tuple(
@@ -285,7 +297,56 @@ def _replay(
         benches=benches,
         remark=loop.remark,
         start_unix_ns=log.start_unix_ns,
+        deadline_ns=deadlines.budget.deadline_ns,
+        deadline_remark=deadlines.remark,
     )
+
+
+@dataclass(frozen=True)
+class _Deadlines:
+    """Limits in force, and where they come from."""
+
+    budget: LatencyBudget
+    by_camera: Mapping[str, int]
+    remark: str
+
+
+def _deadlines(config: RunConfig | None, log: Log) -> _Deadlines:
+    """Return the limits of the configuration, else those that the log was recorded with, else the default."""
+    by_camera: Mapping[str, int]
+    if config is not None:
+        budget, by_camera, source = (
+            config.budget.latency_budget(),
+            config.deadlines_ns(),
+            "of the configuration",
+        )
+    elif log.limits is not None:
+        budget, by_camera, source = log.limits.budget, log.limits.deadlines_ns, "as recorded in the log"
+    else:
+        recorded = {key[0]: row.deadline_ns for key, row in log.recorded.items() if row.deadline_ns}
+        usual = max(recorded.values(), default=_BUDGET.deadline_ns)
+        budget = replace(_BUDGET, deadline_ns=usual)
+        by_camera = {camera: ns for camera, ns in recorded.items() if ns != usual}
+        source = "as recorded in the log" if recorded else "by default: the log holds none"
+    own = "".join(f", {camera} {ns / 1e6:g} ms" for camera, ns in sorted(by_camera.items()))
+    return _Deadlines(budget, by_camera, f"deadline {budget.deadline_ns / 1e6:g} ms{own}, {source}")
+
+
+def _must_be_exact(log: Log, deadlines: _Deadlines) -> bool:
+    """Whether a replay of the recorded bundle has to follow the recorded schedule.
+
+    Always where the log holds the limits of its run. Records of older versions do not; their replays follow the
+    estimated arrivals, as references of them do, unless these give another order, further drops or other late frames.
+    """
+    if log.taken is None:
+        return False
+    if log.limits is not None:
+        return True
+    limits = {
+        frame.key[0]: deadlines.by_camera.get(frame.key[0], deadlines.budget.deadline_ns)
+        for frame in log.taken
+    }
+    return not estimate_holds(log.taken, limits)
 
 
 def _preparer(modes: Sequence[Mode], stages: VirtualStages) -> InputPreparer | None:

@@ -36,6 +36,7 @@ class TimingPlan:
         typical: medians of the log, for frames without times; the queue time is a result of the replay.
         infer_ns: typical inference time per bundle digest.
         remark: describes the source of the times.
+        exact: a frame that its recorded bundle serves is published at its recorded age.
     """
 
     kind: Timing
@@ -43,6 +44,12 @@ class TimingPlan:
     typical: StageTimes
     infer_ns: Mapping[str, int]
     remark: str
+    exact: bool = False
+
+    def age_ns(self, key: FrameKey, bundle: str) -> int:
+        """Return the recorded age of a frame at publication; 0 unless times are exact and ``bundle`` served it."""
+        row = self.recorded.get(key)
+        return row.age_ns if self.exact and row is not None and row.bundle == bundle else 0
 
     def stage_times(self, key: FrameKey, bundle: str) -> StageTimes:
         """Return the stage times of one frame served with ``bundle`` (a digest)."""
@@ -229,6 +236,7 @@ class VirtualStages:
         self.prepared: dict[FrameKey, PreparedInput] = {}
         self.measured: list[MeasuredFrame] = []
         self.key: FrameKey = ("", 0)
+        self.t_capture_ns = 0
         self._pending: deque[Future[tuple[Detections, int]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="avq-boxes")
 
@@ -243,7 +251,7 @@ class VirtualStages:
 
     def start_frame(self, frame: Frame) -> PreparedInput | None:
         """Begin another frame and return its prepared input; inputs of older frames of its camera are dropped."""
-        self.key = frame.camera, frame.seq
+        self.key, self.t_capture_ns = (frame.camera, frame.seq), frame.t_capture_ns
         self.measured.append(MeasuredFrame())
         prepared = self.prepared.get(self.key)
         self.prepared = {k: v for k, v in self.prepared.items() if k[0] != frame.camera or k[1] > frame.seq}
@@ -253,6 +261,8 @@ class VirtualStages:
         """Advance the clock by the planned time of a stage, or by the measured one if there is no plan."""
         planned = getattr(self.plan.stage_times(self.key, bundle), stage) if self.precomputed else measured_ns
         self.clock.advance_by(int(planned))
+        if stage == "decode_ns":
+            self.clock.advance_to(self.t_capture_ns + self.plan.age_ns(self.key, bundle))
 
     def decode_later(
         self, decodes: Decodes, raw: RawOutputs, model_input: ModelInput, **frame: Any

@@ -259,6 +259,7 @@ class Published:
         mode: name of the mode that processed the frame.
         bundle_digest: digest of the bundle that processed the frame.
         picture_size_px: (width, height) of the frame; (0, 0) when unknown.
+        deadline_ns: largest age that is not late, in nanoseconds; 0 when unknown.
     """
 
     detections: Detections
@@ -268,6 +269,7 @@ class Published:
     mode: str
     bundle_digest: str
     picture_size_px: tuple[int, int] = (0, 0)
+    deadline_ns: int = 0
 
     def as_message(self, labels: Sequence[str]) -> MessageJson:
         """Return the JSON object that sinks write; its keys are part of the command contract.
