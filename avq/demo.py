@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from avq.atomic_file import atomic_write
+from avq.atomic_file import atomic_write, atomic_write_path
 from avq.builder import build
 from avq.builder.outcome import BuildJson, Outcome
 from avq.builder.pictures.dataset import CalibrationSet, open_set
@@ -340,15 +340,15 @@ def _serve(bundle_path: Path, folder: Path, frames: int, host: PluginHost, repor
         if frame is not None and len(ages_ms) % CLIP_EVERY == 1:
             clip.append((frame, message.detections))
 
-    lines = (folder / "detections.jsonl").open("wb")
     try:
-        summary = serve_bundle(
-            parts_of(bundle, detector),
-            sources={"demo": CAMERA},
-            sinks=[CallbackSink(collect), JsonLinesSink(lines, detector.class_names)],
-            budget=LatencyBudget(DEADLINE_MS * 1_000_000),
-            options=RunOptions(frames=frames),
-        )
+        with atomic_write_path(folder / "detections.jsonl") as lines:
+            summary = serve_bundle(
+                parts_of(bundle, detector),
+                sources={"demo": CAMERA},
+                sinks=[CallbackSink(collect), JsonLinesSink(lines.open("wb"), detector.class_names)],
+                budget=LatencyBudget(DEADLINE_MS * 1_000_000),
+                options=RunOptions(frames=frames),
+            )
     finally:
         detector.close()
     return DemoRun(summary, tuple(clip), tuple(ages_ms), detector.class_names, DEADLINE_MS)

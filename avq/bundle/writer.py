@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from avq.atomic_file import atomic_replace, sync
+from avq.atomic_file import atomic_replace, end_staging, new_staging_folder, sync
 from avq.bundle.manifest import MANIFEST, Manifest, Part, render, require_part_name, sealed
 from avq.bundle.signature import SIGNATURE
 from avq.errors import BundleError
@@ -23,18 +23,16 @@ _CHUNK_BYTES = 1 << 20
 def staging_folder(final_dir: Path) -> Path:
     """Create and return the empty staging folder of a bundle for ``final_dir``.
 
-    It is next to its destination, so that the last step is a rename on one file system.
+    It is next to its destination, so that the last step is a rename on one file system. Those of killed builds are
+    deleted.
     Raises BundleError when ``final_dir`` holds something that is not a bundle, before any work is done.
     """
     require_replaceable(final_dir)
-    staging = final_dir.parent / f".{final_dir.name}.staging-{os.getpid()}"
     try:
         final_dir.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        return new_staging_folder(final_dir)
     except OSError as error:
-        raise _cannot_write(staging, error) from None
-    return staging
+        raise _cannot_write(final_dir, error) from None
 
 
 def write_staged(staging_dir: Path, manifest: Manifest, parts: Mapping[str, bytes | Path]) -> Manifest:
@@ -64,6 +62,7 @@ def publish(staging_dir: Path, final_dir: Path) -> None:
             _replace_folder(staging_dir, final_dir)
         else:
             staging_dir.rename(final_dir)
+        end_staging(staging_dir)
         sync(final_dir.parent)
     except OSError as error:
         raise _cannot_write(final_dir, error) from None

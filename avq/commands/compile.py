@@ -15,6 +15,7 @@ from typing import TypedDict
 import msgspec
 
 from avq import __version__
+from avq.atomic_file import end_staging
 from avq.bundle import (
     ENGINE_PREFIX,
     SIGNATURE,
@@ -215,6 +216,7 @@ def _replace(
         publish(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        end_staging(staging)
 
 
 def _reusable_keys(bundle: OpenBundle, engine: Engine) -> dict[str, EngineKey]:

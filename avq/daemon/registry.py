@@ -61,3 +61,9 @@ class LazyRecorder:
         from avq.recording.recorder import recorder_options
 
         recorder_options(uri)
+
+    def require_free(self, uri: str) -> None:
+        """Raise DataError when another process records under this name."""
+        from avq.recording import RecorderSinkType
+
+        RecorderSinkType().require_free(uri)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from avq.atomic_file import end_staging, new_staging_folder
 from avq.errors import DataError, MachineError
 from avq.recording import Record
 from avq.recording.images import decode_image, is_image
@@ -154,14 +154,14 @@ class Rosbag2Output:
         self.path = path
         self.messages = 0
         rosbag2 = _rosbags("rosbag2")
-        if path.exists():
+        if path.exists() or path.is_symlink():
             raise DataError(
                 f"the folder {path} exists", seen=str(path), fix="name a new folder, or remove it"
             )
         self._plugin = rosbag2.StoragePlugin[storage.upper()]
         self._connections: dict[tuple[str, str], Any] = {}
         try:
-            self._temporary = Path(tempfile.mkdtemp(prefix=".avq-", dir=path.parent))
+            self._temporary = new_staging_folder(path)
         except OSError as error:
             raise DataError(f"{path} cannot be written", seen=str(error), fix="choose another path") from None
         self._writer = rosbag2.Writer(self._temporary / path.name, version=9, storage_plugin=self._plugin)
@@ -198,6 +198,7 @@ class Rosbag2Output:
                 self._writer.abort()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            end_staging(self._temporary)
 
 
 def _type_hash(name: str, text: str, encoding: str) -> str:

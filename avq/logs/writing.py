@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -11,7 +11,8 @@ from typing import BinaryIO
 from mcap.records import Attachment
 from mcap.writer import Writer
 
-from avq.errors import DataError, RequestError
+from avq.atomic_file import PRIVATE_MODE, atomic_write_path
+from avq.errors import RequestError
 from avq.recording import Record
 
 
@@ -39,8 +40,8 @@ class McapOutput:
     def __init__(self, path: Path, profile: str = "") -> None:
         self.path = path
         self.messages = 0
-        self._temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        self._file: BinaryIO = _create(self._temporary, path)
+        self._replacing = ExitStack()
+        self._file: BinaryIO = self._create()
         self._writer = Writer(self._file, enable_data_crcs=True)
         self._writer.start(profile=profile, library="avq")
         self._schemas: dict[tuple[str, str, bytes], int] = {}
@@ -85,31 +86,18 @@ class McapOutput:
             self._schemas[key] = self._writer.register_schema(*key)
         return self._schemas[key]
 
+    def _create(self) -> BinaryIO:
+        temporary = self._replacing.enter_context(atomic_write_path(self.path, PRIVATE_MODE))
+        return self._replacing.enter_context(temporary.open("r+b"))
+
     def __enter__(self) -> McapOutput:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if error is not None:
+            self._replacing.__exit__(kind, error, trace)
+            return
+        with self._replacing:
             self._writer.finish()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(
-                f"{self.path} cannot be written", seen=str(error), fix="check the free space on the disk"
-            ) from error
-
-
-def _create(temporary: Path, path: Path) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        return temporary.open("wb")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", seen=str(error), fix="choose another path") from None

@@ -14,6 +14,7 @@ import numpy as np
 from avq.clock import UNIX_CLOCK, UnixClock
 from avq.errors import RequestError, nearest
 from avq.hookspecs import Sink
+from avq.output_lock import lock_path, require_unlocked
 from avq.recording import schemas
 from avq.recording.rotation import Flusher, Limits, RotatingLog
 from avq.recording.writer import Entry, json_entry
@@ -105,6 +106,11 @@ class RecorderSinkType:
         path, image, quality, policy = recorder_options(uri)
         return RecorderSink(path, labels=labels, image=image, quality=quality, policy=policy)
 
+    def require_free(self, uri: str) -> None:
+        """Raise DataError when another process records under this name."""
+        path = recorder_options(uri)[0]
+        require_unlocked(path, lock_path(path))
+
 
 def recorder_options(uri: str) -> tuple[Path, str, int, RecordingPolicy]:
     """Return (file, image format, JPEG quality, policy) of a recorder's URI. Raises RequestError."""
@@ -142,7 +148,7 @@ class RecorderSink:
     next event ``clock_stepped``, ``log_time`` minus the offset is the exact monotonic publish time.
 
     Args:
-        path: the MCAP file; an existing one is replaced, unless files rotate.
+        path: the MCAP file; where it exists, or files rotate, the name gets the time of the begin.
         labels: class names by id.
         image: "jpeg", "png" (lossless) or "none".
         quality: of JPEG, 1..100.

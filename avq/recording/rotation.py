@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from avq.errors import DataError
+from avq.output_lock import OutputLock
 from avq.recording.writer import Entry, LogWriter
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Bytes buffered on a full disk before they are dropped.
 _MAX_BUFFER_BYTES = 16 * 1024 * 1024
 _RETRY_S = 1.0
+#: Begin of a file in its name, as in ``log-20261127T101530.250Z.mcap``.
+_STAMP = r"-\d{8}T\d{6}\.\d{3}Z"
 _log = logging.getLogger("avq.sinks.recorder")
 
 
@@ -44,9 +48,12 @@ class Limits:
 class RotatingLog:
     """Write to one file at a time; not thread-safe.
 
-    Without rotation it is the file ``path``. With it, files are called ``NAME-20261127T101530.250Z.mcap``, and those
-    of earlier runs count too. On a full disk the oldest of them is deleted, never the one being written. When none is
-    left, messages are buffered, and dropped and counted in ``lost`` when the buffer is full.
+    Without rotation it is the file ``path`` when that name is free, else ``NAME-20261127T101530.250Z.mcap``: no log
+    is ever replaced. With rotation all files are called so, and those of earlier runs count too. On a full disk the
+    oldest of them is deleted, never the one being written. When none is left, messages are buffered, and dropped
+    and counted in ``lost`` when the buffer is full.
+
+    One process at a time writes the files of a name: it holds the lock of ``.NAME.mcap.lock``.
 
     Args:
         path: of the log.
@@ -54,7 +61,7 @@ class RotatingLog:
         limits: size and age of the files.
 
     Raises:
-        DataError: the first file cannot be created.
+        DataError: the first file cannot be created, or another process writes the log.
     """
 
     def __init__(self, path: Path, metadata: Callable[[], Mapping[str, str]], limits: Limits) -> None:
@@ -71,8 +78,13 @@ class RotatingLog:
         self._own: dict[
             Path, int
         ] = {}  # files of this run, in order: names are times, and clocks are set back
+        self._lock = OutputLock(path)
         self._log: LogWriter | None = None
-        self._log = self._open()
+        try:
+            self._log = self._open()
+        except DataError:
+            self._lock.release()
+            raise
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Append messages; full chunks are written, the rest waits for ``flush``."""
@@ -95,8 +107,8 @@ class RotatingLog:
                 self._uncommitted = 0
 
     def next_file(self) -> None:
-        """Finish the current file, so that the next message begins another one; only where files rotate."""
-        if self._log is not None and self._limits.rotates:
+        """Finish the current file, so that the next message begins another one."""
+        if self._log is not None:
             self._finish(self._log)
             self._log, self._retry_at_s = None, 0.0
 
@@ -110,6 +122,7 @@ class RotatingLog:
         if self._log is not None:
             self._finish(self._log)
             self._log = None
+        self._lock.release()
 
     def _ready(self, t_ns: int) -> LogWriter | None:
         """Return the writer for a message of that time; a new one when the current file is full."""
@@ -153,8 +166,9 @@ class RotatingLog:
                     raise
 
     def _name(self) -> Path:
-        if not self._limits.rotates:
-            return self._path
+        taken = self._path.is_file() or self._path.is_symlink()
+        if not self._limits.rotates and not taken:
+            return self._path  # also a FIFO or folder, which the writer refuses
         unix_ms = time.time_ns() // 1_000_000
         while True:
             at = datetime.fromtimestamp(unix_ms / 1000, timezone.utc)
@@ -196,8 +210,7 @@ class RotatingLog:
         self.lost += self._uncommitted
         log.abandon()
         self._log = None
-        # without rotation a new file would replace this one
-        self._retry_at_s = time.monotonic() + _RETRY_S if self._limits.rotates else float("inf")
+        self._retry_at_s = time.monotonic() + _RETRY_S
 
     def _finish(self, log: LogWriter) -> None:
         """Write the index; on a full disk the file ends with its last whole chunk."""
@@ -214,7 +227,8 @@ class RotatingLog:
     def _finished_files(self) -> list[Path]:
         """Return the finished files of this log, oldest first."""
         current = self._log.path if self._log is not None else None
-        matches = self._path.parent.glob(f"{self._path.stem}-*T*Z{self._path.suffix}")
+        stamped = re.compile(re.escape(self._path.stem) + _STAMP + re.escape(self._path.suffix))
+        matches = (path for path in self._path.parent.iterdir() if stamped.fullmatch(path.name))
         finished = (path for path in matches if path != current and path.is_file())
         by_age = sorted(finished, key=lambda path: (self._own.get(path, 0), path))
         return by_age if self._limits.rotates else []

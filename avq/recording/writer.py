@@ -17,7 +17,7 @@ from mcap.data_stream import RecordBuilder
 from mcap.records import Channel, Schema
 from mcap.writer import Writer
 
-from avq.atomic_file import refuse_special
+from avq.atomic_file import PRIVATE_MODE, refuse_special
 from avq.errors import DataError
 
 
@@ -27,16 +27,18 @@ class TransactionalFile:
     After a failed ``commit`` the file ends where it ended before, and the bytes are kept for another attempt.
 
     Args:
-        path: created, or replaced.
+        path: the file to create.
+        temporary: the file exists: it is a temporary one of ``atomic_replace``.
 
     Raises:
+        FileExistsError: ``path`` exists and is not temporary.
         OSError: it cannot be created, or is a FIFO, socket or device.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, temporary: bool = False) -> None:
         refuse_special(path)
-        path.unlink(missing_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        how = os.O_TRUNC if temporary else os.O_CREAT | os.O_EXCL
+        self._fd = os.open(path, os.O_WRONLY | how | os.O_CLOEXEC, PRIVATE_MODE)
         self._pending = bytearray()
         self._committed = 0
         self.closed = False
@@ -124,17 +126,18 @@ class LogWriter:
     """Write channels of JSON messages (schema encoding ``jsonschema``).
 
     Args:
-        path: the log; an existing file is replaced.
+        path: the log to create.
         metadata: written as the metadata record ``avq``.
+        temporary: ``path`` is a temporary file of ``atomic_replace``.
 
     Raises:
-        DataError: the file cannot be created.
+        DataError: the file exists, or cannot be created.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, str], *, temporary: bool = False) -> None:
         self.path = path
         try:
-            self._file = TransactionalFile(path)
+            self._file = TransactionalFile(path, temporary=temporary)
         except OSError as error:
             raise _unwritable(path, error) from error
         self._channels: dict[str, int] = {}

@@ -103,7 +103,7 @@ def write_reference(path: Path, result: ReplayResult, tolerances: Tolerances) ->
     with suppress(OSError):  # the writer below reports it
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write_path(path) as temporary:
-        log = LogWriter(temporary, {"format": FORMAT, "address": address, "head": head})
+        log = LogWriter(temporary, {"format": FORMAT, "address": address, "head": head}, temporary=True)
         for answer in result.answers:
             seen = answer.detections
             at_ns = result.start_unix_ns + seen.t_capture_ns

@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 
-from avq.atomic_file import atomic_write, atomic_write_path
+from avq.atomic_file import PRIVATE_MODE, atomic_write, atomic_write_path
 from avq.errors import DataError
 from avq.plugins import PluginHost
 from avq.recording import LogWriter
@@ -39,8 +39,10 @@ def write_comparison_log(path: Path, outcome: Outcome, pictures: Mapping[FrameKe
         DataError: the file cannot be written.
     """
     chosen = {pair.key for pair in outcome.worst_pairs()[:_MAX_LOG_FRAMES]} | set(pictures)
-    with atomic_write_path(path) as temporary:
-        log = LogWriter(temporary, {"format": "avq replay both 1", "headline": outcome.headline})
+    with atomic_write_path(path, PRIVATE_MODE) as temporary:
+        log = LogWriter(
+            temporary, {"format": "avq replay both 1", "headline": outcome.headline}, temporary=True
+        )
         _write_pictures(log, outcome.result, pictures)
         for name, run in (("reference", outcome.reference), ("replay", outcome.result)):
             for answer in run.answers if run is not None else ():

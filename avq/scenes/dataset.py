@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from avq.atomic_file import atomic_write, atomic_write_path, refuse_special
 from avq.errors import DataError, RequestError, nearest
 from avq.scenes.drive import random_scene
 from avq.scenes.labels import CLASS_NAMES, WEATHERS, LabelledScene
@@ -76,6 +77,7 @@ def _write_picture(path: pathlib.Path, scene: LabelledScene) -> str:
     if not done:
         raise DataError("a picture could not be encoded", seen=str(path), fix="use picture_format='png'")
     data = np.asarray(encoded).tobytes()
+    refuse_special(path)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
@@ -105,7 +107,7 @@ def _annotations(
 
 
 def _write_index(path: pathlib.Path, rows: list[tuple[str, str, str, str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(INDEX_COLUMNS)
         writer.writerows(rows)
@@ -118,7 +120,7 @@ def _write_labels(
     text = json.dumps(
         {"images": images, "annotations": annotations, "categories": categories}, separators=(",", ":")
     )
-    path.write_text(text + "\n", encoding="utf-8")
+    atomic_write(path, text + "\n")
 
 
 # ``python -m avq.scenes.dataset -o DIR``: the built-in set, or any other labelled set of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,10 +36,9 @@ from avq.plugins import PluginHost
 from avq.progress import Reporter
 from avq.serve.components import make_bundle_swapper, make_side_tasks, opener_of
 from avq.serve.log_records import ReporterHandler, levels_of, log_records, standard_error_handler
-from avq.serve.sink_opening import open_in_time
-from avq.sinks import AlertSink, open_sink, rule_of
+from avq.serve.sink_opening import STANDARD_OUTPUT, open_sinks, place_of
+from avq.sinks import AlertSink, rule_of
 from avq.text import utf8
-from avq.uris import redact_credentials
 from avq.web import LiveState, open_page, run_info, web_from_flag
 
 Tables = list[tuple[str, list[Mapping[str, object]]]]
@@ -82,7 +80,6 @@ def _side_task_tables(answer: RunAnswer) -> Tables:
     return tables
 
 
-STANDARD_OUTPUT = "-"
 #: Events logged as warnings; all others are logged as JSON at level debug only.
 _WARNED = {
     "swap_refused",
@@ -329,17 +326,8 @@ def _sinks(
         uris.append(config.recorder.address())
     types = (*sink_types(), *_distinct("sink", sink_types(), host.sinks()))
     finders: list[Sink] = [AlertSink(_alert_watch(config, labels))] if config.alerts else []
-    sinks = [
-        *finders,
-        *(open_in_time(_place(uri), partial(open_sink, uri, types, labels=labels)) for uri in uris),
-    ]
-    return sinks, (*[""] * len(finders), *map(_place, uris))
-
-
-def _place(uri: str) -> str:
-    if uri == STANDARD_OUTPUT:
-        return "standard output"
-    return redact_credentials(uri).partition("?")[0]
+    sinks = [*finders, *open_sinks(uris, types, labels)]
+    return sinks, (*[""] * len(finders), *map(place_of, uris))
 
 
 def _require_folder(log: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from avq.daemon.engine_recovery import cause_of
 from avq.errors import AvqError
-from avq.hookspecs import Sink
+from avq.hookspecs import Sink, SinkType
+from avq.output_lock import LockingSinkType
+from avq.sinks import open_sink, sink_type
 from avq.types import Frame, Published
+from avq.uris import redact_credentials
 
+STANDARD_OUTPUT = "-"
 #: A sink may take so long to open.
 OPEN_S = 5.0
 _log = logging.getLogger("avq.sinks")
@@ -29,6 +35,36 @@ class UnopenedSink:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def open_sinks(uris: Sequence[str], types: Sequence[SinkType], labels: tuple[str, ...]) -> list[Sink]:
+    """Open all sinks; before that, check that no other writer has one of their outputs.
+
+    Raises:
+        AvqError: a URI is wrong, or an output is taken or cannot be written; no sink is left open.
+    """
+    for uri in uris:
+        kind = sink_type(uri, types)
+        if isinstance(kind, LockingSinkType):
+            kind.require_free(uri)
+    opened: list[Sink] = []
+    try:
+        for uri in uris:
+            sink = open_in_time(place_of(uri), partial(open_sink, uri, types, labels=labels))
+            opened.append(sink)
+    except AvqError:
+        for sink in opened:
+            with suppress(Exception):  # the error of the other sink is the one to report
+                sink.close()
+        raise
+    return opened
+
+
+def place_of(uri: str) -> str:
+    """Return where a sink writes, without credentials and parameters."""
+    if uri == STANDARD_OUTPUT:
+        return "standard output"
+    return redact_credentials(uri).partition("?")[0]
 
 
 def open_in_time(address: str, open_it: Callable[[], Sink], seconds: float = OPEN_S) -> Sink:

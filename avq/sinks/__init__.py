@@ -24,13 +24,18 @@ def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> 
         RequestError: no type claims it, or its folder does not exist.
         DataError: it cannot be created.
     """
+    return sink_type(uri, types).open(uri, labels=labels)
+
+
+def sink_type(uri: str, types: Sequence[SinkType]) -> SinkType:
+    """Return the type that claims ``uri``. Raises RequestError when none does."""
     claims = {scheme: kind for kind in types for scheme in kind.schemes}
     key = sink_key(uri, set(claims))
     if key not in claims:
         raise RequestError(
             f"no sink writes '{redact_credentials(uri)}'", seen=key or "no suffix", fix=nearest(key, claims)
         )
-    return claims[key].open(uri, labels=labels)
+    return claims[key]
 
 
 def sink_key(uri: str, known: set[str]) -> str:
@@ -57,4 +62,5 @@ __all__ = [
     "open_sink",
     "rule_of",
     "sink_key",
+    "sink_type",
 ]

@@ -27,6 +27,7 @@ import msgspec
 
 from avq.errors import MachineError, RequestError
 from avq.hookspecs import Sink
+from avq.sinks import spool
 from avq.sinks.spool import Spool
 from avq.types import Frame, Published
 from avq.uris import parameters, redact_credentials, whole
@@ -167,6 +168,10 @@ class MqttSinkType:
     def check(self, uri: str) -> None:
         """The address without the password, which may be on the vehicle only. Raises RequestError."""
         mqtt_target(uri, with_password=False)
+
+    def require_free(self, uri: str) -> None:
+        """Raise DataError when another process uses the spool."""
+        spool.require_free(mqtt_target(uri, with_password=False).spool)
 
 
 class MqttSink:

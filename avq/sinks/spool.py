@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.atomic_file import sync
+from avq.atomic_file import PRIVATE_MODE, is_locked, lock_descriptor, sync
 from avq.errors import DataError
 
 _SUFFIX = ".json"
+_LOCK = "lock"
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +46,17 @@ class Spool:
         self._mutex = threading.Lock()  # one thread adds, another one delivers
         self._limit = limit
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DataError(
                 f"the spool {folder} cannot be written",
                 seen=str(error),
                 fix="choose another with spool = DIR",
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock_descriptor(self._lock):
             os.close(self._lock)
-            raise DataError(
-                f"another process uses the spool {folder}",
-                seen="its lock is held",
-                fix="give every daemon a spool of its own: spool = DIR",
-            ) from None
+            raise _taken(folder)
         for path in folder.glob("*.new"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)  # half-written by a process that was killed
@@ -113,7 +108,7 @@ class Spool:
         path = self._path(number)
         aside = path.with_suffix(".new")
         try:
-            with aside.open("wb") as file:
+            with os.fdopen(os.open(aside, _NEW, PRIVATE_MODE), "wb") as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
@@ -153,3 +148,17 @@ class Spool:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:016d}{_SUFFIX}"
+
+
+def require_free(folder: Path) -> None:
+    """Raise DataError when another process uses the spool."""
+    if is_locked(folder / _LOCK):
+        raise _taken(folder)
+
+
+def _taken(folder: Path) -> DataError:
+    return DataError(
+        f"another process uses the spool {folder}",
+        seen="its lock is held",
+        fix="give every daemon a spool of its own: spool = DIR",
+    )

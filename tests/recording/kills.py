@@ -51,11 +51,17 @@ def kill_once(folder: Path, rng: random.Random, query: str = "image=jpeg") -> Ki
     process.stdout.close()
     rows = [tuple(map(int, line.split())) for line in lines if len(line.split()) == 2]
     due = _due(rows, killed_ns)
+    path = newest_log(folder)
     found = standard_reader(path)
     with LogReader(path) as log:
         ours = [record.sequence for record in log if record.topic.endswith("/detections")]
     missing = len(set(due) - set(found))
     return Kill(len(rows), len(due), missing, unlike=ours != found or found != sorted(found))
+
+
+def newest_log(folder: Path) -> Path:
+    """The log of the last life: an earlier one is never replaced."""
+    return max(folder.glob("killed*.mcap"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def _due(rows: list[tuple[int, ...]], killed_ns: int) -> list[int]:
