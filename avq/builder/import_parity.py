@@ -8,12 +8,12 @@ import numpy as np
 
 from avq.builder.context import BuildContext
 from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.frontend.fold_input import normalise_picture
+from avq.builder.frontend.fold_input import source_picture
 from avq.builder.holdout import drawn_inputs
 from avq.builder.lift import Parity, has_integer_operators, in_qdq_form, prove, prove_operators
 from avq.builder.lower import lower
 from avq.builder.planning import reference_encoding
-from avq.types import U8, AnyArray, Edge, ImportedQuantization, QuantizationPlan
+from avq.types import Edge, ImportedQuantization, QuantizationPlan
 
 _DRAWN = 2
 _REAL = 4
@@ -36,7 +36,9 @@ def prove_import(context: BuildContext) -> Parity | None:
     tensors = [i.tensor for i in drawn_inputs(analysis.spec, _DRAWN)]
     tensors += [i.tensor for i in holdout.inputs[:_REAL]] if holdout.items else []
     name = analysis.model.view.inputs[0].name
-    feeds = [({name: _source_numbers(analysis, tensor)}, {name: tensor}) for tensor in tensors]
+    feeds = [
+        ({name: source_picture(analysis.source, tensor, analysis.spec)}, {name: tensor}) for tensor in tensors
+    ]
     operators = None
     if has_integer_operators(imported.source):
         operators = prove_operators(imported.source, request.reference)
@@ -70,13 +72,6 @@ def plan_as_imported(analysis: ModelAnalysis, foreign: ImportedQuantization) -> 
     return QuantizationPlan(
         graph_digest=analysis.model.view.digest, points=foreign.points, overrides=foreign.overrides
     )
-
-
-def _source_numbers(analysis: ModelAnalysis, tensor: U8) -> AnyArray:
-    dtype = analysis.source.view.inputs[0].dtype
-    if dtype == "uint8":
-        return tensor
-    return normalise_picture(tensor, analysis.spec).astype(dtype)
 
 
 def _last_steps(analysis: ModelAnalysis, plan: QuantizationPlan) -> dict[str, float]:

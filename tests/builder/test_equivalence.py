@@ -147,7 +147,7 @@ CASES = [
 def loads(model: onnx.ModelProto) -> bool:
     """False for operators that this onnxruntime does not have in the opset."""
     inputs = [np.zeros((1, 3, 16, 16), np.float32)]
-    return compare_graphs(model, model, ENGINE, pictures=inputs).answer == "equal"
+    return compare_graphs(model, model, ENGINE, feeds=[(one, one) for one in inputs]).answer == "equal"
 
 
 def test_there_are_over_four_hundred_graphs() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import onnx
 
 from avq import decoders
-from avq.builder.equivalence import normalise_checked
-from avq.builder.frontend.fold_input import fold_input
+from avq.builder.equivalence import Equivalence, check_folded_input, drawn_tensors, normalise_checked
+from avq.builder.frontend.fold_input import fold_input, served_spec, source_picture
 from avq.builder.frontend.metadata import (
     PREPROCESS_KEY,
     class_names,
@@ -47,7 +47,7 @@ from avq.errors import ModelError
 from avq.hookspecs import Decoder, Engine, Session
 from avq.measure.labels import load_labels
 from avq.plugins import PluginHost
-from avq.preprocess import PRESETS, spec_from_json, spec_named
+from avq.preprocess import PRESETS, Preprocessor, spec_from_json, spec_named
 from avq.progress import Reporter
 from avq.types import (
     U8,
@@ -60,6 +60,9 @@ from avq.types import (
     Recipe,
     SessionOptions,
 )
+
+#: Pictures on which the float graph is compared with the file, besides drawn ones.
+_COMPARED = 3
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def analyse_file(
         ConfigError: the preprocessing file is not valid.
     """
     families = (*decoders.builtin_decoders(), *extra_decoders)
-    source, imported, unproven = _source(Path(model_path), preprocess, engine, imports=imports)
+    path, samples = Path(model_path), cache(sample_pixels) if sample_pixels is not None else None
+    source, imported, proto, unproven = _source(path, preprocess, engine, imports=imports)
     graph = source.view
     spec = decoders.named(decoder, graph, families) if decoder else decoders.recognise(graph, families)
     messages = [*source.messages, *_head_messages(graph, spec, named=decoder is not None)]
@@ -135,18 +139,23 @@ def analyse_file(
     messages += remarks
     spec = replace(spec, num_classes=len(names)) if spec.family != NONE else spec
     labels = partial(labelled, names) if labelled is not None else None
-    chosen = _Preprocessing(source, spec, families, preprocess, sample_pixels, labels, infer).choose()
+    chosen = _Preprocessing(source, spec, families, preprocess, samples, labels, infer).choose()
     folded = fold_input(source, chosen.spec)
-    if spec.family != NONE and sample_pixels is not None:
+    if engine is not None:
+        pictures = list(samples())[:_COMPARED] if samples is not None else []
+        equal, unknown = _compared(proto, source, folded, chosen.spec, pictures, engine, path.name)
+        messages += equal
+        unproven += unknown
+    if spec.family != NONE and samples is not None:
         checked, doubts = _check_head(
-            folded, spec, families, chosen, sample_pixels(), infer, named=decoder is not None
+            folded, spec, families, chosen, samples(), infer, named=decoder is not None
         )
         messages += checked
         unproven = [*unproven, *doubts]
     return ModelAnalysis(
         folded,
         source,
-        chosen.spec,
+        served_spec(source, chosen.spec),
         spec,
         names,
         decoders.head_nodes(folded.view, spec, families),
@@ -157,10 +166,30 @@ def analyse_file(
     )
 
 
+def _compared(
+    proto: onnx.ModelProto,
+    source: FloatModel,
+    folded: FloatModel,
+    spec: PreprocessSpec,
+    pictures: Sequence[U8],
+    engine: Engine,
+    name: str,
+) -> tuple[list[str], list[str]]:
+    """Compare the file with the float graph that is served; a message, or a warning that it cannot be."""
+    preprocessor = Preprocessor(spec)
+    tensors = drawn_tensors(folded.proto.graph.input[0])
+    tensors += [preprocessor.prepare(pixels, copy=True).tensor for pixels in pictures]
+    feeds = [(source_picture(source, tensor, spec), tensor) for tensor in tensors]
+    result: Equivalence = check_folded_input(proto, source, folded, feeds, engine, where=name)
+    if result.answer == "equal":
+        return [f"float graph equal to the file ({len(pictures)} of them pictures): {result.detail}"], []
+    return [], [f"cannot tell whether the float graph computes what the file computes: {result.detail}"]
+
+
 def _source(
     path: Path, preprocess: str | None, engine: Engine | None, *, imports: bool
-) -> tuple[FloatModel, Imported | None, list[str]]:
-    """The normalised model, the import it comes from, and warnings."""
+) -> tuple[FloatModel, Imported | None, onnx.ModelProto, list[str]]:
+    """The normalised model, the import it comes from, the float file behind it, and warnings."""
     proto = read_model(path)
     size = declared_size_px(proto, preprocess) if has_open_size(proto) else None
     read: list[str] = []
@@ -173,19 +202,14 @@ def _source(
             model = replace(imported.model, messages=(*read, *imported.model.messages))
             dialect = RUN_TIME_DIALECT if read else imported.foreign.dialect
             foreign = replace(imported.foreign, dialect=dialect)
-            return model, replace(imported, model=model, foreign=foreign), unproven
+            return model, replace(imported, model=model, foreign=foreign), model.proto, unproven
         mark_file(
             proto, where=path.name
         )  # names what no strategy can read, before --strategy qat is suggested
     if engine is None:
-        return normalise(proto, where=path.name, input_size_px=size), None, unproven
-    model, comparison = normalise_checked(proto, engine, where=path.name, input_size_px=size)
-    model = replace(model, messages=(*read, *model.messages))
-    if comparison.answer == "equal":
-        text = f"normalised graph equal to the file: {comparison.detail}"
-        return replace(model, messages=(*model.messages, text)), None, unproven
-    warning = "cannot tell whether the normalised graph computes what the file computes"
-    return model, None, [*unproven, f"{warning}: {comparison.detail}"]
+        return normalise(proto, where=path.name, input_size_px=size), None, proto, unproven
+    model, _ = normalise_checked(proto, engine, where=path.name, input_size_px=size)
+    return replace(model, messages=(*read, *model.messages)), None, proto, unproven
 
 
 def _lifted(

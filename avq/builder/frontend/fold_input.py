@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from avq.builder.graph.edit import fresh_name, rename_reads, replace_nodes, set_constant, unused_name
-from avq.builder.graph.inputs import dims
+from avq.builder.graph.edit import dims, fresh_name, rename_reads, replace_nodes, set_constant, unused_name
 from avq.builder.graph.model import FloatModel, view_of
 from avq.errors import ModelError
-from avq.types import F32, F64, U8, PreprocessSpec
+from avq.types import F32, F64, U8, AnyArray, PreprocessSpec
 
 
 def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
@@ -35,7 +36,20 @@ def fold_input(model: FloatModel, spec: PreprocessSpec) -> FloatModel:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     _prepend(proto.graph, _gain_and_shift(spec))
-    return FloatModel(view_of(proto), proto, model.messages)
+    return replace(model, view=view_of(proto), proto=proto)
+
+
+def served_spec(model: FloatModel, spec: PreprocessSpec) -> PreprocessSpec:
+    """``spec`` as the file takes it: an integer picture input takes pixel values (int8: minus 128), unscaled."""
+    if model.view.inputs[0].dtype != "uint8":
+        return spec
+    return replace(spec, scale=1.0, mean=(float(model.offset),) * 3, std=(1.0,) * 3)
+
+
+def source_picture(model: FloatModel, tensor: U8, spec: PreprocessSpec) -> AnyArray:
+    """A (1, 3, h, w) uint8 tensor as ``model`` takes it, before its input is folded."""
+    dtype = model.view.inputs[0].dtype
+    return tensor if dtype == "uint8" else normalise_picture(tensor, spec).astype(dtype)
 
 
 def normalise_picture(tensor: U8, spec: PreprocessSpec) -> F32:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from avq.builder.graph.inputs import dims
+from avq.builder.graph.edit import dims
 from avq.errors import ModelError, RequestError
 from avq.types import GraphView
 

@@ -45,6 +45,11 @@ def reads(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def dims(value: onnx.ValueInfoProto) -> list[int]:
+    """Return the declared sizes, -1 where dynamic."""
+    return [d.dim_value if d.dim_value > 0 else -1 for d in value.type.tensor_type.shape.dim]
+
+
 def constants(graph: onnx.GraphProto) -> dict[str, AnyArray]:
     """Return the initialisers as arrays, by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}

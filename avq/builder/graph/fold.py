@@ -34,11 +34,11 @@ _ROUNDS = 12  # shape -> constant -> shape chains seen in exports are 2 to 4 dee
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold constants and shapes, remove identities, until nothing changes. Returns a model with shapes."""
-    forget_shapes(model.graph)
     for _ in range(_ROUNDS):
         lift_constants(model.graph)
         changed = remove_identities(model.graph)
         changed += inline_ifs(model.graph)
+        forget_shapes(model.graph)  # inference keeps what it finds, also sizes that a fold has since fixed
         model = infer_shapes(model)
         changed += fold_constants(model)
         prune(model.graph)
@@ -48,7 +48,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def forget_shapes(graph: onnx.GraphProto) -> None:
-    """Drop the exporter's shapes, which are stale once a size is fixed; output types stay."""
+    """Drop declared shapes, which are stale once a size is fixed or a constant folded; output types stay."""
     del graph.value_info[:]
     for output in graph.output:
         if output.type.HasField("tensor_type"):
@@ -284,7 +284,7 @@ def fold_norms(graph: onnx.GraphProto) -> int:
         affine = _affine(node, conv, known) if conv is not None and counts[conv.output[0]] == 1 else None
         if conv is None or affine is None:
             kept.append(node)
-            if node.op_type in _CONVS and node.input[1] in known:
+            if node.op_type in _CONVS and all(name in known for name in node.input[1:] if name):
                 convs[node.output[0]] = node
             continue
         changed |= _scale(conv, known, counts, *affine)

@@ -1,13 +1,25 @@
-"""Give the model one picture input of a fixed size: batch, spatial size, layout, float32."""
+"""Give the model one picture input of a fixed size: batch, spatial size, layout, element type."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from avq.builder.graph.edit import attribute, fresh_name, rename_reads, set_constant, subgraphs
+from avq.builder.graph.edit import (
+    attribute,
+    dims,
+    fresh_name,
+    rename_reads,
+    replace_nodes,
+    set_constant,
+    subgraphs,
+)
+from avq.builder.graph.extra_inputs import bind, drop_unread, kinds_of
 from avq.errors import ModelError
+from avq.types import AnyArray
 
 
 def drop_listed_initializers(graph: onnx.GraphProto) -> None:
@@ -18,63 +30,126 @@ def drop_listed_initializers(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
-def dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Return the declared sizes, -1 where dynamic."""
-    return [d.dim_value if d.dim_value > 0 else -1 for d in value.type.tensor_type.shape.dim]
+@dataclass(frozen=True)
+class FixedInputs:
+    """What `fix_inputs` did.
+
+    Attributes:
+        messages: a line per change.
+        bound: values of the file's inputs that are constants now, or that nothing reads.
+        offset: the picture input of the file takes pixel values minus this.
+    """
+
+    messages: list[str]
+    bound: dict[str, AnyArray]
+    offset: int = 0
 
 
-def fix_inputs(graph: onnx.GraphProto, size_px: tuple[int, int] | None) -> list[str]:
-    """Leave one input of static shape; return a message per change.
+def fix_inputs(model: onnx.ModelProto, size_px: tuple[int, int] | None) -> FixedInputs:
+    """Leave one picture input of static shape, uint8 or float32, in place.
 
     Args:
+        model: its initialisers are not listed as inputs.
         size_px: (width, height) for dynamic spatial sizes.
 
     Raises:
-        ModelError: no input, several, or a size that is not known.
+        ModelError: no input, an input beside the picture of unknown meaning, or a size that is not known.
     """
-    messages = _bind_target_sizes(graph, size_px)
-    if len(graph.input) != 1:
-        raise _several(graph)
-    picture = graph.input[0]
-    if not picture.type.tensor_type.HasField("shape"):
-        raise ModelError(
-            f"the input '{picture.name}' has no shape", fix="export it with a declared input shape"
-        )
+    graph = model.graph
+    messages, bound = drop_unread(graph)
+    picture = _picture(graph)
+    kinds = kinds_of(graph, picture)
     messages += _with_batch(graph, picture)
     messages += _to_channels_first(graph, picture)
     messages += _fix_batch(picture)
     messages += _fix_size(graph, picture, size_px)
-    return messages
+    if kinds:
+        height, width = dims(picture)[2:]
+        remarks, values = bind(model, kinds, (width, height))
+        messages, bound = messages + remarks, bound | values
+        picture = graph.input[0]
+    remarks, offset = _to_plain_type(graph, picture)
+    return FixedInputs(messages + remarks, bound, offset)
 
 
-def _several(graph: onnx.GraphProto) -> ModelError:
-    seen = "; ".join(f"{i.name} {dims(i)}" for i in graph.input) or "no inputs"
-    what = f"the model has {len(graph.input)} inputs; avq feeds one picture"
-    return ModelError(what, seen=seen, fix="export it with one picture as its only input")
+def _picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
+    """The input that takes the picture: the only one, or the only one of four axes and three channels."""
+    inputs = list(graph.input)
+    if len(inputs) > 1:
+        four = [i for i in inputs if len(dims(i)) == 4]
+        inputs = [i for i in four if 3 in (dims(i)[1], dims(i)[3])] or four
+        inputs = inputs or [i for i in graph.input if len(dims(i)) == 3 and dims(i)[0] == 3]
+    if len(inputs) != 1:
+        seen = "; ".join(f"{i.name} {dims(i)}" for i in graph.input) or "no inputs"
+        what = f"the model has {len(graph.input)} inputs; avq feeds one picture"
+        raise ModelError(what, seen=seen, fix="export it with one picture as its only input")
+    if not inputs[0].type.tensor_type.HasField("shape"):
+        raise ModelError(
+            f"the input '{inputs[0].name}' has no shape", fix="export it with a declared input shape"
+        )
+    picture: onnx.ValueInfoProto = inputs[0]
+    return picture
 
 
-def _bind_target_sizes(graph: onnx.GraphProto, size_px: tuple[int, int] | None) -> list[str]:
-    """Bind the (width, height) input (1, 2) int64 of DETR exports to the network size.
+#: Integers that hold every pixel value.
+_WHOLE = frozenset(
+    {TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32, TensorProto.UINT32}
+    | {TensorProto.INT64, TensorProto.UINT64}
+)
+#: An int8 picture is pixel values minus this.
+INT8_OFFSET = 128
 
-    Boxes are then in input pixels.
+
+def _to_plain_type(graph: onnx.GraphProto, picture: onnx.ValueInfoProto) -> tuple[list[str], int]:
+    """Turn the picture input into uint8 for integer networks, else float32, with a Cast to the old type.
+
+    Returns:
+        Messages, and what an int8 input has less than a pixel value.
     """
-    extra = [i for i in graph.input if i.type.tensor_type.elem_type == TensorProto.INT64 and _is_pair(i)]
-    pictures = [i for i in graph.input if i not in extra]
-    if len(extra) != 1 or len(pictures) != 1 or len(dims(pictures[0])) != 4:
-        return []
-    height, width = dims(pictures[0])[2:]
-    if size_px is not None:
-        width, height = size_px
-    if min(width, height) < 1:
-        return []  # the size check names what is missing
-    set_constant(graph, extra[0].name, np.array([[width, height]], np.int64))
-    drop_listed_initializers(graph)
-    return [f"input '{extra[0].name}' bound to the network size {width}x{height}"]
+    kind = picture.type.tensor_type.elem_type
+    if kind in (TensorProto.FLOAT, TensorProto.UINT8):
+        return [], 0
+    name = TensorProto.DataType.Name(kind).lower()
+    if kind in _WHOLE:
+        _cast_input(graph, picture, TensorProto.UINT8, kind)
+        return [f"{name} input turned into uint8: it takes pixel values"], 0
+    if kind == TensorProto.INT8:
+        _cast_input(graph, picture, TensorProto.UINT8, kind, offset=INT8_OFFSET)
+        return [f"int8 input turned into uint8: it takes pixel values minus {INT8_OFFSET}"], INT8_OFFSET
+    if kind in (TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.FLOAT16):
+        _cast_input(graph, picture, TensorProto.FLOAT, kind)
+        return [f"{name} input turned into float32"], 0
+    raise ModelError(
+        f"the input '{picture.name}' takes {name}, which holds no picture",
+        seen=f"'{picture.name}' {name} {dims(picture)}",
+        fix="export it with a float32 or uint8 picture as its input",
+    )
 
 
-def _is_pair(value: onnx.ValueInfoProto) -> bool:
-    shape = dims(value)
-    return len(shape) == 2 and shape[1] == 2
+def take_float32(graph: onnx.GraphProto) -> None:
+    """Let bfloat16 inputs take float32, which numpy has, and cast it."""
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            _cast_input(graph, value, TensorProto.FLOAT, TensorProto.BFLOAT16)
+
+
+def _cast_input(
+    graph: onnx.GraphProto, picture: onnx.ValueInfoProto, new: int, old: int, *, offset: int = 0
+) -> None:
+    """Give ``picture`` the type ``new``; its readers get it in the type ``old``, minus ``offset``."""
+    cast = fresh_name(graph, f"{picture.name}_cast")
+    rename_reads(graph, {picture.name: cast})
+    picture.type.tensor_type.elem_type = new
+    nodes = [helper.make_node("Cast", [picture.name], [cast], name=cast, to=old)]
+    if offset:
+        wide, less = (fresh_name(graph, f"{picture.name}_{role}") for role in ("int32", "signed"))
+        by = set_constant(graph, fresh_name(graph, f"{less}_by"), np.array(offset, np.int32))
+        nodes = [
+            helper.make_node("Cast", [picture.name], [wide], name=wide, to=TensorProto.INT32),
+            helper.make_node("Sub", [wide, by], [less], name=less),
+            helper.make_node("Cast", [less], [cast], name=cast, to=old),
+        ]
+    replace_nodes(graph, [*nodes, *graph.node])
 
 
 def _set_dims(value: onnx.ValueInfoProto, shape: list[int]) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper, inliner
 
-from avq.builder.graph.edit import all_nodes, name_nodes, prune, sort_nodes, subgraphs
+from avq.builder.graph.edit import name_nodes, prune, sort_nodes
 from avq.builder.graph.fold import fold, fold_norms
+from avq.builder.graph.foreign import refuse_foreign
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.opset import raise_opset
 from avq.builder.graph.size_limits import require_sizes
+from avq.builder.graph.standard import (
+    empty_default_domain,
+    nodes_within,
+    standardise,
+    write_out_sparse,
+)
 from avq.builder.graph.view import tensor_view, view_of
 from avq.errors import ModelError
 from avq.process import STANDARD_ERROR, suppress_output
-from avq.types import GraphView
+from avq.types import AnyArray, GraphView
 
-__all__ = ["FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]
+__all__ = ["HALF_STEP", "FloatModel", "load_graph", "normalise", "quantized_ops", "read_model", "view_of"]
 
 _LFS_POINTER = b"version https://git-lfs"
 _OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (
@@ -102,6 +109,8 @@ _QUANTIZED = frozenset(
 )
 
 
+#: Step of `normalise` after which the graph computes in float32.
+HALF_STEP = "turning float16 into float32"
 #: Steps of `normalise`: name, and the graph after it.
 Trace = list[tuple[str, onnx.ModelProto]]
 
@@ -114,11 +123,15 @@ class FloatModel:
         view: graph that plans are made from, and bound to by its digest.
         proto: the same graph for the writers; never changed in place.
         messages: changes made by normalising, for the report.
+        bound: values of inputs of the file that are constants in this graph, or that nothing reads.
+        offset: the picture input of the file takes pixel values minus this; not 0 for int8 alone.
     """
 
     view: GraphView
     proto: onnx.ModelProto
     messages: tuple[str, ...] = ()
+    bound: Mapping[str, AnyArray] = field(default_factory=dict)
+    offset: int = 0
 
 
 def load_graph(path: Path | str, *, input_size_px: tuple[int, int] | None = None) -> FloatModel:
@@ -137,7 +150,7 @@ def load_graph(path: Path | str, *, input_size_px: tuple[int, int] | None = None
 
 def quantized_ops(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return the operators that only quantized models have, sorted; empty for a float model."""
-    ops = {node.op_type for node in model.graph.node}
+    ops = {node.op_type for node in nodes_within(model)}
     return tuple(sorted(op for op in ops if op in _QUANTIZED or op.startswith("QLinear")))
 
 
@@ -205,18 +218,25 @@ def _normalised(
             snapshot.CopyFrom(model)
             trace.append((step, snapshot))
 
+    empty_default_domain(model)
+    refuse_foreign(model)
     if model.functions:
         model = inline_functions(model)
         note("inlining functions")
     drop_listed_initializers(model.graph)
+    if write_out_sparse(model):
+        note("writing out sparse weights")
     model.ir_version = max(model.ir_version, 8)
     name_nodes(model.graph)
     sort_nodes(model.graph)
     messages = fp16_to_fp32(model)
-    note("turning float16 into float32")
+    note(HALF_STEP)
     model, raised = raise_opset(model, converter=converter)
     note("raising the operator set")
-    messages += raised + fix_inputs(model.graph, input_size_px)
+    rewritten = standardise(model)
+    note("rewriting fused operators")
+    fixed = fix_inputs(model, input_size_px)
+    messages += [*raised, *rewritten, *fixed.messages]
     note("fixing the input")
     declared = {o.name: tensor_view(o).shape for o in model.graph.output}
     model = fold(model)
@@ -226,7 +246,7 @@ def _normalised(
         messages.append(f"{folded} normalisation nodes folded into convolutions")
         note("folding normalisation")
         model = fold(model)
-    return _finished(model, messages, declared)
+    return replace(_finished(model, messages, declared), bound=fixed.bound, offset=fixed.offset)
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -235,20 +255,12 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     ``onnx.inliner`` drops a missing attribute, so the operator's own default would replace the function's.
     """
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
-    for nodes in (all_nodes(model.graph), *(_function_nodes(f) for f in model.functions)):
-        for node in nodes:
-            function = functions.get((node.domain, node.op_type, node.overload))
-            given = {item.name for item in node.attribute}
-            if function is not None:
-                node.attribute.extend(d for d in function.attribute_proto if d.name not in given)
+    for node in nodes_within(model):
+        function = functions.get((node.domain, node.op_type, node.overload))
+        given = {item.name for item in node.attribute}
+        if function is not None:
+            node.attribute.extend(d for d in function.attribute_proto if d.name not in given)
     return inliner.inline_local_functions(model)
-
-
-def _function_nodes(function: onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    for node in function.node:
-        yield node
-        for body in subgraphs(node):
-            yield from all_nodes(body)
 
 
 def _finished(

@@ -237,7 +237,7 @@ def import_model(
     remark = f"{foreign.dialect}: {len(foreign.points)} quantizers imported" + (
         f", written by {foreign.producer}" if foreign.producer else ""
     )
-    model = FloatModel(view_of(bare), bare, (*normal.messages, remark))
+    model = replace(normal, view=view_of(bare), proto=bare, messages=(*normal.messages, remark))
     return Imported(model, foreign, runnable(proto, input_size_px))
 
 
@@ -268,5 +268,5 @@ def runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> o
     copy.ir_version = max(copy.ir_version, 8)
     name_nodes(copy.graph)
     fp16_to_fp32(copy)
-    fix_inputs(copy.graph, input_size_px)
+    fix_inputs(copy, input_size_px)
     return copy
