@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from avq.builder.graph.edit import all_nodes, dims, name_nodes
+from avq.builder.graph.foreign import refuse_foreign
 from avq.builder.graph.inputs import INT8_OFFSET, take_float32
-from avq.builder.graph.model import HALF_STEP, FloatModel, normalise
+from avq.builder.graph.model import HALF_STEP, FloatModel, normalise, quantized_ops
 from avq.builder.graph.opset import MIN_OPSET, opset_of
 from avq.builder.index_selection import (
     SelectingNode,
@@ -82,6 +83,8 @@ def normalise_checked(
         ModelError: as `normalise`, or ``engine`` runs neither graph, or no normalised graph computes what the file
             computes; the step and the first node are named.
     """
+    if not quantized_ops(proto):
+        refuse_foreign(proto, where=where)
     model = normalise(proto, where=where, input_size_px=input_size_px)
     result = _compared(proto, model, engine, input_size_px)
     if result.answer == "equal":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, islice
 
 from avq.decoders.boxes import (
     Candidates,
@@ -151,7 +152,24 @@ def recognise(graph: GraphView, decoders: Sequence[Decoder] | None = None) -> De
 
 
 def unknown_head(graph: GraphView, known: Sequence[Decoder]) -> ModelError:
-    """Return the error for outputs that no family recognises."""
+    """Return the error for outputs that no family recognises, with the reason where it is known."""
+    hidden = sorted({node.op for node in graph.nodes if node.domain == "com.microsoft"})
+    if hidden:
+        return ModelError(
+            "the head cannot be recognised: onnxruntime has fused layers of the model",
+            seen=f"operators of com.microsoft: {', '.join(hidden)}",
+            fix="give the file from before onnxruntime optimised it",
+        )
+    alone = _head_alone(graph, known)
+    if alone is not None:
+        family, names = alone
+        beside = ", ".join(f"'{name}'" for name in graph.output_names if name not in names)
+        head = ", ".join(f"'{name}'" for name in names)
+        return ModelError(
+            f"{head} alone would be a {family} head, but other outputs stand beside it: {beside}",
+            seen=f"{len(graph.outputs)} outputs",
+            fix=f"export the model with {head} as its only output{'s' if len(names) > 1 else ''}",
+        )
     seen = "; ".join(f"'{o.name}' {'x'.join(map(str, o.shape))} {o.dtype}" for o in graph.outputs)
     task = graph.metadata.get("task", "")
     seen += f"; exported for '{task}', avq decodes upright boxes" if task not in ("", "detect") else ""
@@ -161,6 +179,22 @@ def unknown_head(graph: GraphView, known: Sequence[Decoder]) -> ModelError:
         seen=f"outputs {seen}; known families: {families}",
         fix="name the head with --decoder NAME, or build without decoding: --decoder none",
     )
+
+
+#: Sets of outputs that are tried; a model with more is not searched further.
+_MOST_SETS = 300
+
+
+def _head_alone(graph: GraphView, known: Sequence[Decoder]) -> tuple[str, tuple[str, ...]] | None:
+    """The family and outputs of a head among the outputs: the largest set that a family recognises."""
+    count = len(graph.outputs)
+    sets = (some for size in range(min(count - 1, 3), 0, -1) for some in combinations(graph.outputs, size))
+    for some in islice(sets, _MOST_SETS):
+        part = replace(graph, outputs=some)
+        for decoder in known:
+            if decoder.recognise(part) is not None:
+                return decoder.family, part.output_names
+    return None
 
 
 def named(family: str, graph: GraphView, decoders: Sequence[Decoder] | None = None) -> DecoderSpec:

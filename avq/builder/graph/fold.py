@@ -50,8 +50,9 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 def forget_shapes(graph: onnx.GraphProto) -> None:
     """Drop declared shapes, which are stale once a size is fixed or a constant folded; output types stay."""
     del graph.value_info[:]
+    constant = {tensor.name for tensor in graph.initializer}
     for output in graph.output:
-        if output.type.HasField("tensor_type"):
+        if output.type.HasField("tensor_type") and output.name not in constant:
             output.type.tensor_type.ClearField("shape")
 
 

@@ -36,7 +36,7 @@ _OWNERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def refuse_foreign(model: onnx.ModelProto) -> None:
+def refuse_foreign(model: onnx.ModelProto, *, where: str = "model") -> None:
     """Refuse operators that the reference runtime cannot compute.
 
     Raises:
@@ -53,7 +53,7 @@ def refuse_foreign(model: onnx.ModelProto) -> None:
     names = ", ".join(f"{op} of domain '{domain}'" if domain else op for domain, op in kinds[:4])
     places = ", ".join(f"'{node.name or next(iter(node.output), '')}'" for node in found[:4])
     raise ModelError(
-        f"onnxruntime has no operator {names} ({owner})",
+        f"{where}: onnxruntime has no operator {names} ({owner})",
         seen=f"{len(found)} such node{'s' if len(found) > 1 else ''}: {places}",
         fix=fix,
     )

@@ -11,7 +11,6 @@ from onnx import external_data_helper, inliner
 
 from avq.builder.graph.edit import name_nodes, prune, sort_nodes
 from avq.builder.graph.fold import fold, fold_norms
-from avq.builder.graph.foreign import refuse_foreign
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.opset import raise_opset
 from avq.builder.graph.size_limits import require_sizes
@@ -219,7 +218,6 @@ def _normalised(
             trace.append((step, snapshot))
 
     empty_default_domain(model)
-    refuse_foreign(model)
     if model.functions:
         model = inline_functions(model)
         note("inlining functions")

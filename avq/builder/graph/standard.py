@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -18,8 +19,11 @@ from avq.builder.graph.edit import (
     text_attribute,
 )
 from avq.builder.graph.opset import opset_of
+from avq.errors import ModelError
 from avq.types import AnyArray
 
+#: Elements of one weight; a sparse one may declare any number.
+_MOST_ELEMENTS = 1 << 28
 _SPELT_OUT = "ai.onnx"
 _MICROSOFT = "com.microsoft"
 #: GroupNormalization of these operator sets scales per group; newer ones scale per channel.
@@ -76,6 +80,12 @@ def dense_array(sparse: onnx.SparseTensorProto) -> AnyArray:
     values = numpy_helper.to_array(sparse.values)
     indices = numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"the sparse weight '{sparse.values.name}' is too large",
+            seen=f"shape {shape}",
+            fix="export the model with dense weights",
+        )
     dense = np.zeros(shape, values.dtype)
     places = np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices
     dense.reshape(-1)[places] = values

@@ -10,6 +10,7 @@ import onnx
 from onnx import inliner
 
 from avq.builder.graph.edit import name_nodes
+from avq.builder.graph.foreign import refuse_foreign
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
 from avq.builder.graph.model import FloatModel, normalise
 from avq.builder.graph.view import view_of
@@ -232,6 +233,7 @@ def import_model(
         ModelError: no float graph can be made of it (the text names the pitfall), or it takes no picture.
     """
     marked = mark_file(proto, where=where)
+    refuse_foreign(marked.proto, where=where)
     normal = normalise(marked.proto, where=where, input_size_px=input_size_px, marked=True)
     bare, foreign = marked.remove_markers(normal.proto)
     remark = f"{foreign.dialect}: {len(foreign.points)} quantizers imported" + (
