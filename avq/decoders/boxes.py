@@ -70,6 +70,15 @@ def centre_to_xyxy(cxcywh: F32) -> F32:
     return np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], axis=1)
 
 
+def to_xyxy(boxes: F32, form: str) -> F32:
+    """Convert (N, 4) boxes of a format of ``dense.box_format``, or "yxyx", to (N, 4) x0, y0, x1, y1."""
+    if form == "cxcywh":
+        return centre_to_xyxy(boxes)
+    if form == "xywh":
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return boxes[:, [1, 0, 3, 2]] if form == "yxyx" else boxes
+
+
 def distances_to_xyxy(points: F32, ltrb: F32) -> F32:
     """Convert (N, 2) points and (N, 4) distances to left, top, right, bottom to (N, 4) x0, y0, x1, y1."""
     return np.concatenate([points - ltrb[:, :2], points + ltrb[:, 2:]], axis=1)

@@ -23,11 +23,13 @@ class Column:
         nodes: operators between the layers and the output, nearest to the output first.
         sources: (layer, channel) pairs it is computed from; channel -1 where it is unknown.
         constants: constant arrays concatenated with or written into it.
+        selected: columns of NonMaxSuppression's rows that it contains: 0 picture, 1 class, 2 box.
     """
 
     nodes: tuple[NodeView, ...]
     sources: frozenset[tuple[str, int]]
     constants: tuple[AnyArray, ...]
+    selected: frozenset[int] = frozenset()
 
     @property
     def ops(self) -> frozenset[str]:
@@ -57,6 +59,7 @@ def column(graph: GraphView, tensor: str, axis: int, index: int) -> Column:
     nodes: dict[str, NodeView] = {}
     sources: set[tuple[str, int]] = set()
     constants: list[AnyArray] = []
+    selected: set[int] = set()
     seen: set[_Place] = set()
     waiting = [_Place(tensor, axis, index)]
     while waiting:
@@ -72,8 +75,10 @@ def column(graph: GraphView, tensor: str, axis: int, index: int) -> Column:
             sources.add((node.name, place.index if _is_channel(graph, node, place) else -1))
         else:
             nodes[node.name] = node
+            if node.op == "NonMaxSuppression" and place.axis == 1:
+                selected.add(place.index)
             waiting.extend(_back(graph, node, place))
-    return Column(tuple(nodes.values()), frozenset(sources), tuple(constants))
+    return Column(tuple(nodes.values()), frozenset(sources), tuple(constants), frozenset(selected))
 
 
 def _sizes(graph: GraphView, tensor: str) -> tuple[int, ...] | None:
@@ -236,12 +241,41 @@ def _reduce(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | N
 
 
 def _scatter(graph: GraphView, node: NodeView, place: _Place) -> list[_Place] | None:
-    """Return data and update of an in-place assignment, as exporters write it."""
-    update = _sizes(graph, node.inputs[2])
+    """Return data and update of an in-place assignment, as exporters write it; one of them where that is certain."""
+    update, indices = _sizes(graph, node.inputs[2]), graph.constants.get(node.inputs[1])
     data = _Place(node.inputs[0], place.axis, place.index)
+    if indices is not None and place.axis < indices.shape[-1]:
+        return _assigned(graph, node, place, indices)
     if update is None or place.axis >= len(update):
         return [data, _Place(node.inputs[2], -1, 0)]
     return [data, _Place(node.inputs[2], place.axis, min(place.index, update[place.axis] - 1))]
+
+
+def _assigned(graph: GraphView, node: NodeView, place: _Place, indices: AnyArray) -> list[_Place]:
+    """Return the places of a position that an assignment to a grid of indices writes, or leaves.
+
+    Args:
+        graph: the network.
+        node: ScatterND.
+        place: in its output, along an axis that the indices cover.
+        indices: (..., depth): one position per update.
+    """
+    data, sizes = _Place(node.inputs[0], place.axis, place.index), _sizes(graph, node.inputs[0]) or ()
+    along = indices[..., place.axis]
+    for axis in sorted(range(along.ndim), key=lambda axis: axis != place.axis):
+        line = along[tuple(slice(None) if other == axis else 0 for other in range(along.ndim))]
+        shape = [-1 if other == axis else 1 for other in range(along.ndim)]
+        if len(set(line.tolist())) < len(line) or np.any(along != line.reshape(shape)):
+            continue
+        written = np.flatnonzero(line == place.index)
+        if len(written) == 0:
+            return [data]
+        update = _Place(node.inputs[2], axis, int(written[0]))
+        cells = np.prod(
+            [size for other, size in enumerate(sizes[: indices.shape[-1]]) if other != place.axis]
+        )
+        return [update] if along.size // len(line) == cells else [data, update]
+    return [data, _Place(node.inputs[2], -1, 0)]
 
 
 _STEPS = {

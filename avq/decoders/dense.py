@@ -13,7 +13,7 @@ from avq.decoders.columns import Column, column
 from avq.decoders.structure import Level, levels, total_cells
 from avq.types import F32, AnyArray, GraphView
 
-Format = str  # "cxcywh" or "xyxy"
+Format = str  # "xyxy", "cxcywh", or "xywh" with the corner x0, y0
 
 _PIXELS = 4.0  # larger factors are strides or sizes in pixels; those of anchors in 0..1 are smaller
 _UNIT = 1.5  # largest centre in 0..1, with a margin for anchors outside
@@ -99,23 +99,43 @@ def column_runs(rows: DenseOutput | MapOutput, first: int = 0) -> list[int]:
     return runs
 
 
+def of_one_kind(rows: DenseOutput | MapOutput, first: int = 0) -> bool:
+    """Return whether all columns from ``first`` on are of one kind; others are landmarks, angles or masks."""
+    return len(column_runs(rows, first)) == 1
+
+
 def one_dense(graph: GraphView) -> DenseOutput | None:
     """Return the dense output of a graph with exactly one output; None for other graphs."""
     return dense_output(graph, graph.output_names[0]) if len(graph.outputs) == 1 else None
 
 
-def box_format(box: Sequence[Column]) -> Format:
-    """Return "cxcywh" or "xyxy", from the computation of the columns x0 or cx and x1 or w.
+def box_format(graph: GraphView, box: Sequence[Column]) -> Format:
+    """Return the format of four columns, from the computation of the first (x0 or cx) and the third (x1 or w).
 
-    An exponential in the first column means corners around an anchor. Both columns from the same two distances mean
-    centre and size, as does an exponential or sigmoid in the size column only.
+    Both from the same values: a difference and a sum are two corners, a sum and a difference are centre and size. One
+    from a part of the other's values: a corner and the size. Otherwise an exponential or sigmoid in the third column
+    only means a size.
     """
     first, third = box[0], box[2]
+    combined = _combination(graph, first), _combination(graph, third)
+    if first.sources == third.sources:
+        known = {("Sub", "Add"): "xyxy", ("Add", "Sub"): "cxcywh"}.get(combined)
+        return known or ("xyxy" if "Exp" in first.ops else "cxcywh")
+    if first.sources and first.sources < third.sources:
+        return "xywh" if combined[1] == "Sub" else "xyxy"
+    if third.sources and third.sources < first.sources:
+        return "xywh" if combined[0] == "Sub" else "cxcywh"
     if "Exp" in first.ops:
         return "xyxy"
-    if first.sources == third.sources or third.ops & {"Exp", "Sigmoid"}:
-        return "cxcywh"
-    return "xyxy"
+    return "cxcywh" if third.ops & {"Exp", "Sigmoid"} else "xyxy"
+
+
+def _combination(graph: GraphView, one: Column) -> str:
+    """Return "Add" or "Sub" where the last step but scaling joins two computed values, else ""."""
+    for node in one.nodes:
+        if node.op in ("Add", "Sub") and not any(graph.is_constant(name) for name in node.inputs):
+            return node.op
+    return ""
 
 
 def in_unit_square(graph: GraphView, box: Sequence[Column]) -> bool:

@@ -33,6 +33,7 @@ from avq.decoders.dense import (
     dense_output,
     level_params,
     map_outputs,
+    of_one_kind,
     ordered_levels,
     rows_of,
 )
@@ -139,7 +140,7 @@ def _ordered(group: list[MapOutput]) -> tuple[MapOutput, MapOutput] | None:
         first, second = second, first
     for scores, box in ((first, second), (second, first)):
         if _bins_of(box.features) and box.column(0).raw and _scored(scores.column(0)):
-            return scores, box
+            return (scores, box) if of_one_kind(scores) and of_one_kind(box) else None
     return None
 
 
@@ -178,6 +179,8 @@ def _joined_rows(graph: GraphView) -> dict[str, Any] | None:
         scores, box = box, scores
     bins = _bins_of(box.features)
     if bins is None or not box.column(0).raw or not _scored(scores.column(0)):
+        return None
+    if not (of_one_kind(scores) and of_one_kind(box)):
         return None
     return _joined(graph, scores, box, (0, 0), (scores.features, bins, []))
 

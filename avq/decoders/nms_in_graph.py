@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,23 @@ from avq.decoders.boxes import (
     Candidates,
     HeadFamily,
     as_candidates,
-    centre_to_xyxy,
     logit,
     no_candidates,
     output,
     sigmoid,
     to_pixels,
+    to_xyxy,
 )
-from avq.decoders.columns import Column, column
+from avq.decoders.columns import column
 from avq.decoders.dense import box_format, in_unit_square
 from avq.decoders.structure import head_region, input_size_px, nodes_after
-from avq.types import AnyArray, DecoderSpec, GraphView, NodeView, PreprocessSpec, RawOutputs, TensorView
+from avq.decoders.table_columns import column_roles, from_integers, is_selecting, score_last
+from avq.types import AnyArray, DecoderSpec, GraphView, PreprocessSpec, RawOutputs, TensorView
 from avq.types.preprocess import PRESETS
 
-_SELECTING = frozenset({"NonMaxSuppression", "TopK"})
 _MAX_QUERIES = 2000
+# Scores of the class "no object", read as those of an object, are high in nearly every query.
+_CERTAIN, _MOST_QUERIES = 0.35, 0.9
 
 
 class NmsInGraphDecoder(HeadFamily):
@@ -71,6 +72,8 @@ class NmsInGraphDecoder(HeadFamily):
         if spec.params["layout"] == "lists":
             labels = output(raw, spec.params["labels"]).reshape(-1)
             return "" if np.all(labels == np.floor(labels)) else "class ids that are not whole numbers"
+        if spec.params["layout"] == "queries":
+            return _query_contradiction(raw, spec.params)
         return ""
 
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
@@ -78,8 +81,7 @@ class NmsInGraphDecoder(HeadFamily):
         boxes, scores, class_ids = read(raw, spec.params, score_threshold)
         if len(scores) == 0:
             return no_candidates()
-        boxes = centre_to_xyxy(boxes) if spec.params["format"] == "cxcywh" else boxes
-        boxes = boxes[:, [1, 0, 3, 2]] if spec.params["format"] == "yxyx" else boxes
+        boxes = to_xyxy(boxes, spec.params["format"])
         return as_candidates(
             to_pixels(boxes, spec.params["normalised"], spec.params["size_px"]), scores, class_ids
         )
@@ -99,12 +101,8 @@ def _is_detr(graph: GraphView) -> bool:
     return bool(layers) and not any("Conv" in node.op for node in layers)
 
 
-def _is_selecting(node: NodeView) -> bool:
-    return node.op in _SELECTING or "NMS" in node.op.upper().replace("_", "")
-
-
 def _selects(graph: GraphView) -> bool:
-    return any(_is_selecting(node) for node in head_region(graph)[1])
+    return any(is_selecting(node) for node in head_region(graph)[1])
 
 
 def _last_size(view: TensorView) -> int:
@@ -115,7 +113,7 @@ def _geometry(graph: GraphView, name: str, first: int = 0) -> dict[str, Any]:
     """Box format and unit of the four columns from ``first`` along the last axis."""
     axis = len(graph.tensors[name].shape) - 1
     box = [column(graph, name, axis, first + index) for index in range(4)]
-    return {"format": box_format(box), "normalised": in_unit_square(graph, box)}
+    return {"format": box_format(graph, box), "normalised": in_unit_square(graph, box)}
 
 
 def _columns(graph: GraphView) -> dict[str, Any] | None:
@@ -123,7 +121,7 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
     if len(graph.outputs) != 1 or _last_size(graph.outputs[0]) not in (6, 7):
         return None
     view = graph.outputs[0]
-    roles = _roles(graph, view)
+    roles = column_roles(graph, view)
     if roles is None:
         return None
     geometry = _geometry(graph, view.name, roles.box)
@@ -136,60 +134,6 @@ def _columns(graph: GraphView) -> dict[str, Any] | None:
     return {**params, "batch": roles.batch, "notes": list(roles.notes), **geometry}
 
 
-@dataclass(frozen=True, slots=True)
-class _Roles:
-    """Positions of the columns of a table: first of the box's four, score, class id, picture index (-1: none)."""
-
-    box: int
-    score: int
-    label: int
-    batch: int = -1
-    notes: tuple[str, ...] = ()
-
-
-def _roles(graph: GraphView, view: TensorView) -> _Roles | None:
-    """Decide the meaning of the columns by their computation.
-
-    Class ids and picture indices are cast from integers, or constant. Of the five columns left, the score is the
-    first or the last: the box's columns x0 and x1, y0 and y1 come from the same values, the score from others.
-    Rotated boxes (an angle in the seventh column) have no second integer, and are refused.
-    """
-    width = _last_size(view)
-    traced = [column(graph, view.name, len(view.shape) - 1, index) for index in range(width)]
-    ids = [i for i, one in enumerate(traced) if not one.sources or _from_integers(graph, view.name, i)]
-    if len(ids) != width - 5:
-        whole = width == 6 and not ids
-        return (
-            _Roles(0, 4, 5, notes=("the order of the columns is assumed: box, score, class",))
-            if whole
-            else None
-        )
-    batch, label = (-1, ids[0]) if width == 6 else (ids if not traced[ids[0]].sources else sorted(ids))
-    rest = [index for index in range(width) if index not in ids]
-    options = [
-        (box[0], score) for score, box in ((rest[-1], rest[:-1]), (rest[0], rest[1:])) if box[3] - box[0] == 3
-    ]
-    for fits in (_same_values, _unlike_the_box):
-        fitting = [option for option in options if fits(traced, *option)]
-        if len(fitting) == 1:
-            return _Roles(*fitting[0], label, batch)
-    options.sort(key=lambda option: abs(option[1] - label))
-    if not options:
-        return None
-    note = f"the order of the columns is assumed: score in column {options[0][1]}, class in column {label}"
-    return _Roles(*options[0], label, batch, (note,))
-
-
-def _same_values(traced: Sequence[Column], box: int, score: int) -> bool:
-    x0, y0, x1, y1 = (traced[box + index].sources for index in range(4))
-    return x0 == x1 and y0 == y1 and traced[score].sources not in (x0, y0)
-
-
-def _unlike_the_box(traced: Sequence[Column], box: int, score: int) -> bool:
-    one = traced[score]
-    return all((one.ops, one.layers) != (b.ops, b.layers) for b in traced[box : box + 4])
-
-
 def _lists(graph: GraphView) -> dict[str, Any] | None:
     """Recognise separate outputs for boxes, scores, classes and optionally a count; or x0, y0, x1, y1, score rows."""
     boxes = [v for v in graph.outputs if _last_size(v) in (4, 5) and len(v.shape) >= 2 and _is_float(v)]
@@ -199,9 +143,11 @@ def _lists(graph: GraphView) -> dict[str, Any] | None:
         return None
     count = _count_output(graph, rest)
     lists = [v for v in rest if v.name != count]
-    labels = [v for v in lists if not _is_float(v)] or [v for v in lists if _from_integers(graph, v.name)]
+    labels = [v for v in lists if not _is_float(v)] or [v for v in lists if from_integers(graph, v.name)]
     scores = [v for v in lists if v not in labels[:1]]
     joined = _last_size(boxes[0]) == 5
+    if joined and not score_last(graph, boxes[0]):
+        return None
     if len(labels) != 1 or len(scores) != (0 if joined else 1):
         return None
     tensorflow = count is not None and _is_float(labels[0])
@@ -226,18 +172,6 @@ def _count_output(graph: GraphView, views: Sequence[TensorView]) -> str | None:
     """Return the output with the number of valid boxes, a single number."""
     single = [v.name for v in views if v.shape in ((), (1,), (1, 1))]
     return single[0] if len(single) == 1 and len(views) >= 3 else None
-
-
-def _from_integers(graph: GraphView, name: str, index: int = 0) -> bool:
-    """Return whether a column of a float output is cast from integers, such as class ids and batch indices."""
-    axis = len(graph.tensors[name].shape) - 1
-    for node in column(graph, name, axis, index).nodes:
-        source = graph.tensors.get(node.inputs[0])
-        if node.op == "Cast" and source is not None and source.dtype.startswith(("int", "uint")):
-            return True
-        if _is_selecting(node):
-            return False
-    return False
 
 
 def _triplets(graph: GraphView) -> dict[str, Any] | None:
@@ -281,7 +215,10 @@ def _query_params(
     graph: GraphView, boxes: TensorView, scores: TensorView, first: int
 ) -> dict[str, Any] | None:
     geometry = _geometry(graph, boxes.name)
-    one = column(graph, scores.name, 2, first)
+    every = [column(graph, scores.name, 2, index) for index in range(first, scores.shape[2])]
+    one = every[0]
+    if any((other.ops, other.layers) != (one.ops, one.layers) for other in every):
+        return None  # keypoints or angles beside the classes
     if "Sigmoid" not in column(graph, boxes.name, 2, 0).ops or not one.sources:
         return None
     background = int("Softmax" in one.ops)
@@ -316,6 +253,15 @@ def _table_contradiction(table: AnyArray, params: Mapping[str, Any]) -> str:
     return ""
 
 
+def _query_contradiction(raw: RawOutputs, params: Mapping[str, Any]) -> str:
+    """Return why scores cannot be those of classes: queries far outnumber objects, and most of them find none."""
+    certain = np.unique(_read_row_classes(raw, params, _CERTAIN)[0])
+    count = output(raw, params["scores"]).shape[1]
+    if len(certain) <= _MOST_QUERIES * count:
+        return ""
+    return f"scores >= {_CERTAIN} in {len(certain)} of {count} queries, which mostly find nothing"
+
+
 def _read_table(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
     table = output(raw, params["output"])
     rows = table.reshape(-1, table.shape[-1])
@@ -345,16 +291,18 @@ def _read_triplets(raw: RawOutputs, params: Mapping[str, Any], threshold: float)
 
 def _read_queries(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
     """Return every class of a query above the threshold as a box, as DETR's post-processing does."""
+    query, scores, class_ids = _read_row_classes(raw, params, threshold)
+    return output(raw, params["boxes"])[0][query, :4], scores, class_ids
+
+
+def _read_row_classes(raw: RawOutputs, params: Mapping[str, Any], threshold: float) -> _Rows:
+    """Return the queries, scores and classes from the threshold on."""
     first, last = params["first"], -params["background_last"] or None
     values = output(raw, params["scores"])[0][:, first:last]
     low = threshold if params["sigmoid"] else logit(threshold)
     query, class_ids = np.nonzero(values >= low)
     scores = values[query, class_ids]
-    return (
-        output(raw, params["boxes"])[0][query, :4],
-        scores if params["sigmoid"] else sigmoid(scores),
-        class_ids,
-    )
+    return query, scores if params["sigmoid"] else sigmoid(scores), class_ids
 
 
 _READERS = {"table": _read_table, "lists": _read_lists, "triplets": _read_triplets, "queries": _read_queries}

@@ -12,11 +12,11 @@ from avq.decoders.boxes import (
     as_candidates,
     best_classes,
     best_classes_planes,
-    centre_to_xyxy,
     output,
     to_pixels,
+    to_xyxy,
 )
-from avq.decoders.dense import DenseOutput, box_format, dense_output, in_unit_square
+from avq.decoders.dense import DenseOutput, box_format, dense_output, in_unit_square, of_one_kind
 from avq.decoders.gfl import GflDecoder
 from avq.decoders.nms_in_graph import NmsInGraphDecoder
 from avq.decoders.retinanet import RetinanetDecoder
@@ -56,7 +56,7 @@ class BuiltinDecoder(HeadFamily):
             "scores": scores.name,
             "score_planes": scores.planes,
             "background": background,
-            "format": box_format(box.box),
+            "format": box_format(graph, box.box),
             "normalised": in_unit_square(graph, box.box),
             "size_px": list(input_size_px(graph) or ()),
         }
@@ -72,17 +72,16 @@ class BuiltinDecoder(HeadFamily):
             keep, scores, class_ids = best_classes(table[:, first:], score_threshold)
         boxes = output(raw, params["boxes"])[0]
         boxes = boxes[:, keep].T if params["box_planes"] else boxes[keep]
-        boxes = boxes if params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        return as_candidates(to_pixels(boxes, params["normalised"], params["size_px"]), scores, class_ids)
+        boxes = to_pixels(to_xyxy(boxes, params["format"]), params["normalised"], params["size_px"])
+        return as_candidates(boxes, scores, class_ids)
 
 
 def _fits(box: DenseOutput, scores: DenseOutput) -> bool:
     if box.features != 4 or any(column.raw or not column.sources for column in box.box):
         return False
     score = scores.column(0)
-    return (
-        bool(score.ops & {"Sigmoid", "Softmax"}) and bool(score.sources) and score.layers != box.box[0].layers
-    )
+    scored = bool(score.ops & {"Sigmoid", "Softmax"}) and bool(score.sources)
+    return scored and score.layers != box.box[0].layers and of_one_kind(scores)
 
 
 NONE = "none"

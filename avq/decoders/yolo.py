@@ -21,14 +21,15 @@ from avq.decoders.boxes import (
     output,
     sigmoid,
     to_pixels,
+    to_xyxy,
 )
 from avq.decoders.columns import column
 from avq.decoders.dense import (
     DenseOutput,
     box_format,
-    column_runs,
     in_unit_square,
     level_params,
+    of_one_kind,
     one_dense,
     ordered_levels,
 )
@@ -50,16 +51,12 @@ class Yolov8Decoder(HeadFamily):
         scored = all("Sigmoid" in one.ops and one.sources for one in (first, last))
         apart = (first.layers | last.layers).isdisjoint(rows.box[0].layers)
         of_one_layer = rows.features == 5 or first.layers == last.layers
-        if (
-            not (scored and apart and of_one_layer)
-            or "Exp" in rows.box[2].ops
-            or len(column_runs(rows, 4)) > 1
-        ):
+        if not (scored and apart and of_one_layer) or "Exp" in rows.box[2].ops or not of_one_kind(rows, 4):
             return None
         params = {
             "output": rows.name,
             "planes": rows.planes,
-            "format": box_format(rows.box),
+            "format": box_format(graph, rows.box),
             "normalised": in_unit_square(graph, rows.box),
             "size_px": list(input_size_px(graph) or ()),
         }
@@ -73,8 +70,9 @@ class Yolov8Decoder(HeadFamily):
         else:
             keep, scores, class_ids = best_classes(table[:, 4:], score_threshold)
             boxes = table[keep, :4]
-        boxes = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        boxes = to_pixels(boxes, spec.params["normalised"], spec.params["size_px"])
+        boxes = to_pixels(
+            to_xyxy(boxes, spec.params["format"]), spec.params["normalised"], spec.params["size_px"]
+        )
         return as_candidates(boxes, scores, class_ids)
 
 
@@ -117,7 +115,7 @@ class YoloxDecoder(HeadFamily):
         separate = objectness.layers.isdisjoint(rows.box[0].layers | first_class.layers)
         if not separate or not objectness.layers or not (_raw(rows) or _decoded(rows)):
             return None
-        if len(column_runs(rows, 5)) > 1:
+        if not of_one_kind(rows, 5):
             return None  # landmarks or angles beside the classes
         params = {
             "output": rows.name,
@@ -161,22 +159,21 @@ class Yolov6Decoder(HeadFamily):
         ones, first_class = rows.column(4), rows.column(5)
         if ones.sources or not ones.constants or not all(np.all(part == 1) for part in ones.constants):
             return None
-        if rows.box[0].raw or not first_class.sources or len(column_runs(rows, 5)) > 1:
+        if rows.box[0].raw or not first_class.sources or not of_one_kind(rows, 5):
             return None
         params = {
             "output": rows.name,
             "planes": rows.planes,
             "sigmoid": True,
             "class_sigmoid": "Sigmoid" in first_class.ops,
-            "format": box_format(rows.box),
+            "format": box_format(graph, rows.box),
         }
         return DecoderSpec(self.family, params, num_classes=rows.features - 5)
 
     def candidates(self, raw: RawOutputs, spec: DecoderSpec, score_threshold: float) -> Candidates:
         table = output(raw, spec.params["output"])[0]
         _, boxes, scores, class_ids = objectness_rows(table, spec.params, score_threshold)
-        corners = boxes if spec.params["format"] == "xyxy" else centre_to_xyxy(boxes)
-        return as_candidates(corners, scores, class_ids)
+        return as_candidates(to_xyxy(boxes, spec.params["format"]), scores, class_ids)
 
 
 #: Classes per object from which columns are no class scores.
@@ -215,7 +212,7 @@ class Yolov5Decoder(HeadFamily):
         x, objectness, first_class = rows.box[0], rows.column(4), rows.column(5)
         if x.raw or "Sigmoid" not in x.ops or "Sigmoid" not in objectness.ops or "Softmax" in x.ops:
             return None
-        if not _own_channels(rows) or len(column_runs(rows, 5)) > 1:
+        if not _own_channels(rows) or not of_one_kind(rows, 5):
             return None
         params = {
             "output": rows.name,

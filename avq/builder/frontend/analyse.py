@@ -255,13 +255,17 @@ def _check_head(
         return [f"head checked: {result.detail}"], []
     if result.answer == "cannot tell":
         return [], [f"cannot tell whether the head is read right: {result.detail}"]
-    if named and not result.certain:
-        return [], [f"the boxes of the {spec.family} head are not plausible: {result.detail}"]
+    if named and result.of_class:
+        return [], [f"the {spec.family} head sees other classes in mirrored pictures: {result.detail}"]
+    fix = "check the pictures, set --preprocess, or name the head with --decoder NAME; "
+    if result.of_class:
+        fix = f"if the classes differ in left and right, name the head with --decoder {spec.family}; "
+    elif named:
+        fix = "check the pictures, or set --preprocess; "
     raise ModelError(
         f"the outputs have the structure of a {spec.family} head, but do not behave like one",
         seen=result.detail,
-        fix="check the pictures, set --preprocess, or name the head with --decoder NAME; "
-        "--decoder none leaves the outputs undecoded",
+        fix=f"{fix}--decoder none leaves the outputs undecoded",
     )
 
 

@@ -19,7 +19,7 @@ from avq.decoders.recognise import find_decoder
 from avq.errors import DataError
 from avq.hookspecs import Decoder
 from avq.preprocess import Preprocessor
-from avq.types import F32, I64, U8, AnyArray, DecoderSpec, PreprocessSpec, RawOutputs
+from avq.types import F32, I64, U8, AnyArray, DecoderSpec, ModelInput, PreprocessSpec, RawOutputs
 
 #: Boxes from this score on are checked.
 SCORE = 0.35
@@ -45,12 +45,12 @@ class Plausibility:
     Attributes:
         answer: "implausible" where a check failed.
         detail: the numbers, one sentence.
-        certain: whether the failed check alone proves a wrong decoding: scores and class ids out of range.
+        of_class: whether only the classes differ in the mirror image, as those of left and right do.
     """
 
     answer: Literal["plausible", "implausible", "cannot tell"]
     detail: str
-    certain: bool = False
+    of_class: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,17 @@ class _Reader:
     spec: DecoderSpec
     family: Decoder
 
-    def contradiction(self, pixels: U8) -> str:
-        """Return why the raw outputs cannot have the recognised layout, or ""."""
-        if not isinstance(self.family, HeadFamily):
-            return ""
-        return self.family.contradiction(self.run(self.preprocessor.prepare(pixels).tensor), self.spec)
-
-    def read(self, pixels: U8, score: float) -> _Boxes:
+    def infer(self, pixels: U8) -> tuple[RawOutputs, ModelInput]:
         prepared = self.preprocessor.prepare(pixels)
         raw = self.run(prepared.tensor)
         check_finite(raw)
+        return raw, prepared
+
+    def contradiction(self, raw: RawOutputs) -> str:
+        """Return why the raw outputs cannot have the recognised layout, or ""."""
+        return self.family.contradiction(raw, self.spec) if isinstance(self.family, HeadFamily) else ""
+
+    def boxes(self, raw: RawOutputs, prepared: ModelInput, score: float) -> _Boxes:
         boxes, scores, class_ids = self.family.candidates(raw, self.spec, score)
         if not self.family.nms_in_graph:
             valid = np.isfinite(boxes).all(axis=1)
@@ -113,40 +114,46 @@ def check_boxes(
         "plausible", "implausible" with the check that failed, or "cannot tell" with fewer than 8 boxes.
     """
     reader = _Reader(run, Preprocessor(preprocess), spec, find_decoder(spec.family, families))
-    used = pictures[:MOST_PICTURES]
-    counts, bad, again, total = [], 0, 0, 0
-    for pixels in used:
+    counts: list[int] = []
+    bad = same = other = 0
+    for pixels in pictures[:MOST_PICTURES]:
         try:
-            contradiction = reader.contradiction(pixels)
-            found = reader.read(pixels, SCORE)
-            mirrored = reader.read(np.ascontiguousarray(pixels[:, ::-1]), _MIRROR_SCORE)
+            raw, prepared = reader.infer(pixels)
+            found = reader.boxes(raw, prepared, SCORE)
+            wrong = reader.contradiction(raw) or _out_of_range(found, spec.num_classes)
+            if wrong:
+                return Plausibility("implausible", wrong)
+            mirrored = reader.boxes(*reader.infer(np.ascontiguousarray(pixels[:, ::-1])), _MIRROR_SCORE)
         except DataError as error:
-            return Plausibility("implausible", f"{error.what} ({error.seen})", certain=True)
-        contradiction = contradiction or _out_of_range(found, spec.num_classes)
-        if contradiction:
-            return Plausibility("implausible", contradiction, certain=True)
+            return Plausibility("implausible", f"{error.what} ({error.seen})")
         size_px = (pixels.shape[1], pixels.shape[0])
         counts.append(len(found.scores))
-        total += len(found.scores)
         bad += len(found.scores) - int(_inside(found.boxes_xyxy_px, size_px).sum())
-        again += int(_found_again(found, mirrored, size_px[0]).sum())
-    return _judge(counts, total, bad, again)
+        with_class, without = _found_again(found, mirrored, size_px[0])
+        same, other = same + with_class, other + without - with_class
+    return _judge(counts, bad, same, other)
 
 
-def _judge(counts: Sequence[int], total: int, bad: int, again: int) -> Plausibility:
+def _judge(counts: Sequence[int], bad: int, same: int, other: int) -> Plausibility:
+    total = sum(counts)
     where = f"{total} boxes with score >= {SCORE} in {len(counts)} pictures"
+    if total and bad == total:
+        return Plausibility("implausible", f"{where}, all without area or mostly outside of the picture")
     if total < FEWEST_BOXES:
         return Plausibility("cannot tell", where)
-    median = float(np.median(counts))
+    median, failed = float(np.median(counts)), ""
     if median > MOST_BOXES:
-        return Plausibility("implausible", f"{where}, median {median:g} per picture (limit {MOST_BOXES})")
-    if bad > max(1.0, (1 - _INSIDE) * total):
-        return Plausibility(
-            "implausible", f"{where}, {bad} without area or mostly outside of the picture (limit 1 %)"
-        )
-    share = again / total
-    text = f"{where}, {share:.0%} found again in the mirror image"
-    return Plausibility("plausible" if share >= _FOUND_AGAIN else "implausible", text)
+        failed = f"median {median:g} per picture (limit {MOST_BOXES})"
+    elif bad > max(1.0, (1 - _INSIDE) * total):
+        failed = f"{bad} without area or mostly outside of the picture (limit 1 %)"
+    if failed:
+        return Plausibility("implausible", f"{where}, {failed}")
+    text = f"{where}, {same / total:.0%} found again in the mirror image"
+    if same >= _FOUND_AGAIN * total:
+        return Plausibility("plausible", text)
+    if same + other >= _FOUND_AGAIN * total:
+        return Plausibility("implausible", f"{text}, {other / total:.0%} with another class", of_class=True)
+    return Plausibility("implausible", f"{text} (limit {_FOUND_AGAIN:.0%})")
 
 
 def _out_of_range(found: _Boxes, classes: int) -> str:
@@ -170,10 +177,10 @@ def _inside(boxes: F32, size_px: tuple[int, int]) -> AnyArray:
     return good
 
 
-def _found_again(found: _Boxes, mirrored: _Boxes, width_px: int) -> AnyArray:
-    """Return which boxes overlap a box of the mirrored picture; classes may differ, as of left and right."""
-    back = mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width_px, 0, width_px, 0]
-    overlap: AnyArray = (
-        iou_matrix(found.boxes_xyxy_px, back.astype(np.float32)).max(axis=1, initial=0.0) >= _IOU
-    )
-    return overlap
+def _found_again(found: _Boxes, mirrored: _Boxes, width_px: int) -> tuple[int, int]:
+    """Return how many boxes overlap a box of the mirrored picture: one of the same class, one of any class."""
+    limits = [width_px, 0, width_px, 0]
+    back = (mirrored.boxes_xyxy_px[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + limits).astype(np.float32)
+    overlap = iou_matrix(found.boxes_xyxy_px, back) >= _IOU
+    of_class = overlap & (found.class_ids[:, None] == mirrored.class_ids[None])
+    return int(of_class.any(axis=1).sum()), int(overlap.any(axis=1).sum())

@@ -114,7 +114,7 @@ def test_a_class_id_out_of_range(detector: ModelAnalysis, scenes: list[U8]) -> N
     run = infer(detector.model)
     spec = replace(detector.decoder, num_classes=1)
     result = check_boxes(run, detector.spec, spec, scenes)
-    assert (result.answer, result.certain) == ("implausible", True)
+    assert (result.answer, result.of_class) == ("implausible", False)
     assert "class id" in result.detail
 
 
@@ -236,4 +236,27 @@ def test_a_head_that_does_not_behave_stops_the_build(tmp_path: Path, scenes: lis
     with pytest.raises(ModelError, match="do not behave like one"):
         analyse_file(
             file, decoder=None, preprocess="yolox", classes=None, sample_pixels=lambda: scenes, infer=infer
+        )
+
+
+def test_classes_that_change_in_the_mirror_image(detector: ModelAnalysis, scenes: list[U8]) -> None:
+    """Classes of left and right do; so do landmarks that are read as classes, and a named head alone passes."""
+    run, calls = infer(detector.model), iter(range(10**6))
+
+    def swapped(values: AnyArray) -> RawOutputs:
+        raw = run(values)
+        name = detector.decoder.params["scores"]
+        axis = 1 if detector.decoder.params["score_planes"] else 2
+        return {**raw, name: np.flip(raw[name], axis)} if next(calls) % 2 else raw
+
+    result = check_boxes(swapped, detector.spec, detector.decoder, scenes)
+    assert (result.answer, result.of_class) == ("implausible", True)
+    assert "with another class" in result.detail
+
+
+def test_a_named_head_that_does_not_behave_stops_the_build_too(tmp_path: Path, scenes: list[U8]) -> None:
+    file = save(tmp_path, yolox(1, 3)[0])
+    with pytest.raises(ModelError, match="do not behave like one"):
+        analyse_file(
+            file, decoder="yolox", preprocess="yolox", classes=None, sample_pixels=lambda: scenes, infer=infer
         )
