@@ -11,7 +11,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from avq.picture_files import decode_picture
+from avq.picture_files import decode_picture, largest_value
 from avq.recording.reader import Record
 from avq.recording.wire_formats import (
     CdrReader,
@@ -24,9 +24,7 @@ from avq.recording.wire_formats import (
     ros_image,
     varint_field,
 )
-from avq.types import U8
-
-_DecodeMessage = Callable[[bytes], U8]
+from avq.types import U8, AnyArray
 
 
 class _JsonCompressed(msgspec.Struct):
@@ -41,25 +39,29 @@ class _JsonRaw(msgspec.Struct):
     data: str
 
 
-def _json_compressed(data: bytes) -> U8:
-    return decode_picture(binascii.a2b_base64(msgspec.json.decode(data, type=_JsonCompressed).data))
+def _json_compressed(data: bytes) -> bytes:
+    return binascii.a2b_base64(msgspec.json.decode(data, type=_JsonCompressed).data)
 
 
-def _json_raw(data: bytes) -> U8:
+def _json_raw(data: bytes) -> RawImage:
     raw = msgspec.json.decode(data, type=_JsonRaw)
-    pixels = memoryview(binascii.a2b_base64(raw.data))
-    return bgr_pixels(RawImage(raw.width, raw.height, raw.encoding, raw.step, pixels))
+    return RawImage(raw.width, raw.height, raw.encoding, raw.step, memoryview(binascii.a2b_base64(raw.data)))
 
 
-#: (schema, message encoding) -> decoder. Each raises ValueError (or a subclass) on a damaged message.
-IMAGE_KINDS: Mapping[tuple[str, str], _DecodeMessage] = {
+#: (schema, message encoding) -> reader of the encoded picture, or of raw pixels. Each raises ValueError (or a
+#: subclass) on a damaged message.
+_ENCODED: Mapping[tuple[str, str], Callable[[bytes], memoryview | bytes]] = {
     ("foxglove.CompressedImage", "json"): _json_compressed,
-    ("foxglove.CompressedImage", "protobuf"): lambda data: decode_picture(foxglove_compressed_image(data)),
-    ("foxglove.RawImage", "json"): _json_raw,
-    ("foxglove.RawImage", "protobuf"): lambda data: bgr_pixels(foxglove_raw_image(data)),
-    ("sensor_msgs/msg/CompressedImage", "cdr"): lambda data: decode_picture(ros_compressed_image(data)),
-    ("sensor_msgs/msg/Image", "cdr"): lambda data: bgr_pixels(ros_image(data)),
+    ("foxglove.CompressedImage", "protobuf"): foxglove_compressed_image,
+    ("sensor_msgs/msg/CompressedImage", "cdr"): ros_compressed_image,
 }
+_RAW: Mapping[tuple[str, str], Callable[[bytes], RawImage]] = {
+    ("foxglove.RawImage", "json"): _json_raw,
+    ("foxglove.RawImage", "protobuf"): foxglove_raw_image,
+    ("sensor_msgs/msg/Image", "cdr"): ros_image,
+}
+#: (schema, message encoding) of every image message.
+IMAGE_KINDS = frozenset({*_ENCODED, *_RAW})
 
 
 def is_image(record: Record) -> bool:
@@ -67,8 +69,12 @@ def is_image(record: Record) -> bool:
     return (record.schema_name, record.message_encoding) in IMAGE_KINDS
 
 
-def decode_image(record: Record) -> U8:
+def decode_image(record: Record, bit_depth: int = 16) -> U8:
     """Decode an image message.
+
+    Args:
+        record: of one of ``IMAGE_KINDS``.
+        bit_depth: bits that 16-bit values have, as ``topic_bit_depth`` finds them.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -77,7 +83,10 @@ def decode_image(record: Record) -> U8:
         ValueError: the message is damaged or has an unknown pixel encoding.
     """
     try:
-        return IMAGE_KINDS[(record.schema_name, record.message_encoding)](record.data)
+        kind = (record.schema_name, record.message_encoding)
+        if kind in _RAW:
+            return bgr_pixels(_RAW[kind](record.data), bit_depth)
+        return decode_picture(_ENCODED[kind](record.data), bit_depth=bit_depth)
     except (ValueError, LookupError, msgspec.MsgspecError, cv2.error) as error:
         raise ValueError(f"{record.topic} message {record.sequence}: {error}") from None
     except Exception as error:  # struct.error is no ValueError
@@ -106,8 +115,12 @@ _LAYOUTS: Mapping[str, tuple[int, int | None]] = {
 _SIXTEEN_BIT = ("mono16", "16UC1")
 
 
-def bgr_pixels(raw: RawImage) -> U8:
-    """Convert raw pixels to BGR; 16-bit grey keeps its upper byte.
+def bgr_pixels(raw: RawImage, bit_depth: int = 16) -> U8:
+    """Convert raw pixels to BGR.
+
+    Args:
+        raw: of a message.
+        bit_depth: bits that 16-bit values have; the upper 8 of them are kept.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -116,9 +129,8 @@ def bgr_pixels(raw: RawImage) -> U8:
         ValueError: the encoding is unknown, or the data is too short for the size.
     """
     if raw.encoding in _SIXTEEN_BIT:
-        upper = 0 if raw.big_endian else 1
-        grey = np.ascontiguousarray(_rows(raw, 2)[:, :, upper])
-        return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+        grey = np.minimum(_grey16(raw) >> (bit_depth - 8), 255).astype(np.uint8)
+        return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
     if raw.encoding not in _LAYOUTS:
         raise ValueError(f"encoding '{raw.encoding}' is not one of {', '.join(_LAYOUTS)}")
     pixel_bytes, conversion = _LAYOUTS[raw.encoding]
@@ -126,6 +138,25 @@ def bgr_pixels(raw: RawImage) -> U8:
     if conversion is None:
         return rows
     return cv2.cvtColor(rows, conversion)  # type: ignore[return-value]
+
+
+def _grey16(raw: RawImage) -> AnyArray:
+    """Return (H, W) uint16."""
+    rows = np.ascontiguousarray(_rows(raw, 2))
+    return rows.view(">u2" if raw.big_endian else "<u2")[:, :, 0].astype(np.uint16)
+
+
+def largest_of(record: Record) -> int | None:
+    """Return the largest value of a 16-bit image message; None for other images, and for damaged ones."""
+    raw, encoded = _RAW.get((record.schema_name, record.message_encoding)), None
+    try:
+        if raw is not None:
+            image = raw(record.data)
+            return int(_grey16(image).max(initial=0)) if image.encoding in _SIXTEEN_BIT else None
+        encoded = _ENCODED[(record.schema_name, record.message_encoding)](record.data)
+    except Exception:  # decode_image reports it
+        return None
+    return largest_value(bytes(encoded))
 
 
 def _rows(raw: RawImage, pixel_bytes: int) -> U8:

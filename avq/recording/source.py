@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from urllib.parse import parse_qsl
 
 from avq.errors import DataError, RequestError, nearest
 from avq.hookspecs import FrameSource
-from avq.recording.images import IMAGE_KINDS, decode_image, is_image
+from avq.picture_files import bit_depth_of
+from avq.recording.images import IMAGE_KINDS, decode_image, is_image, largest_of
 from avq.recording.reader import LogReader, Record
 from avq.types import U8
 
@@ -72,6 +74,24 @@ def choose_topic(path: Path, topic: str | None) -> str:
     return topic or next(iter(topics))
 
 
+#: Pictures of a topic that tell how many bits its 16-bit values have.
+_DEPTH_PICTURES = 16
+#: Fewer bits are a dark scene, not a camera.
+_LEAST_BITS = 10
+
+
+def topic_bit_depth(path: Path, topic: str) -> int:
+    """Return the bits of a topic's 16-bit values, from the largest one of its first pictures; 16 for other topics.
+
+    Cameras store 10, 12 or 14 bits in 16; larger values of later pictures are white.
+    """
+    with LogReader(path) as log:
+        images = (record for record in log if record.topic == topic and is_image(record))
+        found = [largest_of(record) for record in itertools.islice(images, _DEPTH_PICTURES)]
+    largest = max((value for value in found if value is not None), default=0)
+    return max(_LEAST_BITS, bit_depth_of(largest)) if largest else 16
+
+
 class _Log:
     """Images of a log; ``lost`` counts those that cannot be decoded. Damage is raised after the last image."""
 
@@ -84,6 +104,7 @@ class _Log:
         self.remark = ""
         self._reader = LogReader(path)
         self._records = self._images(topic)
+        self._bit_depth = topic_bit_depth(path, topic)
         self._count = 0
 
     def _images(self, topic: str) -> Iterator[Record]:
@@ -93,7 +114,7 @@ class _Log:
         for record in self._records:
             self._count += 1
             try:
-                return decode_image(record), time.monotonic_ns()
+                return decode_image(record, self._bit_depth), time.monotonic_ns()
             except ValueError as error:
                 self.lost["unreadable"] = self.lost.get("unreadable", 0) + 1
                 self.remark = self.remark or str(error)

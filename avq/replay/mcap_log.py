@@ -18,7 +18,7 @@ from avq.daemon.run_events import ENDED, STARTED
 from avq.errors import DataError
 from avq.recording import LogReader, Record
 from avq.recording.images import decode_image, is_image
-from avq.recording.source import choose_topic, parse_log_uri
+from avq.recording.source import choose_topic, parse_log_uri, topic_bit_depth
 from avq.replay.log import FrameKey, Log, LoggedFrame, RecordedTimes, RunLimits, Taken, file_digest
 from avq.replay.recorded_run import as_taken, estimated_arrivals
 from avq.types import U8, LatencyBudget, StageTimes
@@ -340,6 +340,7 @@ def _frames(
         apart: read each topic by itself, as topics lie one after the other.
     """
     topics = sorted({place.topic for place in places})
+    depths = {topic: topic_bit_depth(path, topic) for topic in topics}
     groups = [[topic] for topic in topics] if apart else [topics]
     with ExitStack() as stack:
         readers: dict[str, _Waiting] = {}
@@ -354,7 +355,7 @@ def _frames(
                 place.seq,
                 place.t_capture_ns - first_ns,
                 place.arrival_ns - first_ns,
-                partial(_pixels, record),
+                partial(_pixels, record, depths[place.topic]),
             )
 
 
@@ -382,8 +383,8 @@ def _numbered(log: LogReader, needed: set[tuple[str, int]]) -> Iterator[tuple[tu
                 yield key, record
 
 
-def _pixels(record: Record) -> U8 | None:
+def _pixels(record: Record, bit_depth: int) -> U8 | None:
     try:
-        return decode_image(record)
+        return decode_image(record, bit_depth)
     except ValueError:
         return None

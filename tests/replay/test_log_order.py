@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from mcap.writer import CompressionType, Writer
 
+from avq.daemon import source_types
 from avq.replay import mcap_log
 from avq.replay.log_sources import open_log
+from avq.sources import open_source
 
 SECOND_NS = 10**9
 THREE_YEARS_NS = 3 * 365 * 86400 * SECOND_NS
@@ -87,3 +89,23 @@ def test_topics_one_after_the_other_are_replayed_together_in_bounded_memory(
         (topic, n) for _, topic, n in wanted
     ]
     assert max(most) == 0
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_values_of_10_to_16_bits_are_no_black_pictures(tmp_path: Path, bits: int) -> None:
+    ramp = np.linspace(0, (1 << bits) - 1, 256).astype("<u2")[None].repeat(16, axis=0)
+    message = {"width": 256, "height": 16, "encoding": "mono16", "step": 512}
+    data = json.dumps({**message, "data": b64encode(ramp.tobytes()).decode()}).encode()
+    path = tmp_path / "deep.mcap"
+    with path.open("wb") as file:
+        writer = Writer(file)
+        writer.start("", "test")
+        schema = writer.register_schema("foxglove.RawImage", "jsonschema", b"{}")
+        channel = writer.register_channel("/deep", "json", schema)
+        writer.add_message(channel, 1, data, 1)
+        writer.finish()
+    (frame,) = open_log(str(path)).frames()
+    replay = frame.load()
+    served = open_source(str(path), source_types()).read()
+    assert replay is not None and served is not None and np.array_equal(replay, served[0])
+    assert np.abs(replay[0, :, 0].astype(int) - np.arange(256)).max() <= 1
