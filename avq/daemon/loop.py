@@ -123,7 +123,7 @@ def serve_bundle(
             restarts = {camera: settings.of(camera).restarts for camera in sources}
             receiver = Receiver(_settings(sources, settings, modes), inbox, restarts)
             loop = _Loop(inbox, pipeline, publisher, receiver, settings)
-            publisher.event(run_started(pipeline, modes))
+            publisher.record(run_started(pipeline, modes))
             deadline = settings.deadline or StopDeadline()
             deadline.drain = partial(publisher.close, _STUCK_DRAIN_S)
             try:
@@ -137,7 +137,7 @@ def serve_bundle(
                 receiver.stop()
                 inbox.drop_waiting()
                 loop.drain_events()
-                publisher.event(run_ended(pipeline, inbox.counts_by_camera()))
+                publisher.record(run_ended(pipeline, inbox.counts_by_camera()))
         finally:
             for side_task in settings.side_tasks:
                 side_task.close()

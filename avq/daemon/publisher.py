@@ -177,6 +177,11 @@ class SinkWorker:
         self._close_sink()
 
     @property
+    def takes_times(self) -> bool:
+        """Whether the sink also takes the stage times of every message."""
+        return self._timing_sink is not None
+
+    @property
     def ended(self) -> bool:
         """Whether an error ended the sink for good."""
         return bool(self.error) and self._retry_at_s is None
@@ -296,6 +301,12 @@ class Publisher:
         """Queue one message for every sink; pixels are copied for those that want them."""
         for worker in (*self._alert_workers, *self._workers):
             worker.offer(message, frame, times, wait=wait)
+
+    def record(self, event: Event) -> None:
+        """Queue one event for flight records only: sinks that also take stage times."""
+        for worker in self._workers:
+            if worker.takes_times:
+                worker.event(event)
 
     def event(self, event: Event) -> None:
         """Queue one event for every sink of events, and for the listener."""
