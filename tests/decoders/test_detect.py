@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import hypothesis
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from avq.builder.graph.model import load_graph
 from avq.decoders import DetectionDecoder, named, recognise
 from avq.decoders.detect import check_finite
 from avq.errors import DataError, ModelError, RequestError
 from avq.preprocess import PRESETS, Preprocessor
+from avq.scenes import builtin_detector_path
 from avq.types import DecoderSpec, ModelInput
 from tests.decoders.head_replicas import HEIGHT, WIDTH, Net, boxes_and_scores, load, run, yolov8, yolox
 
@@ -169,3 +172,20 @@ def test_two_fitting_families_are_told_and_the_more_specific_taken() -> None:
     spec = recognise(graph, (*builtin_decoders(), cast(Any, Anything())))
     assert spec.family == "yolov8"
     assert any("anything" in note for note in spec.params["notes"])
+
+
+def test_outputs_beside_a_known_head_are_the_reason_of_its_refusal() -> None:
+    graph = load_graph(builtin_detector_path()).view
+    beside = replace(graph, outputs=(*graph.outputs, replace(graph.outputs[0], name="stage5.relu")))
+    with pytest.raises(ModelError) as error:
+        recognise(beside)
+    assert "builtin" in error.value.what and "'stage5.relu'" in error.value.what
+    assert all(f"'{output.name}'" in error.value.fix for output in graph.outputs)
+
+
+def test_layers_that_onnxruntime_fused_are_the_reason_of_a_refusal() -> None:
+    graph = load_graph(builtin_detector_path()).view
+    hidden = replace(graph.nodes[0], op="NhwcFusedConv", domain="com.microsoft")
+    with pytest.raises(ModelError) as error:
+        recognise(replace(graph, nodes=(hidden, *graph.nodes[1:]), outputs=graph.outputs[:1]))
+    assert "NhwcFusedConv" in error.value.seen and "before onnxruntime" in error.value.fix
