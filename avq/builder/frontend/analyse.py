@@ -352,12 +352,12 @@ class _Preprocessing:
             by_labels = (labelled.judge, "mAP, mean over pictures")
             search = self._search()
             search = replace(search, judges=(by_labels, *search.judges))
-            result = search.run(candidates, labelled.pictures, any_geometry=not presets)
+            result = search.run(candidates, labelled.pictures)
             return _Chosen(result.spec, result.messages)
         pictures = self.sample_pixels() if self.sample_pixels is not None and len(candidates) > 1 else ()
         if len(pictures) == 0:
             return self._untried(candidates[0])
-        result = self._search().run(candidates, pictures, any_geometry=not presets)
+        result = self._search().run(candidates, pictures)
         return _Chosen(result.spec, result.messages)
 
     def _search(self) -> PreprocessSearch:

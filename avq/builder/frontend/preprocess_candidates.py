@@ -81,12 +81,15 @@ def variants(
     return _distinct([(_up_to(spec, 255.0), is_known) for spec, is_known in listed] if bytes_only else listed)
 
 
-def geometries(spec: PreprocessSpec) -> list[Candidate]:
-    """Return the spec itself, then its channel order and numbers in the usual geometries."""
-    numbers = spec_text(spec).partition(",")[2]
-    texts = [f"{geometry},{numbers}" for geometry in _GEOMETRIES]
-    others = [spec_named(text, spec.width_px, spec.height_px) for text in texts]
-    return _distinct([(one, False) for one in (spec, *others)])
+def geometries(chosen: Candidate) -> list[Candidate]:
+    """Return the candidate itself, then its channel order and numbers in the usual geometries, with its twins."""
+    first = chosen.spec
+    listed = [first, *chosen.twins]
+    for geometry in _GEOMETRIES:
+        for spec in (first, *chosen.twins):
+            numbers = spec_text(spec).partition(",")[2]
+            listed.append(spec_named(f"{geometry},{numbers}", first.width_px, first.height_px))
+    return _distinct([(spec, False) for spec in listed])
 
 
 def _with_numbers(spec: PreprocessSpec, order: str, text: str) -> PreprocessSpec:

@@ -74,7 +74,8 @@ def choose(scored: Sequence[Scored]) -> Choice:
 
     1. Of candidates that differ in geometry only, the first published one is taken. A better one takes its place
        with 25 % more evidence at a chance below 1 %, and leaves it in doubt at a chance below 2 %, or 25 % when the
-       better one is not published; not when both give the same boxes.
+       better one is not published; not when both give the same boxes. Without a published one, the best is taken when
+       it is better than every other with different boxes by as much.
     2. The best of these is chosen when it is clearly better than every other with different boxes: 10 % more
        evidence, at a chance below 2 %; 25 % when the best is published and the other is not, or later; 1 % when only
        the other is. Of those with the same boxes a published one is preferred.
@@ -118,17 +119,21 @@ def _geometry(scored: Sequence[Scored], group: Sequence[int]) -> _Numbers:
     best = max(group, key=lambda i: scored[i].mean)
     published = [i for i in group if scored[i].candidate.published]
     if not published:
-        unlike = [i for i in group if not _clearly_better(scored, best, i) and not _same(scored, best, i)]
+        unlike = [i for i in group if not _far_better(scored[best], scored[i]) and not _same(scored, best, i)]
         return _Numbers(best, _tie(scored, best, unlike))
     first = published[0]
     if first == best or _same(scored, first, best):
         return _Numbers(first)
     one, other = scored[best], scored[first]
     chance = _chance(one, other)
-    if chance <= _UNPUBLISHED_CHANCE and _margin(one, other) > _GEOMETRY_SHARE:
+    if _far_better(one, other):
         return _Numbers(best)
     limit = _CHANCE if one.candidate.published else _PUBLISHED_CHANCE
     return _Numbers(first, _tie(scored, best, [first]) if chance <= limit else "")
+
+
+def _far_better(one: Scored, other: Scored) -> bool:
+    return _margin(one, other) > _GEOMETRY_SHARE and _chance(one, other) <= _UNPUBLISHED_CHANCE
 
 
 def _same(scored: Sequence[Scored], a: int, b: int) -> bool:

@@ -28,6 +28,7 @@ Judge = Callable[[Detect, int, U8], Evidence]
 _PASSES = ((4, 0.4), (8, 0.6), (16, 0.0), (32, 0.0))
 #: Passes after which the choice may end the search.
 _FEWEST_PICTURES = 16
+_MOST_PICTURES = 32
 # Below so many objects all candidates stay.
 _FEWEST_OBJECTS = 6
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -64,17 +65,15 @@ class PreprocessSearch:
     infer: Infer
     judges: tuple[tuple[Judge, str], ...] = ((by_views, "evidence"),)
 
-    def run(
-        self, candidates: Sequence[Candidate], pictures: Sequence[U8], *, any_geometry: bool
-    ) -> SearchResult:
+    def run(self, candidates: Sequence[Candidate], pictures: Sequence[U8]) -> SearchResult:
         """Judge the candidates and choose one, see `choose`.
 
-        All are run on 4 pictures, those with a chance on 8, 16, and on 32 where these do not decide.
+        All are run on 4 pictures, those with a chance on 8, 16, and on 32 where these do not decide. A network that
+        is not used as its family is published may have another geometry, too: then all geometries are tried.
 
         Args:
             candidates: at least one.
             pictures: (H, W, 3) uint8 BGR each, at least one; read one at a time.
-            any_geometry: whether the geometry of the chosen candidate is searched, too.
 
         Returns:
             The chosen preprocessing and all evidence.
@@ -87,9 +86,9 @@ class PreprocessSearch:
         for judge, unit in self.judges:
             with _Workers(self, judge) as workers:
                 scored, choice = self._decided(workers, left, pictures)
-                if any_geometry and not choice.undecided:
-                    shapes = geometries(scored[choice.chosen].candidate.spec)
-                    scored, choice = self._decided(workers, shapes, pictures)
+                if not choice.undecided and not scored[choice.chosen].candidate.published:
+                    shapes = geometries(scored[choice.chosen].candidate)
+                    scored, choice = self._decided(workers, shapes, pictures, most=_FEWEST_PICTURES)
             lines += table(scored, choice, unit)
             if not choice.undecided:
                 break
@@ -102,19 +101,24 @@ class PreprocessSearch:
         return SearchResult(chosen.spec, (head, *lines))
 
     def _decided(
-        self, workers: _Workers, candidates: Sequence[Candidate], pictures: Sequence[U8]
+        self,
+        workers: _Workers,
+        candidates: Sequence[Candidate],
+        pictures: Sequence[U8],
+        most: int = _MOST_PICTURES,
     ) -> tuple[list[Scored], Choice]:
+        most = min(most, len(pictures))
         scored = [Scored(candidate, ()) for candidate in candidates]
         likely, count = list(range(len(scored))), 0
         for pictures_so_far, share in _PASSES:
-            target = min(pictures_so_far, len(pictures))
+            target = min(pictures_so_far, most)
             extended = workers.extend([scored[i] for i in likely], pictures, count, target)
             for i, one in zip(likely, extended, strict=True):
                 scored[i] = one
             count = target
-            if count >= min(_FEWEST_PICTURES, len(pictures)):
+            if count >= min(_FEWEST_PICTURES, most):
                 choice = choose(scored)
-                if not choice.undecided or count == len(pictures):
+                if not choice.undecided or count == most:
                     break
             likely = _with_a_chance(scored, likely, share)
         return scored, choice
