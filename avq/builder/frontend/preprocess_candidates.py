@@ -76,7 +76,10 @@ def variants(
     """
     first = published[0] if published else spec_named(f"{_GEOMETRIES[0]},RGB,0..1", *size_px)
     known = list(published) if likely_max is None else [_up_to(spec, likely_max) for spec in published]
-    others = [_with_numbers(first, order, text) for order, texts in _NUMBERS.items() for text in texts]
+    usual = [(order, text) for order, texts in _NUMBERS.items() for text in texts]
+    twins = [_with_numbers(spec, order, text) for spec in known for order, text in usual]
+    others = [one for one in twins if any(_nearly_equal(one, spec) for spec in known)]
+    others += [_with_numbers(first, order, text) for order, text in usual]
     listed = [(spec, True) for spec in known] + [(spec, False) for spec in others]
     return _distinct([(_up_to(spec, 255.0), is_known) for spec, is_known in listed] if bytes_only else listed)
 

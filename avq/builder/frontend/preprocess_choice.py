@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avq.builder.frontend.preprocess_candidates import Candidate, same_numbers
+from avq.builder.frontend.preprocess_candidates import Candidate, geometries, same_numbers
 from avq.builder.frontend.preprocess_evidence import Evidence, chance_of, same_boxes
 from avq.errors import RequestError
 from avq.preprocess import spec_text
@@ -19,6 +19,8 @@ _BETTER_SHARE = 0.10
 _CHANCE, _PUBLISHED_CHANCE, _UNPUBLISHED_CHANCE = 0.02, 0.25, 0.01
 # Larger objects are found more often, whatever the network was trained with: a geometry needs more.
 _GEOMETRY_SHARE = 0.25
+# So many rivals are listed in every geometry.
+_GEOMETRIES_OF = 4
 #: Below these the pictures do not decide.
 FEWEST_OBJECTS = 8
 FEWEST_PICTURES = 4
@@ -72,10 +74,11 @@ class _Numbers:
 def choose(scored: Sequence[Scored]) -> Choice:
     """Choose by the evidence of the pictures on which most candidates were run.
 
-    1. Of candidates that differ in geometry only, the first published one is taken. A better one takes its place
-       with 25 % more evidence at a chance below 1 %, and leaves it in doubt at a chance below 2 %, or 25 % when the
-       better one is not published; not when both give the same boxes. Without a published one, the best is taken when
-       it is better than every other with different boxes by as much.
+    1. Of candidates that differ in geometry only, the first published one is taken. A published one that is better
+       takes its place with 25 % more evidence at a chance below 1 %, and leaves it in doubt at a chance below 2 %. An
+       unpublished one with different boxes leaves it in doubt unless it is worse by 10 % at a chance below 2 %.
+       Without a published one, the best is taken when it is better than every other with different boxes by 25 % at
+       a chance below 1 %.
     2. The best of these is chosen when it is clearly better than every other with different boxes: 10 % more
        evidence, at a chance below 2 %; 25 % when the best is published and the other is not, or later; 1 % when only
        the other is. Of those with the same boxes a published one is preferred.
@@ -112,6 +115,10 @@ def _clearly_better(scored: Sequence[Scored], better: int, worse: int) -> bool:
         limit = _PUBLISHED_CHANCE
     elif other.candidate.published and not one.candidate.published:
         limit = _UNPUBLISHED_CHANCE
+    return _is_better(one, other, limit)
+
+
+def _is_better(one: Scored, other: Scored, limit: float) -> bool:
     return _margin(one, other) > _BETTER_SHARE and _chance(one, other) <= limit
 
 
@@ -123,13 +130,20 @@ def _geometry(scored: Sequence[Scored], group: Sequence[int]) -> _Numbers:
         return _Numbers(best, _tie(scored, best, unlike))
     first = published[0]
     if first == best or _same(scored, first, best):
-        return _Numbers(first)
+        unlike = [
+            i
+            for i in group
+            if not scored[i].candidate.published
+            and not _is_better(scored[first], scored[i], _CHANCE)
+            and not _same(scored, first, i)
+        ]
+        return _Numbers(first, _tie(scored, first, unlike))
     one, other = scored[best], scored[first]
     chance = _chance(one, other)
     if _far_better(one, other):
         return _Numbers(best)
-    limit = _CHANCE if one.candidate.published else _PUBLISHED_CHANCE
-    return _Numbers(first, _tie(scored, best, [first]) if chance <= limit else "")
+    in_doubt = chance <= _CHANCE or not one.candidate.published
+    return _Numbers(first, _tie(scored, best, [first]) if in_doubt else "")
 
 
 def _far_better(one: Scored, other: Scored) -> bool:
@@ -213,17 +227,23 @@ def _numbers_text(spec: PreprocessSpec) -> str:
 def undecided_error(scored: Sequence[Scored], choice: Choice) -> RequestError:
     """Return the error that lists every candidate with a ready ``--preprocess`` line, the likeliest first."""
     ranked = sorted(range(len(scored)), key=lambda i: (i not in choice.rivals, -scored[i].mean))
-    lines = []
+    lines: dict[str, str] = {}
     for i in ranked:
         one = scored[i]
         note = f"evidence {one.mean:.3f}{', published' if one.candidate.published else ''}"
-        lines.append(f"  --preprocess {one.candidate.label}  ({note}, values {one.candidate.values})")
-        lines += [f"  --preprocess {spec_text(twin)}  (within 1 % of it)" for twin in one.candidate.twins]
+        lines[one.candidate.label] = f"{note}, values {one.candidate.values}"
+        lines.update((spec_text(twin), "within 1 % of it") for twin in one.candidate.twins)
+    if len(choice.rivals) <= _GEOMETRIES_OF:
+        for i in choice.rivals:
+            for shape in geometries(scored[i].candidate):
+                for spec in (shape.spec, *shape.twins):
+                    lines.setdefault(spec_text(spec), "another geometry")
     pictures = max(len(one.evidence) for one in scored)
     return RequestError(
         f"the pictures do not decide the preprocessing: {choice.undecided}",
         seen=f"{len(scored)} preprocessings on {pictures} pictures",
-        fix="\n".join(["give the one that the model was trained with:", *lines,
+        fix="\n".join(["give the one that the model was trained with:",
+                       *(f"  --preprocess {text}  ({note})" for text, note in lines.items()),
                        "each also with center-letterbox-PAD, top-left-letterbox-PAD, stretch or crop;",
                        "or more pictures of what the model detects (--data), or their --labels"]),
     )  # fmt: skip

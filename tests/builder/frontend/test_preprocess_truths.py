@@ -22,7 +22,10 @@ from avq.scenes import random_scene
 from avq.types import DecoderSpec, Detections, GraphView, PreprocessSpec
 from tests.conftest import ROOT
 
-REPLICAS = ("ssd", "yolov6", "yolox", "yolov5", "yolov8", "rtdetr")
+# Trained in the geometry that their families publish first, which no picture shows.
+REPLICAS = ("ssd", "yolox", "yolox")
+# Published, on pictures of their classes: found, not asked for.
+FOUND = ("yolox_nano_416", "nanodet_m_320", "yolov8n_320", "yolo11n_320")
 NUMBERS = ("0..1", "0..255", "-1..1", "imagenet", "mean=127.5,std=128", "mean=127,std=128")
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -117,19 +120,16 @@ def detected(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REPLICAS)
-def test_generated_heads_are_right_or_stopped(tmp_path: Path, name: str) -> None:
-    """Five random preprocessings per head, thirty in all."""
-    rng = np.random.default_rng(REPLICAS.index(name))
-    results = []
-    for index in range(5):
-        order, numbers = str(rng.choice(["RGB", "BGR"])), str(rng.choice(NUMBERS))
-        proto, truth = wrapped(name, order, numbers, by_convolution=bool(rng.integers(2)))
-        onnx.save(proto, str(tmp_path / "model.onnx"))
-        first = int(rng.integers(1_000_000))
-        pictures = [random_scene(first + n).pixels for n in range(12)]
-        results.append(outcome(tmp_path / "model.onnx", pictures, truth))
-        assert results[-1] in ("right", "stopped"), (index, order, numbers)
+@pytest.mark.parametrize("index", range(30))
+def test_generated_heads_are_right_or_stopped(tmp_path: Path, index: int) -> None:
+    rng = np.random.default_rng(index)
+    order, numbers = str(rng.choice(["RGB", "BGR"])), str(rng.choice(NUMBERS))
+    name = REPLICAS[index % len(REPLICAS)]
+    proto, truth = wrapped(name, order, numbers, by_convolution=bool(rng.integers(2)))
+    onnx.save(proto, str(tmp_path / "model.onnx"))
+    first = int(rng.integers(1_000_000))
+    pictures = [random_scene(first + n).pixels for n in range(12)]
+    assert outcome(tmp_path / "model.onnx", pictures, truth) in ("right", "stopped")
 
 
 class Scrfd:
@@ -195,5 +195,5 @@ def test_real_models_are_right_or_stopped(material: Path, tmp_path: Path, model:
     pictures = [np.asarray(cv2.imread(str(path))) for path in paths]
     height, width = (d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[2:])
     result = outcome(tmp_path / "model.onnx", pictures, spec_named(truth, width, height), [Scrfd()])
-    published = ("yolox_nano_416", "nanodet_m_320", "yolov8n_320", "yolo11n_320")
-    assert result == "right" if file.stem in published else result in ("right", "stopped")
+    allowed = ["right"] if file.stem in FOUND else ["right", "stopped"]
+    assert result in allowed
