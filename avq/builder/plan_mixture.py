@@ -29,7 +29,7 @@ from avq.bundle import (
     write_bundle,
 )
 from avq.bundle.plan import plan_from_parts, plan_to_parts
-from avq.errors import RequestError
+from avq.errors import PlanError, RequestError
 from avq.hookspecs import Engine
 from avq.types import AnyArray, Edge, GraphView, QuantizationPlan, QuantPoint, SessionOptions
 
@@ -118,11 +118,32 @@ class PlanMixer:
             owner_version="exchange",
         )
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """What differs between the manifests and is no part of a plan, by manifest key."""
+        good, bad = self.good.manifest, self.bad.manifest
+        pairs = {
+            "preprocess": (good.preprocess, bad.preprocess),
+            "decoder": (good.decoder, bad.decoder),
+            "class_names": (good.class_names, bad.class_names),
+            "input": (good.input, bad.input),
+            "engine": (good.engine.name, bad.engine.name),
+            "engine precision": (_float_part(good), _float_part(bad)),
+        }
+        if good.engine.encoding and bad.engine.encoding:  # a float model has none
+            pairs["encoding"] = (good.engine.encoding, bad.engine.encoding)
+        return tuple(name for name, (a, b) in pairs.items() if a != b)
+
     def _served_by(self) -> Manifest:
         """Return the bad bundle's manifest, unless only the good one's encoding can express both plans."""
         good, bad = self.good.manifest, self.bad.manifest
         both = [side for side in (bad, good) if side.engine.encoding] or [bad]
         return next((side for side in both if side.engine.encoding == _ASYMMETRIC), both[0])
+
+
+def _float_part(manifest: Manifest) -> str:
+    """Return the number format of the float operators."""
+    return manifest.engine.precision.removeprefix("int8+").removeprefix("int8") or "f32"
 
 
 def open_plan_mixer(good: Path, bad: Path, reference: Engine) -> PlanMixer:
@@ -149,7 +170,11 @@ def open_plan_mixer(good: Path, bad: Path, reference: Engine) -> PlanMixer:
     mixer = PlanMixer(*sides, groups=_groups(*sides))
     everything = [group.name for group in mixer.differing]
     for side, taken in ((sides[0], []), (sides[1], everything)):
-        again = lower(sides[0].proto, mixer.plan(taken), side.manifest.engine.encoding or _DEFAULT)
+        try:
+            again = lower(sides[0].proto, mixer.plan(taken), side.manifest.engine.encoding or _DEFAULT)
+        except PlanError as error:
+            seen = f"its plan does not fit the model without quantizers: {error.what[:120]}"
+            raise _cannot_lift(side.path, seen) from None
         if not _same_outputs(side.model, again, side.view, reference):
             raise _cannot_lift(side.path, "lowered again, its outputs differ")
     return mixer

@@ -265,7 +265,7 @@ def merge(paths: Sequence[Path], output: Path, report: Reporter) -> MergeResult:
     damage = {str(log.path): log.damage for log in logs if log.damage}
     for path, reason in damage.items():
         report.warning(f"{path} is damaged, the readable part was written: {reason}")
-    notes = _clock_notes(logs)
+    notes = [*_clock_notes(logs), *_metadata_notes(logs)]
     for note in notes:
         report.warning(note)
     return {
@@ -314,13 +314,26 @@ def _sorted(source: int, log: Log) -> Iterator[tuple[int, int, int, Record]]:
 
 
 def _metadata(logs: Sequence[Log]) -> dict[str, dict[str, str]]:
-    """Return the metadata of all logs; where names conflict, the later one gets the file name appended."""
+    """Return the metadata of all logs; where names conflict, the later one gets its file name or path appended."""
     merged: dict[str, dict[str, str]] = {}
-    for log in logs:
+    for number, log in enumerate(logs, start=1):
         for name, table in log.metadata.items():
-            if merged.setdefault(name, table) != table:
-                merged[f"{name} ({log.path.name})"] = table
+            keys = (
+                name,
+                f"{name} ({log.path.name})",
+                f"{name} ({log.path})",
+                f"{name} ({log.path}, {number})",
+            )
+            key = next(key for key in keys if merged.get(key, table) == table)
+            merged[key] = table
     return merged
+
+
+def _metadata_notes(logs: Sequence[Log]) -> list[str]:
+    """Report the records that were renamed because logs have different ones of one name."""
+    original = {name for log in logs for name in log.metadata}
+    renamed = sorted(set(_metadata(logs)) - original)
+    return [f"metadata records of one name differ; also stored as: {', '.join(renamed)}"] if renamed else []
 
 
 def _clock_notes(logs: Sequence[Log]) -> list[str]:

@@ -116,6 +116,8 @@ class _Bisect(TypedDict):
     replays: int
     damage: float
     rest: float
+    outside: list[str]
+    outside_damage: float | None
     culprits: list[CulpritJson]
     causes: list[CauseJson]
     frame: FrameChange | None
@@ -143,6 +145,8 @@ class Bisection:
         worst: the frame where the causes differ most from the good plan; None without a difference.
         seconds: wall time.
         files: files of the report, by kind.
+        outside: what differs between the bundles outside of their plans, such as "preprocess".
+        outside_damage: damage of the bad bundle itself against the good one; None where nothing differs outside.
     """
 
     mixer: PlanMixer
@@ -154,19 +158,29 @@ class Bisection:
     worst: FramePair | None
     seconds: float
     files: Mapping[str, Path]
+    outside: tuple[str, ...] = ()
+    outside_damage: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether a cause was found, or there is no difference."""
-        return not self.damage or bool(self.causes)
+        """Whether a cause was found in the plans, or there is no difference."""
+        return bool(self.causes) if self.damage else not self.outside_damage
 
     @property
     def headline(self) -> str:
+        if not self.damage and self.outside_damage:
+            return (
+                f"the two plans give the same boxes; the bundles differ outside of the plan, in "
+                f"{', '.join(self.outside)}: damage {self.outside_damage:.4f}"
+            )
         if not self.damage:
-            return "no difference between the two plans on this log"
+            return "no difference between the two bundles on this log"
         named = "; ".join(" with ".join(g.name for g in cause.groups) for cause in self.causes)
-        share = sum(cause.damage for cause in self.causes) / self.damage
-        return f"caused by {named}: {share:.0%} of the difference, found in {self.replays} replays"
+        share = max(0.0, 1.0 - self.rest / self.damage)
+        also = (
+            f"; outside of the plan the bundles differ in {', '.join(self.outside)}" if self.outside else ""
+        )
+        return f"caused by {named}: {share:.0%} of the difference, found in {self.replays} replays{also}"
 
     def summary(self) -> BisectJson:
         """Return the object of ``avq bisect --json``."""
@@ -179,6 +193,8 @@ class Bisection:
             "replays": self.replays,
             "damage": self.damage,
             "rest": self.rest,
+            "outside": list(self.outside),
+            "outside_damage": self.outside_damage,
             "culprits": [
                 {
                     "group": group.name,
@@ -284,6 +300,7 @@ def bisect(
             (None, {}) if not total else _worst_frame(mixtures, blamed or all_groups, report_folder, host)
         )
         groups = mixer.differing
+        outside = mixer.outside
         return Bisection(
             mixer=mixer,
             log=log,
@@ -294,6 +311,8 @@ def bisect(
             worst=worst,
             seconds=round(time.monotonic() - start_s, 3),
             files=files,
+            outside=outside,
+            outside_damage=mixtures.bundle_damage() if outside else None,
         )
 
 
@@ -345,6 +364,18 @@ class _Mixtures:
                 f"({names}{', ...' if len(taken) > 3 else ''}): damage {damage:.4f}"
             )
         return damage
+
+    def bundle_damage(self) -> float:
+        """Return the damage of the bad bundle against the good one, each served as it is."""
+        good, bad = (
+            replay(
+                ReplayRequest(self._log, side.path, policy="every", frames=self._frames),
+                host=self._host,
+                report=Silent(),
+            )
+            for side in (self._mixer.good, self._mixer.bad)
+        )
+        return damage_of(good, bad)
 
     def result(self, taken: frozenset[int]) -> ReplayResult:
         if taken not in self._results:

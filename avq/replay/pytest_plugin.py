@@ -64,13 +64,34 @@ def _case_folders(config: pytest.Config) -> list[Path]:
 def _case_files(config: pytest.Config) -> list[Path]:
     """Return each case.toml once, sorted within each folder given."""
     paths = [path for folder in _case_folders(config) for path in sorted(_below(folder, config))]
-    return list(dict.fromkeys(paths))
+    unique: dict[Path, Path] = {}
+    for path in paths:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
+
+
+def _report_folder(path: Path, config: pytest.Config) -> Path:
+    """Return the folder for the report of a case: as deep below --avq-report as the case is below --avq-cases."""
+    folder = Path(config.getoption("--avq-report") or _REPORT)
+    folders = _case_folders(config)
+    number, parent = next(
+        ((n, parent) for n, parent in enumerate(folders) if path.is_relative_to(parent)), (0, path.parent)
+    )
+    if len(folders) > 1:
+        folder /= f"{number + 1}-{parent.name}"
+    return folder / path.parent.relative_to(parent).parent
 
 
 def _below(folder: Path, config: pytest.Config) -> Iterator[Path]:
     if folder.name == _CASE:
         yield folder
+    visited: set[tuple[int, int]] = set()  # links may lead back
     for here, below, names in os.walk(folder, followlinks=True):
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            below.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
         below[:] = [name for name in below if not _ignored(Path(here, name), config)]
         if _CASE in names and not _ignored(Path(here, _CASE), config):
             yield Path(here, _CASE)
@@ -109,7 +130,7 @@ class CaseItem(pytest.Item):
         outcome = run_case(
             case,
             cache=self._cache(),
-            report_folder=Path(self.config.getoption("--avq-report") or _REPORT),
+            report_folder=_report_folder(self.path, self.config),
             accept=self.config.getoption("--avq-accept"),
             report=Silent(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mcap.reader import make_reader
 from mcap.writer import Writer
 
 from avq.cli import cli
+from avq.logs import cut
 from avq.recording.images import decode_image, is_image
 from tests.logs.log_kit import BOXES, frames_of, picture, records, write_drive
 
@@ -76,6 +78,17 @@ def test_an_output_never_replaces_its_input(drive: Path) -> None:
     before = drive.read_bytes()
     assert "another file" in avq("cut", drive, "-o", drive, code=2)["error"]["fix"]
     assert drive.read_bytes() == before
+
+
+def test_metadata_of_logs_of_one_file_name_is_merged_whole() -> None:
+    logs: Any = [
+        SimpleNamespace(path=Path(car) / "drive.mcap", metadata={"rec": {"who": car}})
+        for car in ("car1", "car2", "car3", "car3")
+    ]
+    tables = cut._metadata(logs)
+    assert sorted(table["who"] for table in tables.values()) == ["car1", "car2", "car3"]
+    (note,) = cut._metadata_notes(logs)
+    assert "car3/drive.mcap" in note
 
 
 def test_parts_merge_to_the_whole_also_where_they_overlap(drive: Path, tmp_path: Path) -> None:

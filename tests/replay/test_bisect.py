@@ -98,6 +98,15 @@ def test_plans_that_answer_alike_have_no_culprit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_difference_outside_of_the_plans_is_named(tmp_path: Path) -> None:
+    good = write_real_bundle(tmp_path / "good.avq")
+    bad = write_real_bundle(tmp_path / "bad.avq", resize="stretch")
+    answer = avq("bisect", DRIVE, "--good", good, "--bad", bad, code=1)
+    assert answer["outside"] == ["preprocess"] and answer["outside_damage"] > 0
+    assert "preprocess" in answer["headline"] and answer["damage"] == 0
+
+
+@pytest.mark.slow
 def test_against_the_float_bundle_groups_that_were_quantized_are_named(tmp_path: Path) -> None:
     good = write_real_bundle(tmp_path / "float.avq")
     culprit = middle_activation(int8_plan())

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from avq.replay.pytest_plugin import _below, _report_folder
 from tests.replay.bundle_kit import write_real_bundle
 
 OWN_PROJECT = """
@@ -106,6 +108,37 @@ def test_a_case_is_run_once(tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", Path("none.avq"))
     folders = ("--avq-cases", "cases", "--avq-cases", "cases/day", "--avq-cases", "cases/day/case.toml")
     assert collected(*folders, cwd=tmp_path) == ["cases/day/case.toml::day", "cases/night/case.toml::night"]
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    write_cases(tmp_path / "cases", tmp_path / "no.avq")
+    for name in ("a", "b"):
+        (tmp_path / "cases" / name).symlink_to(".")
+    config: Any = SimpleNamespace(
+        hook=SimpleNamespace(pytest_ignore_collect=lambda collection_path, config: None)
+    )
+    found = [path.relative_to(tmp_path).as_posix() for path in _below(tmp_path / "cases", config)]
+    assert sorted(found) == ["cases/day/case.toml", "cases/night/case.toml"]
+
+
+def test_cases_of_one_name_have_reports_of_their_own(tmp_path: Path) -> None:
+    class Config:
+        invocation_params = SimpleNamespace(dir=tmp_path)
+
+        def __init__(self, *folders: str) -> None:
+            self.options = {"--avq-cases": folders, "--avq-report": "rep"}
+
+        def getoption(self, name: str) -> Any:
+            return self.options[name]
+
+    def folder(path: str, *folders: str) -> str:
+        config: Any = Config(*folders)
+        return _report_folder(tmp_path / path / "case.toml", config).as_posix()
+
+    assert folder("cases/front", "cases") == "rep"
+    assert folder("cases/dup1/front", "cases") == "rep/dup1"
+    assert folder("cases/dup2/front", "cases") == "rep/dup2"
+    assert folder("x/front", "x", "y/x") != folder("y/x/front", "x", "y/x")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
