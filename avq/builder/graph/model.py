@@ -251,7 +251,12 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Inline local functions; write the defaults of their attributes at each call first.
 
     ``onnx.inliner`` drops a missing attribute, so the operator's own default would replace the function's.
+
+    Returns:
+        A new model; ``model`` stays as it is.
     """
+    original, model = model, onnx.ModelProto()
+    model.CopyFrom(original)
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     for node in nodes_within(model):
         function = functions.get((node.domain, node.op_type, node.overload))

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import inliner
 
 from avq.builder.graph.edit import name_nodes
 from avq.builder.graph.foreign import refuse_foreign
 from avq.builder.graph.inputs import drop_listed_initializers, fix_inputs, fp16_to_fp32
-from avq.builder.graph.model import FloatModel, normalise
+from avq.builder.graph.model import FloatModel, inline_functions, normalise
 from avq.builder.graph.view import view_of
 from avq.builder.lift.clipping import restore_activations
 from avq.builder.lift.findings import finding, refusal
@@ -265,7 +264,7 @@ def runnable(proto: onnx.ModelProto, input_size_px: tuple[int, int] | None) -> o
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     if copy.functions:
-        copy = inliner.inline_local_functions(copy)
+        copy = inline_functions(copy)
     drop_listed_initializers(copy.graph)
     copy.ir_version = max(copy.ir_version, 8)
     name_nodes(copy.graph)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import onnx
-from onnx import TensorProto, inliner, numpy_helper, shape_inference
+from onnx import TensorProto, numpy_helper, shape_inference
 
 from avq.builder.graph.edit import all_graphs, constant_tensor, int_attribute, sort_nodes
+from avq.builder.graph.model import inline_functions
 from avq.builder.graph.opset import opset_of
 from avq.errors import ModelError
 from avq.types import AnyArray
@@ -114,7 +115,7 @@ class LintGraph:
     """
 
     def __init__(self, proto: onnx.ModelProto, target: str, architectures: tuple[str, ...] = ()) -> None:
-        self.proto = inliner.inline_local_functions(proto) if proto.functions else proto
+        self.proto = inline_functions(proto) if proto.functions else proto
         self.target = target
         self.architectures = architectures
         graphs = list(all_graphs(self.proto.graph))
