@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from avq.measure.limits import Bounds, exact_limits, independent_boxes, ratio_limits, share_limits
+from avq.measure.limits import MISSED, Bounds, exact_limits, independent_boxes, ratio_limits, share_limits
 from avq.types import Answer, Fidelity, Latency, MapLoss
 
 MAX_CONFIDENCE_SHIFT = 0.02
@@ -29,13 +29,11 @@ class LossAnswer:
     Attributes:
         metric: the numbers in one sentence.
         needed: boxes still missing where the answer is "cannot tell"; None where no number of them would do.
-        lost: share of lost boxes with its limits; None where mAP was judged.
     """
 
     answer: Answer
     metric: str
     needed: int | None = None
-    lost: Bounds | None = None
 
 
 def answer_of(bounds: Bounds, limit: float) -> Answer:
@@ -51,18 +49,29 @@ def worst(answers: Sequence[Answer]) -> Answer:
     return next(answer for answer in order if answer in answers)
 
 
-def boxes_answer(fidelity: Fidelity, limit_percent: float) -> LossAnswer:
-    """Judge lost boxes and the confidence shift against the float model's boxes."""
+def missed_of(plans: int) -> float:
+    """Return the error of an upper limit where the best of ``plans`` was chosen on the same boxes (Bonferroni)."""
+    return MISSED / max(plans, 1)
+
+
+def boxes_answer(fidelity: Fidelity, limit_percent: float, plans: int = 1) -> LossAnswer:
+    """Judge lost boxes and the confidence shift against the float model's boxes.
+
+    Args:
+        fidelity: with the boxes of each picture.
+        limit_percent: share of lost boxes that is tolerated.
+        plans: number of plans of which the best was chosen on these pictures; 1 where others chose.
+    """
     if fidelity.boxes == 0:
         metric = (
             f"nothing to compare: the float model has no box with score >= 0.5 in {fidelity.images} pictures"
         )
         return LossAnswer("cannot tell", metric, _fewest_boxes(limit_percent / 100.0))
-    lost, shift, limit = lost_bounds(fidelity), _shift_bounds(fidelity), limit_percent / 100.0
+    lost, shift, limit = lost_bounds(fidelity, plans), _shift_bounds(fidelity, plans), limit_percent / 100.0
     answers = [answer_of(lost, limit), answer_of(shift, MAX_CONFIDENCE_SHIFT)]
     counts = _boxes_per_picture(fidelity)
     needed = _most_needed(
-        _needed(lost, limit, counts) if answers[0] == "cannot tell" else 0,
+        _needed(lost, limit, counts, missed=missed_of(plans)) if answers[0] == "cannot tell" else 0,
         _needed(shift, MAX_CONFIDENCE_SHIFT, counts, exact=False) if answers[1] == "cannot tell" else 0,
     )
     metric = (
@@ -70,13 +79,14 @@ def boxes_answer(fidelity: Fidelity, limit_percent: float) -> LossAnswer:
         f"{100 * lost.low:.2f} to {100 * lost.high:.2f} %), confidence shift {fidelity.confidence_shift:+.4f} "
         f"(limit {MAX_CONFIDENCE_SHIFT:g})"
     )
-    return LossAnswer(worst(answers), metric, needed, lost)
+    return LossAnswer(worst(answers), metric, needed)
 
 
-def lost_bounds(fidelity: Fidelity) -> Bounds:
-    """Return the share of lost boxes, 0..1, with its one-sided 95 % limits."""
+def lost_bounds(fidelity: Fidelity, plans: int = 1) -> Bounds:
+    """Return the share of lost boxes, 0..1, with its one-sided limits."""
     boxes, lost = _boxes_per_picture(fidelity), fidelity.picture_lost
-    return share_limits(lost or _spread(round(fidelity.lost * fidelity.boxes), len(boxes)), boxes)
+    lost = lost or _spread(round(fidelity.lost * fidelity.boxes), len(boxes))
+    return share_limits(lost, boxes, missed=missed_of(plans))
 
 
 def map_answer(loss: MapLoss, metric: str, limit_percent: float) -> LossAnswer:
@@ -110,13 +120,15 @@ def time_words(latency: Latency) -> str:
     return "cannot tell whether it is slower: this machine is too busy"
 
 
-def _shift_bounds(fidelity: Fidelity) -> Bounds:
+def _shift_bounds(fidelity: Fidelity, plans: int) -> Bounds:
     """Return |mean confidence shift| with its limits; without counts per picture the value alone."""
     shift = fidelity.confidence_shift
     if not fidelity.picture_shift:
         return Bounds(abs(shift), abs(shift), abs(shift))
     pairs = zip(fidelity.picture_boxes, fidelity.picture_lost, strict=True)
-    drawn = ratio_limits(fidelity.picture_shift, [boxes - lost for boxes, lost in pairs])
+    drawn = ratio_limits(
+        fidelity.picture_shift, [boxes - lost for boxes, lost in pairs], missed=missed_of(plans)
+    )
     nearest = max(drawn.low, -drawn.high, 0.0)
     return Bounds(abs(shift), nearest, max(abs(drawn.low), abs(drawn.high)))
 
@@ -126,8 +138,8 @@ def _boxes_per_picture(fidelity: Fidelity) -> Sequence[int]:
     return fidelity.picture_boxes or [1] * fidelity.boxes
 
 
-def _spread(lost: int, pictures: int) -> list[int]:
-    return [1] * lost + [0] * (pictures - lost)
+def _spread(lost: int, pictures: int) -> tuple[int, ...]:
+    return (1,) * lost + (0,) * (pictures - lost)
 
 
 def _fewest_boxes(limit: float) -> int | None:
@@ -135,7 +147,9 @@ def _fewest_boxes(limit: float) -> int | None:
     return _first(lambda n: exact_limits(0.0, n).high <= UPPER * limit, 1)
 
 
-def _needed(bounds: Bounds, limit: float, counts: Sequence[int], *, exact: bool = True) -> int | None:
+def _needed(
+    bounds: Bounds, limit: float, counts: Sequence[int], *, exact: bool = True, missed: float = MISSED
+) -> int | None:
     """Return how many boxes more would decide if the loss stays as it is; None for more than ``MOST_BOXES``."""
     have = sum(counts)
     right = bounds.value <= limit
@@ -148,7 +162,7 @@ def _needed(bounds: Bounds, limit: float, counts: Sequence[int], *, exact: bool 
         worth = independent_boxes(counts) / have
 
         def decides(n: int) -> bool:
-            limits = exact_limits(bounds.value, n * worth)
+            limits = exact_limits(bounds.value, n * worth, missed=missed)
             return limits.high <= UPPER * limit if right else limits.low > limit
 
         total = _first(decides, have + 1)

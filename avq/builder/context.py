@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from avq.builder.calibrate.calibration import Calibration
 from avq.builder.cross_compile.target import CrossCompileTarget
 from avq.builder.frontend.analyse import ModelAnalysis, analyse_model
-from avq.builder.holdout import HoldoutSet, prepare_holdout
+from avq.builder.holdout import HoldoutSet
 from avq.builder.labelled import accuracy, labels_of
 from avq.builder.pictures.dataset import Pictures, open_pictures
 from avq.builder.request import Request, check
+from avq.builder.verdict_pictures import VerdictPictures, divide_pictures
 from avq.errors import RefusedError
 from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
@@ -27,7 +28,8 @@ class BuildContext:
         request: the recipe with its strategy, engines and options as objects.
         analysis: the float model, its head, preprocessing and class names.
         pictures: the calibration and held-out pictures.
-        holdout: held-out pictures with the float model's outputs.
+        holdout: pictures with the float model's outputs, on which plans and engines are compared.
+        verdict: pictures on which the bundle is judged; None without boxes or pictures.
         calibration: activation statistics, counted on demand.
         target: the target whose engines are compiled ahead; None where engines run on this machine.
         reporter: progress, messages and warnings of the build.
@@ -38,6 +40,7 @@ class BuildContext:
     analysis: ModelAnalysis
     pictures: Pictures
     holdout: HoldoutSet
+    verdict: VerdictPictures | None
     calibration: Calibration
     target: CrossCompileTarget | None
     reporter: Reporter
@@ -63,7 +66,7 @@ def open_context(
     if request.calibrates:
         pictures.require_distinct()
     analysis = analyse_model(request, pictures, reporter)
-    holdout = prepare_holdout(request, analysis, pictures, reporter)
+    holdout, verdict = divide_pictures(request, analysis, pictures, reporter)
     compiler = request.compiler
     return BuildContext(
         host=host,
@@ -71,6 +74,7 @@ def open_context(
         analysis=analysis,
         pictures=pictures,
         holdout=holdout,
+        verdict=verdict,
         calibration=Calibration(request, analysis, pictures.calibration, reporter),
         target=CrossCompileTarget(request, compiler, analysis, holdout) if compiler is not None else None,
         reporter=reporter,
@@ -90,7 +94,7 @@ def require_comparison(context: BuildContext) -> None:
     labels = labels_of(context.request, context.analysis.class_names)
     if labels is not None and holdout.float_detections is not None:
         labels.match(holdout.paths)
-        reference = accuracy(labels, holdout, holdout.float_detections)
+        reference = accuracy(labels, holdout.paths, holdout.float_detections)
         if recipe.gate and reference is not None and reference.map <= 0.0:
             raise RefusedError(
                 "the float model detects no labelled object: no loss can be measured",
@@ -98,5 +102,12 @@ def require_comparison(context: BuildContext) -> None:
                 fix="check --map, --preprocess and that labels and pictures belong together; without --labels the "
                 "boxes of the float model are compared",
             )
-    if recipe.gate and recipe.labels is None:
-        holdout.require_boxes()
+    if recipe.gate and recipe.labels is None and context.request.quantizer is not None:
+        _require_boxes(context)
+
+
+def _require_boxes(context: BuildContext) -> None:
+    """Raise RefusedError where the float model has no confident box in any picture that it has seen."""
+    verdict = context.verdict
+    if verdict is None or not (verdict.own.firm_boxes or verdict.spare):
+        context.holdout.require_boxes()

@@ -13,6 +13,7 @@ from avq.builder.answers import (
     MAX_SLOWDOWN,
     LossAnswer,
     boxes_answer,
+    lost_bounds,
     map_answer,
     time_answer,
     time_words,
@@ -30,8 +31,6 @@ MIN_SQNR_DB = 20.0
 MIN_EQUAL_DB = 60.0
 CANNOT_TELL = "cannot tell: options changed the imported plan, and without pictures nothing was compared"
 GIVE_PICTURES = "--data DIR gives pictures: the changed plan is compared with the float model on them"
-#: Why the verdict claims no error rate.
-SHARED_PICTURES = "judged on pictures that the search of plans used too: no error rate is claimed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Measured:
         is_float: the bundle holds the float model, which is its own reference.
         map_loss: relative loss of mAP with its limits; None without labels.
         runs_in: precision that the engine reports.
-        shared_pictures: the search of plans used pictures of the verdict.
+        plans: number of plans of which the search chose the best on pictures of the verdict; 1 where on others.
     """
 
     float_accuracy: Accuracy | None
@@ -74,7 +73,7 @@ class Measured:
     is_float: bool = False
     map_loss: MapLoss | None = None
     runs_in: str = ""
-    shared_pictures: bool = False
+    plans: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +114,13 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
     parity, findings = evidence.parity, evidence.findings
     equal = parity is None or parity.equal
     sound = equal and all(finding.severity != "error" for finding in findings)
-    shared = (SHARED_PICTURES,) if evidence.measured.shared_pictures and accuracy.lost is not None else ()
     return Verdict(
         accepted=_accepted(accuracy.answer, time.answer) if sound else "no",
         metric=accuracy.metric,
         reasons=(
             accuracy.metric,
             *_missing(accuracy),
-            *shared,
+            *_shared(evidence.measured),
             *time.reasons,
             *([parity.summary] if parity is not None else []),
             *evidence.conclusions,
@@ -134,7 +132,7 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         ),
         accuracy=accuracy.answer,
         time=time.answer,
-        lost_interval=(accuracy.lost.low, accuracy.lost.high) if accuracy.lost is not None else None,
+        lost_interval=_lost_interval(evidence.measured),
     )
 
 
@@ -146,12 +144,20 @@ def accuracy_of(evidence: Evidence, limits: Limits) -> LossAnswer:
     if measured.accuracy is not None and measured.float_accuracy is not None:
         return _by_labels(measured, _default(given, DEFAULT_MAP_DROP_PERCENT))
     if measured.fidelity is not None:
-        return boxes_answer(measured.fidelity, _default(given, DEFAULT_LOST_PERCENT))
+        return boxes_answer(measured.fidelity, _default(given, DEFAULT_LOST_PERCENT), measured.plans)
     if evidence.import_changed and not evidence.has_pictures:
         return LossAnswer("cannot tell", CANNOT_TELL)
     if evidence.parity is not None and not evidence.import_changed:
         return _by_parity(evidence.parity, measured.sqnr_db)
     return _by_noise(measured.sqnr_db)
+
+
+def _lost_interval(measured: Measured) -> tuple[float, float] | None:
+    fidelity = measured.fidelity
+    if fidelity is None or not fidelity.boxes:
+        return None
+    bounds = lost_bounds(fidelity, measured.plans)
+    return bounds.low, bounds.high
 
 
 def _accepted(accuracy: Answer, time: TimeAnswer) -> Accepted:
@@ -172,6 +178,16 @@ def _missing(accuracy: LossAnswer) -> tuple[str, ...]:
     if accuracy.needed is None:
         return ("cannot tell: no reasonable number of boxes would decide, the loss is too near the limit",)
     return (f"cannot tell: too few boxes, {accuracy.needed} more are needed if the loss stays as it is",)
+
+
+def _shared(measured: Measured) -> tuple[str, ...]:
+    """Return why the verdict claims no error rate: the search saw its pictures."""
+    if measured.plans < 2 or measured.fidelity is None:
+        return ()
+    return (
+        f"judged on pictures on which the search chose among {measured.plans} plans, too few are left: limits are "
+        "wider for it, and no error rate is claimed",
+    )
 
 
 def _accuracy_fixes(accuracy: LossAnswer, limits: Limits) -> tuple[str, ...]:

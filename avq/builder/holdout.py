@@ -12,14 +12,13 @@ import cv2
 import numpy as np
 
 from avq.builder.frontend.analyse import ModelAnalysis
-from avq.builder.pictures.dataset import Item, Pictures, read_picture
+from avq.builder.pictures.dataset import Item, read_picture
 from avq.builder.request import Request
-from avq.decoders import DetectionDecoder, builtin_decoders
+from avq.decoders import DetectionDecoder
 from avq.errors import ModelError, RefusedError
 from avq.hookspecs import Session
 from avq.measure.fidelity import FIRM_SCORE, SqnrMeter, fidelity
 from avq.preprocess import Preprocessor
-from avq.progress import Reporter
 from avq.types import (
     AnyArray,
     Detections,
@@ -64,7 +63,6 @@ LOW_SCORE_FLOOR = 0.1
 # Prepared inputs and float outputs are kept in memory; more pictures would not change a ranking of plans.
 MAX_PICTURES = 100
 MAX_BYTES = 256_000_000
-MIN_CONFIDENT_BOXES = 300
 _DRAWN = 4
 
 
@@ -131,6 +129,18 @@ class HoldoutSet:
             float_detections=None if boxes is None else boxes[:pictures],
         )
 
+    def joined(self, other: HoldoutSet) -> HoldoutSet:
+        """Return the pictures of both, at most MAX_PICTURES."""
+        boxes, more = self.float_detections, other.float_detections
+        both = replace(
+            self,
+            items=self.items + other.items,
+            inputs=self.inputs + other.inputs,
+            float_outputs=self.float_outputs + other.float_outputs,
+            float_detections=None if boxes is None or more is None else boxes + more,
+        )
+        return both.first(MAX_PICTURES)
+
     def run(
         self, session: Session, *, floor: float = LOW_SCORE_FLOOR, picture: str = "", threads: int = 1
     ) -> ModelOutputs:
@@ -191,36 +201,7 @@ def _raw_outputs(
             yield pending.popleft().result()
 
 
-def prepare_holdout(
-    request: Request, analysis: ModelAnalysis, pictures: Pictures, report: Reporter
-) -> HoldoutSet:
-    """Read, prepare and run the float model once over the held-out pictures.
-
-    A limit of one lost box in a hundred cannot be judged on fifty boxes: while there are fewer than
-    MIN_CONFIDENT_BOXES, calibration pictures join, and a message reports it.
-
-    Raises ModelError when the float model outputs NaN or Inf.
-    """
-    if not pictures.held_out.items:
-        return _drawn(request, analysis)
-    families = (*builtin_decoders(), *request.families)
-    decode = DetectionDecoder(analysis.decoder, families) if analysis.decoder.family != "none" else None
-    options = SessionOptions(threads=request.probe_threads, optimise=False)
-    session = request.reference.open(analysis.model.proto.SerializeToString(), options)
-    builder = _HoldoutBuilder(Preprocessor(analysis.spec), session, decode)
-    held_out = pictures.held_out.items[:MAX_PICTURES]
-    try:
-        for item in report.track(held_out, "float outputs", len(held_out)):
-            if not builder.full:
-                builder.add(item)
-        if decode is not None:
-            _top_up(builder, pictures, report)
-    finally:
-        session.close()
-    return builder.build()
-
-
-def _drawn(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
+def drawn_holdout(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
     """Draw pictures: engines are compared and timed on them, accuracy is not."""
     options = SessionOptions(threads=request.probe_threads, optimise=False)
     session = request.reference.open(analysis.model.proto.SerializeToString(), options)
@@ -231,7 +212,7 @@ def _drawn(request: Request, analysis: ModelAnalysis) -> HoldoutSet:
         session.close()
 
 
-class _HoldoutBuilder:
+class HoldoutBuilder:
     """Collects pictures with the float model's outputs."""
 
     def __init__(
@@ -256,6 +237,14 @@ class _HoldoutBuilder:
     def confident_boxes(self) -> int:
         return sum(len(boxes.above(FIRM_SCORE)) for boxes in self._boxes)
 
+    def detect(self, item: Item) -> Detections:
+        """Return the float model's boxes of a picture that does not join; needs a decoder."""
+        assert self._decoder is not None
+        model_input = self._preprocessor.prepare(read_picture(item))
+        raw = self._session.infer(model_input.tensor)
+        _require_finite(raw, item.path)
+        return self._decoder.decode(raw, model_input, score_threshold=SCORE_FLOOR)
+
     def add(self, item: Item) -> None:
         model_input = self._preprocessor.prepare(read_picture(item), copy=True)
         raw = {name: np.array(value) for name, value in self._session.infer(model_input.tensor).items()}
@@ -270,21 +259,6 @@ class _HoldoutBuilder:
     def build(self) -> HoldoutSet:
         boxes = tuple(self._boxes) if self._decoder is not None else None
         return HoldoutSet(tuple(self._items), tuple(self._inputs), self._decoder, tuple(self._outputs), boxes)
-
-
-def _top_up(builder: _HoldoutBuilder, pictures: Pictures, report: Reporter) -> None:
-    held_out, boxes = len(builder), builder.confident_boxes
-    known = {item.sha256 for item in pictures.held_out.items}
-    for item in pictures.calibration.items:
-        if builder.confident_boxes >= MIN_CONFIDENT_BOXES or builder.full:
-            break
-        if item.sha256 not in known:
-            builder.add(item)
-    if len(builder) > held_out:
-        report.message(
-            f"judged on {len(builder)} pictures: the {held_out} held out show {boxes} boxes, too few to judge "
-            f"1 % of, so {len(builder) - held_out} of the calibration pictures join"
-        )
 
 
 def _require_finite(raw: RawOutputs, picture: Path) -> None:

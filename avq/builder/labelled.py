@@ -43,17 +43,11 @@ def remarks(labels: Labels, items: Sequence[Item]) -> tuple[str, ...]:
     )
 
 
-def accuracy(labels: Labels | None, holdout: HoldoutSet, detections: Sequence[Detections]) -> Accuracy | None:
-    """Compute mAP over the labelled pictures of ``holdout``; None without labels."""
-    if labels is None:
-        return None
-    image_ids = labels.match(holdout.paths)
-    by_image: Mapping[int, Detections] = {
-        image_ids[path]: boxes
-        for path, boxes in zip(holdout.paths, detections, strict=True)
-        if path in image_ids
-    }
-    return evaluate(labels, by_image)
+def accuracy(
+    labels: Labels | None, paths: Sequence[Path], detections: Sequence[Detections]
+) -> Accuracy | None:
+    """Compute mAP over the labelled ones of the pictures ``paths``; None without labels."""
+    return None if labels is None else evaluate(labels, _by_image(labels, paths, detections))
 
 
 def map_loss(
@@ -61,16 +55,24 @@ def map_loss(
     paths: Sequence[Path],
     reference: Sequence[Detections],
     served: Sequence[Detections],
+    *,
+    missed: float,
 ) -> MapLoss | None:
     """Compute the relative loss of mAP of ``served`` with its limits; None without labels."""
     if labels is None:
         return None
+    before, after = (_by_image(labels, paths, run) for run in (reference, served))
+    return relative_loss(labels, before, after, missed=missed)
+
+
+def _by_image(
+    labels: Labels, paths: Sequence[Path], detections: Sequence[Detections]
+) -> Mapping[int, Detections]:
+    """Return image id -> detections of the labelled pictures."""
     image_ids = labels.match(paths)
-    runs = [
-        {image_ids[path]: boxes for path, boxes in zip(paths, run, strict=True) if path in image_ids}
-        for run in (reference, served)
-    ]
-    return relative_loss(labels, *runs)
+    return {
+        image_ids[path]: boxes for path, boxes in zip(paths, detections, strict=True) if path in image_ids
+    }
 
 
 def map_drop(
@@ -86,13 +88,13 @@ def map_drop(
     if request.recipe.labels is None or holdout.float_detections is None:
         return None
     labels = labels_of(request, class_names)
-    reference = accuracy(labels, holdout, holdout.float_detections)
+    reference = accuracy(labels, holdout.paths, holdout.float_detections)
     if reference is None or reference.map <= 0.0:
         return None
     of_float = reference.map
 
     def drop_percent(detections: Sequence[Detections]) -> float:
-        served = accuracy(labels, holdout, detections)
+        served = accuracy(labels, holdout.paths, detections)
         return 0.0 if served is None else 100.0 * (of_float - served.map) / of_float
 
     return drop_percent

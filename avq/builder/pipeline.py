@@ -22,7 +22,7 @@ from avq.builder.context import BuildContext, open_context, require_comparison
 from avq.builder.cross_compile.dla import implicit_parts
 from avq.builder.cross_compile.target import Compiled
 from avq.builder.diagnose import advise
-from avq.builder.gate import Evidence, Limits, judge
+from avq.builder.gate import Evidence, Limits, Measured, accuracy_of, judge
 from avq.builder.import_parity import is_import_changed, prove_import
 from avq.builder.lift import Parity
 from avq.builder.outcome import Attempt, Outcome
@@ -109,13 +109,16 @@ class _Candidates:
         }
 
     def first_accepted(self) -> Attempt:
-        """Return the fastest that is accurate, judged on its time too; the fastest of all when none is."""
-        ranked = self.tried.ranked
+        """Return the fastest that is accurate, judged on its time too; else the fastest that is no sure no."""
+        ranked, unsure = self.tried.ranked, None
         for trial in ranked:
             attempt, evidence = self._attempt(trial)
             if judge(evidence, replace(self._limits, judge_time=False)).passed:
                 return self._timed(attempt, evidence)
-        return attempt if len(ranked) == 1 else self._attempt(ranked[0])[0]
+            if attempt.verdict.accuracy == "cannot tell":
+                unsure = unsure or trial
+        last = unsure or ranked[0]
+        return attempt if attempt.trial is last else self._attempt(last)[0]
 
     def _timed(self, attempt: Attempt, evidence: Evidence) -> Attempt:
         """Return ``attempt`` judged on times of its own rounds, where time is judged."""
@@ -133,9 +136,8 @@ class _Candidates:
     def _attempt(self, trial: Trial) -> tuple[Attempt, Evidence]:
         context = self._context
         staged = stage(context, self._planned, trial, self._extra, self.tried.compiled.lint)
-        verified = verify(staged, trial, context)
         evidence = Evidence(
-            verified.measured,
+            Measured(None, None, None, None, None),
             self._parity,
             import_changed=is_import_changed(context, self._planned.plan),
             has_pictures=bool(context.holdout.items),
@@ -143,6 +145,13 @@ class _Candidates:
             conclusions=self._planned.conclusions,
             pending_target=context.target is not None,
         )
+
+        def decided(measured: Measured) -> bool:
+            answer = accuracy_of(replace(evidence, measured=measured), self._limits).answer
+            return answer != "cannot tell" or not context.recipe.gate
+
+        verified = verify(staged, trial, context, plans=self._planned.scored, decided=decided)
+        evidence = replace(evidence, measured=verified.measured)
         return Attempt(trial, staged, verified, judge(evidence, self._limits)), evidence
 
 

@@ -48,6 +48,7 @@ class HostWorkbench:
         keep_float: nodes that stay float, with reasons.
         foreign: quantization that came with the model.
         conclusions: sentences for the reasons of the verdict.
+        scored: digests of the plans whose losses the strategy has seen.
     """
 
     context: BuildContext
@@ -58,6 +59,7 @@ class HostWorkbench:
     figures: list[Figure] = field(default_factory=list)
     group_rows: list[GroupRow] = field(default_factory=list)
     conclusions: list[str] = field(default_factory=list)
+    scored: set[str] = field(default_factory=set)
     _outputs: dict[str, ModelOutputs] = field(default_factory=dict)
 
     @property
@@ -85,6 +87,7 @@ class HostWorkbench:
 
     def error(self, plan: QuantizationPlan, *, pictures: int | None = None) -> PlanScore:
         few = self._few(pictures)
+        self.scored.add(plan.digest)
         if few is None:
             return self.context.holdout.score(self._reference_outputs(plan))
         reference = self._reference_run(few, threads=self.context.request.probe_threads)
@@ -96,6 +99,7 @@ class HostWorkbench:
         pool, few = self.context.request.pool, self._few(pictures)
         if not pool.is_parallel:
             return [self.error(plan, pictures=pictures) for plan in plans]
+        self.scored.update(plan.digest for plan in plans)
         reference = self._reference_run(few, threads=1)
         missing = {plan.digest: plan for plan in plans if few is not None or plan.digest not in self._outputs}
         results = self.context.reporter.track(
@@ -112,6 +116,7 @@ class HostWorkbench:
         return None if served is None else served.latency
 
     def serve(self, plans: Sequence[QuantizationPlan]) -> Sequence[MeasuredPlan | None]:
+        self.scored.update(plan.digest for plan in plans)
         return self._serving.serve(plans)
 
     def latencies(self, plans: Sequence[QuantizationPlan]) -> Sequence[Latency | None]:
@@ -216,6 +221,7 @@ class Planned:
         conclusions: the strategy's sentences for the verdict.
         groups: every group of operators; empty when the strategy has none.
         foreign: the imported quantization.
+        scored: number of plans whose losses the strategy compared.
     """
 
     plan: QuantizationPlan
@@ -225,6 +231,7 @@ class Planned:
     conclusions: tuple[str, ...] = ()
     groups: tuple[GroupRow, ...] = ()
     foreign: ImportedQuantization | None = None
+    scored: int = 0
 
 
 def make_plan(context: BuildContext) -> Planned:
@@ -254,6 +261,7 @@ def make_plan(context: BuildContext) -> Planned:
         conclusions=tuple(workbench.conclusions),
         groups=tuple(workbench.group_rows),
         foreign=foreign,
+        scored=len(workbench.scored),
     )
 
 

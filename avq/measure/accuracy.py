@@ -273,7 +273,11 @@ def bootstrap_interval(
 
 
 def relative_loss(
-    labels: Labels, reference: Mapping[int, Detections], served: Mapping[int, Detections]
+    labels: Labels,
+    reference: Mapping[int, Detections],
+    served: Mapping[int, Detections],
+    *,
+    missed: float = MISSED,
 ) -> MapLoss:
     """Compute the loss of mAP50-95 relative to ``reference``, with one-sided 95 % limits.
 
@@ -284,6 +288,7 @@ def relative_loss(
         labels: ground truth.
         reference: image id -> detections of the float model.
         served: the same of the model under test, with the same keys.
+        missed: share of cases in which the true loss is above the upper limit.
     """
     before, after = (_tables(labels, run) for run in (reference, served))
     counts = sum((table.boxes for table in before), np.zeros(len(reference)))
@@ -291,8 +296,8 @@ def relative_loss(
     value = _loss(before, after, whole)
     drawn = np.array([_loss(before, after, weights) for weights in draws])
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [MISSED, 1.0 - MISSED]) if drawn.size else (-np.inf, np.inf)
-    exact = exact_limits(max(value, 0.0), independent_boxes(counts))
+    low, high = np.quantile(drawn, [MISSED, 1.0 - missed]) if drawn.size else (-np.inf, np.inf)
+    exact = exact_limits(max(value, 0.0), independent_boxes(counts), missed=missed)
     return MapLoss(
         100.0 * value,
         100.0 * min(float(low), exact.low),

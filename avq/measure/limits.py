@@ -32,24 +32,30 @@ Numbers = Sequence[float] | Sequence[int] | npt.NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """A measured value with its lower and upper one-sided 95 % limits."""
+    """A measured value with its lower and upper one-sided limits."""
 
     value: float
     low: float
     high: float
 
 
-def share_limits(lost: Numbers, boxes: Numbers, *, resamples: int = RESAMPLES) -> Bounds:
+def share_limits(
+    lost: Numbers, boxes: Numbers, *, missed: float = MISSED, resamples: int = RESAMPLES
+) -> Bounds:
     """Return the share of lost boxes, 0..1, with its limits.
 
     Args:
         lost: lost boxes, per picture.
         boxes: all boxes, per picture, at least one in total.
+        missed: share of cases in which the true share is above the upper limit.
         resamples: draws of the bootstrap.
     """
     k, n = np.asarray(lost, np.float64), np.asarray(boxes, np.float64)
     share, worth = float(k.sum() / n.sum()), independent_boxes(n)
-    exact, drawn = exact_limits(share, worth), ratio_limits(k, n, resamples=resamples)
+    exact = exact_limits(share, worth, missed=missed)
+    if n.max() <= 1.0:
+        return exact  # boxes of different pictures are independent
+    drawn = ratio_limits(k, n, missed=missed, resamples=resamples)
     half = 0.5 / float(n.sum())  # shares come in steps of one box: the quantile lies within half a step
     low, high = min(drawn.low + half, share), max(drawn.high - half, share)
     return Bounds(share, min(exact.low, low), max(exact.high, high))
@@ -69,16 +75,18 @@ def independent_boxes(boxes: Numbers) -> float:
     return total / (1.0 + WITHIN_PICTURE * max(0.0, together - INDEPENDENT))
 
 
-def exact_limits(share: float, boxes: float) -> Bounds:
+def exact_limits(share: float, boxes: float, *, missed: float = MISSED) -> Bounds:
     """Return the Clopper-Pearson limits of ``share`` of independent ``boxes``; parts of boxes widen them."""
     n = math.floor(boxes + 1e-9)
     if n < 1:
         return Bounds(share, 0.0, 1.0)
     fewest, most = math.floor(share * n + 1e-9), min(math.ceil(share * n - 1e-9), n)
-    return Bounds(share, _lower(fewest, n), _upper(most, n))
+    return Bounds(share, _lower(fewest, n), _upper(most, n, missed))
 
 
-def ratio_limits(numerators: Numbers, denominators: Numbers, *, resamples: int = RESAMPLES) -> Bounds:
+def ratio_limits(
+    numerators: Numbers, denominators: Numbers, *, missed: float = MISSED, resamples: int = RESAMPLES
+) -> Bounds:
     """Return sum(numerators) / sum(denominators) with bootstrap limits: pictures are drawn with replacement."""
     a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     value = float(a.sum() / b.sum()) if b.sum() else 0.0
@@ -87,7 +95,7 @@ def ratio_limits(numerators: Numbers, denominators: Numbers, *, resamples: int =
     drawn = _drawn_pictures(len(a), resamples)
     above, below = a[drawn].sum(axis=1), b[drawn].sum(axis=1)
     ratios = above[below > 0.0] / below[below > 0.0]
-    low, high = np.quantile(ratios, [MISSED, 1.0 - MISSED]) if ratios.size else (-math.inf, math.inf)
+    low, high = np.quantile(ratios, [MISSED, 1.0 - missed]) if ratios.size else (-math.inf, math.inf)
     return Bounds(value, float(low), float(high))
 
 
@@ -101,14 +109,14 @@ def _drawn_pictures(pictures: int, resamples: int) -> I64:
     return np.random.default_rng(_SEED).integers(0, pictures, (resamples, pictures))
 
 
-def _upper(lost: int, boxes: int) -> float:
-    """Return the largest share at which ``lost`` or fewer of ``boxes`` still happen in ``MISSED`` of all cases."""
+def _upper(lost: int, boxes: int, missed: float) -> float:
+    """Return the largest share at which ``lost`` or fewer of ``boxes`` still happen in ``missed`` of all cases."""
     if lost >= boxes:
         return 1.0
     low, high = lost / boxes, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if _at_most(lost, boxes, middle) > MISSED else (low, middle)
+        low, high = (middle, high) if _at_most(lost, boxes, middle) > missed else (low, middle)
     return high
 
 

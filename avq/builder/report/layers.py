@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from avq.builder.answers import time_answer
 from avq.builder.report.summary import ReportData
 from avq.builder.trials.int8_slowdowns import Context, Slowdown, find_slowdowns
 from avq.builder.trials.layer_times import LayerCosts
@@ -112,23 +113,49 @@ def time_spent(data: ReportData) -> list[Html]:
     slowdowns = find_slowdowns(context)
     if not slowdowns and data.costs is None:
         return []
-    blocks = [_by_kind(data.costs, graph)] if data.costs is not None else []
+    blocks = [_by_kind(data, data.costs, graph)] if data.costs is not None else []
     blocks.append(causes([_shown(c) for c in slowdowns if c.ms is None or c.ms > 0]))
     harmless = [_shown(c) for c in slowdowns if c.ms is not None and c.ms <= 0]
     if harmless:
         blocks.append(folded("checked, and INT8 is no slower there", causes(harmless)))
-    slower = chosen.latency is not None and chosen.latency.ratio > 1.0
-    title = "Why is INT8 slower here?" if slower else "Where the time goes"
-    basis = (
-        "measured by the engine's profiler"
-        if data.costs
-        else f"{chosen.candidate.engine} does not profile layers"
+    title = "Why is INT8 slower here?" if _is_slower(data) else "Where the time goes"
+    return [section(title, *blocks, lead=_basis(data))]
+
+
+def _is_slower(data: ReportData) -> bool:
+    """Whether the verdict found INT8 slower and the profile, where there is one, shows the same."""
+    latency = data.outcome.chosen.latency
+    if latency is None or time_answer(latency) != "no":
+        return False
+    return data.costs is None or data.costs.sums_ms[1] > data.costs.sums_ms[0]
+
+
+def _basis(data: ReportData) -> str:
+    """Say what is compared, and where the sums of the profile differ from the paired ratio."""
+    chosen, latency = data.outcome.chosen, data.outcome.chosen.latency
+    lead = "What makes INT8 slow on this engine and processor, each with its fix; "
+    if data.costs is None:
+        return f"{lead}{chosen.candidate.engine} does not profile layers."
+    floats, served = data.costs.sums_ms
+    lead += (
+        f"by the engine's profiler: {floats:.2f} ms all float on {_own_float(data)}, {served:.2f} ms as built"
     )
-    lead = f"Causes of slow INT8 on this engine and processor, each with its fix; {basis}."
-    return [section(title, *blocks, lead=lead)]
+    if latency is None or not floats:
+        return f"{lead}."
+    lead += f", {served / floats:.2f}x"
+    if latency.float_engine != chosen.candidate.as_float.label:
+        return f"{lead}. The verdict compares with {latency.float_engine}: {latency.ratio:.2f}x."
+    if latency.ratio_low <= served / floats <= latency.ratio_high:
+        return f"{lead}, as in the paired runs."
+    return f"{lead}; the paired runs without a profiler, which decide, give {latency.ratio:.2f}x."
 
 
-def _by_kind(costs: LayerCosts, graph: GraphView) -> Html:
+def _own_float(data: ReportData) -> str:
+    candidate = data.outcome.chosen.candidate
+    return f"{candidate.engine} {candidate.precision}"
+
+
+def _by_kind(data: ReportData, costs: LayerCosts, graph: GraphView) -> Html:
     kinds = {p.node: p.kind for p in place(graph)}
     sums: dict[str, list[float]] = {}
     for times, column in ((costs.float_ns, 0), (costs.served_ns, 1)):
@@ -142,7 +169,7 @@ def _by_kind(costs: LayerCosts, graph: GraphView) -> Html:
     ]
     return pair_bars(
         rows,
-        ("all float", "as built (red where slower)"),
+        (f"all float, {_own_float(data)}", "as built (red where slower)"),
         unit="ms",
         title="By kind of operator, one inference",
     )

@@ -138,7 +138,8 @@ def next_steps(outcome: Outcome) -> Html:
 def machine(data: ReportData) -> Html:
     """Return the table of processor, engines, threads and pictures."""
     recipe, request = data.outcome.recipe, data.context.request
-    judged = len(data.context.holdout.items)
+    pictures = data.outcome.verified.pictures
+    judged = len(data.context.holdout.items) if pictures is None else len(pictures.items)
     counted = data.outcome.chosen.latency
     rows = [
         {"what": "processor", "value": f"{_processor()}, {os.cpu_count()} cores visible"},
@@ -230,12 +231,12 @@ _SHOWN_FRAMES = 4
 
 def disagreements(data: ReportData) -> list[Html]:
     """Return the pictures with the largest differences; nothing for models without boxes."""
-    found, expected = data.outcome.verified.detections, data.context.holdout.float_detections
-    if found is None or expected is None:
+    found, pictures = data.outcome.verified.detections, data.outcome.verified.pictures
+    if found is None or pictures is None:
         return []
     names = data.context.analysis.class_names
     pairs = worst_pairs(
-        data.context.holdout.items, expected, found, names, named="this bundle", count=_SHOWN_FRAMES
+        pictures.items, pictures.float_detections, found, names, named="this bundle", count=_SHOWN_FRAMES
     )
     lead = f"The worst of {len(found)} pictures, worst first; boxes with score >= {SHOWN_SCORE:g}."
     return [section("Largest differences between float and this bundle", *pairs, lead=lead)]

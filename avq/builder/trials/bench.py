@@ -18,6 +18,7 @@ from avq.builder.trials.serving import (
     agrees,
     candidates_for,
     close_to_reference,
+    could_serve,
     model_for,
     open_candidate,
     paired_samples,
@@ -97,8 +98,12 @@ class _Bench:
         return Trial(candidate, session.precision, deviation, outputs.worst_sqnr_db, right, why)
 
     def timed(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Time the right ones in turns, paired with the fastest float one."""
-        floats = [t.candidate.label for t in trials if t.right and t.candidate.encoding == FLOAT]
+        """Time the right ones in turns, paired with the fastest float one that could be served."""
+        floats = [
+            t.candidate.label
+            for t in trials
+            if t.right and t.candidate.encoding == FLOAT and could_serve(t.candidate.precision, t.deviation)
+        ]
         if not floats:
             return list(trials)
         samples = paired_samples(self._sessions, self._holdout.inputs[0].tensor, ROUNDS)

@@ -55,6 +55,13 @@ class LayerCosts:
     float_conversions_ns: int = 0
     served_conversions_ns: int = 0
 
+    @property
+    def sums_ms(self) -> tuple[float, float]:
+        """Milliseconds of one inference, all float and as built."""
+        floats = sum(self.float_ns.values()) + self.float_conversions_ns
+        served = sum(self.served_ns.values()) + self.served_conversions_ns
+        return floats / 1e6, served / 1e6
+
     def added_ms(self, nodes: Sequence[str]) -> float:
         """Return the time that the plan adds to these nodes; negative where it is faster."""
         return sum(self.served_ns.get(n, 0) - self.float_ns.get(n, 0) for n in nodes) / 1e6

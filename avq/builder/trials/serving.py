@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import onnx
 
+from avq.builder.answers import boxes_answer
 from avq.builder.graph.model import FloatModel
 from avq.builder.holdout import LOW_SCORE_FLOOR, SCORE_FLOOR, HoldoutSet, ModelOutputs
 from avq.builder.lower import lower
@@ -76,6 +77,11 @@ class Candidate:
     @property
     def label(self) -> str:
         return f"{self.engine} {self.encoding} {self.precision}"
+
+    @property
+    def as_float(self) -> Candidate:
+        """The float model on the same engine, in the same precision."""
+        return Candidate(self.engine, FLOAT, self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,20 @@ def agrees(deviation: Fidelity | None, sqnr_db: float, reference_sqnr_db: float)
         return right, f"lost {lost} of {deviation.boxes}, shift {deviation.confidence_shift:+.4f}"
     floor = min(reference_sqnr_db - 3.0, MIN_FLOAT_SQNR_DB)
     return sqnr_db >= floor, f"SQNR {sqnr_db:.1f} dB, reference {reference_sqnr_db:.1f} dB"
+
+
+def could_serve(precision: str, deviation: Fidelity | None) -> bool:
+    """Whether a float engine that agrees with its reference is one that a float bundle would be served by.
+
+    FP32 rounds; any other precision needs a yes on its boxes, as the gate gives it.
+
+    Args:
+        precision: of the float parts.
+        deviation: its boxes against the float model's; None without a decoder.
+    """
+    if precision == "f32" or deviation is None:
+        return True
+    return boxes_answer(deviation, 100.0 * MAX_DEVIATION_LOST).answer == "yes"
 
 
 def close_to_reference(sqnr_db: float) -> tuple[bool, str]:
@@ -365,9 +385,14 @@ class Serving:
 
     def _anchor(self) -> Candidate:
         if self._fastest_float is None:
-            candidates = candidates_for(self.request, self._float_plan)
-            self._fastest_float = self._fastest_first(self._float_plan, candidates)[0]
+            ranked = self._fastest_first(self._float_plan, candidates_for(self.request, self._float_plan))
+            right = (candidate for candidate in ranked if self._is_rival(candidate))
+            self._fastest_float = next(right, ranked[0])
         return self._fastest_float
+
+    def _is_rival(self, candidate: Candidate) -> bool:
+        checked = self._check(self._float_plan, candidate)
+        return checked is not None and could_serve(candidate.precision, checked[1].fidelity)
 
     @property
     def _float_plan(self) -> QuantizationPlan:
