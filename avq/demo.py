@@ -210,7 +210,7 @@ class DemoResult:
             },
             {
                 "model": "INT8 bundle",
-                "engine": self.outcome.chosen.candidate.label,
+                "engine": self.outcome.chosen.label,
                 "mAP50-95": f"{self.accuracy.map:.4f}",
                 "p50 ms": _ms(latency.p50_ms if latency else None),
                 "p99 ms": _ms(latency.p99_ms if latency else None),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from avq.builder.cross_compile.target import Compiled
-from avq.builder.stage import Staged
+from avq.builder.stage import Staged, rejected_folder
 from avq.builder.trials.serving import Trial
 from avq.builder.verify import Verified
 from avq.types import Accepted, Answer, Recipe, TimeAnswer, Verdict
@@ -188,7 +188,7 @@ class Outcome:
     def footer(self) -> list[str]:
         """Return the last lines of the command: the verdict, its reasons, and the next commands."""
         verdict = self.verdict
-        lines = [f"{self._head()}: {self.label}", *(f"  {r}" for r in verdict.reasons)]
+        lines = [f"{self._head()}: {self.chosen.label}", *(f"  {r}" for r in verdict.reasons)]
         lines += [f"  {remark}" for remark in self.compiled.remarks]
         lines += [f"  next: {fix}" for fix in verdict.fixes]
         lines.append(f"bundle: {self.folder}   report: {self.folder / 'report.html'}")
@@ -197,12 +197,6 @@ class Outcome:
         if verdict.accepted == "pending":
             lines.append(f"next, on the vehicle:  avq compile {self.folder} --target {self.recipe.target}")
         return lines
-
-    @property
-    def label(self) -> str:
-        """Engine and precision as the engine runs it: "openvino int8+f32"."""
-        candidate = self.chosen.candidate
-        return f"{candidate.engine} {self.chosen.runs_in or candidate.precision}"
 
     def _head(self) -> str:
         verdict = self.verdict
@@ -222,8 +216,3 @@ class Outcome:
     def _float_p50_ms(self) -> float | None:
         latency = self.chosen.latency
         return latency.float_p50_ms if latency is not None and latency.rounds else None
-
-
-def rejected_folder(output: Path) -> Path:
-    """Return where a refused build leaves its bundle and report."""
-    return output.with_name(f"{output.name}.rejected")

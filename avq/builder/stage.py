@@ -35,6 +35,7 @@ from avq.bundle import (
     StrategyUse,
     is_bundle,
     open_bundle,
+    require_replaceable,
     staging_folder,
     write_staged,
 )
@@ -137,11 +138,18 @@ def source_digest(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.model.read_bytes()).hexdigest()
 
 
+def rejected_folder(output: Path) -> Path:
+    """Return where a refused build leaves its bundle and report."""
+    return output.with_name(f"{output.name}.rejected")
+
+
 def require_same_source(recipe: Recipe) -> None:
     """Raise RequestError where the build would replace an accepted bundle of another model, unless forced.
 
-    Bundles of releases that noted no source are replaced as before.
+    Bundles of releases that noted no source are replaced as before. Raises BundleError where ``OUTPUT.rejected``
+    holds something that is not a bundle.
     """
+    require_replaceable(rejected_folder(recipe.output))
     if recipe.force or not is_bundle(recipe.output) or not recipe.model.is_file():
         return
     try:

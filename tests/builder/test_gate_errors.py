@@ -12,12 +12,13 @@ import pytest
 
 from avq.builder.answers import MAX_SLOWDOWN, boxes_answer, time_answer, time_words
 from avq.builder.gate import Evidence, Limits, Measured, judge
+from avq.builder.verdict_pictures import ENOUGH
 from avq.measure.latency import Pair, timed_until
 from avq.types import Answer, Fidelity, Latency
 
 LIMIT = 0.01
 PLANS = 20
-#: Wrong answers that are tolerated, and the chance fluctuation of as many cases as a stratum has.
+#: Wrong answers that are tolerated.
 WRONG = 0.05
 
 
@@ -56,22 +57,30 @@ def answer(lost: np.ndarray, sizes: np.ndarray, plans: int) -> Answer:
 def verdict(rng: np.random.Generator, kind: Boxes, boxes: int, share: float) -> tuple[Answer, float]:
     """The answer on the best of twenty plans, and that plan's true loss: the stages of a build."""
     shares = share * rng.uniform(0.8, 1.2, PLANS)
-    if boxes < 310:  # too few for two sets: the search chose on the pictures of the verdict
-        sizes = kind.pictures(rng, boxes)
-        plans = [kind.lost(rng, sizes, p) for p in shares]
-        best = int(np.argmin([lost.sum() for lost in plans]))
-        return answer(plans[best], sizes, PLANS), float(shares[best])
-    searched = kind.pictures(rng, min(300, max(150, boxes - 400)))
-    plans = [kind.lost(rng, searched, p) for p in shares]
+    own, searched, spare = divided(boxes)
+    seen = kind.pictures(rng, searched or boxes)
+    plans = [kind.lost(rng, seen, p) for p in shares]
     best = int(np.argmin([lost.sum() for lost in plans]))
-    true, sizes = float(shares[best]), kind.pictures(rng, boxes - int(searched.sum()))
+    true = float(shares[best])
+    if not searched:
+        return answer(plans[best], seen, PLANS), true
+    sizes = kind.pictures(rng, own + spare)
     lost = kind.lost(rng, sizes, true)
-    first = int(np.searchsorted(np.cumsum(sizes), 400)) + 1
+    first = int(np.searchsorted(np.cumsum(sizes), own)) + 1
     for count in dict.fromkeys((min(first, len(sizes)), len(sizes))):
         now = answer(lost[:count], sizes[:count], 1)
         if now != "cannot tell":
             return now, true
-    return answer(np.concatenate([lost, plans[best]]), np.concatenate([sizes, searched]), PLANS), true
+    return answer(np.concatenate([lost, plans[best]]), np.concatenate([sizes, seen]), PLANS), true
+
+
+def divided(boxes: int) -> tuple[int, int, int]:
+    """Boxes of the verdict, of the search and of neither; too few are shared, so none is the search's alone."""
+    own = min(160, boxes)
+    searched = min(150, boxes - own)
+    own += min(240, boxes - own - searched)
+    searched += min(150, boxes - own - searched)
+    return (own, searched, boxes - own - searched) if own >= ENOUGH else (boxes, 0, 0)
 
 
 def wrong(right: float, cases: int) -> float:

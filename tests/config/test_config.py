@@ -196,6 +196,18 @@ def test_flags_alone_make_a_recipe() -> None:
     assert recipe.gpu_arch == ("sm87", "sm89") and recipe.threads == 2
 
 
+def test_the_gate_may_leave_out_the_time(tmp_path: Path) -> None:
+    given = {"model": Path("m.onnx"), "output": Path("b")}
+    assert recipe_from(None, flags(**given)).judge_time
+    recipe = recipe_from(None, flags(**given, gate="accuracy", force=True))
+    assert recipe.gate and not recipe.judge_time and recipe.force
+    written = write(tmp_path, 'model = "m.onnx"\noutput = "b"\ngate = "accuracy"\n')
+    assert not recipe_from(written, flags()).judge_time
+    assert recipe_from(written, flags(gate="full")).judge_time
+    with pytest.raises(ConfigError, match="gate"):
+        recipe_from(write(tmp_path, 'model = "m.onnx"\noutput = "b"\ngate = "speed"\n'), flags())
+
+
 def test_flags_win_over_the_file_and_tables_merge(tmp_path: Path) -> None:
     text = (
         'model = "m.onnx"\noutput = "b"\nstrategy = "mixed"\ngate = false\n'

@@ -94,7 +94,9 @@ def test_a_refused_build_answers_no_and_keeps_the_evidence(refused: tuple[Path, 
     output, answer, code = refused
     assert code == 1 and answer["accepted"] is False and not output.exists()
     assert any("budget" in reason for reason in answer["reasons"]) and answer["next"]
+    assert answer["bundle"] == f"{output}.rejected" and answer["time_verdict"] == "no"
     assert (Path(answer["bundle"]) / "report.html").is_file()
+    assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def summary(outcome: Outcome) -> Html:
 def engines(outcome: Outcome) -> Html:
     """Return the p50 bars with the budget, and the table of all engines."""
     bars = [
-        Bar(t.candidate.label, t.latency.p50_ms, "good" if t is outcome.chosen else "plain")
+        Bar(t.label, t.latency.p50_ms, "good" if t is outcome.chosen else "plain")
         for t in outcome.trials
         if t.latency is not None
     ]

@@ -105,6 +105,14 @@ class Trial:
     why: str = ""
     latency: Latency | None = None
 
+    @property
+    def label(self) -> str:
+        """Engine, precision and encoding as the engine runs it: "openvino int8+f32 asymmetric"."""
+        candidate = self.candidate
+        if candidate.encoding == FLOAT or not self.runs_in:
+            return candidate.label
+        return f"{candidate.engine} {self.runs_in} {candidate.encoding}"
+
     def row(self) -> dict[str, object]:
         """Return one row of the table of engines."""
         latency = self.latency

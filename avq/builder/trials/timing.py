@@ -27,7 +27,7 @@ def time_against_float(
     rival = rival_of(chosen, trials)
     if rival is None or rival is chosen or not context.holdout.inputs:
         return list(trials)
-    context.reporter.message(f"timing {chosen.candidate.label} against {rival.candidate.label}")
+    context.reporter.message(f"timing {chosen.label} against {rival.label}")
     try:
         pair = timed_until(
             lambda pair: time_answer(_latency(pair, rival)) != "cannot tell",
