@@ -19,7 +19,7 @@ MAX_SLOWDOWN = 1.02
 #: The upper limit of a loss may reach this multiple of the loss that is tolerated.
 UPPER = 2.0
 #: More boxes than this are not worth a sentence.
-MOST_BOXES = 100_000
+MOST_BOXES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
