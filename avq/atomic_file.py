@@ -151,13 +151,13 @@ def atomic_write_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
         ) from None
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """Write ``content`` (text as UTF-8) to ``path``.
 
     Raises:
         DataError: ``path`` cannot be written.
     """
-    with atomic_write_path(path) as temporary:
+    with atomic_write_path(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

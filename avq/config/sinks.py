@@ -68,9 +68,12 @@ class SinkConfig(Document):
             raise ValueError("password_file is set too; give only one of them")
         return value
 
-    def address(self) -> str:
+    def address(self, vehicle: str = "") -> str:
         """Return the URI with all keys as parameters, as sinks are opened."""
-        return with_query(self.uri, self.model_dump(exclude={"uri"}))
+        keys = self.model_dump(exclude={"uri"})
+        if self.uri.startswith(_MQTT) and vehicle:
+            keys["vehicle"] = vehicle
+        return with_query(self.uri, keys)
 
 
 class RecorderConfig(Document):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
 from avq.text import utf8, utf8_values
@@ -43,6 +43,21 @@ class SinkRow(TypedDict):
     missed: int
     queued: int
     error: str
+    cause: str
+
+
+@runtime_checkable
+class ConnectedSink(Protocol):
+    """A built-in sink that keeps messages while its receiver is away or refuses them."""
+
+    @property
+    def cause(self) -> str:
+        """Why messages wait now; "" while they are delivered."""
+        ...
+
+    def report_to(self, emit: Callable[[Mapping[str, Any]], None]) -> None:
+        """Set the receiver of events about the connection; called once, before the first message."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,7 @@ class SinkReport:
         address: where it writes, without credentials.
         queued: messages and events that wait for it.
         gauges: keys of ``numbers`` that may also fall.
+        cause: why messages wait for a receiver now; "" while they are delivered.
     """
 
     name: str
@@ -68,6 +84,7 @@ class SinkReport:
     address: str = ""
     queued: int = 0
     gauges: frozenset[str] = frozenset()
+    cause: str = ""
 
     def as_json(self) -> SinkRow:
         """Return one row of summary and status; a sink number named as a key here becomes "own_NAME"."""
@@ -78,6 +95,7 @@ class SinkReport:
             "missed": self.missed,
             "queued": self.queued,
             "error": self.error,
+            "cause": self.cause,
         }
         own = {f"own_{name}" if name in row else name: value for name, value in self.numbers.items()}
         return cast("SinkRow", {**row, **own})
@@ -250,8 +268,19 @@ class SinkWorker:
         gauges = frozenset() if self._reporting_sink is None else frozenset(self._reporting_sink.gauges)
         numbers = self._numbers()
         return SinkReport(
-            self._name, self._written, missed, self.error, numbers, self._address, queued, gauges
+            self._name,
+            self._written,
+            missed,
+            self.error,
+            numbers,
+            self._address,
+            queued,
+            gauges,
+            self._cause(),
         )
+
+    def _cause(self) -> str:
+        return self._sink.cause if isinstance(self._sink, ConnectedSink) else ""
 
     def _numbers(self) -> Mapping[str, int]:
         """Counters reported by the sink; empty if it raises."""
@@ -292,6 +321,8 @@ class Publisher:
         for sink in sinks:
             if isinstance(sink, AlertSource):
                 sink.connect(self._relay)
+            if isinstance(sink, ConnectedSink):
+                sink.report_to(self._relay)
 
     def _relay(self, event: Mapping[str, Any]) -> None:
         """Hand on an event of a sink."""

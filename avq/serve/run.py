@@ -318,7 +318,7 @@ def _sinks(
     config: RunConfig, host: PluginHost, labels: tuple[str, ...], *, json_lines: bool
 ) -> tuple[list[Sink], tuple[str, ...]]:
     """Open the sinks; return them and their addresses without credentials."""
-    uris = [sink.address() for sink in config.sinks]
+    uris = [sink.address(config.vehicle) for sink in config.sinks]
     if json_lines and STANDARD_OUTPUT not in uris:
         uris.append(STANDARD_OUTPUT)
     if config.recorder is not None:

@@ -1,155 +1,38 @@
-"""Alerts to an MQTT broker, spooled on disk: exactly once while the process lives, never lost when it is killed.
+"""Alerts to an MQTT broker, spooled on disk: an alert is delivered or still in the spool.
 
-QoS 2, one message on its way at a time, so the order is kept. A message leaves the spool when the broker has
-confirmed it; a process killed in between sends it again with the same id. The session is begun anew once per process,
-because message ids of a killed one mean nothing, and resumed after that; where the broker lost it, the message on its
-way is sent again.
+MQTT 5 with QoS 1, one message on its way at a time. An alert leaves the spool when the broker has confirmed it with a
+reason code below 0x80; a refusal keeps it. After a broken connection, or a killed process, what was unconfirmed is
+sent again with the same id, so receivers may see it twice.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
-import re
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from avq.errors import MachineError, RequestError
+from avq.errors import MachineError
 from avq.hookspecs import Sink
 from avq.sinks import spool
+from avq.sinks.mqtt_attempts import REFUSED, Attempts, Trouble, failure_cause, is_about_the_message
+from avq.sinks.mqtt_target import MqttTarget, mqtt_target, plain_file
 from avq.sinks.spool import Spool
 from avq.types import Frame, Published
-from avq.uris import parameters, redact_credentials, whole
-
-PARAMETERS = ("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages")
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
-
-
-@dataclass(frozen=True)
-class MqttTarget:
-    """A broker, a topic, and the folder of undelivered messages."""
-
-    host: str
-    port: int
-    topic: str
-    tls: bool
-    user: str
-    password: str
-    ca_file: str
-    client_id: str
-    spool: Path
-    spool_messages: int
-
-
-def mqtt_target(
-    uri: str, environment: Mapping[str, str] = os.environ, *, with_password: bool = True
-) -> MqttTarget:
-    """Read ``mqtt://user@host:1883/topic`` and the password it points to.
-
-    Raises:
-        RequestError: the URI or its password file is not valid.
-    """
-    parts, port = _split(uri)
-    table = parameters(uri, PARAMETERS)
-    topic = unquote(parts.path.strip("/"))
-    if not parts.hostname or not topic or "#" in uri or any(sign in topic for sign in "+\0"):
-        raise RequestError(
-            "an MQTT sink needs a host and a topic without wildcards",
-            seen=redact_credentials(uri),
-            fix="mqtt://broker.example:1883/vehicles/17/alerts",
-        )
-    if parts.password is not None:
-        raise RequestError(
-            "a password does not belong in a URI: URIs are logged",
-            seen=redact_credentials(uri),
-            fix="password_file = FILE, or password_env = NAME of an environment variable",
-        )
-    user = unquote(parts.username or "")
-    name = f"{parts.hostname}_{port}_{topic}"
-    spool = Path(table["spool"]) if "spool" in table else _state_folder(environment) / _file_name(name)
-    return MqttTarget(
-        host=parts.hostname,
-        port=port,
-        topic=topic,
-        tls=parts.scheme == "mqtts",
-        user=user,
-        password=_password(table, user, environment) if with_password else "",
-        ca_file=table.get("ca_file", ""),
-        client_id=table.get("client_id") or _client_id(name),
-        spool=spool,
-        spool_messages=whole(table, "spool_messages", 10_000, 2, 1_000_000),
-    )
-
-
-def _split(uri: str) -> tuple[SplitResult, int]:
-    try:
-        parts = urlsplit(uri)
-        return parts, parts.port or _PORTS[parts.scheme]
-    except ValueError as error:
-        raise RequestError(
-            "not an MQTT address", seen=redact_credentials(uri), fix=f"{error}; mqtt://host:1883/topic"
-        ) from None
-
-
-def _password(table: Mapping[str, str], user: str, environment: Mapping[str, str]) -> str:
-    file, variable = table.get("password_file"), table.get("password_env")
-    if (file or variable) and not user:
-        raise RequestError(
-            "a password without a user", seen="no user in the URI", fix="mqtt://user@host/topic"
-        )
-    if file:
-        try:
-            return plain_file(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError("the password file cannot be read", seen=str(error), fix="check it") from None
-    if variable and variable not in environment:
-        raise RequestError(
-            f"the environment variable '{variable}' is not set", seen=variable, fix=f"export {variable}=..."
-        )
-    return environment[variable] if variable else ""
-
-
-def plain_file(name: str) -> Path:
-    """Return the path of a regular file; raise OSError for a FIFO, device or folder, whose reading may block."""
-    path = Path(name)
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "a FIFO, device or folder, not a file", name)
-    return path
-
-
-def _state_folder(environment: Mapping[str, str]) -> Path:
-    """systemd's state folder of the service, else the user's."""
-    if given := environment.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0]) / "spool"
-    home = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "avq" / "spool"
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:120]
-
-
-def _client_id(name: str) -> str:
-    """The same at every start on this machine; different for every target."""
-    digest = hashlib.blake2s(f"{socket.gethostname()}\n{name}".encode(), digest_size=8).hexdigest()
-    return f"avq-{digest}"
-
 
 _KEEPALIVE_S = 20
 _SESSION_S = 86_400
 _FAREWELL_S = 3.0
-_CONNECT_S = 5.0
+_CONNECT_S = 4.0
+#: A connection attempt without an outcome is reported after this time.
+_ANSWER_S = 4.0
 #: A broker that lost our session lost its subscribers' as well: they are given time to come back.
 _SETTLE_S = 3.0
 _NEVER = float("inf")
@@ -192,16 +75,33 @@ class MqttSink:
         self._target = target
         self._delivered = 0
         self._connected = False
-        self._fresh = False  # the broker has forgotten earlier processes
         self._greeted = False
         self._settled_at_s = _NEVER
-        self._calls: SimpleQueue[tuple[str, int]] = SimpleQueue()
+        self._answer_by_s = time.monotonic() + _ANSWER_S
+        self._on_its_way: tuple[int, int] | None = None  # message id of paho, number in the spool
+        self._greeting = -1  # message id of the status
+        self._attempts = Attempts()
+        self._trouble = Trouble(target.place, str(target.spool))
+        self._calls: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
         self._encode = msgspec.json.Encoder().encode
-        self._client = self._make_client()
         self._spool = Spool(target.spool, target.spool_messages)
+        try:
+            self._client = self._make_client()
+        except BaseException:
+            self._spool.close()
+            raise
         self._thread = threading.Thread(target=self._run, name="mqtt sender", daemon=True)
         self._thread.start()
-        self._connect(new_session=True)
+        self._connect()
+
+    @property
+    def cause(self) -> str:
+        """Why alerts wait now; "" while they are delivered."""
+        return self._trouble.cause
+
+    def report_to(self, emit: Callable[[Mapping[str, Any]], None]) -> None:
+        """Set the receiver of the events "alerts_wait" and "alerts_flow"."""
+        self._trouble.connect(emit)
 
     def write(self, message: Published, frame: Frame | None) -> None:
         """Frames are not sent."""
@@ -210,23 +110,31 @@ class MqttSink:
         """Spool an alert; it is on disk when this returns, if the disk takes it."""
         if event.get("kind") == "alert":
             self._spool.add(self._encode({key: value for key, value in event.items() if key != "kind"}))
-            self._calls.put(("poll", 0))
+            self._calls.put(("poll", 0, ""))
 
     def report(self) -> Mapping[str, int]:
-        """Alerts spooled since the start, delivered, waiting on disk or in memory alone, given up for newer ones."""
+        """Return counts of alerts since the start.
+
+        They are spooled, delivered, waiting on disk or in memory, unsaved (in memory alone), or dropped for newer
+        ones; ``refused`` counts answers of the broker, so an alert may be refused several times.
+        """
         return {
             "spooled": self._spool.added,
             "delivered": self._delivered,
             "waiting": len(self._spool),
             "unsaved": self._spool.unsaved,
             "dropped": self._spool.dropped,
+            "refused": self._attempts.refusals,
             "connected": int(self._connected),
         }
 
     def close(self) -> None:
         """Deliver what can be delivered within seconds; the rest waits on disk for the next start."""
-        self._calls.put(("close", 0))
+        self._calls.put(("close", 0, ""))
         self._thread.join()
+        if waiting := len(self._spool):
+            why = f": {self.cause}" if self.cause else ""
+            _log.warning("%d alerts are not delivered and wait in %s%s", waiting, self._target.spool, why)
         self._spool.close()
 
     def _make_client(self) -> Any:
@@ -240,7 +148,8 @@ class MqttSink:
                 fix='pip install "avq[mqtt]"',
             ) from None
         target = self._target
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=target.client_id, protocol=mqtt.MQTTv5)
+        name = target.client_id or client_id(target.vehicle, self._spool.identity)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
         if target.user:
             client.username_pw_set(target.user, target.password or None)
         if target.tls:
@@ -250,31 +159,41 @@ class MqttSink:
         client.connect_timeout = _CONNECT_S
         # called on the thread of paho while it holds its locks: they only queue a call
         client.on_connect = self._on_connect
-        client.on_disconnect = lambda *_: self._calls.put(("disconnected", 0))
+        client.on_connect_fail = lambda *_: self._calls.put(("failed", 0, failure_cause(sys.exc_info()[1])))
+        client.on_disconnect = self._on_disconnect
         client.on_publish = lambda _c, _u, mid, code, _p: self._calls.put(
-            ("refused" if code.is_failure else "sent", mid)
+            ("refused", mid, _named(code)) if code.value >= REFUSED else ("taken", mid, "")
         )
         return client
 
     def _on_connect(self, client: Any, _user: Any, flags: Any, code: Any, _properties: Any) -> None:
-        if code.is_failure:
-            _log.warning(
-                "the broker %s:%d refused the connection: %s", self._target.host, self._target.port, code
-            )
+        if code.value >= REFUSED:
+            user = f" of user '{self._target.user}'" if self._target.user else ""
+            self._calls.put(("failed", 0, f"it refuses the connection{user}: {_named(code)}"))
             return
-        _log.info("connected to the broker %s:%d", self._target.host, self._target.port)
-        if not flags.session_present:
-            client.drop_out_messages()  # paho would only confirm what the broker has forgotten
-        self._calls.put(("connected", int(flags.session_present)))
+        client.drop_out_messages()  # the spool decides what is sent again
+        self._calls.put(("connected", int(flags.session_present), ""))
 
-    def _connect(self, *, new_session: bool) -> None:
+    def _on_disconnect(self, _client: Any, _user: Any, flags: Any, code: Any, _properties: Any) -> None:
+        by_broker = flags.is_disconnect_packet_from_server
+        cause = f"it ended the connection: {_named(code)}" if by_broker else ""
+        self._calls.put(("disconnected", int(code.value) if by_broker else 0, cause))
+
+    def _connect(self) -> None:
+        from paho.mqtt import client as mqtt
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
         session: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        session.SessionExpiryInterval = 0 if new_session else _SESSION_S
+        session.SessionExpiryInterval = (
+            _SESSION_S  # a later session that is new: the broker was started again
+        )
         self._client.connect_async(
-            self._target.host, self._target.port, _KEEPALIVE_S, clean_start=new_session, properties=session
+            self._target.host,
+            self._target.port,
+            _KEEPALIVE_S,
+            clean_start=mqtt.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=session,
         )
         self._client.loop_start()
 
@@ -291,67 +210,113 @@ class MqttSink:
 
     def _run(self) -> None:
         """The sender: one message on its way at a time, until closed and empty, offline, or out of patience."""
-        on_its_way: tuple[int, int] | None = None  # message id of paho, number in the spool
         leave_at_s = _NEVER
-        while leave_at_s == _NEVER or (self._connected and on_its_way is not None):
-            what, value = self._next_call(min(leave_at_s, self._settled_at_s))
+        while leave_at_s == _NEVER or (self._connected and self._on_its_way is not None):
+            what, value, text = self._next_call(leave_at_s)
             if what == "close":
                 leave_at_s = time.monotonic() + _FAREWELL_S
             elif what == "connected":
-                on_its_way = on_its_way if value else None
                 self._arrive(resumed=bool(value))
-            elif what == "disconnected":
-                if self._connected:
-                    _log.warning("connection to the broker lost; alerts wait in %s", self._target.spool)
-                self._connected, self._settled_at_s = False, _NEVER
-            elif what in ("sent", "refused") and on_its_way is not None and value == on_its_way[0]:
-                if what == "sent":
-                    self._spool.remove(on_its_way[1])
-                    self._delivered += 1
-                on_its_way = None
+            elif what in ("failed", "disconnected"):
+                self._lose(what, value, text)
+            elif what in ("taken", "refused"):
+                self._answered(value, text)
             if time.monotonic() >= leave_at_s:
                 break
-            if self._connected and on_its_way is None and what != "refused":
-                on_its_way = self._send_next()
+            if time.monotonic() >= self._answer_by_s:
+                self._answer_by_s = _NEVER
+                self._trouble.begins(f"no answer within {_ANSWER_S:g} s")
+            if self._connected and self._on_its_way is None:
+                self._send_next()
         self._leave()
 
-    def _next_call(self, until_s: float) -> tuple[str, int]:
+    def _next_call(self, leave_at_s: float) -> tuple[str, int, str]:
+        now_s = time.monotonic()
+        retry_at_s = self._attempts.next_s(now_s) if self._connected and self._on_its_way is None else _NEVER
+        until_s = min(leave_at_s, self._settled_at_s, self._answer_by_s, retry_at_s)
         try:
-            return self._calls.get(
-                timeout=None if until_s == _NEVER else max(0.0, until_s - time.monotonic())
-            )
+            return self._calls.get(timeout=None if until_s == _NEVER else max(0.0, until_s - now_s))
         except Empty:
-            return "poll", 0
+            return "poll", 0, ""
 
-    def _send_next(self) -> tuple[int, int] | None:
-        if time.monotonic() < self._settled_at_s < _NEVER:
-            return None
+    def _send_next(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._settled_at_s < _NEVER or not self._attempts.may_send(now_s):
+            return
         self._settled_at_s = _NEVER
-        waiting = self._spool.oldest()
+        waiting = self._spool.oldest(self._attempts.all_refused())
         if waiting is None:
-            return None
-        return self._client.publish(self._target.topic, waiting.body, qos=2).mid, waiting.number
+            waiting = self._spool.oldest(self._attempts.passed_over(now_s))
+        if waiting is not None:
+            mid = self._client.publish(self._target.topic, waiting.body, qos=1).mid
+            self._on_its_way = (mid, waiting.number)
+
+    def _answered(self, mid: int, refusal: str) -> None:
+        """Take the broker's answer to a message; ``refusal`` is "" for a confirmed one."""
+        if mid == self._greeting and refusal:
+            _log.warning("broker %s refuses %s/status: %s", self._target.place, self._target.topic, refusal)
+        if self._on_its_way is None or mid != self._on_its_way[0]:
+            return
+        number = self._on_its_way[1]
+        self._on_its_way = None
+        if refusal:
+            self._attempts.keep(self._spool.numbers())
+            self._attempts.refused(number, time.monotonic())
+            self._trouble.begins(f"it refuses an alert: {refusal}")
+            return
+        self._attempts.taken(number)
+        self._spool.remove(number)
+        self._delivered += 1
+        self._trouble.ends()
 
     def _arrive(self, *, resumed: bool) -> None:
-        """Connected: the first time only to end the session of an earlier process."""
-        if not self._fresh:
-            self._fresh = True
-            self._client.disconnect()
-            self._client.loop_stop()
-            self._connect(new_session=False)
-            return
+        """Connected: say so, and begin to send."""
+        self._answer_by_s = _NEVER
+        self._on_its_way = None
         if not resumed and self._greeted:
             self._settled_at_s = time.monotonic() + _SETTLE_S
         self._connected = self._greeted = True
-        self._client.publish(
-            f"{self._target.topic}/status", self._encode({"online": True}), qos=1, retain=True
+        self._greeting = self._publish_status(online=True)
+        if not self._attempts.all_refused():
+            self._trouble.ends()
+
+    def _lose(self, what: str, code: int, cause: str) -> None:
+        """Take the end of a connection, or of an attempt to make one."""
+        if what == "disconnected" and not self._connected and self._answer_by_s == _NEVER:
+            return  # the end of an attempt whose failure was reported already
+        now_s = time.monotonic()
+        if self._connected and self._on_its_way is not None:
+            number = self._on_its_way[1]
+            if is_about_the_message(code):
+                self._attempts.refused(number, now_s)
+            else:
+                self._attempts.broke(number, now_s)
+        broken = (
+            "the connection was lost" if self._connected else "it closed the connection before it answered"
         )
+        self._trouble.begins(cause or broken)
+        self._connected, self._on_its_way = False, None
+        self._settled_at_s = self._answer_by_s = _NEVER
+
+    def _publish_status(self, *, online: bool) -> int:
+        body = self._encode({"online": online})
+        return int(self._client.publish(f"{self._target.topic}/status", body, qos=1, retain=True).mid)
 
     def _leave(self) -> None:
         if self._connected:
-            farewell = self._encode({"online": False})
-            self._client.publish(f"{self._target.topic}/status", farewell, qos=1, retain=True)
+            self._publish_status(online=False)
             self._client.disconnect()
             self._client.loop_stop()  # waits until the farewell is out
         else:
             self._client.disconnect()  # its thread may be inside a connection attempt: not waited for
+
+
+def client_id(vehicle: str, identity: str) -> str:
+    """Return an id that is the same at every start, and unlike that of another vehicle or spool."""
+    words = "\n".join((socket.gethostname(), vehicle, identity))
+    return f"avq-{hashlib.blake2s(words.encode(), digest_size=8).hexdigest()}"
+
+
+def _named(code: Any) -> str:
+    """Return name and number of a reason code of MQTT 5."""
+    return f"{str(code).lower()} (0x{code.value:02X})"

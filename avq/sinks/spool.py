@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from avq.atomic_file import PRIVATE_MODE, is_locked, lock_descriptor, sync
+from avq.atomic_file import PRIVATE_MODE, atomic_write, is_locked, lock_descriptor, sync
 from avq.errors import DataError
 
 _SUFFIX = ".json"
@@ -60,6 +62,7 @@ class Spool:
         for path in folder.glob("*.new"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)  # half-written by a process that was killed
+        self._on_its_way = 0
         self._unsaved: dict[int, bytes] = {}
         left = (path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit() and path.is_file())
         self._numbers = sorted(int(path.stem) for path in left)
@@ -84,7 +87,7 @@ class Spool:
             self._numbers.append(number)
             self.added += 1
             while len(self._numbers) > self._limit:
-                self._forget(self._numbers.pop(1))
+                self._forget(self._numbers.pop(0 if self._numbers[1] == self._on_its_way else 1))
                 self.dropped += 1
 
     def _save_what_waits(self) -> bool:
@@ -119,23 +122,48 @@ class Spool:
                 aside.unlink(missing_ok=True)
             raise
 
-    def oldest(self) -> Waiting | None:
-        """The next message to deliver. One that cannot be read any more is passed over and counted as dropped."""
+    def oldest(self, passing: Collection[int] = ()) -> Waiting | None:
+        """The next message to deliver, which is then on its way.
+
+        Args:
+            passing: messages to pass over. One that cannot be read any more is dropped and counted.
+        """
         with self._mutex:
-            while self._numbers:
-                number = self._numbers[0]
+            while True:
+                first = self._numbers[: len(passing) + 1]
+                number = next((number for number in first if number not in passing), None)
+                if number is None:
+                    return None
                 try:
                     body = self._unsaved.get(number)
-                    return Waiting(number, self._path(number).read_bytes() if body is None else body)
+                    found = Waiting(number, self._path(number).read_bytes() if body is None else body)
                 except OSError:
                     self.dropped += 1
-                    del self._numbers[0]
-        return None
+                    self._numbers.remove(number)
+                else:
+                    self._on_its_way = number
+                    return found
+
+    def numbers(self) -> frozenset[int]:
+        """Return the messages that wait."""
+        with self._mutex:
+            return frozenset(self._numbers)
+
+    @property
+    def identity(self) -> str:
+        """A random text that stays with the folder; its path where the disk takes no file."""
+        path = self._folder / "identity"
+        with suppress(OSError, DataError, UnicodeDecodeError):
+            if not path.exists():
+                atomic_write(path, secrets.token_hex(8), PRIVATE_MODE)
+            return path.read_text(encoding="utf-8")
+        return str(self._folder.resolve())
 
     def remove(self, number: int) -> None:
         """It was delivered."""
         with self._mutex:
-            self._numbers.remove(number)
+            if number in self._numbers:
+                self._numbers.remove(number)
             self._forget(number)
 
     def _forget(self, number: int) -> None:

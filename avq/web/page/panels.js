@@ -187,7 +187,7 @@ function sinkState(sink) {
   if (sink.queued > 0) notes.unshift(`${count(sink.queued)} queued`);
   if (sink.connected === 0) notes.unshift("not connected");
   const poor = sink.connected === 0 || sink.missed || sink.dropped || sink.lost || sink.unsaved || sink.queued > 8;
-  return [sink.error ? "bad" : poor ? "warn" : "", [sink.error, notes.join(", ")].filter(Boolean).join("; ")];
+  return [sink.error ? "bad" : sink.cause || poor ? "warn" : "", [sink.error, sink.cause, notes.join(", ")].filter(Boolean).join("; ")];
 }
 
 export function sinks(list, viewers) {
