@@ -157,7 +157,8 @@ def _needed(
     width = bounds.high - bounds.value if right else bounds.value - bounds.low
     if room <= 0.0:
         return None
-    total: int | None = math.ceil(have * max(1.0, width / room) ** 2) if not exact else have
+    # A bootstrap's width falls with the root of the number; exact limits are computed for each number.
+    total: int | None = math.ceil(have * max(1.0, width / room) ** 2)
     if exact:
         worth = independent_boxes(counts) / have
 
@@ -165,7 +166,9 @@ def _needed(
             limits = exact_limits(bounds.value, n * worth, missed=missed)
             return limits.high <= UPPER * limit if right else limits.low > limit
 
-        total = _first(decides, have + 1)
+        first, here = _first(decides, have + 1), exact_limits(bounds.value, have * worth, missed=missed)
+        wider = bounds.high > here.high + 1e-9 if right else bounds.low < here.low - 1e-9
+        total = first if first is None or total is None or not wider else max(first, total)
     return None if total is None or total > MOST_BOXES else max(total - have, 1)
 
 
