@@ -19,7 +19,7 @@ _BETTER_SHARE = 0.10
 _CHANCE, _PUBLISHED_CHANCE, _UNPUBLISHED_CHANCE = 0.02, 0.25, 0.01
 # Larger objects are found more often, whatever the network was trained with: a geometry needs more.
 _GEOMETRY_SHARE = 0.25
-# So many rivals are listed in every geometry.
+# So many of the likeliest rivals are listed in every geometry.
 _GEOMETRIES_OF = 4
 #: Below these the pictures do not decide.
 FEWEST_OBJECTS = 8
@@ -233,11 +233,11 @@ def undecided_error(scored: Sequence[Scored], choice: Choice) -> RequestError:
         note = f"evidence {one.mean:.3f}{', published' if one.candidate.published else ''}"
         lines[one.candidate.label] = f"{note}, values {one.candidate.values}"
         lines.update((spec_text(twin), "within 1 % of it") for twin in one.candidate.twins)
-    if len(choice.rivals) <= _GEOMETRIES_OF:
-        for i in choice.rivals:
-            for shape in geometries(scored[i].candidate):
-                for spec in (shape.spec, *shape.twins):
-                    lines.setdefault(spec_text(spec), "another geometry")
+    likeliest = [i for i in ranked if i in choice.rivals and scored[i].mean > 0][:_GEOMETRIES_OF]
+    for i in likeliest:
+        for shape in geometries(scored[i].candidate):
+            for spec in (shape.spec, *shape.twins):
+                lines.setdefault(spec_text(spec), "another geometry")
     pictures = max(len(one.evidence) for one in scored)
     return RequestError(
         f"the pictures do not decide the preprocessing: {choice.undecided}",
