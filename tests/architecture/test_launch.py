@@ -94,7 +94,9 @@ def test_the_service_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     text = (ROOT / "launch" / "avq.service").read_text()
     unit.write_text(text.replace("/opt/avq/bin/avq", "/bin/true"))  # the only path it must find
     done = subprocess.run([tool, "verify", unit], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    lines = (done.stdout + done.stderr).splitlines()
+    newer = re.compile(r"Unknown key (name )?'Restart(Steps|MaxDelaySec)'")  # systemd 254; older ones ignore it
+    assert (done.returncode, [line for line in lines if not newer.search(line)]) == (0, [])
 
 
 def test_what_the_service_and_the_image_install_exists() -> None:
