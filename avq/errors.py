@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from avq.redaction import redact
+
 
 class AvqError(Exception):
     """Base class of every error that avq raises on purpose.
@@ -18,15 +20,17 @@ class AvqError(Exception):
         what: the failure in one sentence, naming the file, option or tensor.
         seen: the value, shape or state that was found.
         fix: the next thing to try, as a command where one exists.
+
+    Passwords and other secrets of URIs are redacted in all three.
     """
 
     exit_code = 2
 
     def __init__(self, what: str, *, seen: str = "", fix: str = "") -> None:
-        self.what = what
-        self.seen = seen
-        self.fix = fix
-        super().__init__(what, seen, fix)
+        self.what = redact(what)
+        self.seen = redact(seen)
+        self.fix = redact(fix)
+        super().__init__(self.what, self.seen, self.fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes: keyword arguments must, too."""

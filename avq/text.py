@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+#: Control characters but line break and tab, and marks that change the direction of text.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
+)
+
+
+def printable(text: str) -> str:
+    """Show control characters, which a terminal would execute, as text: ``\\x1b``; line breaks and tabs stay."""
+    return utf8(_CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text))
 
 
 def utf8(text: str) -> str:

@@ -1,13 +1,13 @@
-"""URIs of sources and sinks: typed ``?key=value&...`` parameters, and redaction of credentials."""
+"""Typed ``?key=value&...`` parameters of the URIs of sources and sinks."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from avq.errors import RequestError, nearest
+from avq.redaction import redact_uri
 
 T = TypeVar("T", bound=str)
 
@@ -26,9 +26,7 @@ def parameters(uri: str, valid: Iterable[str]) -> dict[str, str]:
     table: dict[str, str] = {}
     for key, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True):
         if key not in names:
-            raise RequestError(
-                f"unknown parameter '{key}'", seen=redact_credentials(uri), fix=nearest(key, names)
-            )
+            raise RequestError(f"unknown parameter '{key}'", seen=redact_uri(uri), fix=nearest(key, names))
         table[key] = value
     return table
 
@@ -74,12 +72,3 @@ def one_of(table: Mapping[str, str], key: str, choices: Sequence[T]) -> T:
         if choice == text:
             return choice
     raise RequestError(f"parameter '{key}' is not valid", seen=text, fix=nearest(text, choices))
-
-
-def redact_credentials(uri: str) -> str:
-    """Replace user and password of a URI, for messages and pages: ``rtsp://***@host/path``.
-
-    Everything before the last ``@`` of the authority is replaced, so unescaped ``@`` and ``:`` in a password, and
-    access tokens in the place of a user name, are covered.
-    """
-    return re.sub(r"(?<=://)[^/?#]*@", "***@", uri)

@@ -17,10 +17,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from avq import __version__
 from avq.cli.last_resort import as_avq_error, report_thread_failures
-from avq.cli.terminal import Terminal, as_table, console
+from avq.cli.terminal import Terminal, as_table, console, shown
 from avq.errors import MachineError, nearest
 
 if TYPE_CHECKING:
@@ -150,9 +151,9 @@ def _print_tables(result: Mapping[str, Any], tables: Tables, footer: Sequence[st
     if not tables:
         tables = [("", [{"": key, " ": _cell_text(value)} for key, value in result.items()])]
     for title, rows in tables:
-        screen.print(as_table(title, rows) if rows else f"{title}: none")
+        screen.print(as_table(title, rows) if rows else Text(shown(f"{title}: none")))
     for text in footer:
-        screen.print(text, markup=False, soft_wrap=True)
+        screen.print(shown(text), markup=False, soft_wrap=True)
 
 
 def _cell_text(value: Any) -> object:
@@ -177,7 +178,14 @@ def _json_value(value: Any) -> Any:
 
 
 class AvqGroup(click.Group):
-    """A group that suggests the nearest command name."""
+    """A group that suggests the nearest command name, and shows no secret of a wrong argument."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = shown(error.message)
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -12,7 +12,9 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
+from avq.cli.terminal import shown
 from avq.errors import AvqError, MachineError
+from avq.redaction import redact
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra == ['\"]([a-z]+)['\"]")
 #: Import name -> distribution, where they differ.
@@ -78,7 +80,8 @@ def write_traceback(error: BaseException) -> Path | None:
     try:
         descriptor, name = tempfile.mkstemp(".txt", prefix, folder)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            traceback.print_exception(type(error), error, error.__traceback__, file=file)
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            file.write(redact("".join(lines)))
     except (OSError, ValueError):
         return None
     return Path(name)
@@ -92,6 +95,6 @@ def report_thread_failures() -> None:
             return
         error = as_avq_error(failure.exc_value)
         thread = failure.thread.name if failure.thread is not None else "a thread"
-        print(f"error: {thread}: {error.what} ({error.seen})", file=sys.stderr)
+        print(f"error: {thread}: {shown(error.what)} ({shown(error.seen)})", file=sys.stderr)
 
     threading.excepthook = report

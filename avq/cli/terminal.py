@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from avq.redaction import redact
+from avq.text import printable
+
 T = TypeVar("T")
 
 #: Rows of a table on the terminal; the report has all of them.
@@ -29,13 +32,13 @@ class Terminal:
 
     def message(self, text: str) -> None:
         if not self._quiet:
-            self._print(Text(text))
+            self._print(Text(shown(text)))
 
     def warning(self, text: str) -> None:
-        self._print(Text.assemble(("warning: ", "yellow"), text))
+        self._print(Text.assemble(("warning: ", "yellow"), shown(text)))
 
     def error(self, text: str) -> None:
-        self._console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        self._console.print(Text.assemble(("error: ", "bold red"), shown(text)), soft_wrap=True)
 
     def _print(self, text: Text) -> None:
         """Print a message; fold it between words on a terminal only."""
@@ -49,7 +52,7 @@ class Terminal:
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         with self._progress() as progress:
-            task = progress.add_task(label, total=total)
+            task = progress.add_task(shown(label), total=total)
             for item in items:
                 yield item
                 progress.advance(task)
@@ -76,7 +79,7 @@ def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
     """Return a table; its columns are the keys of the rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(
-        title=Text(title) if title else None,
+        title=Text(shown(title)) if title else None,
         title_justify="left",
         title_style="bold",
         header_style="dim",
@@ -84,7 +87,7 @@ def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
     )
     for column in columns:
         numeric = all(isinstance(row.get(column, 0), (int, float)) for row in rows)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(_cell(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(
             *(Text(_cell(row.get(column, ""))) for column in columns)
@@ -97,4 +100,9 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else shown(str(value)).replace("\n", "\\n")
+
+
+def shown(text: str) -> str:
+    """Return foreign text as a terminal may show it: control characters as text, secrets of URIs redacted."""
+    return printable(redact(text))

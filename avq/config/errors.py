@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -14,6 +15,8 @@ from avq.config.recipe import RecipeFile
 from avq.errors import AvqError, ConfigError, RequestError, nearest
 
 _MAX_SHOWN = 8
+#: Keys whose values are never shown.
+_SECRET = re.compile(r"token|secret|passw|credential|_key$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ def _reason(problem: Any) -> str:
         return f"is a single table: write [{problem['loc'][-1]}] once"
     text = str(problem["msg"]).removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
+    if any(_SECRET.search(str(part)) for part in problem["loc"]):
+        return text
     return f"{text}, got {value!r}" if isinstance(value, str | int | float) else text
 
 

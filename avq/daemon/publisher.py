@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
+from avq.redaction import redact, redact_values
 from avq.text import utf8, utf8_values
 from avq.types import Frame, Published, StageTimes
 from avq.types.frame import Event
@@ -231,7 +232,7 @@ class SinkWorker:
         """Keep the first error, and log it; after a temporary one, messages are tried again every second."""
         self._retry_at_s = time.monotonic() + RETRY_S if temporary else None
         if not self.error:
-            self.error = utf8(error)
+            self.error = redact(utf8(error))
             _log.warning("sink %s: %s", self._address or self._name, self.error)
 
     def _close_sink(self) -> None:
@@ -326,7 +327,7 @@ class Publisher:
 
     def _relay(self, event: Mapping[str, Any]) -> None:
         """Hand on an event of a sink."""
-        self.event(cast("Event", utf8_values(event)))
+        self.event(cast("Event", event))
 
     def publish(self, message: Published, frame: Frame, times: StageTimes, *, wait: bool) -> None:
         """Queue one message for every sink; pixels are copied for those that want them."""
@@ -340,7 +341,8 @@ class Publisher:
                 worker.event(event)
 
     def event(self, event: Event) -> None:
-        """Queue one event for every sink of events, and for the listener."""
+        """Queue one event for every sink of events, and for the listener; it holds no secret and no broken text."""
+        event = cast("Event", redact_values(utf8_values(event)))
         for worker in (*self._alert_workers, *self._workers, *([self._listener] if self._listener else [])):
             worker.event(event)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypedDict
 from avq.bundle import OpenBundle
 from avq.daemon.events import EventQueue
 from avq.process import lower_thread_priority
+from avq.redaction import redact
 from avq.types import Detections, Frame, Published
 from avq.types.frame import Event
 
@@ -129,7 +130,11 @@ class SideTaskWorker:
 
     def state(self) -> Mapping[str, Any]:
         """Results so far, the skipped frames and the error that ended the task; from any thread."""
-        return {**self._state, "skipped": self.skipped, **({"error": self.error} if self.error else {})}
+        return {
+            **self._state,
+            "skipped": self.skipped,
+            **({"error": redact(self.error)} if self.error else {}),
+        }
 
     def _run(self) -> None:
         lower_thread_priority()

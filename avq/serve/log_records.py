@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,20 +14,21 @@ from queue import SimpleQueue
 from avq.config import LogLevel, RunConfig
 from avq.process import STANDARD_ERROR
 from avq.progress import Reporter
+from avq.redaction import redact
+from avq.text import printable
 
 #: Loggers that get the handler of a run; the modules of avq are children of the first.
 ROOTS = ("avq", "uvicorn")
 #: Syslog priorities, which systemd reads at the start of a line.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINES_QUEUED = 1024
 _CLOSE_S = 2.0
 
 
 def one_line(text: str) -> str:
-    """Join lines by " | " and replace control characters, so that a record is one line of a journal."""
-    lines = (line.strip() for line in text.splitlines())
-    return _CONTROL.sub("?", " | ".join(line for line in lines if line))
+    """Join lines by " | ", show control characters as text, and redact secrets of URIs."""
+    lines = (line.strip() for line in redact(text).splitlines())
+    return printable(" | ".join(line for line in lines if line))
 
 
 class LineFormatter(logging.Formatter):

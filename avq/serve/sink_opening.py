@@ -12,9 +12,9 @@ from avq.daemon.engine_recovery import cause_of
 from avq.errors import AvqError
 from avq.hookspecs import Sink, SinkType
 from avq.output_lock import LockingSinkType
+from avq.redaction import redact_uri
 from avq.sinks import open_sink, sink_type
 from avq.types import Frame, Published
-from avq.uris import redact_credentials
 
 STANDARD_OUTPUT = "-"
 #: A sink may take so long to open.
@@ -64,7 +64,7 @@ def place_of(uri: str) -> str:
     """Return where a sink writes, without credentials and parameters."""
     if uri == STANDARD_OUTPUT:
         return "standard output"
-    return redact_credentials(uri).partition("?")[0]
+    return redact_uri(uri).partition("?")[0]
 
 
 def open_in_time(address: str, open_it: Callable[[], Sink], seconds: float = OPEN_S) -> Sink:

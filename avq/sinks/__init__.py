@@ -10,11 +10,11 @@ from pathlib import Path
 
 from avq.errors import RequestError, nearest
 from avq.hookspecs import Sink, SinkType
+from avq.redaction import redact_uri
 from avq.sinks.alerts import AlertSink, rule_of
 from avq.sinks.jsonl import CallbackSink, JsonLinesSink, JsonLinesSinkType
 from avq.sinks.mqtt import MqttSinkType
 from avq.sinks.zenoh import ZenohSinkType
-from avq.uris import redact_credentials
 
 
 def open_sink(uri: str, types: Sequence[SinkType], *, labels: Sequence[str]) -> Sink:
@@ -33,7 +33,7 @@ def sink_type(uri: str, types: Sequence[SinkType]) -> SinkType:
     key = sink_key(uri, set(claims))
     if key not in claims:
         raise RequestError(
-            f"no sink writes '{redact_credentials(uri)}'", seen=key or "no suffix", fix=nearest(key, claims)
+            f"no sink writes '{redact_uri(uri)}'", seen=key or "no suffix", fix=nearest(key, claims)
         )
     return claims[key]
 

@@ -168,8 +168,8 @@ class MqttSink:
 
     def _on_connect(self, client: Any, _user: Any, flags: Any, code: Any, _properties: Any) -> None:
         if code.value >= REFUSED:
-            user = f" of user '{self._target.user}'" if self._target.user else ""
-            self._calls.put(("failed", 0, f"it refuses the connection{user}: {_named(code)}"))
+            shown = " of this user and password" if self._target.user else ""
+            self._calls.put(("failed", 0, f"it refuses the connection{shown}: {_named(code)}"))
             return
         client.drop_out_messages()  # the spool decides what is sent again
         self._calls.put(("connected", int(flags.session_present), ""))

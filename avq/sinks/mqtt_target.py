@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from avq.errors import RequestError
-from avq.uris import parameters, redact_credentials, whole
+from avq.redaction import redact_uri
+from avq.uris import parameters, whole
 
 PARAMETERS = ("password_file", "password_env", "ca_file", "client_id", "spool", "spool_messages", "vehicle")
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -58,13 +59,13 @@ def mqtt_target(
     if not parts.hostname or not topic or "#" in uri or any(sign in topic for sign in "+\0"):
         raise RequestError(
             "an MQTT sink needs a host and a topic without wildcards",
-            seen=redact_credentials(uri),
+            seen=redact_uri(uri),
             fix="mqtt://broker.example:1883/vehicles/17/alerts",
         )
     if parts.password is not None:
         raise RequestError(
             "a password does not belong in a URI: URIs are logged",
-            seen=redact_credentials(uri),
+            seen=redact_uri(uri),
             fix="password_file = FILE, or password_env = NAME of an environment variable",
         )
     user = unquote(parts.username or "")
@@ -92,7 +93,7 @@ def _split(uri: str) -> tuple[SplitResult, int]:
         return parts, parts.port or _PORTS[parts.scheme]
     except ValueError:  # its text may hold a part of a password
         raise RequestError(
-            "not an MQTT address", seen=redact_credentials(uri), fix="mqtt://host:1883/topic"
+            "not an MQTT address", seen=redact_uri(uri), fix="mqtt://host:1883/topic"
         ) from None
 
 

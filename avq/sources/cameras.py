@@ -9,8 +9,9 @@ import cv2
 
 from avq.errors import DataError, UnreadablePictureError, nearest
 from avq.hookspecs import FrameSource
+from avq.redaction import redact_uri
 from avq.sources.recorded_video import RecordedVideo
-from avq.sources.uri import number, parameters, redact_credentials, size
+from avq.sources.uri import number, parameters, size
 from avq.sources.video_capture import CvCapture
 from avq.types import U8
 
@@ -124,11 +125,11 @@ class StreamSource:
         )
         if not capture.opened:
             raise DataError(
-                f"{redact_credentials(uri)} does not answer with a video stream",
+                f"{redact_uri(uri)} does not answer with a video stream",
                 seen=f"nothing FFmpeg can decode within {open_timeout_ms} ms",
                 fix="check address, password and network; a slow camera may need a longer open time-out",
             )
-        name = redact_credentials(uri)
+        name = redact_uri(uri)
         if capture.declared_frames:
             return RecordedVideo(name, capture)
         return _Live(name, capture, read_timeout_ms)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from avq.errors import DataError, RequestError, nearest
 from avq.hookspecs import FrameSource, SourceType
-from avq.uris import number, parameters, redact_credentials, whole
+from avq.redaction import redact_uri
+from avq.uris import number, parameters, whole
 
 FOLDER = "/"
 
@@ -44,7 +45,7 @@ def _claim(uri: str, claims: Iterable[str]) -> str:
         if scheme not in known:
             names = [name for name in known if name[0].isalpha()]
             raise RequestError(
-                f"no source opens '{scheme}://'", seen=redact_credentials(uri), fix=nearest(scheme, names)
+                f"no source opens '{scheme}://'", seen=redact_uri(uri), fix=nearest(scheme, names)
             )
         return scheme
     return _claim_path(local_path(uri), known)
@@ -95,7 +96,7 @@ def size(table: Mapping[str, str], default: tuple[int, int]) -> tuple[int, int]:
 
 __all__ = [
     "FOLDER",
-    "redact_credentials",
+    "redact_uri",
     "local_path",
     "number",
     "open_source",

@@ -16,8 +16,8 @@ from avq import __version__
 from avq.config import RunConfig, WebConfig
 from avq.daemon.modes import ActiveModes
 from avq.errors import MachineError, RequestError
+from avq.redaction import redact_uri
 from avq.text import utf8
-from avq.uris import redact_credentials
 from avq.web.live_state import LiveState, RunInfo
 
 #: How long one thread may keep the interpreter while the loop waits for it; Python's own 5 ms are a frame's delay.
@@ -219,7 +219,7 @@ def run_info(config: RunConfig, served: ActiveModes) -> RunInfo:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "pid": os.getpid(),
         "labels": list(parts.labels),
-        "cameras": {camera.id: utf8(redact_credentials(camera.source)) for camera in config.cameras},
+        "cameras": {camera.id: utf8(redact_uri(camera.source)) for camera in config.cameras},
         "deadlines_ms": {
             camera.id: camera.deadline_ms or config.budget.deadline_ms for camera in config.cameras
         },

@@ -109,7 +109,7 @@ def test_a_record_is_one_line_even_with_line_breaks_and_a_traceback() -> None:
 
     lines = lines_of(config(), work)
     assert len(parts_of(lines)) == 3
-    assert lines[0].endswith("avq.daemon: first | second | third?[31m | fourth?")
+    assert lines[0].endswith("avq.daemon: first | second | third\\x1b[31m | fourth\\x00")
     assert "Traceback" in lines[2] and "ValueError: several | lines" in lines[2]
     assert one_line("") == ""
 

@@ -16,9 +16,9 @@ import pytest
 from avq.daemon import source_types
 from avq.errors import AvqError, DataError, RequestError, UnreadablePictureError
 from avq.hookspecs import FrameSource
+from avq.redaction import redact_uri
 from avq.sources import open_source
 from avq.sources.recorded_video import declared_bytes
-from avq.sources.uri import redact_credentials
 from tests.sources.retime import retimed
 
 FRAMES = 40
@@ -202,7 +202,7 @@ def test_wrong_requests_are_told_with_the_nearest_right_one(
 
 
 def test_passwords_stay_out_of_messages() -> None:
-    assert redact_credentials("rtsp://driver:s3cret@camera/front") == "rtsp://***@camera/front"
+    assert redact_uri("rtsp://driver:s3cret@camera/front") == "rtsp://***@camera/front"
     with pytest.raises(DataError) as caught:
         open_source("rtsp://driver:s3cret@127.0.0.1:9/x", source_types(), open_timeout_ms=500)
     assert "s3cret" not in str(caught.value)
