@@ -95,7 +95,8 @@ def test_the_service_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     unit.write_text(text.replace("/opt/avq/bin/avq", "/bin/true"))  # the only path it must find
     done = subprocess.run([tool, "verify", unit], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
-    newer = re.compile(r"Unknown key (name )?'Restart(Steps|MaxDelaySec)'")  # systemd 254; older ones ignore it
+    # systemd before 254 ignores these, and says so.
+    newer = re.compile(r"Unknown key (name )?'Restart(Steps|MaxDelaySec)'")
     assert (done.returncode, [line for line in lines if not newer.search(line)]) == (0, [])
 
 

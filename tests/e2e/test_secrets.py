@@ -107,8 +107,8 @@ def test_a_run_whose_cameras_do_not_answer_shows_no_secret(tmp_path: Path) -> No
     process.terminate()
     output, errors = process.communicate(timeout=60)
     left |= {"stdout": output.decode(), "stderr": errors.decode()}
-    for path in tmp_path.rglob("*"):
-        if path.is_file() and path.name not in ("pw", "run.toml"):
-            left[str(path)] = path.read_bytes().decode("latin-1")
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.name not in ("pw", "run.toml"):
+            left[str(file)] = file.read_bytes().decode("latin-1")
     assert "camera c9" in left["stderr"] and '"failures"' in left["stdout"]
     assert {name for name, content in left.items() if SECRET in content} == set()
