@@ -193,9 +193,15 @@ def test_overflowing_scores_are_not_certainty(tmp_path: Path, head: str) -> None
     del proto.metadata_props[:]
     onnx.save(proto, str(tmp_path / "model.onnx"))
     pictures = [random_scene(9_100_000 + n).pixels for n in range(32)]
-    analysis = analysed(tmp_path / "model.onnx", pictures)
-    assert analysis.spec.scale == pytest.approx(trained_with["scale"])
-    assert (analysis.spec.mean, analysis.spec.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert trained_with["scale"] == pytest.approx(1 / 255)
+    try:
+        analysis = analysed(tmp_path / "model.onnx", pictures)
+    except RequestError as undecided:  # the geometry may stay open, the number range does not
+        lines = [line for line in undecided.fix.splitlines() if "--preprocess " in line]
+        assert lines and all("values 0..1)" in line for line in lines)
+    else:
+        assert analysis.spec.scale == pytest.approx(1 / 255)
+        assert (analysis.spec.mean, analysis.spec.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.slow
