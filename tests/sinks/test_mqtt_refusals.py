@@ -69,6 +69,7 @@ def test_a_refused_alert_stays_in_the_spool_and_the_reason_is_named(
     with fake(lambda name, copies: code) as broker, sink_of(broker.port, tmp_path) as sink:
         send(sink, "a", "b")
         assert wait_until(lambda: broker.copies.count("a") >= 2 and broker.copies.count("b") >= 1)
+        assert wait_until(lambda: sink.report()["refused"] >= 3)
         report = sink.report()
         assert (report["delivered"], report["waiting"], report["connected"]) == (0, 2, 1)
         assert report["refused"] >= 3 and f"0x{code:02X}" in sink.cause
