@@ -36,8 +36,8 @@ _PAIR = re.compile(
 #: A URI begins after a blank, with quotes, brackets or ``key=`` between: "://" within a password begins none.
 _STARTS = re.compile(r"(?:^|\s)[\"'`(\[{<,;|]*(?:[\w-]+=)?[\"'`]?([A-Za-z][A-Za-z0-9+.-]*://)")
 _BLANK = re.compile(r"\s")
-#: A word with a colon inside: ``user:pass``, not ``camera front: text``.
-_COLON = re.compile(r"(?<![^\s\"'`(\[{<])[^\s\"'`(\[{<:]*:(?=[^\s])")
+#: A word with a colon inside: ``user:pass``, not ``camera front: text`` or ``tensor@node:0``.
+_COLON = re.compile(r"(?<![^\s\"'`(\[{<])[^\s\"'`(\[{<:@]*:(?=[^\s])")
 #: Before the last ``@`` of a URI these leave it uncertain whether user and password or a query lie there.
 _PAIR_BEFORE = re.compile(r"[?&;/#][^@/=?&]*(=|%3[dD])")
 _HOST_AND_QUERY = re.compile(rf"(?:[^@/?#]*@)?(?:{_HOST.pattern})(?:/[^?#]*)?[?#]")

@@ -135,6 +135,11 @@ def test_what_is_nearly_a_uri_is_redacted_too(text: str) -> None:
     assert SECRET not in redact(text)
 
 
+def test_names_of_edges_are_no_users_and_passwords() -> None:
+    text = "20 grids cannot be written: images@stem.conv:0, stem@head8.block.conv:0"
+    assert redact(text) == text
+
+
 def test_an_error_in_another_process_is_redacted_once() -> None:
     import pickle
 
@@ -143,7 +148,14 @@ def test_an_error_in_another_process_is_redacted_once() -> None:
 
 
 def test_long_texts_take_no_long_time() -> None:
-    for text in ("a:" * 200_000, "@" * 400_000, "rtsp://" * 60_000, "x=" * 200_000, "://@" * 100_000):
+    for text in (
+        "a:" * 200_000,
+        "@" * 400_000,
+        "rtsp://" * 60_000,
+        "a:b " * 100_000,
+        "x=" * 200_000,
+        "://@" * 100_000,
+    ):
         redact(text)
 
 

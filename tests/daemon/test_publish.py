@@ -49,7 +49,9 @@ def test_a_slow_sink_misses_messages_and_they_are_counted() -> None:
     send(publisher, MESSAGES_QUEUED + 50)
     may_go.set()
     (report,) = publisher.close()
-    assert report.written == len(got) and got == list(range(len(got)))
+    assert report.written == len(got) and got == sorted(got)
+    # the thread may take its first message late: those up to the queue's end come, or one more that it held already
+    assert got[:MESSAGES_QUEUED] == list(range(MESSAGES_QUEUED))
     assert report.written + report.missed == MESSAGES_QUEUED + 50
     assert report.written in (MESSAGES_QUEUED, MESSAGES_QUEUED + 1)  # one may be in its hands already
 
