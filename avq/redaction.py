@@ -7,8 +7,6 @@ that is hidden does less harm than a password that is shown, and an unescaped pa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 HIDDEN = "***"
 #: Keys of queries and paths whose values are no secrets.
@@ -73,19 +71,6 @@ def redact(text: str) -> str:
     if "@" not in text and "=" not in text and "://" not in text and "%3" not in text:
         return text
     return "".join(_redacted_line(line) for line in text.splitlines(keepends=True))
-
-
-def redact_values(value: Any) -> Any:
-    """Return a JSON value whose texts are all redacted; the same object where nothing had to be."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        cleaned = {redact_values(key): redact_values(item) for key, item in value.items()}
-        return value if all(cleaned.get(key) is item for key, item in value.items()) else cleaned
-    if isinstance(value, (list, tuple)):
-        items = [redact_values(item) for item in value]
-        return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
-    return value
 
 
 def _redacted_line(line: str) -> str:

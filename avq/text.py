@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 #: Control characters but line break and tab, and marks that change the direction of text.
@@ -26,14 +26,14 @@ def utf8(text: str) -> str:
     return text
 
 
-def utf8_values(value: Any) -> Any:
-    """Return a JSON value whose texts can all be encoded; the same object where they can."""
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with every text changed, keys too; the same object where none changes."""
     if isinstance(value, str):
-        return utf8(value)
+        return change(value)
     if isinstance(value, Mapping):
-        cleaned = {utf8_values(key): utf8_values(item) for key, item in value.items()}
-        return value if all(cleaned.get(key) is item for key, item in value.items()) else cleaned
+        changed = {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
+        return value if all(changed.get(key) is item for key, item in value.items()) else changed
     if isinstance(value, (list, tuple)):
-        items = [utf8_values(item) for item in value]
+        items = [map_texts(item, change) for item in value]
         return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
     return value

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from avq.errors import DataError, RequestError
-from avq.redaction import redact, redact_uri, redact_values
-from avq.text import printable
+from avq.redaction import redact, redact_uri
+from avq.text import map_texts, printable
 
 SECRET = "S3CRETpw"
 SCHEMES = (
@@ -65,7 +65,7 @@ def check(uri: str) -> None:
     assert SECRET not in redact(f"camera front: '{uri}': no frame; see rtsp://10.0.0.1/b")
     if " " not in uri:  # without quotes, a blank ends a query
         assert SECRET not in redact(f"{uri} does not answer")
-        assert SECRET not in str(redact_values({"reason": [uri], "n": 1}))
+        assert SECRET not in str(map_texts({"reason": [uri], "n": 1}, redact))
     assert SECRET not in str(DataError("it does not open", seen=f"got {uri!r}"))
     assert redact(redact(f"x {uri}")) == redact(f"x {uri}")
 

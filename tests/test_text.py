@@ -13,7 +13,7 @@ from avq.daemon.capture_protocol import (
     framed,
     framed_settings,
 )
-from avq.text import utf8, utf8_values
+from avq.text import map_texts, utf8
 
 
 def test_only_lone_surrogates_are_escaped() -> None:
@@ -23,10 +23,10 @@ def test_only_lone_surrogates_are_escaped() -> None:
 
 def test_whole_events_are_cleaned_and_clean_ones_are_kept() -> None:
     event = {"kind": "x", "path": "a\ud800", "rows": [{"b": "c\udcff"}, 1, None]}
-    cleaned = utf8_values(event)
+    cleaned = map_texts(event, utf8)
     assert msgspec.json.encode(cleaned) and cleaned["rows"][0]["b"] == "c\\udcff"
     good = {"kind": "x", "rows": [1, "ü"]}
-    assert utf8_values(good) is good
+    assert map_texts(good, utf8) is good
 
 
 def test_messages_of_captures_hold_any_text() -> None:

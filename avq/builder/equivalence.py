@@ -228,7 +228,7 @@ class _Comparison:
                 given = {injected_name(choice.name): expected[choice.indices] for choice in self._choices}
                 actual = ours.run({**_feeds(self._inputs[1], picture, self._bound), **given})
                 for wanted, got in self._pairs:
-                    share = _share(expected[wanted], np.asarray(actual[got]))
+                    share = difference_share(expected[wanted], np.asarray(actual[got]))
                     if share > worst:
                         worst, place = share, wanted
         return worst, place
@@ -346,7 +346,7 @@ def first_difference(
     return ""
 
 
-def _share(want: AnyArray, got: AnyArray) -> float:
+def difference_share(want: AnyArray, got: AnyArray) -> float:
     """Largest difference as a share of the largest value; inf for another shape, dtype kind or NaN pattern."""
     if want.shape != got.shape or (want.dtype.kind in "biu") != (got.dtype.kind in "biu"):
         return float("inf")
@@ -364,7 +364,7 @@ def _share(want: AnyArray, got: AnyArray) -> float:
 
 
 def _same(want: AnyArray, got: AnyArray, tolerance: float) -> bool:
-    return _share(np.asarray(want), np.asarray(got)) <= tolerance
+    return difference_share(np.asarray(want), np.asarray(got)) <= tolerance
 
 
 def drawn_tensors(picture: onnx.ValueInfoProto) -> list[AnyArray]:

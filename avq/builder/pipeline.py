@@ -12,11 +12,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
@@ -35,7 +33,7 @@ from avq.builder.trials.bench import fastest_first, try_engines
 from avq.builder.trials.serving import Trial
 from avq.builder.trials.timing import time_against_float
 from avq.builder.verify import verify
-from avq.bundle import REPORT, publish, write_staged
+from avq.bundle import REPORT, discard, publish, write_staged
 from avq.parallel import WorkerPool
 from avq.plugins import PluginHost
 from avq.progress import Reporter
@@ -103,7 +101,6 @@ class _Candidates:
         self._context, self._planned, self._parity = context, planned, parity
         strategies = tuple(quantizer.name for quantizer in context.host.quantizers())
         recipe = context.recipe
-        self._staged: Path | None = None
         self._limits = Limits(recipe.max_drop, recipe.budget_ms, strategies, judge_time=recipe.judge_time)
         self._extra: Mapping[str, bytes] = {
             **tried.compiled.parts,
@@ -113,15 +110,22 @@ class _Candidates:
 
     def first_accepted(self) -> Attempt:
         """Return the fastest that is accurate, judged on its time too; else the fastest that is no sure no."""
-        ranked, unsure = self.tried.ranked, None
-        for trial in ranked:
+        kept: Attempt | None = None
+        for trial in self.tried.ranked:
             attempt, evidence = self._attempt(trial)
             if judge(evidence, replace(self._limits, judge_time=False)).passed:
+                if kept is not None:
+                    discard(kept.staged.folder)
                 return self._timed(attempt, evidence)
-            if attempt.verdict.accuracy == "cannot tell":
-                unsure = unsure or trial
-        last = unsure or ranked[0]
-        return attempt if attempt.trial is last else self._attempt(last)[0]
+            if kept is None:
+                kept = attempt
+            elif attempt.verdict.accuracy == "cannot tell" != kept.verdict.accuracy:
+                discard(kept.staged.folder)
+                kept = attempt
+            else:
+                discard(attempt.staged.folder)
+        assert kept is not None
+        return kept
 
     def _timed(self, attempt: Attempt, evidence: Evidence) -> Attempt:
         """Return ``attempt`` judged on times of its own rounds, where time is judged."""
@@ -138,10 +142,7 @@ class _Candidates:
 
     def _attempt(self, trial: Trial) -> tuple[Attempt, Evidence]:
         context = self._context
-        if self._staged is not None:  # one candidate is staged at a time
-            shutil.rmtree(self._staged, ignore_errors=True)
         staged = stage(context, self._planned, trial, self._extra, self.tried.compiled.lint)
-        self._staged = staged.folder
         evidence = Evidence(
             Measured(None, None, None, None, None),
             self._parity,

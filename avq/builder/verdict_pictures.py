@@ -20,7 +20,6 @@ from avq.builder.pictures.dataset import Item, Pictures
 from avq.builder.request import Request
 from avq.decoders import DetectionDecoder, builtin_decoders
 from avq.measure.fidelity import FIRM_SCORE
-from avq.measure.labels import Labels
 from avq.preprocess import Preprocessor
 from avq.progress import Reporter
 from avq.types import Detections, SessionOptions
@@ -162,13 +161,8 @@ def _usable(
     labels = labels_of(request, analysis.class_names)
     if labels is None:
         return both
-    labelled = tuple(tuple(item for item in part if _has_boxes(labels, item)) for part in both)
+    labelled = tuple(tuple(item for item in part if labels.image_with_boxes(item.path)) for part in both)
     return (labelled[0], labelled[1]) if any(labelled) else both
-
-
-def _has_boxes(labels: Labels, item: Item) -> bool:
-    image = labels.image_for(item.path)
-    return image is not None and not image.ignore.all()
 
 
 class _Division:

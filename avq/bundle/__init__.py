@@ -26,7 +26,14 @@ from avq.bundle.manifest import (
 )
 from avq.bundle.reader import OpenBundle, is_bundle, open_bundle, sign_bundle
 from avq.bundle.signature import SIGNATURE, PublicKey, Trust, generate_key, read_trust
-from avq.bundle.writer import publish, require_replaceable, staging_folder, write_bundle, write_staged
+from avq.bundle.writer import (
+    discard,
+    publish,
+    require_replaceable,
+    staging_folder,
+    write_bundle,
+    write_staged,
+)
 
 __all__ = [
     "DRIFT",
@@ -53,6 +60,7 @@ __all__ = [
     "StrategyUse",
     "Trust",
     "check_machine",
+    "discard",
     "generate_key",
     "is_bundle",
     "open_bundle",

@@ -54,6 +54,12 @@ def write_staged(staging_dir: Path, manifest: Manifest, parts: Mapping[str, byte
     return complete
 
 
+def discard(staging_dir: Path) -> None:
+    """Delete a staged bundle that is not wanted."""
+    shutil.rmtree(staging_dir, ignore_errors=True)
+    end_staging(staging_dir)
+
+
 def publish(staging_dir: Path, final_dir: Path) -> None:
     """Move a staged bundle to its destination; an existing bundle is replaced in the same step."""
     require_replaceable(final_dir)

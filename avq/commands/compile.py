@@ -6,7 +6,6 @@ replaces it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import TypedDict
 import msgspec
 
 from avq import __version__
-from avq.atomic_file import end_staging
 from avq.bundle import (
     ENGINE_PREFIX,
     SIGNATURE,
     EngineUse,
     Manifest,
     OpenBundle,
+    discard,
     open_bundle,
     publish,
     read_trust,
@@ -215,8 +214,7 @@ def _replace(
         write_staged(staging, _manifest(bundle, target, engine, result), parts)
         publish(staging, destination)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        end_staging(staging)
+        discard(staging)
 
 
 def _reusable_keys(bundle: OpenBundle, engine: Engine) -> dict[str, EngineKey]:

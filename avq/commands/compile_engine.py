@@ -31,7 +31,7 @@ from avq.engines.tensorrt_build import BuildOptions, Calibration
 from avq.errors import RequestError
 from avq.hookspecs import CompilingEngine, Decoder, Engine, PlannedSession, Session
 from avq.measure.golden import GoldenResult, golden_inputs, run_golden
-from avq.measure.latency import Pair, paired_latency, timed_until
+from avq.measure.latency import Pair, latency_of, paired_latency, timed_until
 from avq.preprocess import Preprocessor, spec_to_json
 from avq.progress import Reporter
 from avq.types import U8, Answer, EnginePrecision, Latency, PreprocessSpec, SessionOptions, TimeAnswer
@@ -337,10 +337,7 @@ _NOT_JUDGED: TimeAnswer = "not judged"
 
 
 def _paired(pair: Pair) -> Latency:
-    own, rival = pair.own, pair.rival
-    return Latency(
-        own.p50_ms, own.p99_ms, *pair.ratio, _FP16, float_p50_ms=rival.p50_ms, rounds=int(own.ns.size)
-    )
+    return latency_of(pair.own, pair.rival, pair.ratio, _FP16)
 
 
 def _fp16_baseline(bundle: OpenBundle, engine: Engine, report: Reporter) -> Session:

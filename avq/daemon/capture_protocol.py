@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from avq.text import utf8_values
+from avq.text import map_texts, utf8
 from avq.types import U8
 
 Policy = Literal["auto", "newest", "every"]
@@ -104,7 +104,7 @@ def framed(message: msgspec.Struct) -> bytes:
     try:
         body = _encoder.encode(message)
     except UnicodeEncodeError:
-        fields = {name: utf8_values(value) for name, value in msgspec.structs.asdict(message).items()}
+        fields = {name: map_texts(value, utf8) for name, value in msgspec.structs.asdict(message).items()}
         body = _encoder.encode(type(message)(**fields))
     return _LENGTH.pack(len(body)) + body
 

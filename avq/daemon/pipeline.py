@@ -17,8 +17,8 @@ from avq.daemon.inbox import Arrival
 from avq.daemon.metrics import LatencyJudge, Metrics
 from avq.daemon.modes import Mode, as_modes, rungs
 from avq.daemon.step import Parts, step
-from avq.redaction import redact_values
-from avq.text import utf8_values
+from avq.redaction import redact
+from avq.text import map_texts, utf8
 from avq.types import Frame, LatencyBudget, Published, StageTimes
 from avq.types.frame import Before, Event, TransitionEvent
 
@@ -233,7 +233,7 @@ class Pipeline:
 
     def record_event(self, event: Event) -> None:
         """Keep an event for the summary and hand it to the sinks."""
-        event = cast("Event", redact_values(utf8_values(event)))
+        event = cast("Event", map_texts(event, lambda text: redact(utf8(text))))
         self.events.append(event)
         self._publisher.event(event)
 

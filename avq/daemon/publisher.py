@@ -12,8 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 from avq.hookspecs import AlertSource, EventSink, ReportingSink, Sink, TimingSink
-from avq.redaction import redact, redact_values
-from avq.text import utf8, utf8_values
+from avq.redaction import redact
+from avq.text import map_texts, utf8
 from avq.types import Frame, Published, StageTimes
 from avq.types.frame import Event
 
@@ -342,7 +342,7 @@ class Publisher:
 
     def event(self, event: Event) -> None:
         """Queue one event for every sink of events, and for the listener; it holds no secret and no broken text."""
-        event = cast("Event", redact_values(utf8_values(event)))
+        event = cast("Event", map_texts(event, lambda text: redact(utf8(text))))
         for worker in (*self._alert_workers, *self._workers, *([self._listener] if self._listener else [])):
             worker.event(event)
 

@@ -135,8 +135,15 @@ def to_image(boxes: F32, model_to_image: F64, image_size_px: tuple[int, int]) ->
     Returns:
         (N, 4) float32.
     """
+    width, height = image_size_px
+    mapped = to_image_unclipped(boxes, model_to_image)
+    clipped: F32 = np.clip(mapped, 0.0, [width, height, width, height]).astype(np.float32)
+    return clipped
+
+
+def to_image_unclipped(boxes: F32, model_to_image: F64) -> F64:
+    """Map (N, 4) boxes from network-input pixels to picture pixels; parts outside of the picture stay. Float64."""
     scale = np.array([model_to_image[0, 0], model_to_image[1, 1]] * 2)
     shift = np.array([model_to_image[0, 2], model_to_image[1, 2]] * 2)
-    width, height = image_size_px
-    mapped: F32 = np.clip(boxes * scale + shift, 0.0, [width, height, width, height]).astype(np.float32)
+    mapped: F64 = boxes * scale + shift
     return mapped

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import cv2
-
 from avq.errors import DataError, MachineError
+from avq.picture_files import read_picture_file
+from avq.sources.files import SUFFIXES
 
-#: Suffixes of picture files beside labels.
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 #: Files that hold one class name per line, in folders without data.yaml.
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
 _SPLITS = ("train", "val", "valid", "test", "minival")
@@ -200,8 +198,11 @@ def _sizes_px(pictures: Sequence[Path]) -> list[tuple[int, int]]:
     """Return (width, height) of each picture as decoded, rotated as its EXIF says; (0, 0) where it cannot be read."""
 
     def size_px(path: Path) -> tuple[int, int]:
-        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        return (0, 0) if pixels is None else (int(pixels.shape[1]), int(pixels.shape[0]))
+        try:
+            height_px, width_px = read_picture_file(path).shape[:2]
+        except ValueError:
+            return (0, 0)
+        return width_px, height_px
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         return list(pool.map(size_px, pictures))
@@ -305,7 +306,7 @@ def _split_pictures(entry: str, roots: Sequence[Path]) -> Iterator[Path]:
                 nearby = [root / listed for root in (place.parent, *roots)]
                 yield next((p for p in nearby if p.is_file()), nearby[0])
     elif place.is_dir():
-        yield from sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+        yield from sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def _yolo_label_file(picture: Path) -> Path:
@@ -414,13 +415,13 @@ def _voc_picture(root: ElementTree.Element, file: Path, source: Path) -> tuple[s
     """Return the name of the labelled picture, and the file where it stands in a usual place."""
     folders = [file.parent, *(file.parent.parent / name for name in ("JPEGImages", "images", "."))]
     for folder in folders:
-        for suffix in sorted(PICTURES):
+        for suffix in sorted(SUFFIXES):
             for spelled in (suffix, suffix.upper()):
                 picture = folder / (file.stem + spelled)
                 if picture.is_file():
                     return picture.as_posix(), picture
     named = root.findtext("filename", "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    if not named or Path(named).suffix.lower() not in PICTURES:
+    if not named or Path(named).suffix.lower() not in SUFFIXES:
         named = f"{file.stem}.jpg"
     below = file.parent.relative_to(source) if source.is_dir() else Path()
     return (below / named).as_posix(), None

@@ -98,6 +98,11 @@ class Labels:
         ranked = sorted(((_common_tail(picture, i.file_name), i) for i in candidates), key=lambda p: -p[0])
         return ranked[0][1] if ranked[0][0] > ranked[1][0] else None
 
+    def image_with_boxes(self, picture: Path) -> LabelledImage | None:
+        """Find the labels of a picture file; None where it has no box that counts."""
+        image = self.image_for(picture)
+        return None if image is None or image.ignore.all() else image
+
     def match(self, pictures: Iterable[Path]) -> dict[Path, int]:
         """Return picture file -> image id, for labelled pictures.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from avq.clock import Clock, SystemClock
 from avq.errors import RequestError
-from avq.types import I64
+from avq.types import I64, Latency
 from avq.types.arrays import ArrayRecord
 
 Run = Callable[[], object]
@@ -50,6 +50,15 @@ class LatencySamples(ArrayRecord):
     def percentile_ms(self, percent: float) -> float:
         """Return a percentile (0 to 100) of the rounds in milliseconds."""
         return float(np.percentile(self.ns, percent)) / 1e6
+
+
+def latency_of(
+    samples: LatencySamples, base: LatencySamples, ratio: tuple[float, float, float], base_label: str
+) -> Latency:
+    """Return the latency of ``samples`` with its ratio (median, low, high) to ``base`` of the same rounds."""
+    return Latency(
+        samples.p50_ms, samples.p99_ms, *ratio, base_label, base.p50_ms, rounds=int(samples.ns.size)
+    )
 
 
 class ProcessorClock:

@@ -14,7 +14,7 @@ import numpy as np
 
 from avq.compare import iou_matrix
 from avq.decoders.boxes import HeadFamily
-from avq.decoders.detect import check_finite, suppress
+from avq.decoders.detect import check_finite, suppress, to_image_unclipped
 from avq.decoders.recognise import find_decoder
 from avq.errors import DataError
 from avq.hookspecs import Decoder
@@ -89,9 +89,8 @@ class _Reader:
             boxes, scores, class_ids = suppress(
                 boxes, scores, class_ids, self.spec.iou_threshold, self.spec.max_detections
             )
-        to_image = prepared.model_to_image
-        scale, shift = np.tile(np.diag(to_image[:, :2]), 2), np.tile(to_image[:, 2], 2)
-        return _Boxes((boxes * scale + shift).astype(np.float32), scores, class_ids)
+        mapped = to_image_unclipped(boxes, prepared.model_to_image)
+        return _Boxes(mapped.astype(np.float32), scores, class_ids)
 
 
 def check_boxes(

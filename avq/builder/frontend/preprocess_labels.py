@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from avq.builder.frontend.preprocess_evidence import Detect, Evidence
 from avq.builder.pictures.dataset import Item, Samples
 from avq.measure.accuracy import evaluate
-from avq.measure.labels import LabelledImage, Labels
+from avq.measure.labels import Labels
 from avq.types import U8
 
 
@@ -27,7 +27,7 @@ class LabelledSamples:
     def judge(self, detect: Detect, index: int, pixels: U8) -> Evidence:
         """Return mAP50-95 of one picture as evidence, with its number of labelled boxes."""
         found = detect(pixels)
-        image = _with_boxes(self.labels, self.pictures.items[index])
+        image = self.labels.image_with_boxes(self.pictures.items[index].path)
         assert image is not None
         accuracy = evaluate(self.labels, {image.image_id: found})
         return Evidence(accuracy.map, int((~image.ignore).sum()), found)
@@ -35,10 +35,5 @@ class LabelledSamples:
 
 def labelled_samples(labels: Labels, items: Sequence[Item]) -> LabelledSamples | None:
     """Return those of ``items`` that have a labelled box; None without any."""
-    chosen = [item for item in items if _with_boxes(labels, item) is not None]
+    chosen = [item for item in items if labels.image_with_boxes(item.path)]
     return LabelledSamples(labels, Samples(chosen)) if chosen else None
-
-
-def _with_boxes(labels: Labels, item: Item) -> LabelledImage | None:
-    image = labels.image_for(item.path)
-    return image if image is not None and bool((~image.ignore).any()) else None

@@ -101,6 +101,12 @@ def _last(renamed: Mapping[str, str], name: str) -> str:
     return name
 
 
+def undeclared_inputs(graph: onnx.GraphProto) -> list[str]:
+    """Return the tensors that nodes read and neither a node nor an initializer gives, in order of use."""
+    given = {tensor.name for tensor in graph.initializer} | {o for node in graph.node for o in node.output}
+    return list(dict.fromkeys(n for node in graph.node for n in node.input if n and n not in given))
+
+
 def consumer_counts(graph: onnx.GraphProto) -> Counter[str]:
     """Count the nodes that read each tensor; being a graph output counts as one more."""
     counts: Counter[str] = Counter(o.name for o in graph.output)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from avq.builder.graph.edit import fresh_name, name_nodes, prune, replace_nodes, sort_nodes
+from avq.builder.graph.edit import fresh_name, name_nodes, prune, replace_nodes, sort_nodes, undeclared_inputs
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, dequantize, make_grid
 from avq.builder.lift.reading import QuantizedFile
@@ -140,17 +140,11 @@ class _Lift:
         prune(self._graph)
 
     def _declare_inputs(self) -> None:
-        graph, integers = (
-            self._graph,
-            {n for a in self._activations.values() for n in (a.integers, a.zero_point)},
-        )
-        known = {tensor.name for tensor in graph.initializer} | {
-            o for node in graph.node for o in node.output
-        }
-        missing = dict.fromkeys(n for node in graph.node for n in node.input if n and n not in known)
-        del graph.input[:]
-        graph.input.extend(
-            helper.make_tensor_value_info(n, UINT8 if n in integers else FLOAT, None) for n in missing
+        integers = {name for a in self._activations.values() for name in (a.integers, a.zero_point)}
+        names = undeclared_inputs(self._graph)
+        del self._graph.input[:]
+        self._graph.input.extend(
+            helper.make_tensor_value_info(name, UINT8 if name in integers else FLOAT, None) for name in names
         )
 
     def _read(self, node: onnx.NodeProto) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.equivalence import drawn_tensors
+from avq.builder.equivalence import TOLERANCE, difference_share, drawn_tensors
 from avq.builder.lift.dynamic import lifted_products
 from avq.builder.lift.parity import Parity
 from avq.builder.lift.qoperator import operator_parts
@@ -20,8 +20,6 @@ from avq.errors import AvqError
 from avq.hookspecs import Engine, Session
 from avq.types import AnyArray, SessionOptions
 
-#: Largest difference that rounding of sums explains, as a share of the largest sum.
-TOLERANCE = 1e-4
 _PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})
 _OPTIONS = SessionOptions(threads=1, optimise=False)
 
@@ -42,7 +40,7 @@ def prove_products(source: onnx.ModelProto, engine: Engine) -> Parity | None:
     if answers is None:
         return None
     pairs = _pairs(answers, products, results, engine)
-    shares = {name: _share(expected, actual) for name, expected, actual in pairs}
+    shares = {name: difference_share(expected, actual) for name, expected, actual in pairs}
     place = max(shares, key=lambda name: shares[name])
     text = f"{len(results)} products, largest difference {shares[place]:.1g} of the largest sum"
     if shares[place] <= TOLERANCE:
@@ -130,13 +128,6 @@ def _declare(parts: onnx.ModelProto, values: _Values) -> None:
         array = values[value.name]
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         value.CopyFrom(helper.make_tensor_value_info(value.name, kind, array.shape))
-
-
-def _share(expected: AnyArray, actual: AnyArray) -> float:
-    if expected.shape != actual.shape:
-        return float("inf")
-    largest = float(np.max(np.abs(expected), initial=0.0))
-    return float(np.max(np.abs(expected.astype(np.float64) - actual), initial=0.0)) / max(largest, 1e-30)
 
 
 def _open(model: onnx.ModelProto, engine: Engine) -> Session:

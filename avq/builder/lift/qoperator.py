@@ -14,7 +14,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from avq.builder.graph.edit import FreshNames, int_attribute, name_nodes, prune, replace_nodes, sort_nodes
+from avq.builder.graph.edit import (
+    FreshNames,
+    int_attribute,
+    name_nodes,
+    prune,
+    replace_nodes,
+    sort_nodes,
+    undeclared_inputs,
+)
 from avq.builder.lift.findings import refusal
 from avq.builder.lift.grid import Grid, dequantize, make_grid
 from avq.types import AnyArray
@@ -146,9 +154,7 @@ def operator_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, s
     rewrite.run()
     del graph.output[:], graph.input[:], graph.value_info[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in rewrite.results)
-    known = {tensor.name for tensor in graph.initializer} | {o for node in graph.node for o in node.output}
-    missing = dict.fromkeys(name for node in graph.node for name in node.input if name and name not in known)
-    graph.input.extend(onnx.ValueInfoProto(name=name) for name in missing)
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in undeclared_inputs(graph))
     sort_nodes(graph)
     prune(graph)
     return copy, rewrite.results

@@ -26,7 +26,7 @@ from avq.builder.trials.layer_times import by_node
 from avq.clock import Clock
 from avq.errors import AvqError
 from avq.hookspecs import ProfilingEngine, Session
-from avq.measure.latency import LatencySamples, ProcessorClock, paired_latency, ratio_interval
+from avq.measure.latency import LatencySamples, ProcessorClock, latency_of, paired_latency, ratio_interval
 from avq.types import (
     U8,
     Detections,
@@ -218,15 +218,6 @@ def paired_samples(
 def paired_with(samples: LatencySamples, base: LatencySamples, base_label: str) -> Latency:
     """Return the latency of ``samples`` with its ratio to ``base``, round by round."""
     return latency_of(samples, base, ratio_interval(samples, base), base_label)
-
-
-def latency_of(
-    samples: LatencySamples, base: LatencySamples, ratio: tuple[float, float, float], base_label: str
-) -> Latency:
-    """Return the latency of ``samples`` with the medians and the ratio of the same rounds."""
-    return Latency(
-        samples.p50_ms, samples.p99_ms, *ratio, base_label, base.p50_ms, rounds=int(samples.ns.size)
-    )
 
 
 def _runner(session: Session, tensor: U8) -> Callable[[], object]:

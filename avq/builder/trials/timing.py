@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from avq.builder.answers import time_answer
 from avq.builder.context import BuildContext
-from avq.builder.trials.serving import Candidate, Trial, latency_of, model_for, open_candidate
+from avq.builder.trials.serving import Candidate, Trial, model_for, open_candidate
 from avq.errors import AvqError
-from avq.measure.latency import LatencySamples, Pair, timed_until
+from avq.measure.latency import LatencySamples, Pair, latency_of, timed_until
 from avq.types import Latency, QuantizationPlan
 
 _Run = Callable[[], object]
