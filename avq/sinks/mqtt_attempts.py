@@ -103,7 +103,7 @@ class Trouble:
         self.cause = ""
         self._place = place
         self._spool = spool
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._good_since_s: float | None = None
         self._emit: Callable[[Mapping[str, Any]], None] | None = None
         self._unsent: list[Mapping[str, Any]] = []
@@ -117,10 +117,10 @@ class Trouble:
     def begins(self, cause: str) -> None:
         """Alerts wait because of ``cause``."""
         if self._good_since_s is not None and time.monotonic() - self._good_since_s >= _STABLE_S:
-            self._said.clear()
+            self._reported.clear()
         self._good_since_s, self.cause = None, cause
-        if cause not in self._said:
-            self._said.add(cause)
+        if cause not in self._reported:
+            self._reported.add(cause)
             _log.warning("broker %s: %s; alerts wait in %s", self._place, cause, self._spool)
             self._event("alerts_wait", cause)
 
@@ -128,9 +128,9 @@ class Trouble:
         """Alerts are delivered."""
         if self._good_since_s is None:
             self._good_since_s = time.monotonic()
-            again = "connected" if not self._said else "connected again"
-            if again not in self._said:
-                self._said.add(again)
+            again = "connected" if not self._reported else "connected again"
+            if again not in self._reported:
+                self._reported.add(again)
                 _log.info("broker %s: %s", self._place, again)
                 self._event("alerts_flow", again)
         self.cause = ""

@@ -135,7 +135,7 @@ class Loop(NullObserver):
             (name, len(list(run))) for name, run in groupby(message.bundle_digest for message in self.kept)
         ]
 
-    def told(self) -> list[str]:
+    def event_kinds(self) -> list[str]:
         return [event["kind"] for event in self.events if "camera" not in event]
 
 
@@ -161,7 +161,7 @@ def test_a_good_bundle_serves_from_one_frame_to_the_next_and_the_old_one_is_clos
     served = loop.end()
     assert [name for name, _ in served] == ["first", "second", "third", "fourth"]
     assert all(frames >= PROBATION_FRAMES for _, frames in served[1:])
-    assert loop.told() == ["bundle_swapped"] * 3
+    assert loop.event_kinds() == ["bundle_swapped"] * 3
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_bad_bundle_is_refused_and_never_serves(
     with pytest.raises(error, match=said):
         loop.swapper.swap(Path(name))
     loop.wait_for_frames(5)
-    loop.wait_for(lambda: loop.told() == ["swap_refused"])
+    loop.wait_for(lambda: loop.event_kinds() == ["swap_refused"])
     assert {bundle for bundle, _ in loop.end()} == {"first"}
 
 
@@ -191,7 +191,7 @@ def test_an_engine_that_breaks_on_its_first_frames_gives_way_on_that_very_frame(
     served = loop.end()
     assert [name for name, _ in served] == ["first", "breaks", "first", "second"]
     assert served[1] == ("breaks", 2)  # the third was served by the bundle before
-    assert loop.told() == ["bundle_swapped", "swap_rolled_back", "bundle_swapped"]
+    assert loop.event_kinds() == ["bundle_swapped", "swap_rolled_back", "bundle_swapped"]
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_a_reload_takes_what_the_configuration_says_now(loop: Loop) -> None:
     loop.wait_for(lambda: bool(loop.kept) and loop.kept[-1].bundle_digest == "configured")
     loop.shelf.configured = "damaged"
     loop.swapper.request_reload()
-    loop.wait_for(lambda: "swap_refused" in loop.told())
+    loop.wait_for(lambda: "swap_refused" in loop.event_kinds())
     loop.wait_for_frames(3)
     assert [name for name, _ in loop.end()] == ["first", "configured"]
 

@@ -63,7 +63,7 @@ class Stages:
         return self.inner.session.infer(tensor)
 
     def run(self, feeds: Any) -> Any:
-        raise NotImplementedError
+        return self.inner.session.run(feeds)
 
     def close(self) -> None:
         """Nothing to free."""

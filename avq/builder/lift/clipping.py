@@ -6,7 +6,7 @@ float graph needs the activation back. Rules:
 - A range that starts at exactly 0 (zero point on the lowest integer) is a Relu.
 - It is a Clip(0, 6) when its upper end lies at most one step below 6.0, or less than half a step above: the integers
   are the same with and without the Clip.
-- Other upper ends cannot be told from a calibrated maximum, and ranges that start below 0 from a calibrated minimum:
+- Other upper ends look like a calibrated maximum, ranges that start below 0 like a calibrated minimum:
   nothing is restored for them.
 
 Only tensors written by a linear operator, directly or through operators that keep values, get an activation. Decoding
